@@ -1,0 +1,212 @@
+//! Checking a store: structure always, every stored byte on request. Read-only: it reports, it never repairs. Rebuilding
+//! the index, the one repair there is, writes beside the old runs before it removes them.
+
+use crate::error::{Error, Kind, Result};
+use crate::id::{ChunkId, PackId, SnapshotId};
+use crate::index;
+use crate::lock::FileLock;
+use crate::pack::{Frame, PackDirectory, read_directory};
+use crate::progress::Progress;
+use crate::reach::Reached;
+use crate::repo::Store;
+use crate::tier::Tier;
+use std::collections::{BTreeMap, HashMap};
+
+/// How deep to check.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CheckOptions {
+    /// Read and verify every frame of every pack.
+    pub read_data: bool,
+}
+
+/// Something that is not as it must be.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// What it concerns.
+    pub object: String,
+    /// What is wrong.
+    pub error: String,
+    /// Whether a ref needs it: if not, nothing that anybody can name is hurt.
+    pub hurts: Vec<String>,
+}
+
+/// What a check saw.
+#[derive(Clone, Debug, Default)]
+pub struct CheckReport {
+    /// Refs read.
+    pub refs: u64,
+    /// Snapshots walked.
+    pub snapshots: u64,
+    /// Chunks that they need, each counted once.
+    pub chunks: u64,
+    /// Packs looked at.
+    pub packs: u64,
+    /// Bytes of data read and verified.
+    pub read_bytes: u64,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+}
+
+impl CheckReport {
+    fn problem(&mut self, object: impl std::fmt::Display, error: &Error) {
+        let problem = Problem { object: object.to_string(), error: error.to_string(), hurts: Vec::new() };
+        self.problems.push(problem);
+    }
+}
+
+/// Checks that every pack is whole, that every ref names snapshots that are there, and that every chunk they need is in
+/// the index and in a pack. Memory: about 100 bytes a chunk.
+///
+/// # Errors
+/// Only when the tier cannot be listed; whatever else is wrong is in the report.
+pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> Result<CheckReport> {
+    let mut report = CheckReport::default();
+    // Refs and their snapshots are read before the index: what a commit adds meanwhile is then never missed.
+    let snapshots = check_refs(store, &mut report)?;
+    store.index().refresh(store.hot())?;
+    let chunks = check_packs(store, options, progress, &mut report)?;
+    for run in store.index().runs().iter() {
+        if let Err(error) = run.verify() {
+            report.problem(run.key(), &error.advice("run `snapctl index rebuild`"));
+        }
+    }
+    check_snapshots(store, &snapshots, &chunks, &mut report);
+    Ok(report)
+}
+
+/// The snapshots that refs name and the refs that name them.
+fn check_refs(store: &Store, report: &mut CheckReport) -> Result<BTreeMap<SnapshotId, Vec<String>>> {
+    let mut snapshots: BTreeMap<SnapshotId, Vec<String>> = BTreeMap::new();
+    for info in store.hot().list("refs/")? {
+        let read = store.hot().get(&info.key).and_then(|object| crate::Ref::decode(&object));
+        match read {
+            Ok(found) => {
+                report.refs += 1;
+                for entry in found.history {
+                    snapshots.entry(entry.snapshot).or_default().push(found.name.clone());
+                }
+            }
+            Err(error) if error.kind() == Kind::NotFound => {} // removed since it was listed
+            Err(error) => report.problem(&info.key, &error),
+        }
+    }
+    Ok(snapshots)
+}
+
+/// Every chunk that a whole pack holds.
+type StoredChunks = HashMap<ChunkId, PackId>;
+
+fn check_packs(
+    store: &Store,
+    options: CheckOptions,
+    progress: &dyn Progress,
+    report: &mut CheckReport,
+) -> Result<StoredChunks> {
+    let packs = store.packs()?;
+    let total = packs.iter().map(|(_, len)| *len).sum();
+    progress.begin("check packs", Some(total));
+    let mut stored = StoredChunks::new();
+    for (id, len_bytes) in packs {
+        report.packs += 1;
+        for tier in store.tiers() {
+            match check_pack(store, tier, id, options, report) {
+                Ok(Some(directory)) => stored.extend(directory.entries.iter().map(|entry| (entry.id, id))),
+                Ok(None) => {}
+                Err(error) => report.problem(format!("{} in {}", id.key(), tier.describe()), &error),
+            }
+        }
+        progress.advance(len_bytes);
+    }
+    progress.end();
+    Ok(stored)
+}
+
+fn check_pack(
+    store: &Store,
+    tier: &dyn Tier,
+    id: PackId,
+    options: CheckOptions,
+    report: &mut CheckReport,
+) -> Result<Option<PackDirectory>> {
+    let mut directory = match read_directory(tier, id) {
+        Ok(directory) => directory,
+        Err(error) if error.kind() == Kind::NotFound => return Ok(None), // on another tier, or collected meanwhile
+        Err(error) => return Err(error),
+    };
+    if !options.read_data {
+        return Ok(Some(directory));
+    }
+    let mut damaged = Vec::new();
+    for (number, extent) in directory.frames.iter().enumerate() {
+        let bytes = tier.get_range(&id.key(), extent.offset, extent.len_bytes.into());
+        let frame = bytes.and_then(|bytes| Frame::decode(&bytes, |plain| store.0.domain.chunk_id(plain)));
+        report.read_bytes += u64::from(extent.len_bytes);
+        if let Err(error) = frame {
+            report.problem(format!("{} frame {number}", id.key()), &error);
+            damaged.push(number as u32);
+        }
+    }
+    directory.entries.retain(|entry| !damaged.contains(&entry.frame));
+    Ok(Some(directory))
+}
+
+fn check_snapshots(
+    store: &Store,
+    snapshots: &BTreeMap<SnapshotId, Vec<String>>,
+    stored: &StoredChunks,
+    report: &mut CheckReport,
+) {
+    let mut reached = Reached::new();
+    let mut seen: HashMap<ChunkId, bool> = HashMap::new();
+    for (id, names) in snapshots {
+        report.snapshots += 1;
+        let mut missing = None;
+        let walked = reached.walk(store, id, &mut |chunk| {
+            let there = *seen.entry(*chunk).or_insert_with(|| {
+                stored.contains_key(chunk) && store.index().find_in(chunk, |_| true).is_some()
+            });
+            if !there {
+                missing.get_or_insert(*chunk);
+            }
+        });
+        let missing = missing.map(|chunk| {
+            Error::new(Kind::NotFound, "a chunk that it needs is in no whole pack, or not in the index")
+                .object(chunk)
+        });
+        if let Some(error) = walked.err().or(missing) {
+            report.problem(format!("snapshot {id}"), &error);
+            if let Some(problem) = report.problems.last_mut() {
+                problem.hurts.clone_from(names);
+            }
+        }
+    }
+    report.chunks = seen.len() as u64;
+}
+
+/// Makes the index anew from the directories of all packs, as one run, and removes the old runs. Takes the collector's
+/// lock. Gives how many packs and chunks it holds now.
+///
+/// # Errors
+/// `Conflict` while a collector works; `Corrupt` when a pack's directory cannot be read: nothing is removed then.
+pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64)> {
+    let _lock = FileLock::take(&store.state_dir().join("gc.lock"), "index rebuild")?;
+    let old = store.hot().list("index/")?;
+    let packs = store.packs()?;
+    progress.begin("read pack directories", Some(packs.len() as u64));
+    let mut directories = Vec::with_capacity(packs.len());
+    for (id, _) in packs {
+        let found = store.tiers().into_iter().map(|tier| read_directory(tier, id)).reduce(Result::or);
+        directories.push(found.expect("a store has at least one tier")?);
+        progress.advance(1);
+    }
+    progress.end();
+    let name = crate::WriterId::from_bytes(crate::clock::random_bytes());
+    let key = format!("index/{name}/rebuilt");
+    store.hot().put_if_absent(&key, &index::encode(&directories)?)?;
+    for run in old {
+        store.hot().delete(&run.key)?;
+    }
+    store.index().refresh(store.hot())?;
+    let chunks = directories.iter().map(|directory| directory.entries.len() as u64).sum();
+    Ok((directories.len() as u64, chunks))
+}

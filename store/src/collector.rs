@@ -1,0 +1,140 @@
+//! What the collector leaves in the store for others to see: its logical clock and the packs it condemned.
+//!
+//! Only formats and reads live here; the crate `gc` decides and writes. The protocol, in short: the collector raises the
+//! epoch, then lists sessions, then refs; what no root reaches is condemned at that epoch and deleted two epochs later or
+//! more, if still unreached and if no writer's session is older than the condemnation. A writer's session carries the
+//! epoch that was current after the session became visible, and a writer does not lean on packs condemned by then. So
+//! either the collector sees the session or the writer sees the condemnation; no wall clock is read.
+
+use crate::error::Result;
+use crate::id::{PackId, SnapshotId};
+use crate::tier::Tier;
+use crate::wire::{Decoder, Encoder, Record, seal, unseal};
+use crate::{Error, Kind};
+
+/// Key of the logical clock.
+pub const STATE_KEY: &str = "gc/state";
+/// Prefix of the keys of the condemned lists.
+pub const CONDEMNED_PREFIX: &str = "gc/condemned/";
+
+/// The collector's logical clock: how many runs have begun.
+///
+/// # Errors
+/// As the tier; `Corrupt`.
+pub fn read_epoch(tier: &dyn Tier) -> Result<u64> {
+    match tier.get(STATE_KEY) {
+        Ok(object) => decode_epoch(&object).map_err(|error| error.object(STATE_KEY)),
+        Err(error) if error.kind() == Kind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+fn decode_epoch(bytes: &[u8]) -> Result<u64> {
+    let mut fields = Decoder::new(unseal(Record::CollectorState, bytes)?);
+    let epoch = fields.u64()?;
+    fields.end()?;
+    Ok(epoch)
+}
+
+fn encode_epoch(epoch: u64) -> Vec<u8> {
+    let mut body = Encoder::new();
+    body.u64(epoch);
+    seal(Record::CollectorState, &body.finish())
+}
+
+/// Begins a run: raises the clock by one and gives the new epoch.
+///
+/// # Errors
+/// `Conflict` when another collector raised it at the same time.
+pub fn raise_epoch(tier: &dyn Tier) -> Result<u64> {
+    let epoch = read_epoch(tier)?;
+    let current = (epoch > 0).then(|| encode_epoch(epoch));
+    match tier.compare_and_swap(STATE_KEY, current.as_deref(), &encode_epoch(epoch + 1))? {
+        true => Ok(epoch + 1),
+        false => Err(Error::new(Kind::Conflict, "another collector is at work").advice("let it finish")),
+    }
+}
+
+/// What one run condemned and no later run took back or deleted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Condemned {
+    /// The run that condemned it.
+    pub epoch: u64,
+    /// Packs that no root reached.
+    pub packs: Vec<PackId>,
+    /// Snapshot records that no root named.
+    pub snapshots: Vec<SnapshotId>,
+}
+
+impl Condemned {
+    fn key(epoch: u64) -> String {
+        format!("{CONDEMNED_PREFIX}{epoch:020}")
+    }
+
+    /// Whether nothing is left of the list.
+    pub fn is_empty(&self) -> bool {
+        self.packs.is_empty() && self.snapshots.is_empty()
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut body = Encoder::new();
+        body.u64(self.epoch).count(self.packs.len());
+        self.packs.iter().for_each(|pack| {
+            body.bytes(&pack.to_bytes());
+        });
+        body.count(self.snapshots.len());
+        self.snapshots.iter().for_each(|snapshot| {
+            body.bytes(snapshot.as_bytes());
+        });
+        seal(Record::Condemned, &body.finish())
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut fields = Decoder::new(unseal(Record::Condemned, bytes)?);
+        let mut list = Self { epoch: fields.u64()?, ..Self::default() };
+        for _ in 0..fields.count(PackId::LEN)? {
+            list.packs.push(PackId::from_bytes(fields.array()?));
+        }
+        for _ in 0..fields.count(SnapshotId::LEN)? {
+            list.snapshots.push(SnapshotId::from_bytes(fields.array()?));
+        }
+        fields.end()?;
+        Ok(list)
+    }
+
+    /// All condemned lists, oldest first.
+    ///
+    /// # Errors
+    /// As the tier; `Corrupt` for a damaged list.
+    pub fn read_all(tier: &dyn Tier) -> Result<Vec<Self>> {
+        let mut lists = Vec::new();
+        for info in tier.list(CONDEMNED_PREFIX)? {
+            match tier.get(&info.key) {
+                Ok(object) => lists.push(Self::decode(&object).map_err(|error| error.object(&info.key))?),
+                Err(error) if error.kind() == Kind::NotFound => {} // emptied since it was listed
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(lists)
+    }
+
+    /// Stores the list in place of what stands under its epoch; an empty one is removed.
+    ///
+    /// # Errors
+    /// As the tier; `Conflict` when another collector changed it.
+    pub fn write(&self, tier: &dyn Tier) -> Result<()> {
+        let key = Self::key(self.epoch);
+        if self.is_empty() {
+            return tier.delete(&key);
+        }
+        let current = match tier.get(&key) {
+            Ok(object) => Some(object),
+            Err(error) if error.kind() == Kind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        match tier.compare_and_swap(&key, current.as_deref(), &self.encode())? {
+            true => Ok(()),
+            false => Err(Error::new(Kind::Conflict, "another collector is at work").object(key)),
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Small derived state of this host in a sled table: what can be computed again but is dear to compute. Nothing is only
+//! here: a damaged or missing table is dropped with a warning and filled anew.
+//!
+//! sled is held to this one file and to thousands of small entries: loading millions costs it gigabytes of memory.
+
+use crate::error::{Error, Kind, Result};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+/// A table of bytes by bytes. One process at a time has it open.
+pub struct Derived(sled::Db);
+
+impl std::fmt::Debug for Derived {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Derived")
+    }
+}
+
+fn failed(error: sled::Error) -> Error {
+    Error::new(Kind::Unavailable, "derived table cannot be used").caused_by(error)
+}
+
+/// sled 0.34 panics on some damaged files; a panic is an error like any other here.
+fn open_table(directory: &Path) -> Result<sled::Db> {
+    let open = || sled::Config::new().path(directory).cache_capacity(8 << 20).open();
+    match catch_unwind(AssertUnwindSafe(open)) {
+        Ok(opened) => opened.map_err(failed),
+        Err(_) => Err(Error::new(Kind::Corrupt, "derived table is damaged")),
+    }
+}
+
+impl Derived {
+    /// Opens the table in `directory`; a damaged one is removed and begun anew.
+    ///
+    /// # Errors
+    /// `Unavailable` when not even a new table opens.
+    pub fn open(directory: &Path) -> Result<Self> {
+        match open_table(directory) {
+            Ok(table) => Ok(Self(table)),
+            Err(error) => {
+                tracing::warn!(path = %directory.display(), %error, "derived table is dropped and filled anew");
+                std::fs::remove_dir_all(directory)
+                    .map_err(|error| Error::io("cannot remove derived table", directory.display(), error))?;
+                open_table(directory).map(Self)
+            }
+        }
+    }
+
+    /// The value under a key.
+    ///
+    /// # Errors
+    /// `Unavailable`: compute it again.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.0.get(key).map_err(failed)?.map(|value| value.to_vec()))
+    }
+
+    /// Keeps a value.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn put(&self, key: &[u8], value: &[u8]) -> Result<()> {
+        self.0.insert(key, value).map(|_| ()).map_err(failed)
+    }
+
+    /// Keeps only the entries that `keep` accepts.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn retain(&self, keep: impl Fn(&[u8]) -> bool) -> Result<()> {
+        for key in self.0.iter().keys() {
+            let key = key.map_err(failed)?;
+            if !keep(&key) {
+                self.0.remove(key).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what was put durable.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn flush(&self) -> Result<()> {
+        self.0.flush().map(|_| ()).map_err(failed)
+    }
+}

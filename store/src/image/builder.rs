@@ -1,0 +1,203 @@
+//! Capturing an image: pages come in ascending order, each is compared with the parent image's page at the same place,
+//! and what is neither zero nor equal goes into groups.
+
+use super::format::{self, Parts};
+use super::{GROUP_PAGES, Image, ImageKind, PAGE, PageRun, Space};
+use crate::blob;
+use crate::cache::ChunkBytes;
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, ImageId};
+use crate::splice::is_zero;
+use crate::tree::Content;
+use crate::writer::Writer;
+use std::collections::HashMap;
+use std::io::Read;
+
+/// What a capture found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImageStats {
+    /// Pages offered.
+    pub pages: u64,
+    /// Of these, zero.
+    pub zero: u64,
+    /// Equal to the parent's page at the same place.
+    pub same_as_parent: u64,
+    /// The rest.
+    pub new: u64,
+}
+
+/// An image being captured.
+pub struct ImageBuilder<'a> {
+    writer: &'a mut Writer,
+    kind: ImageKind,
+    parent: Option<&'a Image>,
+    parent_space: Option<usize>,
+    parent_group: Option<(u32, ChunkBytes)>,
+    groups: Vec<ChunkId>,
+    numbers: HashMap<ChunkId, u32>,
+    /// New pages that wait for their group: where they stand and their bytes.
+    pending_pages: Vec<u64>,
+    pending_bytes: Vec<u8>,
+    /// Runs of the open space in any order.
+    runs: Vec<PageRun>,
+    open: Option<(u64, u64)>,
+    last_page: Option<u64>,
+    spaces: Vec<Space>,
+    blobs: Vec<(String, Content)>,
+    stats: ImageStats,
+}
+
+impl<'a> ImageBuilder<'a> {
+    /// An empty image. Pages equal to those of `parent` cost nothing.
+    pub fn new(writer: &'a mut Writer, kind: ImageKind, parent: Option<&'a Image>) -> Self {
+        Self {
+            writer,
+            kind,
+            parent,
+            parent_space: None,
+            parent_group: None,
+            groups: Vec::new(),
+            numbers: HashMap::new(),
+            pending_pages: Vec::new(),
+            pending_bytes: Vec::with_capacity(GROUP_PAGES * PAGE),
+            runs: Vec::new(),
+            open: None,
+            last_page: None,
+            spaces: Vec::new(),
+            blobs: Vec::new(),
+            stats: ImageStats::default(),
+        }
+    }
+
+    /// Begins an address space: 0 for a memory file, the process id for a process; `len_bytes` is the file's length or the
+    /// end of the highest page.
+    ///
+    /// # Errors
+    /// `Invalid` when the space is there already; as [`Writer::put_chunk`].
+    pub fn begin_space(&mut self, id: u64, len_bytes: u64) -> Result<()> {
+        self.end_space()?;
+        if self.spaces.iter().any(|space| space.id == id) {
+            return Err(Error::invalid(format!("address space {id} comes twice")));
+        }
+        self.open = Some((id, len_bytes));
+        self.last_page = None;
+        self.parent_space = self.parent.and_then(|parent| parent.space(id));
+        Ok(())
+    }
+
+    fn end_space(&mut self) -> Result<()> {
+        self.store_group()?;
+        let Some((id, len_bytes)) = self.open.take() else { return Ok(()) };
+        let mut runs = std::mem::take(&mut self.runs);
+        runs.sort_unstable_by_key(|run| run.first_page);
+        self.spaces.push(Space { id, len_bytes, runs });
+        Ok(())
+    }
+
+    /// The page at address `page * PAGE`; pages come in ascending order.
+    ///
+    /// # Errors
+    /// `Invalid` when there is no open space, or the page does not follow the last or lies behind the end; those of the
+    /// parent's pages and of [`Writer::put_chunk`].
+    pub fn page(&mut self, page: u64, bytes: &[u8; PAGE]) -> Result<()> {
+        let end = self.open.map_or(0, |(_, len_bytes)| len_bytes.div_ceil(PAGE as u64));
+        if page >= end || self.last_page.is_some_and(|last| last >= page) {
+            return Err(Error::invalid(format!(
+                "page {page} is out of order or lies behind the end of its space"
+            )));
+        }
+        self.last_page = Some(page);
+        self.stats.pages += 1;
+        if is_zero(bytes) {
+            self.stats.zero += 1;
+            return Ok(());
+        }
+        if self.take_from_parent(page, bytes)? {
+            self.stats.same_as_parent += 1;
+            return Ok(());
+        }
+        self.stats.new += 1;
+        self.pending_pages.push(page);
+        self.pending_bytes.extend_from_slice(bytes);
+        match self.pending_pages.len() == GROUP_PAGES {
+            true => self.store_group(),
+            false => Ok(()),
+        }
+    }
+
+    /// Points at the parent's page if it is equal.
+    fn take_from_parent(&mut self, page: u64, bytes: &[u8; PAGE]) -> Result<bool> {
+        let (Some(parent), Some(space)) = (self.parent, self.parent_space) else { return Ok(false) };
+        let Some(place) = parent.locate(space, page) else { return Ok(false) };
+        if self.parent_group.as_ref().is_none_or(|(group, _)| *group != place.group) {
+            self.parent_group = Some((place.group, parent.group(place.group)?));
+        }
+        let start = place.slot as usize * PAGE;
+        let stored = self.parent_group.as_ref().and_then(|(_, group)| group.get(start..start + PAGE));
+        if stored != Some(bytes.as_slice()) {
+            return Ok(false);
+        }
+        let id = parent.group_id(place.group).expect("the group was just read");
+        let group = self.number(id);
+        self.append(PageRun { first_page: page, page_count: 1, group, first_slot: place.slot });
+        Ok(true)
+    }
+
+    fn number(&mut self, id: ChunkId) -> u32 {
+        *self.numbers.entry(id).or_insert_with(|| {
+            self.groups.push(id);
+            (self.groups.len() - 1) as u32
+        })
+    }
+
+    /// Adds a run, joined with the last where it goes on.
+    fn append(&mut self, run: PageRun) {
+        if let Some(last) = self.runs.last_mut() {
+            let goes_on = last.group == run.group
+                && last.end_page() == run.first_page
+                && u32::from(last.first_slot) + last.page_count == u32::from(run.first_slot);
+            if goes_on {
+                last.page_count += run.page_count;
+                return;
+            }
+        }
+        self.runs.push(run);
+    }
+
+    fn store_group(&mut self) -> Result<()> {
+        if self.pending_pages.is_empty() {
+            return Ok(());
+        }
+        let id = self.writer.put_page_group(&self.pending_bytes)?;
+        let group = self.number(id);
+        for (page, slot) in std::mem::take(&mut self.pending_pages).into_iter().zip(0..) {
+            self.append(PageRun { first_page: page, page_count: 1, group, first_slot: slot });
+        }
+        self.pending_bytes.clear();
+        Ok(())
+    }
+
+    /// Keeps opaque state under a name.
+    ///
+    /// # Errors
+    /// `Invalid` when the name is taken; as [`Writer::put_content`].
+    pub fn blob(&mut self, name: &str, reader: &mut dyn Read) -> Result<()> {
+        if self.blobs.iter().any(|(taken, _)| taken == name) {
+            return Err(Error::invalid("state of this name comes twice").object(name));
+        }
+        let content = self.writer.put_content(reader)?;
+        self.blobs.push((name.to_owned(), content));
+        Ok(())
+    }
+
+    /// Stores the page table.
+    ///
+    /// # Errors
+    /// As [`Writer::put_chunk`].
+    pub fn finish(mut self) -> Result<(ImageId, ImageStats)> {
+        self.end_space()?;
+        let parts = Parts { kind: self.kind, spaces: self.spaces, groups: self.groups, blobs: self.blobs };
+        let id = blob::put(self.writer, &format::encode(&parts))?;
+        Ok((ImageId::from(id), self.stats))
+    }
+}

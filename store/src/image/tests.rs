@@ -1,0 +1,1 @@
+//! Images: the builder against a plain map of pages.

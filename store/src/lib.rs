@@ -1,0 +1,62 @@
+//! The store of Torpor: content-addressed chunks in packs over tiers, and what is built of them: trees of files, memory
+//! images, snapshots and refs.
+//!
+//! Start at [`Store`] for reading and [`Writer`] for writing. The crate knows nothing of FUSE, userfaultfd or command
+//! lines, never prints, never deletes (the collector does), and is blocking throughout.
+
+mod backup;
+mod blob;
+mod cache;
+mod check;
+mod chunker;
+pub mod clock;
+mod codec;
+pub mod collector;
+mod derived;
+mod domain;
+mod error;
+mod id;
+pub mod image;
+pub mod index;
+mod lock;
+mod map;
+pub mod pack;
+mod progress;
+mod reach;
+mod refs;
+mod repo;
+mod restore;
+pub mod session;
+mod snapshot;
+mod splice;
+mod stats;
+mod superblock;
+pub mod tier;
+pub mod tree;
+pub mod wire;
+mod writer;
+
+pub use backup::{BackupOptions, BackupReport, backup};
+pub use cache::ChunkBytes;
+pub use check::{CheckOptions, CheckReport, Problem, check, rebuild_index};
+pub use chunker::{AVERAGE_LEN as CHUNK_AVERAGE_LEN, MAX_LEN as CHUNK_MAX_LEN, MIN_LEN as CHUNK_MIN_LEN};
+pub use clock::Time;
+pub use derived::Derived;
+pub use error::{Error, Kind, Result};
+pub use id::{ChunkId, DirectoryId, ImageId, PackId, SnapshotId, StoreId, TreeId, WriterId};
+pub use image::{GROUP_PAGES, Image, ImageBuilder, ImageKind, ImageStats, Location, PAGE, PageRun, Space};
+pub use lock::FileLock;
+pub use progress::{Progress, Unwatched};
+pub use reach::Reached;
+pub use refs::{Ref, RefEntry, Refs, check_name};
+pub use repo::{Pin, Store, StoreConfig};
+pub use restore::{RestoreReport, restore};
+pub use snapshot::{Snapshot, Totals};
+pub use splice::{is_zero, splice, write_with_holes};
+pub use stats::{StoreStats, stats};
+pub use tier::{LocalTier, MemoryTier, Object, ObjectInfo, Tier};
+pub use tree::{
+    Content, ContentReader, ContentWriter, Directory, Entry, EntryInode, Extent, INLINE_MAX, Inode,
+    LinkedInode, Metadata, Node, Tree, TreeRoot,
+};
+pub use writer::{SnapshotDraft, WriteStats, Writer};

@@ -1,0 +1,71 @@
+//! Locks of one host: advisory file locks, which the kernel drops when their holder dies. One writer at a time, one
+//! collector at a time; readers take none.
+
+use crate::error::{Error, Kind, Result};
+use rustix::fs::FlockOperation;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+/// A held lock; dropping it lets go.
+#[derive(Debug)]
+pub struct FileLock {
+    file: File,
+    path: PathBuf,
+}
+
+impl FileLock {
+    /// Takes the lock at once or fails, and writes `purpose` and the process id into it for others to read.
+    ///
+    /// # Errors
+    /// `Conflict`, naming the holder, when it is held.
+    pub fn take(path: &Path, purpose: &str) -> Result<Self> {
+        let failed = |error| Error::io("cannot lock", path.display(), error);
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                file.take(256).read_to_string(&mut holder).map_err(failed)?;
+                return Err(Error::new(Kind::Conflict, format!("locked by {}", holder.trim()))
+                    .object(path.display())
+                    .advice("one process writes at a time: wait until it ends, then try again"));
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
+        let text = format!("{purpose} (pid {})\n", std::process::id());
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(text.as_bytes()))
+            .map_err(failed)?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Whether somebody holds the lock at `path`.
+    ///
+    /// # Errors
+    /// As the system calls.
+    pub fn is_held(path: &Path) -> Result<bool> {
+        let failed = |error| Error::io("cannot look at lock", path.display(), error);
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed(error)),
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+
+    /// Removes the lock's file and lets go.
+    pub fn remove(self) {
+        // A leftover lock file nobody holds means nothing, so a failure here harms nobody.
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "lock file stays");
+        }
+        drop(self.file);
+    }
+}

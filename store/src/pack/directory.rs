@@ -1,0 +1,182 @@
+//! The directory at a pack's end: where each frame is and which chunks it holds, sorted by id, found in one read of the
+//! tail. The index is made of these.
+
+use super::{ALIGNMENT, PACK_HEADER_LEN, PackKind};
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, PackId};
+use crate::tier::Tier;
+use crate::wire::{Decoder, Encoder, FORMAT_VERSION, checksum};
+
+/// First bytes of the trailer.
+pub const TRAILER_MAGIC: &[u8; 8] = b"TORPEND\n";
+/// Length of the trailer, the last bytes of a pack.
+pub const TRAILER_LEN: usize = 72;
+/// Length of a frame's entry in bytes.
+pub const FRAME_EXTENT_LEN: usize = 12;
+/// Length of a chunk's entry in bytes.
+pub const DIRECTORY_ENTRY_LEN: usize = 40;
+/// One read of this much holds the directory of most packs.
+const TAIL_LEN: u64 = 256 << 10;
+
+/// Where a frame lies in its pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameExtent {
+    /// Bytes from the start of the pack.
+    pub offset: u64,
+    /// Length with padding.
+    pub len_bytes: u32,
+}
+
+/// Where a chunk lies in its pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectoryEntry {
+    /// The chunk.
+    pub id: ChunkId,
+    /// Number of its frame.
+    pub frame: u32,
+    /// Its place in the frame.
+    pub slot: u32,
+}
+
+/// The directory of one pack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackDirectory {
+    /// The pack.
+    pub id: PackId,
+    /// What it holds.
+    pub kind: PackKind,
+    /// Its frames, in order.
+    pub frames: Vec<FrameExtent>,
+    /// Its chunks, sorted by id once the pack is closed.
+    pub entries: Vec<DirectoryEntry>,
+}
+
+impl PackDirectory {
+    pub(super) fn new(id: PackId, kind: PackKind) -> Self {
+        Self { id, kind, frames: Vec::new(), entries: Vec::new() }
+    }
+
+    pub(super) fn push(&mut self, offset: usize, len: usize, slots: &[(ChunkId, u32)]) {
+        let frame = self.frames.len() as u32;
+        self.frames.push(FrameExtent { offset: offset as u64, len_bytes: len as u32 });
+        let entries = slots.iter().zip(0..).map(|((id, _), slot)| DirectoryEntry { id: *id, frame, slot });
+        self.entries.extend(entries);
+    }
+
+    pub(super) fn sort(&mut self) {
+        self.entries.sort_unstable_by_key(|entry| (entry.id, entry.frame, entry.slot));
+    }
+
+    pub(super) fn append_to(&self, pack: &mut Vec<u8>) {
+        let offset = pack.len() as u64;
+        let mut out = Encoder::new();
+        for frame in &self.frames {
+            out.u64(frame.offset).u32(frame.len_bytes);
+        }
+        for entry in &self.entries {
+            out.bytes(entry.id.as_bytes()).u32(entry.frame).u32(entry.slot);
+        }
+        let body = out.finish();
+        let mut trailer = Encoder::with_capacity(TRAILER_LEN);
+        trailer.bytes(TRAILER_MAGIC).u16(FORMAT_VERSION).u8(self.kind as u8).u8(0);
+        trailer.count(self.frames.len()).count(self.entries.len()).u32(0);
+        trailer.u64(offset).u64(offset + (body.len() + TRAILER_LEN) as u64);
+        trailer.bytes(&self.id.to_bytes()).u64(checksum(&body));
+        let trailer = trailer.finish();
+        pack.extend_from_slice(&body);
+        pack.extend_from_slice(&trailer);
+        pack.extend_from_slice(&checksum(&trailer).to_le_bytes());
+    }
+}
+
+/// What the trailer says.
+struct Trailer {
+    kind: PackKind,
+    frame_count: usize,
+    entry_count: usize,
+    offset: u64,
+    len_bytes: usize,
+    checksum: u64,
+}
+
+impl Trailer {
+    fn decode(bytes: &[u8], id: PackId, pack_len: u64) -> Result<Self> {
+        let mut fields = Decoder::new(bytes);
+        if fields.take(8)? != TRAILER_MAGIC {
+            return Err(Error::corrupt("pack has no trailer (cut short or not a pack)"));
+        }
+        let guarded = &bytes[..TRAILER_LEN - 8];
+        let (version, kind, _) = (fields.u16()?, fields.u8()?, fields.u8()?);
+        let (frame_count, entry_count, _) = (fields.u32()? as usize, fields.u32()? as usize, fields.u32()?);
+        let (offset, len, owner) = (fields.u64()?, fields.u64()?, PackId::from_bytes(fields.array()?));
+        let (body_checksum, guard) = (fields.u64()?, fields.u64()?);
+        if checksum(guarded) != guard {
+            return Err(Error::corrupt("pack trailer fails its checksum"));
+        }
+        if version != FORMAT_VERSION {
+            let message = format!("pack has format version {version}, this build reads {FORMAT_VERSION}");
+            return Err(Error::invalid(message).advice("use a newer snapctl"));
+        }
+        if owner != id || len != pack_len {
+            return Err(Error::corrupt(format!(
+                "pack says it is {owner} of {len} bytes, but has {pack_len}"
+            )));
+        }
+        let len_bytes = (frame_count * FRAME_EXTENT_LEN).saturating_add(entry_count * DIRECTORY_ENTRY_LEN);
+        let end = offset.checked_add((len_bytes + TRAILER_LEN) as u64);
+        if end != Some(pack_len) {
+            return Err(Error::corrupt("pack directory does not end at the trailer"));
+        }
+        let kind = PackKind::from_number(kind)?;
+        Ok(Self { kind, frame_count, entry_count, offset, len_bytes, checksum: body_checksum })
+    }
+}
+
+/// Reads the directory of a pack: one read of its tail, two for a very long directory.
+///
+/// # Errors
+/// `NotFound`, `Corrupt` for damage, `Invalid` for a newer format.
+pub fn read_directory(tier: &dyn Tier, id: PackId) -> Result<PackDirectory> {
+    let key = id.key();
+    let pack_len = tier.len_bytes(&key)?;
+    let pack_len = pack_len.ok_or_else(|| Error::new(crate::Kind::NotFound, "no such pack").object(&key))?;
+    if pack_len < (PACK_HEADER_LEN + TRAILER_LEN) as u64 {
+        return Err(Error::corrupt(format!("pack of {pack_len} bytes is cut short")).object(key));
+    }
+    let tail_len = TAIL_LEN.min(pack_len);
+    let tail = tier.get_range(&key, pack_len - tail_len, tail_len)?;
+    let trailer =
+        Trailer::decode(&tail[tail.len() - TRAILER_LEN..], id, pack_len).map_err(|e| e.object(&key))?;
+    let body = match tail.len().checked_sub(trailer.len_bytes + TRAILER_LEN) {
+        Some(start) => tail[start..tail.len() - TRAILER_LEN].to_vec(),
+        None => tier.get_range(&key, trailer.offset, trailer.len_bytes as u64)?,
+    };
+    decode_body(&body, &trailer, id).map_err(|error| error.object(key))
+}
+
+fn decode_body(body: &[u8], trailer: &Trailer, id: PackId) -> Result<PackDirectory> {
+    if checksum(body) != trailer.checksum {
+        return Err(Error::corrupt("pack directory fails its checksum"));
+    }
+    let mut fields = Decoder::new(body);
+    let mut directory = PackDirectory::new(id, trailer.kind);
+    for _ in 0..trailer.frame_count {
+        let frame = FrameExtent { offset: fields.u64()?, len_bytes: fields.u32()? };
+        let len = frame.len_bytes as usize;
+        let aligned = frame.offset.is_multiple_of(ALIGNMENT as u64) && len.is_multiple_of(ALIGNMENT);
+        if !aligned || frame.offset.saturating_add(frame.len_bytes.into()) > trailer.offset {
+            return Err(Error::corrupt("pack directory names a frame outside the pack"));
+        }
+        directory.frames.push(frame);
+    }
+    for _ in 0..trailer.entry_count {
+        let id = ChunkId::from_bytes(fields.array()?);
+        let entry = DirectoryEntry { id, frame: fields.u32()?, slot: fields.u32()? };
+        if entry.frame as usize >= directory.frames.len() {
+            return Err(Error::corrupt("pack directory names a frame that is not there"));
+        }
+        directory.entries.push(entry);
+    }
+    fields.end()?;
+    Ok(directory)
+}

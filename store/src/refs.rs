@@ -1,0 +1,187 @@
+//! Refs: the only mutable objects. A ref names an app or a backup series; its record holds the history of its snapshots,
+//! newest last, and changes by compare-and-swap, so two writers can never lose each other's update.
+
+use crate::clock::Time;
+use crate::domain;
+use crate::error::{Error, Kind, Result};
+use crate::id::SnapshotId;
+use crate::tier::Tier;
+use crate::wire::{Decoder, Encoder, Record, seal, unseal};
+
+/// Swaps lost to other writers before giving up.
+const MAX_ATTEMPTS: usize = 64;
+/// Longest name in bytes.
+const MAX_NAME_LEN: usize = 255;
+
+/// One state that a ref named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefEntry {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// When the snapshot was made.
+    pub time: Time,
+}
+
+/// A name and its snapshots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ref {
+    /// Its name.
+    pub name: String,
+    /// One more at each change, so that an old copy put back is noticed.
+    pub counter: u64,
+    /// Its snapshots, oldest first; the last is the current one.
+    pub history: Vec<RefEntry>,
+}
+
+impl Ref {
+    /// The newest snapshot.
+    pub fn current(&self) -> Option<SnapshotId> {
+        self.history.last().map(|entry| entry.snapshot)
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut body = Encoder::new();
+        body.string(self.name.as_bytes()).u64(self.counter).count(self.history.len());
+        for entry in &self.history {
+            body.bytes(entry.snapshot.as_bytes()).time(entry.time);
+        }
+        seal(Record::Ref, &body.finish())
+    }
+
+    /// Parses a record.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut fields = Decoder::new(unseal(Record::Ref, bytes)?);
+        let (name, counter) = (fields.text()?, fields.u64()?);
+        let mut history = Vec::new();
+        for _ in 0..fields.count(44)? {
+            history
+                .push(RefEntry { snapshot: SnapshotId::from_bytes(fields.array()?), time: fields.time()? });
+        }
+        fields.end()?;
+        check_name(&name).map_err(|_| Error::corrupt("ref record holds an impossible name"))?;
+        Ok(Self { name, counter, history })
+    }
+}
+
+/// Refuses names that are empty, long, or hold anything but `[A-Za-z0-9._-]` in slash-separated parts.
+///
+/// # Errors
+/// `Invalid`.
+pub fn check_name(name: &str) -> Result<()> {
+    let good = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-'])
+            && part.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c))
+    };
+    if name.len() <= MAX_NAME_LEN && name.split('/').all(good) {
+        return Ok(());
+    }
+    Err(Error::invalid("not a ref name").object(format!("{name:?}")).advice(
+        "use letters, digits, '.', '_', '-', with '/' between parts, and no leading '.' or '-', for example shop/web-1",
+    ))
+}
+
+fn prefix() -> String {
+    format!("refs/{}/", domain::DEFAULT)
+}
+
+fn key(name: &str) -> String {
+    format!("{}{}", prefix(), name.replace('/', "%2F"))
+}
+
+/// The refs of a store.
+pub struct Refs<'a> {
+    tier: &'a dyn Tier,
+}
+
+impl<'a> Refs<'a> {
+    pub(crate) fn new(tier: &'a dyn Tier) -> Self {
+        Self { tier }
+    }
+
+    /// All refs, by name.
+    ///
+    /// # Errors
+    /// As the tier; `Corrupt` for a damaged ref, which is never passed over in silence.
+    pub fn list(&self) -> Result<Vec<Ref>> {
+        let mut refs = Vec::new();
+        for info in self.tier.list(&prefix())? {
+            match self.tier.get(&info.key) {
+                Ok(object) => refs.push(Ref::decode(&object).map_err(|error| error.object(&info.key))?),
+                Err(error) if error.kind() == Kind::NotFound => {} // removed since it was listed
+                Err(error) => return Err(error),
+            }
+        }
+        refs.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(refs)
+    }
+
+    /// One ref, `None` when there is none of that name.
+    ///
+    /// # Errors
+    /// `Invalid` for a bad name, `Corrupt` for a damaged record.
+    pub fn get(&self, name: &str) -> Result<Option<Ref>> {
+        Ok(self.read(name)?.map(|(found, _)| found))
+    }
+
+    fn read(&self, name: &str) -> Result<Option<(Ref, Vec<u8>)>> {
+        check_name(name)?;
+        match self.tier.get(&key(name)) {
+            Ok(object) => {
+                let found = Ref::decode(&object).map_err(|error| error.object(format!("ref {name}")))?;
+                match found.name == name {
+                    true => Ok(Some((found, object.to_vec()))),
+                    false => Err(Error::corrupt("ref record stands under another's name").object(name)),
+                }
+            }
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Changes a ref's history with `change`, again and again until no other writer comes between; an emptied history
+    /// stays as a ref without snapshots.
+    ///
+    /// # Errors
+    /// What `change` returns; `Conflict` when others win 64 times in a row.
+    pub(crate) fn update(
+        &self,
+        name: &str,
+        mut change: impl FnMut(&mut Vec<RefEntry>) -> Result<()>,
+    ) -> Result<Ref> {
+        for _ in 0..MAX_ATTEMPTS {
+            let (mut next, bytes) = match self.read(name)? {
+                Some((found, bytes)) => (found, Some(bytes)),
+                None => (Ref { name: name.to_owned(), counter: 0, history: Vec::new() }, None),
+            };
+            change(&mut next.history)?;
+            next.counter += 1;
+            if self.tier.compare_and_swap(&key(name), bytes.as_deref(), &next.encode())? {
+                return Ok(next);
+            }
+        }
+        Err(Error::new(Kind::Conflict, "ref is changed by others all the time")
+            .object(name)
+            .advice("try again"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_harmless_names_pass() {
+        for good in ["a", "shop/web-1", "A.b_c/d"] {
+            check_name(good).unwrap();
+        }
+        for bad in
+            ["", "/a", "a/", "a//b", "..", "a/../b", ".a", "-a", "a b", "a\0", "\u{e4}", &"x".repeat(256)]
+        {
+            assert_eq!(check_name(bad).unwrap_err().kind(), Kind::Invalid, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! The store as one thing: opening, reading, and handing out writers. Wiring only; formats live in their own modules.
+
+use crate::cache::{ChunkBytes, FrameCache};
+use crate::clock;
+use crate::collector::Condemned;
+use crate::domain::{self, Domain};
+use crate::error::{Error, Kind, Result};
+use crate::id::{ChunkId, ImageId, PackId, SnapshotId, StoreId, TreeId};
+use crate::image::Image;
+use crate::index::{Index, Location};
+use crate::pack::Frame;
+use crate::refs::{Ref, RefEntry, Refs};
+use crate::session::Session;
+use crate::snapshot::Snapshot;
+use crate::superblock::{self, Superblock};
+use crate::tier::{LocalTier, Tier};
+use crate::tree::{Content, ContentReader, Tree};
+use crate::writer::Writer;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Fewest digits of a snapshot id that `resolve` takes.
+const MIN_PREFIX_DIGITS: usize = 6;
+
+/// Where a store is and how it is used.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Where writes land and all metadata stays.
+    pub hot: Arc<dyn Tier>,
+    /// Where packs may lie besides.
+    pub warm: Option<Arc<dyn Tier>>,
+    /// Local state of this host: locks, uppers, derived tables. Never shared between hosts.
+    pub state: PathBuf,
+    /// Hard limit of the decoded cache in bytes.
+    pub cache_bytes: u64,
+    /// zstd level of new frames, 1 to 22.
+    pub level: i32,
+}
+
+impl StoreConfig {
+    /// A store in one directory, its local state below it.
+    pub fn directory(path: &Path) -> Self {
+        Self {
+            hot: Arc::new(LocalTier::new(path)),
+            warm: None,
+            state: path.join("local"),
+            cache_bytes: 256 << 20,
+            level: 3,
+        }
+    }
+}
+
+/// An open store. Clones share it; any number of threads may read.
+#[derive(Clone, Debug)]
+pub struct Store(pub(crate) Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) config: StoreConfig,
+    id: StoreId,
+    pub(crate) domain: Domain,
+    pub(crate) index: Index,
+    cache: FrameCache,
+}
+
+/// A reader's session: the pinned snapshots stay while this lives.
+#[derive(Debug)]
+pub struct Pin {
+    _session: Option<Session>,
+}
+
+impl Store {
+    /// Creates a store and opens it.
+    ///
+    /// # Errors
+    /// `Conflict` when there is one; else as the tier.
+    pub fn init(config: &StoreConfig) -> Result<Self> {
+        let there = |tier: &dyn Tier| {
+            Error::new(Kind::Conflict, "there is a store already")
+                .object(tier.describe())
+                .advice("use it, or choose another place")
+        };
+        if config.hot.len_bytes(superblock::KEY)?.is_some() {
+            return Err(there(&*config.hot));
+        }
+        std::fs::create_dir_all(&config.state)
+            .map_err(|error| Error::io("cannot create directory", config.state.display(), error))?;
+        config
+            .hot
+            .put_if_absent(&Domain::key(domain::DEFAULT), &Domain::new(clock::random_bytes()).encode())?;
+        let superblock = Superblock::new(StoreId::from_bytes(clock::random_bytes()));
+        if !config.hot.put_if_absent(superblock::KEY, &superblock.encode())? {
+            return Err(there(&*config.hot));
+        }
+        Self::open(config)
+    }
+
+    /// Opens a store for reading; takes no lock. Cost does not grow with what the store holds.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, `Corrupt`, or `Invalid` when a newer build wrote it.
+    pub fn open(config: &StoreConfig) -> Result<Self> {
+        let superblock = Superblock::read(&*config.hot)?;
+        let domain = Domain::read(&*config.hot, domain::DEFAULT)?;
+        let inner = Inner {
+            id: superblock.id,
+            domain,
+            index: Index::default(),
+            cache: FrameCache::new(config.cache_bytes),
+            config: config.clone(),
+        };
+        inner.index.refresh(&*config.hot)?;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// The store's name for life.
+    pub fn id(&self) -> StoreId {
+        self.0.id
+    }
+
+    /// Local state of this host: locks, uppers, sockets, derived tables.
+    pub fn state_dir(&self) -> &Path {
+        &self.0.config.state
+    }
+
+    /// The tier that holds metadata and takes writes.
+    pub fn hot(&self) -> &dyn Tier {
+        &*self.0.config.hot
+    }
+
+    /// Every tier that may hold packs, fastest first.
+    pub fn tiers(&self) -> Vec<&dyn Tier> {
+        std::iter::once(&self.0.config.hot).chain(&self.0.config.warm).map(|tier| &**tier).collect()
+    }
+
+    /// The table of chunks known to this process.
+    pub fn index(&self) -> &Index {
+        &self.0.index
+    }
+
+    /// Begins writing: takes the writer's lock and opens a session.
+    ///
+    /// # Errors
+    /// `Conflict`, naming the holder, when another process writes; `Full` or `Invalid` as the tier.
+    pub fn writer(&self, purpose: &str) -> Result<Writer> {
+        Writer::open(self, purpose)
+    }
+
+    /// The bytes of a chunk, verified when they entered the cache.
+    ///
+    /// # Errors
+    /// `NotFound` when no pack holds it, `Corrupt` when every copy is damaged.
+    pub fn read_chunk(&self, id: &ChunkId) -> Result<ChunkBytes> {
+        let first = match self.read_known(id) {
+            Ok(Some(bytes)) => return Ok(bytes),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        // Another process may have added runs, or moved what this one knows; then runs may be missing altogether.
+        self.0.index.refresh(self.hot())?;
+        if let Some(bytes) = self.read_known(id).ok().flatten() {
+            return Ok(bytes);
+        }
+        if self.0.index.adopt_uncovered(&self.tiers())? > 0
+            && let Some(bytes) = self.read_known(id)?
+        {
+            return Ok(bytes);
+        }
+        Err(first.unwrap_or_else(|| {
+            Error::new(Kind::NotFound, "no pack holds chunk")
+                .object(id)
+                .advice("run `snapctl check` to see what is hurt")
+        }))
+    }
+
+    /// Reads a chunk from the first of its known places that gives it whole.
+    fn read_known(&self, id: &ChunkId) -> Result<Option<ChunkBytes>> {
+        let mut failure = None;
+        for place in self.0.index.find(id) {
+            match self.read_at(id, &place) {
+                Ok(bytes) => return Ok(Some(bytes)),
+                Err(error) => {
+                    tracing::warn!(chunk = %id, pack = %place.pack, %error, "copy of a chunk cannot be read");
+                    failure = Some(error);
+                }
+            }
+        }
+        failure.map_or(Ok(None), Err)
+    }
+
+    fn read_at(&self, id: &ChunkId, place: &Location) -> Result<ChunkBytes> {
+        let frame = self.0.cache.get_or_load(place.pack, place.offset, || self.fetch_frame(place))?;
+        match frame.slots.get(place.slot as usize) {
+            Some((found, range)) if found == id => Ok(ChunkBytes::new(frame.clone(), range.clone())),
+            _ => Err(Error::corrupt("index points at another chunk").object(id)),
+        }
+    }
+
+    /// Fetches, decodes and verifies a frame from the first tier that has it whole.
+    fn fetch_frame(&self, place: &Location) -> Result<Frame> {
+        let key = place.pack.key();
+        let mut failure = None;
+        for tier in self.tiers() {
+            let bytes = tier.get_range(&key, place.offset, place.len_bytes);
+            match bytes.and_then(|bytes| Frame::decode(&bytes, |plain| self.0.domain.chunk_id(plain))) {
+                Ok(frame) => return Ok(frame),
+                Err(error) if error.kind() == Kind::NotFound => failure = failure.or(Some(error)),
+                Err(error) => failure = Some(error.object(format!("{key} at byte {}", place.offset))),
+            }
+        }
+        Err(failure.expect("a store has at least one tier"))
+    }
+
+    /// A snapshot's record.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
+        match self.hot().get(&Snapshot::key(id)) {
+            Ok(object) => {
+                Snapshot::decode(id, &object).map_err(|error| error.object(format!("snapshot {id}")))
+            }
+            Err(error) if error.kind() == Kind::NotFound => {
+                Err(Error::new(Kind::NotFound, "no such snapshot").object(id))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The ids of all snapshot records, also of those that no ref names.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
+        let prefix = Snapshot::prefix();
+        let infos = self.hot().list(&prefix)?;
+        Ok(infos.iter().filter_map(|info| info.key[prefix.len()..].parse().ok()).collect())
+    }
+
+    /// Finds the snapshot that a user means: `name` (its newest), `name~2` (two before the newest), or at least six
+    /// digits of a snapshot's id.
+    ///
+    /// # Errors
+    /// `NotFound`, or `Invalid` for an ambiguous prefix.
+    pub fn resolve(&self, spec: &str) -> Result<SnapshotId> {
+        let (name, back) = match spec.split_once('~') {
+            Some((name, "")) => (name, 1),
+            Some((name, digits)) => {
+                let back = digits.parse::<usize>();
+                (
+                    name,
+                    back.map_err(|error| {
+                        Error::invalid("not a number behind '~'").object(spec).caused_by(error)
+                    })?,
+                )
+            }
+            None => (spec, 0),
+        };
+        let found = if crate::refs::check_name(name).is_ok() { self.refs().get(name)? } else { None };
+        if let Some(found) = found {
+            let entry = found.history.iter().rev().nth(back).map(|entry| entry.snapshot);
+            return entry.ok_or_else(|| {
+                Error::new(Kind::NotFound, format!("ref has {} snapshots", found.history.len())).object(spec)
+            });
+        }
+        let hexadecimal = spec.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c));
+        if back == 0 && hexadecimal && (MIN_PREFIX_DIGITS..=64).contains(&spec.len()) {
+            return self.resolve_prefix(spec);
+        }
+        Err(Error::new(Kind::NotFound, "no such ref or snapshot")
+            .object(spec)
+            .advice("`snapctl snapshots` lists them"))
+    }
+
+    fn resolve_prefix(&self, prefix: &str) -> Result<SnapshotId> {
+        let mut matching = self.snapshot_ids()?;
+        matching.retain(|id| id.to_string().starts_with(prefix));
+        match matching.as_slice() {
+            [only] => Ok(*only),
+            [] => Err(Error::new(Kind::NotFound, "no such ref or snapshot")
+                .object(prefix)
+                .advice("`snapctl snapshots` lists them")),
+            several => {
+                Err(Error::invalid(format!("{} snapshots begin with these digits", several.len()))
+                    .object(prefix))
+            }
+        }
+    }
+
+    /// The store's refs.
+    pub fn refs(&self) -> Refs<'_> {
+        Refs::new(self.hot())
+    }
+
+    /// Drops snapshots from a ref's history; they stay readable by id until the collector deletes them. Gives the ref as
+    /// it stands then.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such ref.
+    pub fn forget(&self, name: &str, drop: impl Fn(&RefEntry) -> bool) -> Result<Ref> {
+        if self.refs().get(name)?.is_none() {
+            return Err(Error::new(Kind::NotFound, "no such ref").object(name));
+        }
+        self.refs().update(name, |history| {
+            history.retain(|entry| !drop(entry));
+            Ok(())
+        })
+    }
+
+    /// Opens a tree: reads its root record only.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn tree(&self, id: &TreeId) -> Result<Tree> {
+        Tree::open(self, id)
+    }
+
+    /// Opens a memory image: reads its page table.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn image(&self, id: &ImageId) -> Result<Image> {
+        Image::open(self, id)
+    }
+
+    /// Opens a file's bytes for random reads.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`: when its list of extents cannot be read.
+    pub fn content(&self, content: &Content) -> Result<ContentReader> {
+        ContentReader::open(self, content)
+    }
+
+    /// Pins snapshots against the collector until the pin is dropped. On a store that is mounted read-only nothing can be
+    /// collected from here and nothing is pinned.
+    ///
+    /// # Errors
+    /// `NotFound` when one of them is gone or condemned; else as the tier.
+    pub fn pin(&self, purpose: &str, snapshots: &[SnapshotId]) -> Result<Pin> {
+        let session = match Session::reader(&self.0.config.hot, self.state_dir(), purpose, snapshots) {
+            Ok(session) => Some(session),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::ROFS.raw_os_error()) => None,
+            Err(error) => return Err(error),
+        };
+        for id in snapshots {
+            self.snapshot(id)?;
+        }
+        Ok(Pin { _session: session })
+    }
+
+    /// The packs that the collector condemned.
+    ///
+    /// # Errors
+    /// As the tier; `Corrupt`.
+    pub fn condemned(&self) -> Result<Vec<Condemned>> {
+        Condemned::read_all(self.hot())
+    }
+
+    /// Every pack on any tier with its length in bytes.
+    ///
+    /// # Errors
+    /// As the tiers.
+    pub fn packs(&self) -> Result<Vec<(PackId, u64)>> {
+        let mut packs = Vec::new();
+        for tier in self.tiers() {
+            let infos = tier.list("packs/")?;
+            packs
+                .extend(infos.iter().filter_map(|info| Some((PackId::from_key(&info.key)?, info.len_bytes))));
+        }
+        packs.sort_unstable();
+        packs.dedup_by_key(|(id, _)| *id);
+        Ok(packs)
+    }
+}

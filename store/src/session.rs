@@ -1,0 +1,187 @@
+//! Sessions: what the collector must respect besides refs. A writer's session says "I lean on packs that were live at
+//! this epoch"; a reader's pins snapshots. A session lives as long as its process holds the session's file lock on this
+//! host; the object alone, without a holder, is a dead session and is swept.
+
+use crate::clock;
+use crate::collector::{self, Condemned};
+use crate::error::{Error, Kind, Result};
+use crate::id::SnapshotId;
+use crate::lock::FileLock;
+use crate::tier::Tier;
+use crate::wire::{Decoder, Encoder, Record, seal, unseal};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Prefix of the keys of sessions.
+pub const PREFIX: &str = "sessions/";
+
+/// What a session's object says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionRecord {
+    /// For a writer: the collector's epoch that was current when the session was visible. `None` for a reader.
+    pub writer_epoch: Option<u64>,
+    /// Snapshots that must stay.
+    pub pinned: Vec<SnapshotId>,
+    /// What for, for people.
+    pub purpose: String,
+}
+
+impl SessionRecord {
+    fn encode(&self) -> Vec<u8> {
+        let mut body = Encoder::new();
+        body.u8(self.writer_epoch.is_some().into()).u64(self.writer_epoch.unwrap_or(0));
+        body.string(self.purpose.as_bytes()).count(self.pinned.len());
+        self.pinned.iter().for_each(|id| {
+            body.bytes(id.as_bytes());
+        });
+        seal(Record::Session, &body.finish())
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut fields = Decoder::new(unseal(Record::Session, bytes)?);
+        let (is_writer, epoch, purpose) = (fields.u8()?, fields.u64()?, fields.text()?);
+        let mut pinned = Vec::new();
+        for _ in 0..fields.count(SnapshotId::LEN)? {
+            pinned.push(SnapshotId::from_bytes(fields.array()?));
+        }
+        fields.end()?;
+        Ok(Self { writer_epoch: (is_writer == 1).then_some(epoch), pinned, purpose })
+    }
+}
+
+/// An open session; dropping it ends it.
+#[derive(Debug)]
+pub struct Session {
+    tier: Arc<dyn Tier>,
+    key: String,
+    bytes: Vec<u8>,
+    lock: Option<FileLock>,
+}
+
+fn lock_path(state: &Path, key: &str) -> PathBuf {
+    state.join(key)
+}
+
+impl Session {
+    /// Opens a writer's session. When it returns, the session is visible to every later run of the collector, and the
+    /// second value is what was condemned by then.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn writer(tier: &Arc<dyn Tier>, state: &Path, purpose: &str) -> Result<(Self, Vec<Condemned>)> {
+        let mut epoch = collector::read_epoch(&**tier)?;
+        let record = |epoch| SessionRecord {
+            writer_epoch: Some(epoch),
+            pinned: Vec::new(),
+            purpose: purpose.to_owned(),
+        };
+        let mut session = Self::open(tier, state, &record(epoch))?;
+        loop {
+            let now = collector::read_epoch(&**tier)?;
+            if now == epoch {
+                return Ok((session, Condemned::read_all(&**tier)?));
+            }
+            epoch = now;
+            session.replace(&record(epoch))?;
+        }
+    }
+
+    /// Opens a reader's session that pins `snapshots`.
+    ///
+    /// # Errors
+    /// `NotFound` when one of them is already condemned or gone; else as the tier.
+    pub fn reader(
+        tier: &Arc<dyn Tier>,
+        state: &Path,
+        purpose: &str,
+        snapshots: &[SnapshotId],
+    ) -> Result<Self> {
+        let record =
+            SessionRecord { writer_epoch: None, pinned: snapshots.to_vec(), purpose: purpose.to_owned() };
+        let session = Self::open(tier, state, &record)?;
+        for list in Condemned::read_all(&**tier)? {
+            if let Some(gone) = list.snapshots.iter().find(|id| snapshots.contains(id)) {
+                return Err(
+                    Error::new(Kind::NotFound, "snapshot was forgotten and is being collected").object(gone)
+                );
+            }
+        }
+        Ok(session)
+    }
+
+    fn open(tier: &Arc<dyn Tier>, state: &Path, record: &SessionRecord) -> Result<Self> {
+        let name: [u8; 12] = clock::random_bytes();
+        let key = format!("{PREFIX}{}", name.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        let path = lock_path(state, &key);
+        let directory = path.parent().expect("a lock lies in the state directory");
+        std::fs::create_dir_all(directory)
+            .map_err(|error| Error::io("cannot create directory", directory.display(), error))?;
+        let lock = FileLock::take(&path, &record.purpose)?;
+        let bytes = record.encode();
+        let session = Self { tier: tier.clone(), key, bytes, lock: Some(lock) };
+        session.tier.put_if_absent(&session.key, &session.bytes)?;
+        Ok(session)
+    }
+
+    fn replace(&mut self, record: &SessionRecord) -> Result<()> {
+        let bytes = record.encode();
+        if !self.tier.compare_and_swap(&self.key, Some(&self.bytes), &bytes)? {
+            return Err(Error::new(Kind::Fenced, "session was ended by another process").object(&self.key));
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    /// Fails when somebody ended this session: its writer may not commit.
+    ///
+    /// # Errors
+    /// `Fenced`.
+    pub fn check_alive(&self) -> Result<()> {
+        match self.tier.get(&self.key) {
+            Ok(object) if *object == *self.bytes => Ok(()),
+            Ok(_) => {
+                Err(Error::new(Kind::Fenced, "session was changed by another process").object(&self.key))
+            }
+            Err(error) if error.kind() == Kind::NotFound => {
+                Err(Error::new(Kind::Fenced, "session was ended by another process")
+                    .object(&self.key)
+                    .advice("start the command again; nothing was committed"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Err(error) = self.tier.delete(&self.key) {
+            tracing::warn!(session = self.key, %error, "session could not be ended; the collector will sweep it");
+        }
+        if let Some(lock) = self.lock.take() {
+            lock.remove();
+        }
+    }
+}
+
+/// The sessions whose processes live. Dead ones are removed.
+///
+/// # Errors
+/// As the tier; `Corrupt` for a damaged session of a live process, which a collector must not pass over.
+pub fn sweep_dead(tier: &dyn Tier, state: &Path) -> Result<Vec<SessionRecord>> {
+    let mut alive = Vec::new();
+    for info in tier.list(PREFIX)? {
+        if !FileLock::is_held(&lock_path(state, &info.key))? {
+            tracing::info!(session = info.key, "ending the session of a dead process");
+            tier.delete(&info.key)?;
+            continue;
+        }
+        match tier.get(&info.key) {
+            Ok(object) => {
+                alive.push(SessionRecord::decode(&object).map_err(|error| error.object(&info.key))?)
+            }
+            Err(error) if error.kind() == Kind::NotFound => {} // ended since it was listed
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(alive)
+}

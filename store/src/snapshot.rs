@@ -1,0 +1,111 @@
+//! Snapshot: the immutable record of an app at one moment: file tree, memory image, or both. Writing it is the single
+//! commit point of a write; only a ref makes it lasting.
+
+use crate::clock::Time;
+use crate::domain;
+use crate::error::Result;
+use crate::id::{ImageId, SnapshotId, TreeId};
+use crate::wire::{Decoder, Encoder, Record, seal, unseal};
+use std::collections::BTreeMap;
+
+/// What was counted when the snapshot was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Names in the tree, or pages in the image.
+    pub files: u64,
+    /// Logical bytes.
+    pub bytes: u64,
+    /// Plain bytes that no earlier chunk held.
+    pub new_bytes: u64,
+    /// What those take after compression, with all headers.
+    pub stored_bytes: u64,
+}
+
+/// One frozen state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its files.
+    pub tree: Option<TreeId>,
+    /// Its memory.
+    pub image: Option<ImageId>,
+    /// What it was made from.
+    pub parent: Option<SnapshotId>,
+    /// When.
+    pub time: Time,
+    /// Free words of the user and the identity of VMM and kernel.
+    pub labels: BTreeMap<String, String>,
+    /// Sizes.
+    pub totals: Totals,
+}
+
+impl Snapshot {
+    /// The prefix of the keys of all records.
+    pub fn prefix() -> String {
+        format!("snapshots/{}/", domain::DEFAULT)
+    }
+
+    /// The key of a record on the hot tier.
+    pub fn key(id: &SnapshotId) -> String {
+        format!("{}{id}", Self::prefix())
+    }
+
+    /// The record's bytes and its id: the BLAKE3 hash of them.
+    pub fn encode(&self) -> (SnapshotId, Vec<u8>) {
+        let mut body = Encoder::new();
+        optional_id(&mut body, self.tree.as_ref().map(TreeId::as_bytes));
+        optional_id(&mut body, self.image.as_ref().map(ImageId::as_bytes));
+        optional_id(&mut body, self.parent.as_ref().map(SnapshotId::as_bytes));
+        body.time(self.time);
+        let Totals { files, bytes, new_bytes, stored_bytes } = self.totals;
+        body.u64(files).u64(bytes).u64(new_bytes).u64(stored_bytes).count(self.labels.len());
+        for (name, value) in &self.labels {
+            body.string(name.as_bytes()).string(value.as_bytes());
+        }
+        let bytes = seal(Record::Snapshot, &body.finish());
+        (SnapshotId::from_bytes(*blake3::hash(&bytes).as_bytes()), bytes)
+    }
+
+    /// Parses the record stored under `id`.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is damaged or is another snapshot's record.
+    pub fn decode(id: &SnapshotId, bytes: &[u8]) -> Result<Self> {
+        let mut fields = Decoder::new(unseal(Record::Snapshot, bytes)?);
+        if blake3::hash(bytes).as_bytes() != id.as_bytes() {
+            return Err(crate::Error::corrupt("snapshot record stands under another's name"));
+        }
+        let tree = read_optional_id(&mut fields)?.map(TreeId::from_bytes);
+        let image = read_optional_id(&mut fields)?.map(ImageId::from_bytes);
+        let parent = read_optional_id(&mut fields)?.map(SnapshotId::from_bytes);
+        let time = fields.time()?;
+        let (files, bytes, new_bytes, stored_bytes) =
+            (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
+        let mut labels = BTreeMap::new();
+        for _ in 0..fields.count(8)? {
+            labels.insert(fields.text()?, fields.text()?);
+        }
+        fields.end()?;
+        Ok(Self {
+            tree,
+            image,
+            parent,
+            time,
+            labels,
+            totals: Totals { files, bytes, new_bytes, stored_bytes },
+        })
+    }
+}
+
+fn optional_id(out: &mut Encoder, id: Option<&[u8; 32]>) {
+    out.u8(id.is_some().into()).bytes(id.unwrap_or(&[0; 32]));
+}
+
+fn read_optional_id(fields: &mut Decoder<'_>) -> Result<Option<[u8; 32]>> {
+    let present = fields.u8()?;
+    let id = fields.array()?;
+    match present {
+        0 => Ok(None),
+        1 => Ok(Some(id)),
+        _ => Err(crate::Error::corrupt("snapshot record has a bad presence flag")),
+    }
+}

@@ -1,0 +1,148 @@
+//! Splicing: a changed file from its old extents and the byte ranges that differ. Cost is proportional to the change:
+//! extents that no dirty range touches are taken over by id and never read.
+
+use crate::error::Result;
+use crate::tree::{Content, ContentReader, ContentWriter, Extent, INLINE_MAX};
+use crate::writer::Writer;
+use std::ops::Range;
+
+/// Zeroes become a hole in pieces of at least this much, aligned to it.
+const HOLE_LEN: u64 = 64 << 10;
+/// How much is read at once.
+const READ_LEN: u64 = 1 << 20;
+
+/// Gives the new bytes of the file at an offset.
+pub type ReadAt<'a> = dyn FnMut(u64, &mut [u8]) -> Result<()> + 'a;
+
+/// Stores the file that `base` became: `len_bytes` long, different from `base` in the `dirty` ranges, which are sorted and
+/// disjoint. What lies past the end of `base` and is not dirty is a hole.
+///
+/// # Errors
+/// Those of `read` and of [`Writer::put_chunk`].
+pub fn splice(
+    writer: &mut Writer,
+    base: &ContentReader,
+    len_bytes: u64,
+    dirty: &[Range<u64>],
+    read: &mut ReadAt<'_>,
+) -> Result<Content> {
+    if len_bytes <= INLINE_MAX as u64 {
+        let mut bytes = vec![0; len_bytes as usize];
+        read(0, &mut bytes)?;
+        return Ok(Content::inline(bytes));
+    }
+    let mut out = writer.content_writer();
+    for piece in plan(base, len_bytes, dirty) {
+        match piece {
+            Piece::Keep(extent) => out.extent(extent)?,
+            Piece::Rewrite(range) => rewrite(&mut out, range, read)?,
+        }
+    }
+    out.finish()
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Piece {
+    Keep(Extent),
+    Rewrite(Range<u64>),
+}
+
+/// What to keep and what to write again, in file order; neighbouring rewrites are one, so that cuts can move inside it.
+fn plan(base: &ContentReader, len_bytes: u64, dirty: &[Range<u64>]) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let old_len = base.len_bytes().min(len_bytes);
+    if base.extents().is_empty() {
+        rewrite_piece(&mut pieces, 0..old_len);
+    }
+    for (start, extent) in base.extents() {
+        let range = *start..(start + extent.len_bytes()).min(len_bytes);
+        if range.is_empty() {
+            continue;
+        }
+        match extent {
+            Extent::Hole { .. } => hole_piece(&mut pieces, range, dirty),
+            Extent::Chunk { .. }
+                if range.end - range.start == extent.len_bytes() && !touches(dirty, &range) =>
+            {
+                pieces.push(Piece::Keep(*extent));
+            }
+            Extent::Chunk { .. } => rewrite_piece(&mut pieces, range),
+        }
+    }
+    if old_len < len_bytes {
+        hole_piece(&mut pieces, old_len..len_bytes, dirty);
+    }
+    pieces
+}
+
+fn rewrite_piece(pieces: &mut Vec<Piece>, range: Range<u64>) {
+    match pieces.last_mut() {
+        Some(Piece::Rewrite(last)) if last.end == range.start => last.end = range.end,
+        _ if range.is_empty() => {}
+        _ => pieces.push(Piece::Rewrite(range)),
+    }
+}
+
+/// A stretch that is a hole but where it is dirty.
+fn hole_piece(pieces: &mut Vec<Piece>, range: Range<u64>, dirty: &[Range<u64>]) {
+    let mut at = range.start;
+    for changed in dirty.iter().skip_while(|changed| changed.end <= range.start) {
+        if changed.start >= range.end {
+            break;
+        }
+        let (start, end) = (changed.start.max(at), changed.end.min(range.end));
+        if start > at {
+            pieces.push(Piece::Keep(Extent::Hole { len_bytes: start - at }));
+        }
+        rewrite_piece(pieces, start..end);
+        at = end;
+    }
+    if at < range.end {
+        pieces.push(Piece::Keep(Extent::Hole { len_bytes: range.end - at }));
+    }
+}
+
+fn touches(dirty: &[Range<u64>], range: &Range<u64>) -> bool {
+    let first = dirty.partition_point(|changed| changed.end <= range.start);
+    dirty.get(first).is_some_and(|changed| changed.start < range.end)
+}
+
+/// Reads and writes a range again, turning aligned stretches of zeroes into holes.
+fn rewrite(out: &mut ContentWriter<'_>, range: Range<u64>, read: &mut ReadAt<'_>) -> Result<()> {
+    let mut buffer = vec![0; READ_LEN as usize];
+    let mut at = range.start;
+    while at < range.end {
+        let end = (at - at % READ_LEN + READ_LEN).min(range.end);
+        let bytes = &mut buffer[..(end - at) as usize];
+        read(at, bytes)?;
+        write_with_holes(out, at, bytes)?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// Appends bytes that stand at `offset` of their file; whole aligned stretches of zeroes become holes.
+///
+/// # Errors
+/// As [`Writer::put_chunk`].
+pub fn write_with_holes(out: &mut ContentWriter<'_>, offset: u64, bytes: &[u8]) -> Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let to_boundary = HOLE_LEN - (offset + done as u64) % HOLE_LEN;
+        let piece = &bytes[done..bytes.len().min(done + to_boundary as usize)];
+        match piece.len() as u64 == HOLE_LEN && is_zero(piece) {
+            true => out.hole(HOLE_LEN)?,
+            false => out.write(piece)?,
+        }
+        done += piece.len();
+    }
+    Ok(())
+}
+
+/// Whether all bytes are zero; about as fast as memory is read.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let lines = bytes.chunks_exact(64);
+    let tail = lines.remainder();
+    let blank = |line: &[u8]| line.iter().fold(0, |seen, byte| seen | byte) == 0;
+    lines.into_iter().all(blank) && blank(tail)
+}

@@ -1,0 +1,72 @@
+//! The superblock: what a store is. Written once by `init`; a store without a readable one is not opened.
+
+use crate::error::{Error, Kind, Result};
+use crate::id::StoreId;
+use crate::tier::Tier;
+use crate::wire::{Decoder, Encoder, Record, seal, unseal};
+
+/// Its key on the hot tier.
+pub const KEY: &str = "superblock";
+
+/// Identity and feature sets. A build opens a store only if it knows every incompatible feature, and writes to it only
+/// if it also knows every read-only-compatible one; compatible features may be ignored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// Names the store for life.
+    pub id: StoreId,
+    /// Feature bits that old builds may ignore.
+    pub compatible: u64,
+    /// Feature bits that old builds may ignore while they only read.
+    pub read_only_compatible: u64,
+    /// Feature bits that a build must know.
+    pub incompatible: u64,
+}
+
+impl Superblock {
+    /// The superblock of a new store.
+    pub fn new(id: StoreId) -> Self {
+        Self { id, compatible: 0, read_only_compatible: 0, incompatible: 0 }
+    }
+
+    /// The record's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Encoder::new();
+        body.bytes(self.id.as_bytes())
+            .u64(self.compatible)
+            .u64(self.read_only_compatible)
+            .u64(self.incompatible);
+        seal(Record::Superblock, &body.finish())
+    }
+
+    /// Parses a record.
+    ///
+    /// # Errors
+    /// `Corrupt`; `Invalid` when the store has a feature this build lacks.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut fields = Decoder::new(unseal(Record::Superblock, bytes)?);
+        let id = StoreId::from_bytes(fields.array()?);
+        let (compatible, read_only_compatible, incompatible) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        fields.end()?;
+        if incompatible != 0 {
+            return Err(Error::invalid(format!(
+                "store needs features {incompatible:#x} that this build lacks"
+            ))
+            .advice("use a newer snapctl"));
+        }
+        Ok(Self { id, compatible, read_only_compatible, incompatible })
+    }
+
+    /// Reads the superblock of the store on `tier`.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no store, else as [`Self::decode`].
+    pub fn read(tier: &dyn Tier) -> Result<Self> {
+        match tier.get(KEY) {
+            Ok(object) => Self::decode(&object).map_err(|error| error.object(tier.describe())),
+            Err(error) if error.kind() == Kind::NotFound => Err(Error::new(Kind::NotFound, "no store here")
+                .object(tier.describe())
+                .advice("create one with `snapctl init`, or name another with --store")),
+            Err(error) => Err(error),
+        }
+    }
+}

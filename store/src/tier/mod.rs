@@ -1,0 +1,104 @@
+//! A tier: a place where objects live, with one narrow blocking interface.
+//!
+//! Objects are immutable but for those changed by [`Tier::compare_and_swap`]. An object is there whole or not at all: no
+//! reader ever sees half of one. Every implementation passes the conformance suite of the tests.
+
+mod local;
+mod memory;
+
+pub use local::{LocalTier, replace_file};
+pub use memory::MemoryTier;
+
+use crate::error::{Error, Kind, Result};
+use crate::map::Mapped;
+use std::fmt::Debug;
+
+/// Name and size of a stored object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Its key.
+    pub key: String,
+    /// Its size.
+    pub len_bytes: u64,
+}
+
+/// The bytes of a whole object.
+#[derive(Debug)]
+pub enum Object {
+    /// Read into memory.
+    Owned(Vec<u8>),
+    /// Mapped from a local file.
+    Mapped(Mapped),
+}
+
+impl std::ops::Deref for Object {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Mapped(map) => map,
+        }
+    }
+}
+
+/// A place where objects live. Keys are slash-separated components of `[A-Za-z0-9._%-]`.
+pub trait Tier: Send + Sync + Debug {
+    /// What and where it is, for error texts.
+    fn describe(&self) -> String;
+
+    /// The whole object.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    fn get(&self, key: &str) -> Result<Object>;
+
+    /// Exactly `len` bytes from `offset`.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such object, `Corrupt` when it ends before the range does.
+    fn get_range(&self, key: &str, offset: u64, len: u64) -> Result<Vec<u8>>;
+
+    /// Size of the object, `None` when there is none.
+    fn len_bytes(&self, key: &str) -> Result<Option<u64>>;
+
+    /// Stores a new object; durable, with its name, when this returns. `false`: one was there and stays as it was.
+    ///
+    /// # Errors
+    /// After an error the object may or may not be there; it is never there in part.
+    fn put_if_absent(&self, key: &str, body: &[u8]) -> Result<bool>;
+
+    /// Replaces the object if its bytes are `expected` (`None`: if there is none). `false`: they are not.
+    ///
+    /// # Errors
+    /// After an error either the old or the new object is there.
+    fn compare_and_swap(&self, key: &str, expected: Option<&[u8]>, body: &[u8]) -> Result<bool>;
+
+    /// All objects whose key starts with `prefix`, which ends in a slash or is empty; sorted by key.
+    fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>>;
+
+    /// Removes the object for good; absence is fine.
+    fn delete(&self, key: &str) -> Result<()>;
+}
+
+/// Refuses keys that could leave the root of a tier.
+fn check_key(key: &str) -> Result<()> {
+    let good = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.bytes().all(|c| c.is_ascii_alphanumeric() || b"._%-".contains(&c))
+    };
+    if key.len() <= 1024 && key.split('/').all(good) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Internal, "not an object key").object(key))
+}
+
+/// The object that a tier does not have.
+fn absent(tier: &dyn Tier, key: &str) -> Error {
+    Error::new(Kind::NotFound, format!("no such object in {}", tier.describe())).object(key)
+}
+
+/// A range that goes past the end of its object.
+fn past_end(key: &str, offset: u64, len: u64) -> Error {
+    Error::corrupt(format!("object ends before byte {}", offset.saturating_add(len))).object(key)
+}

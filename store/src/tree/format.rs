@@ -1,0 +1,149 @@
+//! Encoding of inodes, tree roots and link tables. Tables: docs/FORMAT.md.
+
+use super::{Content, Inode, LinkedInode, Metadata, Node, TreeRoot};
+use crate::blob;
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, DirectoryId, TreeId};
+use crate::wire::{Decoder, Encoder, FORMAT_VERSION};
+use crate::writer::Writer;
+use std::collections::BTreeMap;
+
+/// First bytes of a tree's root record.
+pub const ROOT_MAGIC: &[u8; 4] = b"TREE";
+/// First bytes of a link table.
+pub const LINKS_MAGIC: &[u8; 4] = b"TLNK";
+
+const DIRECTORY: u8 = 1;
+const FILE: u8 = 2;
+const SYMLINK: u8 = 3;
+const CHAR_DEVICE: u8 = 4;
+const BLOCK_DEVICE: u8 = 5;
+const FIFO: u8 = 6;
+const SOCKET: u8 = 7;
+
+/// Checks the four magic bytes and the version at the head of a record.
+pub fn expect_head(fields: &mut Decoder<'_>, magic: &[u8; 4], what: &str) -> Result<()> {
+    if fields.take(4)? != magic {
+        return Err(Error::corrupt(format!("not a {what} (wrong magic)")));
+    }
+    match fields.u16()? {
+        FORMAT_VERSION => Ok(()),
+        version => {
+            Err(Error::invalid(format!("{what} has format version {version}")).advice("use a newer snapctl"))
+        }
+    }
+}
+
+fn encode_metadata(out: &mut Encoder, metadata: &Metadata) {
+    out.u32(metadata.mode)
+        .u32(metadata.uid)
+        .u32(metadata.gid)
+        .time(metadata.mtime)
+        .count(metadata.xattrs.len());
+    for (name, value) in &metadata.xattrs {
+        out.string(name).string(value);
+    }
+}
+
+fn decode_metadata(fields: &mut Decoder<'_>) -> Result<Metadata> {
+    let (mode, uid, gid, mtime) = (fields.u32()?, fields.u32()?, fields.u32()?, fields.time()?);
+    if mode & !0o7777 != 0 {
+        return Err(Error::corrupt(format!("mode {mode:o} has more than permission bits")));
+    }
+    let mut xattrs = Vec::new();
+    for _ in 0..fields.count(8)? {
+        xattrs.push((fields.string()?.to_vec(), fields.string()?.to_vec()));
+    }
+    Ok(Metadata { mode, uid, gid, mtime, xattrs })
+}
+
+/// Appends an inode.
+pub fn encode_inode(out: &mut Encoder, inode: &Inode) {
+    encode_metadata(out, &inode.metadata);
+    match &inode.node {
+        Node::Directory(id) => out.u8(DIRECTORY).bytes(id.as_bytes()),
+        Node::File(content) => {
+            out.u8(FILE);
+            content.encode_into(out);
+            out
+        }
+        Node::Symlink(target) => out.u8(SYMLINK).string(target),
+        Node::CharDevice(number) => out.u8(CHAR_DEVICE).u64(*number),
+        Node::BlockDevice(number) => out.u8(BLOCK_DEVICE).u64(*number),
+        Node::Fifo => out.u8(FIFO),
+        Node::Socket => out.u8(SOCKET),
+    };
+}
+
+/// Takes an inode.
+pub fn decode_inode(fields: &mut Decoder<'_>) -> Result<Inode> {
+    let metadata = decode_metadata(fields)?;
+    let node = match fields.u8()? {
+        DIRECTORY => Node::Directory(DirectoryId::from_bytes(fields.array()?)),
+        FILE => Node::File(Content::decode_from(fields)?),
+        SYMLINK => Node::Symlink(fields.string()?.to_vec()),
+        CHAR_DEVICE => Node::CharDevice(fields.u64()?),
+        BLOCK_DEVICE => Node::BlockDevice(fields.u64()?),
+        FIFO => Node::Fifo,
+        SOCKET => Node::Socket,
+        unknown => return Err(Error::corrupt(format!("inode of unknown type {unknown}"))),
+    };
+    Ok(Inode { metadata, node })
+}
+
+/// Stores a tree's link table and root record.
+pub(crate) fn encode_tree(writer: &mut Writer, root: &TreeRoot) -> Result<TreeId> {
+    let table = match root.links.is_empty() {
+        true => None,
+        false => Some(blob::put(writer, &encode_links(&root.links))?),
+    };
+    let mut out = Encoder::new();
+    out.bytes(ROOT_MAGIC).u16(FORMAT_VERSION).u16(0);
+    out.u8(table.is_some().into()).bytes(table.as_ref().unwrap_or(&ChunkId::from_bytes([0; 32])).as_bytes());
+    let inode = Inode { metadata: root.metadata.clone(), node: Node::Directory(root.directory) };
+    encode_inode(&mut out, &inode);
+    blob::put(writer, &out.finish()).map(TreeId::from)
+}
+
+/// The root directory's inode and the link table's id.
+pub fn decode_root(bytes: &[u8]) -> Result<(Inode, Option<ChunkId>)> {
+    let mut fields = Decoder::new(bytes);
+    expect_head(&mut fields, ROOT_MAGIC, "tree")?;
+    fields.u16()?;
+    let has_links = fields.u8()? != 0;
+    let table = ChunkId::from_bytes(fields.array()?);
+    let inode = decode_inode(&mut fields)?;
+    fields.end()?;
+    match inode.node {
+        Node::Directory(_) => Ok((inode, has_links.then_some(table))),
+        _ => Err(Error::corrupt("root of a tree is not a directory")),
+    }
+}
+
+fn encode_links(links: &BTreeMap<u64, LinkedInode>) -> Vec<u8> {
+    let mut out = Encoder::new();
+    out.bytes(LINKS_MAGIC).u16(FORMAT_VERSION).u16(0).count(links.len());
+    for (number, linked) in links {
+        out.u64(*number).u32(linked.count);
+        encode_inode(&mut out, &linked.inode);
+    }
+    out.finish()
+}
+
+/// A link table.
+pub fn decode_links(bytes: &[u8]) -> Result<BTreeMap<u64, LinkedInode>> {
+    let mut fields = Decoder::new(bytes);
+    expect_head(&mut fields, LINKS_MAGIC, "link table")?;
+    fields.u16()?;
+    let mut links = BTreeMap::new();
+    for _ in 0..fields.count(40)? {
+        let (number, count) = (fields.u64()?, fields.u32()?);
+        let inode = decode_inode(&mut fields)?;
+        if matches!(inode.node, Node::Directory(_)) {
+            return Err(Error::corrupt("link table holds a directory"));
+        }
+        links.insert(number, LinkedInode { count, inode });
+    }
+    fields.end()?;
+    Ok(links)
+}

@@ -1,0 +1,1 @@
+//! Trees: codecs, truncation, bit flips.

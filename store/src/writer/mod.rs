@@ -1,0 +1,290 @@
+//! Writing: chunks in, deduplicated, and committed in the one safe order.
+//!
+//! Order of a commit: packs durable -> index run -> snapshot record -> session still alive and packs leaned on still
+//! there -> ref. A writer that failed once refuses to go on. Dropping a writer leaves nothing that a ref reaches.
+
+mod pipeline;
+mod pool;
+mod state;
+
+use crate::clock;
+use crate::error::{Error, Kind, Result};
+use crate::id::{ChunkId, DirectoryId, ImageId, PackId, SnapshotId, TreeId};
+use crate::index;
+use crate::lock::FileLock;
+use crate::pack::{MAX_FRAME_PLAIN, PackKind};
+use crate::refs::RefEntry;
+use crate::repo::Store;
+use crate::session::Session;
+use crate::snapshot::{Snapshot, Totals};
+use crate::tree::{Content, ContentWriter, Entry, TreeRoot, encode_directory, encode_tree};
+use crate::{blob, refs};
+use pipeline::Pipeline;
+use std::collections::{BTreeMap, HashSet};
+use std::io::Read;
+
+/// What a writer did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteStats {
+    /// Chunks offered.
+    pub chunks: u64,
+    /// Chunks that were not there.
+    pub new_chunks: u64,
+    /// Their plain bytes, offered.
+    pub bytes: u64,
+    /// Their plain bytes, new.
+    pub new_bytes: u64,
+    /// Bytes of the packs written, complete after a commit.
+    pub stored_bytes: u64,
+}
+
+/// What a commit makes a snapshot of.
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotDraft {
+    /// Files.
+    pub tree: Option<TreeId>,
+    /// Memory.
+    pub image: Option<ImageId>,
+    /// What it was made from.
+    pub parent: Option<SnapshotId>,
+    /// Free words.
+    pub labels: BTreeMap<String, String>,
+    /// Names in the tree, or pages in the image.
+    pub files: u64,
+    /// Logical bytes.
+    pub bytes: u64,
+}
+
+/// The one process that writes.
+pub struct Writer {
+    store: Store,
+    pipeline: Pipeline,
+    /// Chunks of this session, which the index does not know yet.
+    fresh: HashSet<ChunkId>,
+    /// Packs that this session's deduplication relies on.
+    leaned_on: HashSet<PackId>,
+    condemned: HashSet<PackId>,
+    condemned_snapshots: HashSet<SnapshotId>,
+    stats: WriteStats,
+    failed: bool,
+    // Dropped in this order: the session ends before another writer may begin.
+    session: Session,
+    _lock: FileLock,
+}
+
+impl Writer {
+    pub(crate) fn open(store: &Store, purpose: &str) -> Result<Self> {
+        let state = store.state_dir();
+        std::fs::create_dir_all(state)
+            .map_err(|error| Error::io("cannot create directory", state.display(), error))?;
+        let lock = FileLock::take(&state.join("lock"), purpose)?;
+        let names = state::next_incarnation(state)?;
+        let config = &store.0.config;
+        let (session, lists) = Session::writer(&config.hot, state, purpose)?;
+        // Only what is known after the session became visible may be leaned on.
+        store.index().refresh(store.hot())?;
+        if store.index().runs().is_empty() {
+            store.index().adopt_uncovered(&store.tiers())?;
+        }
+        Ok(Self {
+            pipeline: Pipeline::new(config.hot.clone(), config.level, names)?,
+            store: store.clone(),
+            fresh: HashSet::new(),
+            leaned_on: HashSet::new(),
+            condemned: lists.iter().flat_map(|list| list.packs.clone()).collect(),
+            condemned_snapshots: lists.into_iter().flat_map(|list| list.snapshots).collect(),
+            stats: WriteStats::default(),
+            failed: false,
+            session,
+            _lock: lock,
+        })
+    }
+
+    /// The store that is written to.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> WriteStats {
+        WriteStats { stored_bytes: self.pipeline.stored_bytes(), ..self.stats }
+    }
+
+    /// Stores a chunk of file bytes, if it is new, in a frame with its neighbours.
+    ///
+    /// # Errors
+    /// `Invalid` above 2 MiB; those of the tier, also for earlier chunks.
+    pub fn put_chunk(&mut self, bytes: &[u8]) -> Result<ChunkId> {
+        self.put(PackKind::Data, bytes, false)
+    }
+
+    /// Stores a group of memory pages, if it is new, in a frame of its own, which is what a fault fetches.
+    ///
+    /// # Errors
+    /// As [`Self::put_chunk`].
+    pub fn put_page_group(&mut self, bytes: &[u8]) -> Result<ChunkId> {
+        self.put(PackKind::Data, bytes, true)
+    }
+
+    /// Stores a chunk of metadata, if it is new.
+    pub(crate) fn put_meta(&mut self, bytes: &[u8]) -> Result<ChunkId> {
+        self.put(PackKind::Meta, bytes, false)
+    }
+
+    fn put(&mut self, kind: PackKind, bytes: &[u8], alone: bool) -> Result<ChunkId> {
+        if bytes.len() > MAX_FRAME_PLAIN {
+            return Err(Error::invalid(format!("chunk of {} bytes; at most {MAX_FRAME_PLAIN}", bytes.len())));
+        }
+        self.check_usable()?;
+        let id = self.store.0.domain.chunk_id(bytes);
+        self.stats.chunks += 1;
+        self.stats.bytes += bytes.len() as u64;
+        if self.is_known(&id) {
+            return Ok(id);
+        }
+        let pushed = match alone {
+            true => self.pipeline.push_alone(kind, id, bytes),
+            false => self.pipeline.push(kind, id, bytes),
+        };
+        self.guard(pushed)?;
+        self.fresh.insert(id);
+        self.stats.new_chunks += 1;
+        self.stats.new_bytes += bytes.len() as u64;
+        Ok(id)
+    }
+
+    /// Whether a chunk is there already; if so the session leans on its pack from now on.
+    fn is_known(&mut self, id: &ChunkId) -> bool {
+        if self.fresh.contains(id) {
+            return true;
+        }
+        let condemned = &self.condemned;
+        match self.store.index().find_in(id, |pack| !condemned.contains(pack)) {
+            Some(place) => {
+                self.leaned_on.insert(place.pack);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn check_usable(&self) -> Result<()> {
+        match self.failed {
+            true => Err(Error::new(Kind::Internal, "this writer failed before and may not go on")),
+            false => Ok(()),
+        }
+    }
+
+    /// Remembers a failure: what was written before it may be lost.
+    fn guard<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        self.failed |= outcome.is_err();
+        outcome
+    }
+
+    /// Chunks a stream of bytes by content.
+    ///
+    /// # Errors
+    /// Those of `reader`, as `Unavailable`, and of [`Self::put_chunk`].
+    pub fn put_content(&mut self, reader: &mut dyn Read) -> Result<Content> {
+        let mut content = self.content_writer();
+        content.copy_from(reader)?;
+        content.finish()
+    }
+
+    /// Writes a file's bytes piece by piece, with holes.
+    pub fn content_writer(&mut self) -> ContentWriter<'_> {
+        ContentWriter::new(self)
+    }
+
+    /// Stores a directory.
+    ///
+    /// # Errors
+    /// `Invalid` when names are not sorted, unique and possible; else as [`Self::put_chunk`].
+    pub fn put_directory(&mut self, entries: &[Entry]) -> Result<DirectoryId> {
+        let bytes = encode_directory(entries)?;
+        blob::put(self, &bytes).map(DirectoryId::from)
+    }
+
+    /// Stores the root record of a tree.
+    ///
+    /// # Errors
+    /// As [`Self::put_chunk`].
+    pub fn put_tree(&mut self, root: &TreeRoot) -> Result<TreeId> {
+        encode_tree(self, root)
+    }
+
+    /// Makes everything durable and moves the ref `name` to a new snapshot. What the draft takes over by id without
+    /// offering it to this writer (unchanged subtrees, extents, page groups) must come from its parent, or from a snapshot
+    /// that is pinned.
+    ///
+    /// # Errors
+    /// `NotFound` when the parent was forgotten and is being collected.
+    /// `Fenced` when the session was ended meanwhile, `Conflict`, and those of the tier. After an error the ref is as it
+    /// was, unless the error came from the very last write, whose outcome is then unknown.
+    pub fn commit(&mut self, name: &str, draft: SnapshotDraft) -> Result<SnapshotId> {
+        refs::check_name(name)?;
+        self.check_usable()?;
+        if let Some(gone) = draft.parent.filter(|parent| self.condemned_snapshots.contains(parent)) {
+            return Err(Error::new(Kind::NotFound, "parent snapshot was forgotten and is being collected")
+                .object(gone)
+                .advice("start from another snapshot"));
+        }
+        let outcome = self.try_commit(name, draft);
+        self.guard(outcome)
+    }
+
+    fn try_commit(&mut self, name: &str, draft: SnapshotDraft) -> Result<SnapshotId> {
+        let store = self.store.clone();
+        let tier = store.hot();
+        self.flush()?;
+        let WriteStats { new_bytes, stored_bytes, .. } = self.stats();
+        let time = clock::now();
+        let totals = Totals { files: draft.files, bytes: draft.bytes, new_bytes, stored_bytes };
+        let SnapshotDraft { tree, image, parent, labels, .. } = draft;
+        let (id, record) = Snapshot { tree, image, parent, time, labels, totals }.encode();
+        tier.put_if_absent(&Snapshot::key(&id), &record)?;
+        self.check_leaned_on()?;
+        self.session.check_alive()?;
+        store.refs().update(name, |history| {
+            history.push(RefEntry { snapshot: id, time });
+            Ok(())
+        })?;
+        tracing::info!(snapshot = %id, name, new_bytes, stored_bytes, "committed");
+        Ok(id)
+    }
+
+    /// Packs durable, then their index run.
+    fn flush(&mut self) -> Result<()> {
+        let directories = self.pipeline.flush()?;
+        if directories.is_empty() {
+            return Ok(());
+        }
+        let names = self.pipeline.names();
+        let key = format!("index/{}/{}-{}", names.writer, names.epoch, names.next);
+        let tier = self.store.hot();
+        if !tier.put_if_absent(&key, &index::encode(&directories)?)? {
+            return Err(Error::new(Kind::Internal, "an index run of this name is there already").object(key));
+        }
+        self.store.index().refresh(tier)?;
+        self.fresh.clear();
+        Ok(())
+    }
+
+    /// A ref must never name what is not there, whatever the index said.
+    fn check_leaned_on(&self) -> Result<()> {
+        let tiers = self.store.tiers();
+        for pack in &self.leaned_on {
+            let key = pack.key();
+            let mut found = false;
+            for tier in &tiers {
+                found |= tier.len_bytes(&key)?.is_some();
+            }
+            if !found {
+                return Err(Error::corrupt("the index names a pack that is gone")
+                    .object(pack)
+                    .advice("run `snapctl index rebuild`, then try again; nothing was committed"));
+            }
+        }
+        Ok(())
+    }
+}

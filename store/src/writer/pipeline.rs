@@ -1,0 +1,177 @@
+//! From chunks to durable packs: chunks gather in frames, frames are compressed by a few threads, compressed frames fill
+//! packs in the order they were begun, full packs are stored. Memory is bounded: a few frames in flight, one open pack
+//! and one being stored per kind.
+
+use super::pool::{Pool, Ticket};
+use crate::error::{Error, Kind, Result};
+use crate::id::{ChunkId, PackId, WriterId};
+use crate::pack::{EncodedFrame, FrameDraft, PackBuilder, PackDirectory, PackKind, TARGET_LEN};
+use crate::tier::Tier;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Frames of file data and of metadata are closed at about this many plain bytes.
+const FRAME_TARGET: [usize; 2] = [256 << 10, 64 << 10];
+/// Frames in flight for each compressing thread.
+const FRAMES_PER_THREAD: usize = 4;
+/// Packs waiting to be stored.
+const PACKS_IN_FLIGHT: usize = 2;
+
+/// Names packs in one writer's incarnation.
+pub struct PackNames {
+    /// Who writes.
+    pub writer: WriterId,
+    /// Its incarnation.
+    pub epoch: u32,
+    /// The next pack's number.
+    pub next: u32,
+}
+
+impl PackNames {
+    fn next(&mut self) -> PackId {
+        let id = PackId { writer: self.writer, epoch: self.epoch, sequence: self.next };
+        self.next += 1;
+        id
+    }
+}
+
+/// The open end of the store.
+pub struct Pipeline {
+    tier: Arc<dyn Tier>,
+    level: i32,
+    names: PackNames,
+    drafts: [FrameDraft; 2],
+    compressors: Pool,
+    compressing: VecDeque<(PackKind, Ticket<EncodedFrame>)>,
+    max_compressing: usize,
+    packs: [Option<PackBuilder>; 2],
+    storer: Pool,
+    storing: VecDeque<Ticket<PackDirectory>>,
+    stored: Vec<PackDirectory>,
+    stored_bytes: u64,
+}
+
+impl Pipeline {
+    /// An empty pipeline with one compressing thread per core.
+    ///
+    /// # Errors
+    /// `Unavailable` when the system gives no thread.
+    pub fn new(tier: Arc<dyn Tier>, level: i32, names: PackNames) -> Result<Self> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            tier,
+            level,
+            names,
+            drafts: [FrameDraft::new(PackKind::Data), FrameDraft::new(PackKind::Meta)],
+            compressors: Pool::new("compress", threads)?,
+            compressing: VecDeque::new(),
+            max_compressing: threads * FRAMES_PER_THREAD,
+            packs: [None, None],
+            storer: Pool::new("store-pack", 1)?,
+            storing: VecDeque::new(),
+            stored: Vec::new(),
+            stored_bytes: 0,
+        })
+    }
+
+    /// Adds a chunk to the open frame of its kind.
+    ///
+    /// # Errors
+    /// Those of earlier frames and packs: after one, the pipeline is not to be used again.
+    pub fn push(&mut self, kind: PackKind, id: ChunkId, bytes: &[u8]) -> Result<()> {
+        let draft = &mut self.drafts[kind as usize];
+        draft.push(id, bytes);
+        if draft.plain.len() >= FRAME_TARGET[kind as usize] {
+            let full = std::mem::replace(draft, FrameDraft::new(kind));
+            self.compress(full)?;
+        }
+        Ok(())
+    }
+
+    /// Puts a chunk into a frame of its own.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn push_alone(&mut self, kind: PackKind, id: ChunkId, bytes: &[u8]) -> Result<()> {
+        let mut draft = FrameDraft::new(kind);
+        draft.push(id, bytes);
+        self.compress(draft)
+    }
+
+    fn compress(&mut self, draft: FrameDraft) -> Result<()> {
+        let (kind, level) = (draft.kind, self.level);
+        self.compressing.push_back((kind, self.compressors.run(move || draft.encode(level))));
+        while self.compressing.len() > self.max_compressing
+            || self.compressing.front().is_some_and(|(_, ticket)| ticket.is_ready())
+        {
+            self.pack_next_frame()?;
+        }
+        Ok(())
+    }
+
+    fn pack_next_frame(&mut self) -> Result<()> {
+        let Some((kind, ticket)) = self.compressing.pop_front() else { return Ok(()) };
+        let frame = ticket.wait()?;
+        let names = &mut self.names;
+        let pack = self.packs[kind as usize].get_or_insert_with(|| PackBuilder::new(names.next(), kind));
+        pack.push(&frame);
+        if pack.len_bytes() >= TARGET_LEN {
+            self.store_pack(kind)?;
+        }
+        Ok(())
+    }
+
+    fn store_pack(&mut self, kind: PackKind) -> Result<()> {
+        let Some(pack) = self.packs[kind as usize].take() else { return Ok(()) };
+        let tier = self.tier.clone();
+        let (id, bytes, directory) = pack.finish();
+        self.stored_bytes += bytes.len() as u64;
+        self.storing.push_back(self.storer.run(move || match tier.put_if_absent(&id.key(), &bytes)? {
+            true => Ok(directory),
+            false => Err(Error::new(Kind::Internal, "a pack of this name is there already").object(id)),
+        }));
+        while self.storing.len() > PACKS_IN_FLIGHT {
+            self.await_stored()?;
+        }
+        Ok(())
+    }
+
+    fn await_stored(&mut self) -> Result<()> {
+        if let Some(ticket) = self.storing.pop_front() {
+            self.stored.push(ticket.wait()?);
+        }
+        Ok(())
+    }
+
+    /// Makes everything pushed so far durable and gives the directories of the packs stored since the last flush.
+    ///
+    /// # Errors
+    /// As the tier. After an error nothing of this pipeline may be committed.
+    pub fn flush(&mut self) -> Result<Vec<PackDirectory>> {
+        for kind in [PackKind::Data, PackKind::Meta] {
+            let draft = std::mem::replace(&mut self.drafts[kind as usize], FrameDraft::new(kind));
+            if !draft.slots.is_empty() {
+                self.compress(draft)?;
+            }
+        }
+        while !self.compressing.is_empty() {
+            self.pack_next_frame()?;
+        }
+        self.store_pack(PackKind::Data)?;
+        self.store_pack(PackKind::Meta)?;
+        while !self.storing.is_empty() {
+            self.await_stored()?;
+        }
+        Ok(std::mem::take(&mut self.stored))
+    }
+
+    /// Bytes of all packs closed so far.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes
+    }
+
+    /// The incarnation of the writer, for the name of its index run.
+    pub fn names(&self) -> &PackNames {
+        &self.names
+    }
+}

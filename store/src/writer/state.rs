@@ -1,0 +1,33 @@
+//! The writer's identity on this host: a name drawn once and an incarnation that grows with each opening, so that no pack
+//! is ever named twice, not even after a crash. Losing the file costs nothing: a new name is drawn.
+
+use super::pipeline::PackNames;
+use crate::clock;
+use crate::error::Result;
+use crate::id::WriterId;
+use crate::tier::replace_file;
+use crate::wire::{Decoder, Encoder, Record, seal, unseal};
+use std::path::Path;
+
+/// Draws the next incarnation, durably, before anything is named after it. The caller holds the writer's lock.
+///
+/// # Errors
+/// As the system calls.
+pub fn next_incarnation(state: &Path) -> Result<PackNames> {
+    let path = state.join("writer");
+    let (writer, epoch) = match std::fs::read(&path).ok().and_then(|bytes| decode(&bytes).ok()) {
+        Some((writer, epoch)) if epoch < u32::MAX => (writer, epoch + 1),
+        _ => (WriterId::from_bytes(clock::random_bytes()), 0),
+    };
+    let mut body = Encoder::new();
+    body.bytes(writer.as_bytes()).u32(epoch);
+    replace_file(&state.join("writer.next"), &path, &seal(Record::WriterState, &body.finish()))?;
+    Ok(PackNames { writer, epoch, next: 0 })
+}
+
+fn decode(bytes: &[u8]) -> Result<(WriterId, u32)> {
+    let mut fields = Decoder::new(unseal(Record::WriterState, bytes)?);
+    let state = (WriterId::from_bytes(fields.array()?), fields.u32()?);
+    fields.end()?;
+    Ok(state)
+}
