@@ -47,7 +47,7 @@ pub use id::{ChunkId, DirectoryId, ImageId, PackId, SnapshotId, StoreId, TreeId,
 pub use image::{GROUP_PAGES, Image, ImageBuilder, ImageKind, ImageStats, Location, PAGE, PageRun, Space};
 pub use lock::FileLock;
 pub use progress::{Progress, Unwatched};
-pub use reach::Reached;
+pub use reach::{Reached, Visit, chunks_of_directory, chunks_of_image, chunks_of_tree};
 pub use refs::{Ref, RefEntry, Refs, check_name};
 pub use repo::{Pin, Store, StoreConfig};
 pub use restore::{RestoreReport, restore};

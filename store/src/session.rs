@@ -163,16 +163,18 @@ impl Drop for Session {
     }
 }
 
-/// The sessions whose processes live. Dead ones are removed.
+/// The sessions whose processes live. With `sweep`, those of dead processes are removed.
 ///
 /// # Errors
 /// As the tier; `Corrupt` for a damaged session of a live process, which a collector must not pass over.
-pub fn sweep_dead(tier: &dyn Tier, state: &Path) -> Result<Vec<SessionRecord>> {
+pub fn alive(tier: &dyn Tier, state: &Path, sweep: bool) -> Result<Vec<SessionRecord>> {
     let mut alive = Vec::new();
     for info in tier.list(PREFIX)? {
         if !FileLock::is_held(&lock_path(state, &info.key))? {
-            tracing::info!(session = info.key, "ending the session of a dead process");
-            tier.delete(&info.key)?;
+            if sweep {
+                tracing::info!(session = info.key, "ending the session of a dead process");
+                tier.delete(&info.key)?;
+            }
             continue;
         }
         match tier.get(&info.key) {

@@ -122,6 +122,11 @@ impl Tree {
         Ok(Self { store: store.clone(), root, link_table, links: Arc::default() })
     }
 
+    /// The store it is read from.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// The root directory's inode.
     pub fn root(&self) -> &Inode {
         &self.root

@@ -1,0 +1,225 @@
+//! One run of the collector.
+//!
+//! Order, and why: raise the epoch, then list sessions, then refs (so a writer is seen in one of the two); mark; refuse
+//! if anything is missing; write the condemned lists; take deleted packs out of the index; delete; shorten the lists. Each
+//! step leaves a state from which the next run goes on. No wall clock is read.
+
+use crate::mark::Marker;
+use crate::plan::{Clock, Planned, Verdict};
+use std::collections::{HashMap, HashSet};
+use store::collector::{self, Condemned};
+use store::{Derived, FileLock, PackId, Progress, Result, SnapshotId, Store, index, session};
+
+/// Runs are merged when there are more.
+const MAX_RUNS: usize = 8;
+
+/// How to collect.
+#[derive(Clone, Copy, Debug)]
+pub struct CollectOptions {
+    /// Only tell what a run would do.
+    pub dry_run: bool,
+    /// How many runs, one after the other; three free what is dead now, if no writer is at work.
+    pub cycles: u32,
+}
+
+impl Default for CollectOptions {
+    fn default() -> Self {
+        Self { dry_run: false, cycles: 1 }
+    }
+}
+
+/// What the last run did, or would do.
+#[derive(Clone, Debug, Default)]
+pub struct CollectReport {
+    /// The run's epoch.
+    pub epoch: u64,
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+    /// Every pack and what happens to it; deletions of all cycles.
+    pub packs: Vec<Planned<PackId>>,
+    /// Every snapshot record and what happens to it.
+    pub snapshots: Vec<Planned<SnapshotId>>,
+    /// Index runs that became one.
+    pub merged_runs: u64,
+}
+
+impl CollectReport {
+    /// Bytes of the packs with this verdict.
+    pub fn bytes(&self, verdict: Verdict) -> u64 {
+        self.packs.iter().filter(|pack| pack.verdict == verdict).map(|pack| pack.len_bytes).sum()
+    }
+}
+
+/// Collects, beside writers and readers. One collector at a time.
+///
+/// # Errors
+/// `Conflict` when another collector works; `Corrupt` or `NotFound` when a root or anything reachable cannot be read:
+/// nothing was deleted then; else as the tiers: the next run goes on.
+pub fn collect(store: &Store, options: &CollectOptions, progress: &dyn Progress) -> Result<CollectReport> {
+    let state = store.state_dir();
+    let _lock = match options.dry_run {
+        true => None,
+        false => Some(FileLock::take(&state.join("gc.lock"), "snapctl gc")?),
+    };
+    let table = match options.dry_run {
+        true => None,
+        false => Some(Derived::open(&state.join("marks"))?),
+    };
+    let mut deleted = Vec::new();
+    let mut report = CollectReport::default();
+    for _ in 0..options.cycles.max(1) {
+        report = run(store, options.dry_run, table.as_ref(), progress)?;
+        if options.dry_run {
+            break;
+        }
+        deleted.extend(report.packs.iter().filter(|pack| pack.verdict == Verdict::Delete).copied());
+        report.packs.retain(|pack| pack.verdict != Verdict::Delete);
+    }
+    report.packs.extend(deleted);
+    Ok(report)
+}
+
+fn run(
+    store: &Store,
+    dry_run: bool,
+    table: Option<&Derived>,
+    progress: &dyn Progress,
+) -> Result<CollectReport> {
+    let tier = store.hot();
+    let epoch = match dry_run {
+        true => collector::read_epoch(tier)? + 1,
+        false => collector::raise_epoch(tier)?,
+    };
+    let sessions = session::alive(tier, store.state_dir(), !dry_run)?;
+    let lists = Condemned::read_all(tier)?;
+    let packs = store.packs()?;
+    let records = store.snapshot_ids()?;
+    let roots = roots(store, &sessions)?;
+    // The index is read after the refs: what they name was indexed before they named it.
+    store.index().refresh(tier)?;
+    store.index().adopt_uncovered(&store.tiers())?;
+
+    let inventory: HashSet<PackId> = packs.iter().map(|(id, _)| *id).collect();
+    let condemned = epochs(&lists, |list| &list.packs);
+    let mut marker = Marker::new(store, &inventory, &condemned, table);
+    progress.begin("mark snapshots", Some(roots.len() as u64));
+    for root in &roots {
+        marker.mark(root)?;
+        progress.advance(1);
+    }
+    progress.end();
+
+    let oldest_writer = sessions.iter().filter_map(|session| session.writer_epoch).min();
+    let clock = Clock { epoch, oldest_writer };
+    let plan = |reached, condemned: Option<&u64>| clock.decide(reached, condemned.copied());
+    let mut report = CollectReport { epoch, dry_run, ..CollectReport::default() };
+    for (id, len_bytes) in packs {
+        let (verdict, reason) = plan(marker.reached().contains(&id), condemned.get(&id));
+        report.packs.push(Planned { id, len_bytes, verdict, reason });
+    }
+    let condemned = epochs(&lists, |list| &list.snapshots);
+    for id in records {
+        let (verdict, reason) = plan(marker.marked().contains(&id), condemned.get(&id));
+        report.snapshots.push(Planned { id, len_bytes: 0, verdict, reason });
+    }
+    if !dry_run {
+        execute(store, &lists, &mut report)?;
+        if let Some(table) = table {
+            let live: HashSet<&[u8]> = marker.marked().iter().map(|id| id.as_bytes().as_slice()).collect();
+            table.retain(|key| live.contains(key))?;
+            table.flush()?;
+        }
+    }
+    Ok(report)
+}
+
+/// Every snapshot that must stay.
+fn roots(store: &Store, sessions: &[session::SessionRecord]) -> Result<Vec<SnapshotId>> {
+    let mut roots: Vec<SnapshotId> = sessions.iter().flat_map(|session| session.pinned.clone()).collect();
+    for found in store.refs().list()? {
+        roots.extend(found.history.iter().map(|entry| entry.snapshot));
+    }
+    roots.sort_unstable();
+    roots.dedup();
+    Ok(roots)
+}
+
+/// The run that condemned each object.
+fn epochs<Id: Copy + Eq + std::hash::Hash>(
+    lists: &[Condemned],
+    ids: impl Fn(&Condemned) -> &Vec<Id>,
+) -> HashMap<Id, u64> {
+    lists.iter().flat_map(|list| ids(list).iter().map(|id| (*id, list.epoch))).collect()
+}
+
+fn with_verdict<Id: Copy + Eq + std::hash::Hash>(
+    planned: &[Planned<Id>],
+    verdicts: &[Verdict],
+) -> HashSet<Id> {
+    planned.iter().filter(|object| verdicts.contains(&object.verdict)).map(|object| object.id).collect()
+}
+
+fn execute(store: &Store, lists: &[Condemned], report: &mut CollectReport) -> Result<()> {
+    let tier = store.hot();
+    // Waiting and doomed objects stay listed until they are gone; what was taken back, or is gone already, is dropped.
+    let listed = [Verdict::Wait, Verdict::Delete];
+    shorten(store, lists, &with_verdict(&report.packs, &listed), &with_verdict(&report.snapshots, &listed))?;
+    let fresh = Condemned {
+        epoch: report.epoch,
+        packs: with_verdict(&report.packs, &[Verdict::Condemn]).into_iter().collect(),
+        snapshots: with_verdict(&report.snapshots, &[Verdict::Condemn]).into_iter().collect(),
+    };
+    if !fresh.is_empty() {
+        fresh.write(tier)?;
+    }
+    let packs = with_verdict(&report.packs, &[Verdict::Delete]);
+    let snapshots = with_verdict(&report.snapshots, &[Verdict::Delete]);
+    report.merged_runs = merge_index(store, &packs)?;
+    for snapshot in &snapshots {
+        tier.delete(&store::Snapshot::key(snapshot))?;
+    }
+    for pack in &packs {
+        for tier in store.tiers() {
+            tier.delete(&pack.key())?;
+        }
+    }
+    let waiting = [Verdict::Wait];
+    shorten(store, lists, &with_verdict(&report.packs, &waiting), &with_verdict(&report.snapshots, &waiting))
+}
+
+/// Drops from the lists what is not to stay on them.
+fn shorten(
+    store: &Store,
+    lists: &[Condemned],
+    packs: &HashSet<PackId>,
+    snapshots: &HashSet<SnapshotId>,
+) -> Result<()> {
+    for list in lists {
+        let mut shorter = list.clone();
+        shorter.packs.retain(|id| packs.contains(id));
+        shorter.snapshots.retain(|id| snapshots.contains(id));
+        if shorter != *list {
+            shorter.write(store.hot())?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes packs out of the index before they go, and joins many short runs. Writers add runs meanwhile; those stay.
+fn merge_index(store: &Store, gone: &HashSet<PackId>) -> Result<u64> {
+    let tier = store.hot();
+    let runs = store.index().runs();
+    let stored: Vec<&index::Run> =
+        runs.iter().map(|run| &**run).filter(|run| run.key().starts_with("index/")).collect();
+    let names_gone = stored.iter().any(|run| run.packs().iter().any(|pack| gone.contains(pack)));
+    if !names_gone && stored.len() <= MAX_RUNS {
+        return Ok(0);
+    }
+    let name = store::WriterId::from_bytes(store::clock::random_bytes());
+    tier.put_if_absent(&format!("index/{name}/merged"), &index::merge(&stored, |pack| !gone.contains(pack)))?;
+    for run in &stored {
+        tier.delete(run.key())?;
+    }
+    store.index().refresh(tier)?;
+    Ok(stored.len() as u64)
+}

@@ -1,0 +1,152 @@
+//! Retention: which snapshots of a ref stay. Rules name how many of the newest to keep for each span of time; a snapshot
+//! stays if any rule keeps it. Spans are those of UTC. The newest snapshot always stays.
+
+use std::collections::HashSet;
+use std::time::Duration;
+use store::{Error, Ref, RefEntry, Result, SnapshotId, Store, Time};
+
+/// How many to keep; a rule that is `None` keeps nothing by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// The newest.
+    pub keep_last: Option<u32>,
+    /// The newest of each of the last hours that have one.
+    pub keep_hourly: Option<u32>,
+    /// The same by days.
+    pub keep_daily: Option<u32>,
+    /// The same by weeks, from Monday.
+    pub keep_weekly: Option<u32>,
+    /// The same by months.
+    pub keep_monthly: Option<u32>,
+    /// The same by years.
+    pub keep_yearly: Option<u32>,
+    /// All that are at most so much older than the newest.
+    pub keep_within: Option<Duration>,
+}
+
+/// A snapshot of a ref and the rules that keep it; none: it is forgotten.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retained {
+    /// The snapshot.
+    pub entry: RefEntry,
+    /// The rules that keep it.
+    pub reasons: Vec<&'static str>,
+}
+
+impl Retained {
+    /// Whether any rule keeps it.
+    pub fn is_kept(&self) -> bool {
+        !self.reasons.is_empty()
+    }
+}
+
+/// Number of the span of time that a moment lies in.
+type SpanOf = fn(Time) -> i64;
+
+impl Policy {
+    fn rules(&self) -> [(&'static str, Option<u32>, SpanOf); 5] {
+        [
+            ("hourly", self.keep_hourly, |time| time.seconds.div_euclid(3600)),
+            ("daily", self.keep_daily, day),
+            ("weekly", self.keep_weekly, |time| (day(time) + 3).div_euclid(7)),
+            ("monthly", self.keep_monthly, month),
+            ("yearly", self.keep_yearly, |time| month(time).div_euclid(12)),
+        ]
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Days since 1970-01-01.
+fn day(time: Time) -> i64 {
+    time.seconds.div_euclid(86_400)
+}
+
+/// Months since January of year 0.
+fn month(time: Time) -> i64 {
+    let date =
+        jiff::Timestamp::from_second(time.seconds).unwrap_or_default().to_zoned(jiff::tz::TimeZone::UTC);
+    i64::from(date.year()) * 12 + i64::from(date.month()) - 1
+}
+
+/// Decides over a history, oldest first; the answer is in the same order. Pure.
+pub fn plan(history: &[RefEntry], policy: &Policy) -> Vec<Retained> {
+    let mut plan: Vec<Retained> =
+        history.iter().map(|entry| Retained { entry: *entry, reasons: Vec::new() }).collect();
+    let Some(newest) = history.last().map(|entry| entry.time) else { return plan };
+    for (index, retained) in plan.iter_mut().rev().enumerate() {
+        if index == 0 {
+            retained.reasons.push("newest");
+        }
+        if policy.keep_last.is_some_and(|count| index < count as usize) {
+            retained.reasons.push("last");
+        }
+        let age = newest.seconds.saturating_sub(retained.entry.time.seconds).max(0) as u64;
+        if policy.keep_within.is_some_and(|within| age <= within.as_secs()) {
+            retained.reasons.push("within");
+        }
+    }
+    for (name, count, span_of) in policy.rules() {
+        let mut spans = HashSet::new();
+        for retained in plan.iter_mut().rev() {
+            if spans.len() < count.unwrap_or(0) as usize && spans.insert(span_of(retained.entry.time)) {
+                retained.reasons.push(name);
+            }
+        }
+    }
+    plan
+}
+
+/// Drops from a ref what the policy does not keep. With `dry_run` it only tells.
+///
+/// # Errors
+/// `NotFound` when there is no such ref; `Invalid` for a policy without rules, which would keep one snapshot of all.
+pub fn forget(store: &Store, name: &str, policy: &Policy, dry_run: bool) -> Result<Vec<Retained>> {
+    if policy.is_empty() {
+        return Err(Error::invalid("no rule says what to keep")
+            .advice("give at least one, for example --keep-last 3"));
+    }
+    let found: Ref = store.refs().get(name)?.ok_or_else(|| {
+        Error::new(store::Kind::NotFound, "no such ref").object(name).advice("`snapctl snapshots` lists them")
+    })?;
+    let plan = plan(&found.history, policy);
+    let dropped: HashSet<SnapshotId> =
+        plan.iter().filter(|retained| !retained.is_kept()).map(|retained| retained.entry.snapshot).collect();
+    if !dry_run && !dropped.is_empty() {
+        store.forget(name, |entry| dropped.contains(&entry.snapshot))?;
+    }
+    Ok(plan)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(times: impl IntoIterator<Item = i64>) -> Vec<RefEntry> {
+        let entry = |(seconds, number): (i64, u8)| RefEntry {
+            snapshot: SnapshotId::from_bytes([number; 32]),
+            time: Time { seconds, nanos: 0 },
+        };
+        times.into_iter().zip(0..).map(entry).collect()
+    }
+
+    fn kept(history: &[RefEntry], policy: Policy) -> Vec<u8> {
+        let plan = plan(history, &policy);
+        plan.iter().filter(|r| r.is_kept()).map(|r| r.entry.snapshot.as_bytes()[0]).collect()
+    }
+
+    #[test]
+    fn each_rule_keeps_the_newest_of_its_spans() {
+        let day = 86_400;
+        let entries = history([0, day, day + 60, 2 * day, 40 * day, 400 * day]);
+        assert_eq!(kept(&entries, Policy { keep_last: Some(2), ..Policy::default() }), [4, 5]);
+        assert_eq!(kept(&entries, Policy { keep_daily: Some(4), ..Policy::default() }), [2, 3, 4, 5]);
+        assert_eq!(kept(&entries, Policy { keep_monthly: Some(9), ..Policy::default() }), [3, 4, 5]);
+        assert_eq!(kept(&entries, Policy { keep_yearly: Some(9), ..Policy::default() }), [4, 5]);
+        let within = Some(Duration::from_secs(360 * 86_400));
+        assert_eq!(kept(&entries, Policy { keep_within: within, ..Policy::default() }), [4, 5]);
+        assert_eq!(kept(&entries, Policy::default()), [5]);
+    }
+}
