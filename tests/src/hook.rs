@@ -1,0 +1,96 @@
+//! A tier that runs a piece of code right before its n-th operation: the way to put one process's step between any two of
+//! another's, without threads or time.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use store::{Object, ObjectInfo, Result, Tier};
+
+type Step = Box<dyn FnOnce() + Send>;
+
+/// Passes every operation on; see [`HookTier::arm`].
+pub struct HookTier {
+    inner: Arc<dyn Tier>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    operations: u64,
+    step: Option<(u64, Step)>,
+}
+
+impl HookTier {
+    /// A tier over `inner` with no step armed.
+    pub fn new(inner: Arc<dyn Tier>) -> Arc<Self> {
+        Arc::new(Self { inner, state: Mutex::default() })
+    }
+
+    /// Runs `step` before the operation number `operation` from now, counting from 0.
+    pub fn arm(&self, operation: u64, step: impl FnOnce() + Send + 'static) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = State { operations: 0, step: Some((operation, Box::new(step))) };
+    }
+
+    /// Whether the armed step has not run.
+    pub fn is_armed(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).step.is_some()
+    }
+
+    fn before_operation(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = state.operations;
+        state.operations += 1;
+        let due = state.step.take_if(|(operation, _)| *operation == now);
+        drop(state); // the step may use this tier
+        if let Some((_, step)) = due {
+            step();
+        }
+    }
+}
+
+impl fmt::Debug for HookTier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HookTier({:?})", self.inner)
+    }
+}
+
+impl Tier for HookTier {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn get(&self, key: &str) -> Result<Object> {
+        self.before_operation();
+        self.inner.get(key)
+    }
+
+    fn get_range(&self, key: &str, offset: u64, len: u64) -> Result<Vec<u8>> {
+        self.before_operation();
+        self.inner.get_range(key, offset, len)
+    }
+
+    fn len_bytes(&self, key: &str) -> Result<Option<u64>> {
+        self.before_operation();
+        self.inner.len_bytes(key)
+    }
+
+    fn put_if_absent(&self, key: &str, body: &[u8]) -> Result<bool> {
+        self.before_operation();
+        self.inner.put_if_absent(key, body)
+    }
+
+    fn compare_and_swap(&self, key: &str, expected: Option<&[u8]>, body: &[u8]) -> Result<bool> {
+        self.before_operation();
+        self.inner.compare_and_swap(key, expected, body)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
+        self.before_operation();
+        self.inner.list(prefix)
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        self.before_operation();
+        self.inner.delete(key)
+    }
+}

@@ -1,0 +1,139 @@
+//! A writer and the collector step between each other's operations, at every place there is.
+
+use std::sync::Arc;
+use store::{SnapshotDraft, Tier};
+use tests::garden::{Garden, commit, put_tree};
+use tests::hook::HookTier;
+
+/// More operations than any run here has.
+const MAX_OPERATIONS: u64 = 400;
+
+/// PSA-2025-00019-1: the collector lists snapshots; a new snapshot is made that shares all its chunks with an old one;
+/// the old one is pruned before the mark reaches it; the new one is not on the list. Its chunks must survive.
+#[test]
+fn a_snapshot_made_from_a_pruned_one_during_a_collection_keeps_its_chunks() {
+    let mut places = 0;
+    for operation in 0..MAX_OPERATIONS {
+        let garden = Arc::new(Garden::new());
+        garden.commit("old", &[1, 2, 3]);
+        let hooked = HookTier::new(Arc::new(garden.memory.clone()));
+        let step = garden.clone();
+        let store = garden.open_on(hooked.clone());
+        hooked.arm(operation, move || {
+            step.commit("new", &[1, 2, 3]);
+            step.open().forget("old", |_| true).unwrap();
+        });
+        gc::collect(&store, &gc::CollectOptions::default(), &store::Unwatched).unwrap();
+        if hooked.is_armed() {
+            break;
+        }
+        places += 1;
+        garden.collect(4);
+        garden.assert_sound(&format!("before operation {operation} of the collector"));
+        assert!(garden.open().refs().get("new").unwrap().is_some());
+    }
+    assert!(places >= 10, "only {places} places");
+}
+
+/// The same with a writer that looked its chunks up long ago and commits late.
+#[test]
+fn a_slow_writer_that_leaned_on_old_chunks_commits_safely_between_any_two_steps() {
+    let mut places = 0;
+    for operation in 0..MAX_OPERATIONS {
+        let garden = Arc::new(Garden::new());
+        garden.commit("old", &[1, 2, 3]);
+        let writing = garden.open();
+        let mut writer = writing.writer("slow").unwrap();
+        let tree = put_tree(&mut writer, &[1, 2, 3]).unwrap();
+        assert_eq!(writer.stats().new_bytes, 0, "it leans on what is there");
+        garden.open().forget("old", |_| true).unwrap();
+        garden.collect(3); // condemned since, and would be deleted if the writer were not seen
+        let hooked = HookTier::new(Arc::new(garden.memory.clone()));
+        let store = garden.open_on(hooked.clone());
+        hooked.arm(operation, move || {
+            let labels = [("files".to_owned(), "3".to_owned())].into();
+            let draft = SnapshotDraft { tree: Some(tree), labels, ..SnapshotDraft::default() };
+            writer.commit("new", draft).unwrap();
+            drop(writer);
+        });
+        gc::collect(&store, &gc::CollectOptions::default(), &store::Unwatched).unwrap();
+        if hooked.is_armed() {
+            break;
+        }
+        places += 1;
+        garden.assert_sound(&format!("right after, operation {operation}"));
+        garden.collect(4);
+        garden.assert_sound(&format!("four runs later, operation {operation}"));
+    }
+    assert!(places >= 10, "only {places} places");
+}
+
+/// Whole runs of the collector between any two operations of a writer, from opening to commit.
+#[test]
+fn a_writer_survives_any_number_of_collections_between_any_two_of_its_steps() {
+    for cycles in 1..=4 {
+        let mut places = 0;
+        for operation in 0..MAX_OPERATIONS {
+            let garden = Arc::new(Garden::new());
+            garden.commit("old", &[1, 2]);
+            garden.commit("other", &[9]);
+            garden.open().forget("old", |_| true).unwrap();
+            garden.collect(1); // file 1 and 2 are condemned already, file 9 is not
+            let hooked = HookTier::new(Arc::new(garden.memory.clone()));
+            let store = garden.open_on(hooked.clone());
+            let step = garden.clone();
+            hooked.arm(operation, move || {
+                step.open().forget("other", |_| true).unwrap();
+                step.collect(cycles);
+            });
+            let mut writer = store.writer("test").unwrap();
+            commit(&mut writer, "new", &[1, 2, 3, 9]).unwrap();
+            drop(writer);
+            if hooked.is_armed() {
+                break;
+            }
+            places += 1;
+            garden.assert_sound(&format!("{cycles} runs before operation {operation}"));
+            garden.collect(4);
+            garden.assert_sound(&format!("{cycles} runs before operation {operation}, four later"));
+        }
+        assert!(places >= 10, "only {places} places");
+    }
+}
+
+/// A reader that pins between any two operations of a collection either is refused or keeps what it pinned.
+#[test]
+fn a_reader_that_pins_during_a_collection_keeps_its_snapshot_or_is_refused() {
+    let (mut kept, mut refused) = (0, 0);
+    for runs_before in 0..3 {
+        for operation in 0..MAX_OPERATIONS {
+            let garden = Arc::new(Garden::new());
+            let snapshot = garden.commit("app", &[1, 2]);
+            let reading = garden.open();
+            garden.open().forget("app", |_| true).unwrap();
+            if runs_before > 0 {
+                garden.collect(runs_before);
+            }
+            let hooked = HookTier::new(Arc::new(garden.memory.clone()));
+            let store = garden.open_on(hooked.clone());
+            let (pins, pinned) = std::sync::mpsc::channel();
+            let reader = reading.clone();
+            hooked.arm(operation, move || pins.send(reader.pin("mount", &[snapshot])).unwrap());
+            gc::collect(&store, &gc::CollectOptions::default(), &store::Unwatched).unwrap();
+            if hooked.is_armed() {
+                break;
+            }
+            let pin = pinned.recv().unwrap();
+            garden.collect(4);
+            match &pin {
+                Ok(_) => {
+                    tests::garden::assert_files(&reading, &snapshot, &format!("operation {operation}"));
+                    kept += 1;
+                }
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    assert!(kept > 5 && refused > 5, "kept {kept}, refused {refused}");
+    assert!(Garden::new().memory.list("sessions/").unwrap().is_empty());
+}

@@ -1,0 +1,137 @@
+//! What an operator sees: condemned first, deleted two runs later, pinned snapshots stay, nothing deleted when hurt.
+
+use gc::{CollectOptions, Policy, Verdict, collect, forget};
+use store::{Kind, Tier, Unwatched};
+use tests::garden::{Garden, assert_files, commit};
+
+fn keep_last(count: u32) -> Policy {
+    Policy { keep_last: Some(count), ..Policy::default() }
+}
+
+#[test]
+fn what_is_forgotten_is_condemned_then_deleted_two_runs_later() {
+    let garden = Garden::new();
+    garden.commit("app", &[1, 2]);
+    garden.commit("app", &[2, 3]);
+    let full = garden.memory.list("packs/").unwrap().len();
+    forget(&garden.open(), "app", &keep_last(1), false).unwrap();
+    let first = garden.collect(1);
+    assert_eq!(garden.memory.list("packs/").unwrap().len(), full, "the run that condemns deletes nothing");
+    assert_eq!(first.bytes(Verdict::Delete), 0);
+    assert_eq!(garden.collect(1).bytes(Verdict::Delete), 0);
+    // The first pack holds file 2, which lives; the directory of the first snapshot was in a pack of metadata alone.
+    assert!(garden.collect(1).bytes(Verdict::Delete) > 0);
+    garden.assert_sound("after three runs");
+}
+
+#[test]
+fn when_all_is_forgotten_nothing_but_fixed_records_stays() {
+    let garden = Garden::new();
+    for round in 0..5 {
+        garden.commit("app", &[round, round + 1]);
+    }
+    garden.open().forget("app", |_| true).unwrap();
+    garden.collect(3);
+    for prefix in ["packs/", "snapshots/", "gc/condemned/", "sessions/"] {
+        assert_eq!(garden.memory.list(prefix).unwrap(), [], "{prefix}");
+    }
+    garden.commit("app", &[1]);
+    garden.assert_sound("a new life");
+}
+
+#[test]
+fn a_dry_run_tells_the_plan_with_reasons_and_changes_nothing() {
+    let garden = Garden::new();
+    garden.commit("app", &[1]);
+    garden.open().forget("app", |_| true).unwrap();
+    let before = garden.memory.fork();
+    let options = CollectOptions { dry_run: true, cycles: 1 };
+    let report = collect(&garden.open(), &options, &Unwatched).unwrap();
+    assert!(
+        report
+            .packs
+            .iter()
+            .all(|pack| pack.verdict == Verdict::Condemn && !pack.reason.to_string().is_empty())
+    );
+    for prefix in ["packs/", "gc/", "index/", "refs/", "sessions/", "snapshots/"] {
+        assert_eq!(garden.memory.list(prefix).unwrap(), before.list(prefix).unwrap(), "{prefix}");
+    }
+}
+
+#[test]
+fn a_pinned_snapshot_stays_while_its_reader_lives_and_no_longer() {
+    let garden = Garden::new();
+    let snapshot = garden.commit("app", &[1, 2, 3]);
+    let store = garden.open();
+    let pin = store.pin("mount", &[snapshot]).unwrap();
+    garden.open().forget("app", |_| true).unwrap();
+    garden.collect(4);
+    assert_files(&store, &snapshot, "pinned");
+    drop(pin);
+    garden.collect(3);
+    assert_eq!(garden.open().snapshot(&snapshot).unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(garden.memory.list("packs/").unwrap(), []);
+}
+
+#[test]
+fn a_condemned_snapshot_cannot_be_pinned_or_built_on() {
+    let garden = Garden::new();
+    let snapshot = garden.commit("app", &[1]);
+    garden.open().forget("app", |_| true).unwrap();
+    garden.collect(1);
+    let store = garden.open();
+    assert_eq!(store.pin("late", &[snapshot]).unwrap_err().kind(), Kind::NotFound);
+    let mut writer = store.writer("late").unwrap();
+    let tree = store.snapshot(&snapshot).unwrap().tree;
+    let draft = store::SnapshotDraft { tree, parent: Some(snapshot), ..store::SnapshotDraft::default() };
+    assert_eq!(writer.commit("app", draft).unwrap_err().kind(), Kind::NotFound);
+}
+
+#[test]
+fn a_condemned_pack_is_absent_for_deduplication() {
+    let garden = Garden::new();
+    garden.commit("app", &[1]);
+    garden.open().forget("app", |_| true).unwrap();
+    garden.collect(1);
+    let store = garden.open();
+    let mut writer = store.writer("again").unwrap();
+    commit(&mut writer, "app", &[1]).unwrap();
+    assert!(writer.stats().new_bytes >= 100_000, "the bytes are written again: {:?}", writer.stats());
+    drop(writer);
+    garden.collect(3);
+    garden.assert_sound("after the old copy is gone");
+}
+
+#[test]
+fn nothing_is_deleted_when_a_root_or_anything_reachable_is_hurt() {
+    let garden = Garden::new();
+    garden.commit("dead", &[7]);
+    garden.commit("app", &[1]);
+    garden.open().forget("dead", |_| true).unwrap();
+    garden.collect(2);
+    let prefixes = ["refs/", "snapshots/", "packs/"];
+    for prefix in prefixes {
+        let hurt = Garden::new();
+        for area in ["domains/", "superblock", "packs/", "index/", "snapshots/", "refs/", "gc/"] {
+            for info in garden.memory.list(area).unwrap() {
+                hurt.memory.delete(&info.key).unwrap();
+                hurt.memory.put_if_absent(&info.key, &garden.memory.get(&info.key).unwrap()).unwrap();
+            }
+        }
+        // Everything of one kind is damaged: refs and records by a flipped bit, packs by being gone.
+        for info in hurt.memory.list(prefix).unwrap() {
+            let mut bytes = hurt.memory.get(&info.key).unwrap().to_vec();
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+            hurt.memory.delete(&info.key).unwrap();
+            if prefix != "packs/" {
+                hurt.memory.put_if_absent(&info.key, &bytes).unwrap();
+            }
+        }
+        let before = hurt.memory.list("packs/").unwrap();
+        let error =
+            collect(&hurt.open(), &CollectOptions { dry_run: false, cycles: 3 }, &Unwatched).unwrap_err();
+        assert!(matches!(error.kind(), Kind::Corrupt | Kind::NotFound), "{prefix}: {error}");
+        assert_eq!(hurt.memory.list("packs/").unwrap(), before, "{prefix}");
+    }
+}
