@@ -1,0 +1,42 @@
+//! Forget and gc while a forgotten snapshot is mounted; then the whole store is checked.
+
+use std::time::Instant;
+
+use super::files::{Runtimes, mount, same_trees};
+use super::scene::{Scene, directory_len_bytes, megabytes};
+use crate::shell::Result;
+
+pub fn forget_and_collect(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
+    let mountpoint = scene.directory("old")?;
+    mount(scene, "node~1", &mountpoint, &["--read-only"])?;
+    let (_, elapsed) = scene.ask(["forget", "node", "--keep-last", "1"])?;
+    scene.happened("forget", "the older runtime, which is mounted", elapsed);
+    collect(scene, "gc")?;
+    let start = Instant::now();
+    same_trees(&runtimes.trees[0], &mountpoint)?;
+    scene.happened("read", "every file of the mount, equal to what was backed up", start.elapsed());
+    for name in ["old", "mount"] {
+        let (_, elapsed) = scene.ask(["umount".as_ref(), scene.path(name).as_os_str()])?;
+        scene.happened("umount", format!("the {name} directory"), elapsed);
+    }
+    collect(scene, "gc again")?;
+    let (answer, elapsed) = scene.ask(["check", "--read-data"])?;
+    let what = format!(
+        "{} snapshots, {} chunks, {} read: all is well",
+        answer.number("snapshots")?,
+        answer.number("chunks")?,
+        megabytes(answer.number("read_bytes")?)
+    );
+    scene.happened("check", what, elapsed);
+    Ok(())
+}
+
+fn collect(scene: &mut Scene, step: &str) -> Result<()> {
+    let store = scene.path("store");
+    let before = directory_len_bytes(&store)?;
+    let (_, elapsed) = scene.ask(["gc", "--cycles", "3"])?;
+    let after = directory_len_bytes(&store)?;
+    let what = format!("the store goes from {} to {}", megabytes(before), megabytes(after));
+    scene.happened(step, what, elapsed);
+    Ok(())
+}
