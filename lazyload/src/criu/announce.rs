@@ -1,0 +1,171 @@
+//! What CRIU says on the lazy-pages socket: one announcement per task, then one mark.
+//!
+//! An announcement is the task's number (four bytes, host order) and, in a second message of one byte, its userfaultfd; a
+//! zombie is announced by its number negated and sends no descriptor. The mark 0x52535446 says that every task is in
+//! place. The protocol has no answers. This module keeps partial words between calls and never waits.
+
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use rustix::process::Pid;
+use store::{Error, Kind, Result};
+
+use crate::socket::receive;
+
+const RESTORE_FINISHED: i32 = 0x5253_5446;
+
+/// One thing that was said.
+#[derive(Debug)]
+pub enum Announcement {
+    /// A task; its descriptor also stays in the socket until [`Announcements::take_descriptor`].
+    Task { task: u32, sender: Option<Pid>, descriptor: OwnedFd },
+    /// A task without memory.
+    Zombie,
+    /// Every task is in place.
+    Finished,
+    /// The other side has closed.
+    Closed,
+}
+
+/// Reads announcements from a connection.
+#[derive(Debug)]
+pub struct Announcements {
+    stream: UnixStream,
+    word: Vec<u8>,
+    /// The task whose descriptor comes next.
+    expected: Option<u32>,
+}
+
+impl Announcements {
+    /// From an accepted connection.
+    pub fn new(stream: UnixStream) -> Result<Self> {
+        stream
+            .set_nonblocking(true)
+            .map_err(|error| Error::io("cannot use the connection", "lazy-pages.socket", error))?;
+        Ok(Self { stream, word: Vec::new(), expected: None })
+    }
+
+    /// The connection, to wait on.
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// The next announcement, or `None` when more bytes must come first.
+    ///
+    /// # Errors
+    /// `Invalid` when the other side breaks the protocol.
+    pub fn next(&mut self) -> Result<Option<Announcement>> {
+        match self.expected {
+            Some(task) => self.peek_descriptor(task),
+            None => self.read_word(),
+        }
+    }
+
+    fn read_word(&mut self) -> Result<Option<Announcement>> {
+        let mut buffer = [0; 4];
+        let wanted = buffer.len() - self.word.len();
+        let Some(received) = quiet(receive(&self.stream, &mut buffer[..wanted], RecvFlags::empty()))? else {
+            return Ok(None);
+        };
+        if received.len_bytes == 0 {
+            return Ok(Some(Announcement::Closed));
+        }
+        self.word.extend_from_slice(&buffer[..received.len_bytes]);
+        let Ok(word) = <[u8; 4]>::try_from(self.word.as_slice()) else { return Ok(None) };
+        self.word.clear();
+        match i32::from_ne_bytes(word) {
+            RESTORE_FINISHED => Ok(Some(Announcement::Finished)),
+            0 => Err(broken("a task has the number 0")),
+            zombie @ ..0 => {
+                tracing::debug!(zombie, "a task without memory");
+                Ok(Some(Announcement::Zombie))
+            }
+            task => {
+                self.expected = Some(task.unsigned_abs());
+                self.next()
+            }
+        }
+    }
+
+    /// Looks at the descriptor without taking it: should this process die before the supervisor has a copy, the one in the
+    /// socket, which the supervisor holds too, keeps it open.
+    fn peek_descriptor(&mut self, task: u32) -> Result<Option<Announcement>> {
+        let Some(received) = quiet(receive(&self.stream, &mut [0], RecvFlags::PEEK))? else {
+            return Ok(None);
+        };
+        if received.len_bytes == 0 {
+            return Ok(Some(Announcement::Closed));
+        }
+        let sender = received.sender;
+        match <[OwnedFd; 1]>::try_from(received.descriptors) {
+            Ok([descriptor]) => Ok(Some(Announcement::Task { task, sender, descriptor })),
+            Err(_) => Err(broken("a task came without exactly one descriptor")),
+        }
+    }
+
+    /// Takes the descriptor that was announced last out of the socket, once it is safe elsewhere.
+    pub fn take_descriptor(&mut self) -> Result<()> {
+        quiet(receive(&self.stream, &mut [0], RecvFlags::empty()))?;
+        self.expected = None;
+        Ok(())
+    }
+}
+
+/// `None` when nothing is there yet.
+fn quiet<T>(received: rustix::io::Result<T>) -> Result<Option<T>> {
+    match received {
+        Ok(received) => Ok(Some(received)),
+        Err(Errno::AGAIN) => Ok(None),
+        Err(errno) => Err(Error::io("cannot read announcements", "lazy-pages.socket", errno.into())),
+    }
+}
+
+fn broken(what: &str) -> Error {
+    Error::new(Kind::Invalid, what)
+        .object("lazy-pages.socket")
+        .caused_by(std::io::Error::from(ErrorKind::InvalidData))
+        .advice("only criu restore --lazy-pages may connect")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::socket::send;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn tasks_zombies_and_the_mark_in_any_pieces() {
+        let (criu, ours) = UnixStream::pair().expect("pair");
+        let (reader, _writer) = std::io::pipe().expect("pipe");
+        let mut announcements = Announcements::new(ours).expect("announcements");
+        assert!(announcements.next().expect("quiet").is_none());
+        send(&criu, &[0x2A, 0], &[]).expect("sent");
+        assert!(announcements.next().expect("half a word").is_none());
+        send(&criu, &[0, 0], &[]).expect("sent");
+        assert!(announcements.next().expect("no descriptor yet").is_none());
+        send(&criu, &[0], &[reader.as_fd()]).expect("sent");
+        for _ in 0..2 {
+            let next = announcements.next().expect("peeked twice");
+            assert!(matches!(next, Some(Announcement::Task { task: 42, .. })), "{next:?}");
+        }
+        announcements.take_descriptor().expect("taken");
+        send(&criu, &(-7i32).to_ne_bytes(), &[]).expect("sent");
+        assert!(matches!(announcements.next(), Ok(Some(Announcement::Zombie))));
+        send(&criu, &0x5253_5446u32.to_ne_bytes(), &[]).expect("sent");
+        assert!(matches!(announcements.next(), Ok(Some(Announcement::Finished))));
+        drop(criu);
+        assert!(matches!(announcements.next(), Ok(Some(Announcement::Closed))));
+    }
+
+    #[test]
+    fn a_task_without_its_descriptor_is_refused() {
+        let (criu, ours) = UnixStream::pair().expect("pair");
+        let mut announcements = Announcements::new(ours).expect("announcements");
+        send(&criu, &5i32.to_ne_bytes(), &[]).expect("sent");
+        send(&criu, &[0], &[]).expect("sent");
+        assert_eq!(announcements.next().expect_err("refused").kind(), Kind::Invalid);
+    }
+}

@@ -1,0 +1,67 @@
+//! The container of CRIU's image files: magic numbers, then records of a length and a protobuf message.
+//!
+//! Total: any bytes give records or an error. What stands in a record is for `entries` to read.
+
+use store::{Error, Kind, Result};
+
+/// First number of every image file that holds records, save the inventory.
+const COMMON_MAGIC: u32 = 0x5456_4319;
+const INVENTORY_MAGIC: u32 = 0x5831_3116;
+
+/// Which image file bytes are expected to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageFile {
+    /// The version of the images.
+    Inventory,
+    /// The list of tasks.
+    ProcessTree,
+    /// Which pages of a task were dumped.
+    PageMap,
+    /// A task's mappings.
+    Mappings,
+}
+
+impl ImageFile {
+    fn magics(self) -> &'static [u32] {
+        match self {
+            Self::Inventory => &[INVENTORY_MAGIC],
+            Self::ProcessTree => &[COMMON_MAGIC, 0x5027_3030],
+            Self::PageMap => &[COMMON_MAGIC, 0x5608_4025],
+            Self::Mappings => &[COMMON_MAGIC, 0x5749_2820],
+        }
+    }
+}
+
+/// The messages of an image file, in order.
+///
+/// # Errors
+/// `Corrupt` when it is another kind of file, or ends within a record.
+pub fn records(bytes: &[u8], file: ImageFile) -> Result<Vec<&[u8]>> {
+    let mut rest = bytes;
+    for magic in file.magics() {
+        if number(&mut rest)? != *magic {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("not a CRIU {file:?} image: its magic number is wrong"),
+            ));
+        }
+    }
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let len = number(&mut rest)? as usize;
+        let (record, after) = rest.split_at_checked(len).ok_or_else(cut_off)?;
+        found.push(record);
+        rest = after;
+    }
+    Ok(found)
+}
+
+fn number(rest: &mut &[u8]) -> Result<u32> {
+    let (number, after) = rest.split_first_chunk().ok_or_else(cut_off)?;
+    *rest = after;
+    Ok(u32::from_le_bytes(*number))
+}
+
+fn cut_off() -> Error {
+    Error::new(Kind::Corrupt, "a CRIU image file ends within a record").advice("was the dump interrupted?")
+}

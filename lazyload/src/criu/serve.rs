@@ -1,0 +1,197 @@
+//! Stands in for CRIU's lazy-pages daemon: one restore, all its tasks, until none needs it.
+//!
+//! Faults are served from the first announcement on; prefetch waits for the mark that every task is in place. If CRIU
+//! gives up, or this serve fails, whatever was restored is killed: it must not run on incomplete memory.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::process::Pid;
+use store::{Error, Image, Kind, PAGE, Result, Store};
+
+use super::announce::{Announcement, Announcements};
+use super::entries::{PageMap, lazy_mappings};
+use super::{PROCESS_TREE, check_kind, mappings_name, page_map_name, read_file};
+use crate::fault::AddressSpace;
+use crate::handler::Handler;
+use crate::pages::PageTable;
+use crate::region::{Region, RegionMap};
+use crate::report::{ServeOptions, ServeReport};
+use crate::resolver::Resolver;
+use crate::served::{Abandon, Manners, Served};
+use crate::socket::Listener;
+use crate::supervisor::Custody;
+use crate::sys::UserFault;
+use crate::target::{Target, peer_of};
+
+/// CRIU connects to this name in its work directory.
+const SOCKET: &str = "lazy-pages.socket";
+
+/// Memory that grew after the restore is zero, and closing the descriptor is how the kernel learns that we are done.
+const MANNERS: Manners = Manners { outside_is_zero: true, close_when_complete: true };
+
+/// Serves one `criu restore --lazy-pages` of `images`, which [`super::materialize`] wrote from the same image. Binds
+/// `lazy-pages.socket` in `work_dir` (CRIU's `--work-dir`, by default the image directory) and returns when every task has
+/// all its memory or is gone.
+///
+/// # Errors
+/// `Invalid` when the directory is of another image or the protocol is broken, `Unavailable` when nobody connects in time
+/// or CRIU gives up. Restored tasks are killed first.
+pub fn serve(
+    store: &Store,
+    image: &Image,
+    images: &Path,
+    work_dir: &Path,
+    options: &ServeOptions,
+) -> Result<ServeReport> {
+    check_kind(image)?;
+    check_same(store, image, images)?;
+    let listener = Listener::bind(&work_dir.join(SOCKET))?;
+    options.call_ready();
+    let stream = listener.accept(options.accept_timeout)?;
+    let restore = Arc::new(peer_of(&stream)?);
+    let mut serve = Serve {
+        store,
+        image,
+        handler: Handler::new(options.custody.as_ref()),
+        restore: Some(Restore::new(Announcements::new(stream)?, restore, options)?),
+    };
+    while let Some(restore) = &serve.restore {
+        let stream = restore.announcements.stream().as_fd();
+        let ready = serve.handler.turn(&[stream], false)?;
+        if ready.contains(&true) {
+            serve.hear()?;
+        } else if Instant::now() > restore.deadline {
+            return Err(Error::new(Kind::Unavailable, "CRIU did not finish the restore in time")
+                .object(images.display())
+                .advice("see CRIU's log, or allow more time"));
+        }
+    }
+    while !serve.handler.is_idle() {
+        serve.handler.turn(&[], options.prefetch)?;
+    }
+    Ok(serve.handler.report())
+}
+
+/// The restore itself, while it goes on. Dropped before its end, it is killed with all tasks.
+struct Restore<'a> {
+    announcements: Announcements,
+    target: Arc<Target>,
+    custody: Option<(&'a Custody, crate::supervisor::Held)>,
+    deadline: Instant,
+    is_finished: bool,
+}
+
+impl<'a> Restore<'a> {
+    fn new(announcements: Announcements, target: Arc<Target>, options: &'a ServeOptions) -> Result<Self> {
+        let mut restore = Self {
+            announcements,
+            target,
+            custody: None,
+            deadline: Instant::now() + options.restore_timeout,
+            is_finished: false,
+        };
+        if let Some(custody) = &options.custody {
+            let held = custody.hold(restore.announcements.stream().as_fd(), Some(&restore.target))?;
+            restore.custody = Some((custody, held));
+        }
+        Ok(restore)
+    }
+
+    fn finish(mut self) {
+        self.is_finished = true;
+        if let Some((custody, held)) = self.custody.take() {
+            custody.release(held);
+        }
+    }
+}
+
+impl Drop for Restore<'_> {
+    fn drop(&mut self) {
+        if !self.is_finished
+            && let Err(error) = self.target.kill_tree()
+        {
+            tracing::error!(%error, "the restore could not be stopped");
+        }
+    }
+}
+
+/// Fields drop in order: first the tasks are stopped, while CRIU still holds them together.
+struct Serve<'a> {
+    store: &'a Store,
+    image: &'a Image,
+    handler: Handler<'a>,
+    restore: Option<Restore<'a>>,
+}
+
+impl Serve<'_> {
+    /// Takes every announcement that is there.
+    fn hear(&mut self) -> Result<()> {
+        while let Some(restore) = &mut self.restore {
+            match restore.announcements.next()? {
+                None => return Ok(()),
+                Some(Announcement::Zombie) => {}
+                Some(Announcement::Task { task, sender, descriptor }) => {
+                    let fault = UserFault::adopt(descriptor)?;
+                    let target = target_of(task, sender)?;
+                    let space = address_space(self.store, self.image, task)?;
+                    let abandon = Abandon::Kill(Arc::new(target));
+                    let resolver = Resolver::new(self.image.clone());
+                    self.handler.add(Served::new(fault, space, resolver, MANNERS, abandon))?;
+                    restore.announcements.take_descriptor()?;
+                }
+                Some(Announcement::Finished) => {
+                    if let Some(restore) = self.restore.take() {
+                        restore.finish();
+                    }
+                }
+                Some(Announcement::Closed) => {
+                    return Err(Error::new(Kind::Unavailable, "CRIU gave up the restore")
+                        .object(self.image.id())
+                        .advice("see CRIU's log for the reason"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The process of a task: who sent the announcement, or else the one with the task's number.
+fn target_of(task: u32, sender: Option<Pid>) -> Result<Target> {
+    let by_number = || i32::try_from(task).ok().and_then(Pid::from_raw);
+    let pid = sender.or_else(by_number).ok_or_else(|| Error::new(Kind::Invalid, "a task has no process"))?;
+    Target::open(pid)
+}
+
+/// What a task's memory is to be, before its first page is served.
+fn address_space(store: &Store, image: &Image, task: u32) -> Result<AddressSpace> {
+    let mappings = lazy_mappings(&read_file(store, image, &mappings_name(task))?)?;
+    let map = PageMap::parse(&read_file(store, image, &page_map_name(task))?)?;
+    let region = |mapping: std::ops::Range<u64>| Region {
+        start: mapping.start,
+        len_bytes: mapping.end - mapping.start,
+        first_page: mapping.start / PAGE as u64,
+    };
+    let regions = RegionMap::new(mappings.into_iter().map(region).collect())?;
+    let runs = image.space(task.into()).map_or(&[][..], |space| image.runs(space));
+    let mut space = AddressSpace::new(regions, Arc::new(PageTable::new(runs)));
+    for entry in map.entries.iter().filter(|entry| !entry.is_lazy) {
+        space.set_present(entry.pages());
+    }
+    Ok(space)
+}
+
+/// Refuses a directory that was not written from this image: its tasks would get each other's pages.
+fn check_same(store: &Store, image: &Image, images: &Path) -> Result<()> {
+    let path = images.join(PROCESS_TREE);
+    let found = std::fs::read(&path)
+        .map_err(|error| Error::io("cannot read an image file", path.display(), error))?;
+    if found == read_file(store, image, PROCESS_TREE)? {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Invalid, "the image directory is of another image")
+        .object(images.display())
+        .advice("materialize the image into a new directory"))
+}

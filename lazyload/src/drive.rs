@@ -1,0 +1,59 @@
+//! One fill of a range, page errors and all: how COPY, ZEROPAGE and POISON are carried through.
+
+use std::ops::Range;
+
+use rustix::io::Errno;
+use store::{PAGE, Result};
+
+use crate::sys::{Filled, Stop, UserFault};
+
+const PAGE_BYTES: u64 = PAGE as u64;
+
+/// How an attempt to fill a range ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every page of the range is there, or has no mapping to be in.
+    Done,
+    /// The address space is changing: read its events, then ask again.
+    Again,
+    /// The address space has ended.
+    Gone,
+    /// The kernel refused.
+    Failed(Errno),
+}
+
+/// Applies `fill` to a range of whole pages until all are settled, and returns the pages it really filled.
+///
+/// A page that is there already is woken and counts as settled: whoever waits for it may have asked before it came. A
+/// range that crosses a border of mappings is filled page by page. `settled` hears of every range that needs nothing more.
+pub fn drive(
+    fault: &UserFault,
+    range: Range<u64>,
+    fill: impl Fn(Range<u64>) -> Filled,
+    mut settled: impl FnMut(Range<u64>),
+) -> Result<(Outcome, u64)> {
+    let mut next = range.start;
+    let mut longest = range.end - range.start;
+    let mut filled_pages = 0;
+    while next < range.end {
+        let end = range.end.min(next + longest);
+        let filled = fill(next..end);
+        let reached = next + filled.done_bytes;
+        filled_pages += filled.done_bytes / PAGE_BYTES;
+        settled(next..reached);
+        next = reached;
+        match filled.stop {
+            None => {}
+            Some(Stop::Absent) if end - next > PAGE_BYTES => longest = PAGE_BYTES,
+            Some(Stop::Exists | Stop::Absent) => {
+                fault.wake(next, PAGE_BYTES)?;
+                settled(next..next + PAGE_BYTES);
+                next += PAGE_BYTES;
+            }
+            Some(Stop::Again) => return Ok((Outcome::Again, filled_pages)),
+            Some(Stop::Gone) => return Ok((Outcome::Gone, filled_pages)),
+            Some(Stop::Failed(errno)) => return Ok((Outcome::Failed(errno), filled_pages)),
+        }
+    }
+    Ok((Outcome::Done, filled_pages))
+}

@@ -1,0 +1,210 @@
+//! What to do about a fault: a pure state machine over one address space, free of descriptors and kernel calls.
+//!
+//! Changes (remove, unmap, remap) and outcomes go in, answers come out. Invariants:
+//! - a page that was removed is answered with zero for ever, never with the image's bytes;
+//! - a page that has data and was not removed is never answered with zero;
+//! - an answer never crosses a border of regions, and fills only pages that are missing (but always the asked page).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use store::{GROUP_PAGES, PAGE};
+
+use crate::pages::{DataPage, PageState, PageStates, PageTable};
+use crate::region::{Region, RegionMap};
+
+const PAGE_BYTES: u64 = PAGE as u64;
+
+/// A change of the address space, as the kernel reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The owner gave the bytes of `start..end` back.
+    Remove { start: u64, end: u64 },
+    /// `start..end` is no longer mapped.
+    Unmap { start: u64, end: u64 },
+    /// `len_bytes` at `source` moved to `target`.
+    Remap { source: u64, target: u64, len_bytes: u64 },
+}
+
+/// How a fault is to be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Fill with pages of the image.
+    Copy(Fill),
+    /// Fill with zeroes.
+    Zero { start: u64, len_bytes: u64 },
+    /// The address belongs to no region of the image.
+    Outside,
+}
+
+/// Consecutive pages that lie in consecutive slots of one stored group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Run-time address of the first page.
+    pub address: u64,
+    /// Group that holds the bytes, and the slot of the first page in it.
+    pub group: u32,
+    pub first_slot: u32,
+    /// How many pages; at least one.
+    pub page_count: u32,
+    /// Number of the first page in the page table.
+    pub first_number: u64,
+}
+
+/// One address space that is being filled from one space of an image.
+#[derive(Clone, Debug)]
+pub struct AddressSpace {
+    regions: RegionMap,
+    table: Arc<PageTable>,
+    states: PageStates,
+    /// No page below this number is missing.
+    cursor: u64,
+    /// Index of the region that held the last prefetched page: pages follow each other, so the next is likely there too.
+    region_hint: usize,
+}
+
+impl AddressSpace {
+    /// Everything that regions show is missing; data pages that no region shows need nothing.
+    pub fn new(regions: RegionMap, table: Arc<PageTable>) -> Self {
+        let states = PageStates::all_missing(table.len());
+        let mut space = Self { regions, table, states, cursor: 0, region_hint: 0 };
+        let mut shown: Vec<Range<u64>> = space
+            .regions
+            .regions()
+            .iter()
+            .map(|region| {
+                space.table.numbers_in(region.first_page..region.first_page + region.len_bytes / PAGE_BYTES)
+            })
+            .collect();
+        shown.sort_by_key(|numbers| numbers.start);
+        let mut next = 0;
+        for numbers in shown {
+            (next..numbers.start).for_each(|number| space.states.set_present(number));
+            next = next.max(numbers.end);
+        }
+        (next..space.table.len()).for_each(|number| space.states.set_present(number));
+        space
+    }
+
+    /// Marks image pages as restored by somebody else.
+    pub fn set_present(&mut self, pages: Range<u64>) {
+        self.table.numbers_in(pages).for_each(|number| self.states.set_present(number));
+    }
+
+    /// The run-time regions.
+    pub fn regions(&self) -> &[Region] {
+        self.regions.regions()
+    }
+
+    /// Whether every data page has been given, removed or unmapped: all that is missing now is zero.
+    pub fn is_complete(&self) -> bool {
+        self.states.missing_pages() == 0
+    }
+
+    /// Applies a change.
+    pub fn change(&mut self, change: Change) {
+        match change {
+            Change::Remove { start, end } => self.set_removed(start, end),
+            Change::Unmap { start, end } => {
+                self.set_removed(start, end);
+                self.regions.unmap(start, end);
+            }
+            Change::Remap { source, target, len_bytes } => {
+                self.set_removed(target, target.saturating_add(len_bytes));
+                self.regions.remap(source, target, len_bytes);
+            }
+        }
+    }
+
+    fn set_removed(&mut self, start: u64, end: u64) {
+        for part in self.regions.overlapping(start, end) {
+            let pages = part.first_page..part.first_page + part.len_bytes / PAGE_BYTES;
+            self.states.set_removed(self.table.numbers_in(pages));
+        }
+    }
+
+    /// How to answer a fault at an address.
+    pub fn answer(&self, address: u64) -> Answer {
+        let Some(region) = self.regions.find(address) else { return Answer::Outside };
+        match self.data_at(region.page_at(address)) {
+            Some(data) => Answer::Copy(self.around(&region, data)),
+            None => self.zero_from(&region, address),
+        }
+    }
+
+    /// The next stretch of missing pages in image order, or `None` when nothing is missing. Until the stretch is reported
+    /// as filled, the same one comes again.
+    pub fn prefetch(&mut self) -> Option<Fill> {
+        loop {
+            let number = self.states.next_missing(self.cursor, self.table.len())?;
+            let data = self.table.numbered(number);
+            let Some(region) = self.region_showing(page_of(&data)) else {
+                self.states.set_present(number);
+                continue;
+            };
+            let fill = self.around(&region, data);
+            self.cursor = number;
+            return Some(fill);
+        }
+    }
+
+    /// Records that pages of a fill are there now.
+    pub fn filled(&mut self, fill: &Fill, places: Range<u32>) {
+        places.for_each(|place| self.states.set_present(fill.first_number + u64::from(place)));
+    }
+
+    /// The data that a page must show, if it must not show zero.
+    fn data_at(&self, page: u64) -> Option<DataPage> {
+        self.table.find(page).filter(|data| self.states.get(data.number) != PageState::Removed)
+    }
+
+    /// Widens a page over its missing neighbours in the same run and region.
+    fn around(&self, region: &Region, data: DataPage) -> Fill {
+        let usable = |place: &u32| {
+            let number = data.number - u64::from(data.place) + u64::from(*place);
+            self.states.get(number) == PageState::Missing
+                && region.address_of(data.run.first_page + u64::from(*place)).is_some()
+        };
+        let (first, end) = if usable(&data.place) {
+            let before = (0..data.place).rev().take_while(usable).count() as u32;
+            let after = (data.place + 1..data.run.page_count).take_while(usable).count() as u32;
+            (data.place - before, data.place + 1 + after)
+        } else {
+            (data.place, data.place + 1)
+        };
+        let address = region.address_of(data.run.first_page + u64::from(first));
+        Fill {
+            address: address.expect("the asked page and its usable neighbours lie in the region"),
+            group: data.run.group,
+            first_slot: u32::from(data.run.first_slot) + first,
+            page_count: end - first,
+            first_number: data.number - u64::from(data.place) + u64::from(first),
+        }
+    }
+
+    /// Zeroes from the page of an address on, as far as a group reaches.
+    fn zero_from(&self, region: &Region, address: u64) -> Answer {
+        let start = address - address % PAGE_BYTES;
+        let page = region.page_at(start);
+        let longest = ((region.end() - start) / PAGE_BYTES).min(GROUP_PAGES as u64);
+        let more = (1..longest).take_while(|ahead| self.data_at(page + ahead).is_none()).count() as u64;
+        Answer::Zero { start, len_bytes: (1 + more) * PAGE_BYTES }
+    }
+
+    fn region_showing(&mut self, page: u64) -> Option<Region> {
+        let regions = self.regions.regions();
+        let shows = |region: &&Region| region.address_of(page).is_some();
+        if let Some(region) = regions.get(self.region_hint).filter(shows) {
+            return Some(*region);
+        }
+        self.region_hint = regions.iter().position(|region| shows(&region))?;
+        regions.get(self.region_hint).copied()
+    }
+}
+
+fn page_of(data: &DataPage) -> u64 {
+    data.run.first_page + u64::from(data.place)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+//! The loop over all address spaces of one serve: events in, pages out.
+//!
+//! Order of a turn: read every queued event, apply all changes, answer all faults, and only when no fault waits load one
+//! stretch ahead. A fault that meets a change in progress is kept and answered after the change was read. A copy of
+//! every descriptor is in custody before the first page is filled, and until its address space has ended.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use store::{Error, Result};
+
+use crate::report::ServeReport;
+use crate::served::Served;
+use crate::supervisor::{Custody, Held};
+
+/// How often an idle loop looks whether its address spaces still exist.
+const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
+/// Serves any number of address spaces from one thread.
+#[derive(Debug)]
+pub struct Handler<'a> {
+    served: Vec<(Served, Option<Held>)>,
+    custody: Option<&'a Custody>,
+    report: ServeReport,
+}
+
+/// What a turn found on one of the foreign descriptors that it watched.
+pub type Ready = bool;
+
+impl<'a> Handler<'a> {
+    /// Serves nothing yet.
+    pub fn new(custody: Option<&'a Custody>) -> Self {
+        Self { served: Vec::new(), custody, report: ServeReport::default() }
+    }
+
+    /// Serves one more address space, from the moment its descriptor is in custody.
+    pub fn add(&mut self, served: Served) -> Result<()> {
+        let held = self.custody.map(|custody| custody.hold(served.as_fd(), served.target())).transpose()?;
+        self.report.spaces += 1;
+        self.served.push((served, held));
+        Ok(())
+    }
+
+    /// Whether every address space has ended.
+    pub fn is_idle(&self) -> bool {
+        self.served.is_empty()
+    }
+
+    /// What was done so far.
+    pub fn report(&self) -> ServeReport {
+        self.report
+    }
+
+    /// Nothing can go wrong in any of the address spaces any more: their owners are gone.
+    pub fn end_all(&mut self) {
+        self.served.iter_mut().for_each(|(served, _)| served.end());
+        self.retire();
+    }
+
+    /// One turn. Waits up to a second for something to do, and tells which of `others` became readable.
+    ///
+    /// # Errors
+    /// When pages can be neither filled nor poisoned, or the supervisor is lost: stop serving, which stops the owners.
+    pub fn turn(&mut self, others: &[BorrowedFd<'_>], prefetch: bool) -> Result<Vec<Ready>> {
+        let is_waiting = self.served.iter().any(|(served, _)| served.has_waiting());
+        let could_prefetch = prefetch && self.served.iter().any(|(served, _)| served.can_prefetch());
+        let timeout = if is_waiting || could_prefetch { NO_WAIT } else { IDLE };
+        let (ready, others_ready) = self.wait(others, &timeout)?;
+        let has_events = ready.contains(&true);
+        self.drain(&ready)?;
+        for (served, _) in &mut self.served {
+            served.answer_waiting(&mut self.report)?;
+        }
+        if self.served.iter().any(|(served, _)| served.has_waiting()) {
+            // Whoever changes the address space needs the processor to finish.
+            std::thread::yield_now();
+        } else if !has_events && could_prefetch {
+            self.prefetch();
+        } else if !has_events {
+            self.served.iter_mut().for_each(|(served, _)| served.end_if_gone());
+        }
+        self.served.iter_mut().for_each(|(served, _)| served.complete_if_full());
+        self.retire();
+        Ok(others_ready)
+    }
+
+    /// Polls the descriptors of all address spaces, the processes behind them, and the others.
+    fn wait(&mut self, others: &[BorrowedFd<'_>], timeout: &Timespec) -> Result<(Vec<Ready>, Vec<Ready>)> {
+        let watched: Vec<usize> =
+            (0..self.served.len()).filter(|index| self.served[*index].0.watched_target().is_some()).collect();
+        let mut polled: Vec<PollFd<'_>> =
+            Vec::with_capacity(others.len() + self.served.len() + watched.len());
+        polled.extend(others.iter().map(|other| PollFd::from_borrowed_fd(*other, PollFlags::IN)));
+        polled.extend(self.served.iter().map(|(served, _)| PollFd::new(served, PollFlags::IN)));
+        let targets = watched.iter().filter_map(|index| self.served[*index].0.watched_target());
+        polled.extend(targets.map(|target| PollFd::new(target, PollFlags::IN)));
+        match poll(&mut polled, Some(timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::io("cannot wait for faults", "poll", errno.into())),
+        }
+        let ready: Vec<Ready> = polled.iter().map(|entry| !entry.revents().is_empty()).collect();
+        let (others_ready, rest) = ready.split_at(others.len());
+        let (served_ready, targets_ready) = rest.split_at(self.served.len());
+        for (index, _) in watched.iter().zip(targets_ready).filter(|(_, is_ready)| **is_ready) {
+            self.served[*index].0.target_ended();
+        }
+        Ok((served_ready.to_vec(), others_ready.to_vec()))
+    }
+
+    fn drain(&mut self, ready: &[Ready]) -> Result<()> {
+        let mut children = Vec::new();
+        for ((served, _), is_ready) in self.served.iter_mut().zip(ready) {
+            if *is_ready || served.has_waiting() {
+                children.append(&mut served.drain(&mut self.report)?);
+            }
+        }
+        children.into_iter().try_for_each(|child| self.add(child))
+    }
+
+    /// One stretch for the first address space that still misses something.
+    fn prefetch(&mut self) {
+        if let Some((served, _)) = self.served.iter_mut().find(|(served, _)| served.can_prefetch()) {
+            served.prefetch(&mut self.report);
+        }
+    }
+
+    /// Lets go of what has ended.
+    fn retire(&mut self) {
+        let mut index = 0;
+        while index < self.served.len() {
+            if !self.served[index].0.has_ended() {
+                index += 1;
+                continue;
+            }
+            let (served, held) = self.served.swap_remove(index);
+            if let (Some(custody), Some(held)) = (self.custody, held) {
+                custody.release(held);
+            }
+            drop(served);
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Lazy memory: processes and virtual machines run before their memory is there, and a thread brings each page when it is
+//! touched.
+//!
+//! Three ways in: [`firecracker`] for virtual machines, [`criu`] for processes, [`map`] for this process. Each captures
+//! into, or serves out of, a memory image of the store. [`supervisor`] makes the death of a serving process safe.
+//!
+//! How a fault is answered: `sys` reads the event, `fault` decides (pure, over `region` and `pages`), `resolver` reads the
+//! bytes, `drive` fills them in, `served` joins these for one address space and `handler` for all of them.
+//!
+//! The promise: a page that is touched shows the image's bytes, or zeroes where the image has none or the owner gave the
+//! page back; otherwise its owner is stopped. Never a zero page in place of data, whoever dies.
+
+pub mod criu;
+pub mod firecracker;
+pub mod map;
+pub mod supervisor;
+
+mod drive;
+mod fault;
+mod handler;
+mod pages;
+mod region;
+mod report;
+mod resolver;
+mod served;
+mod socket;
+mod sys;
+mod target;
+
+pub use report::{Captured, ServeOptions, ServeReport};

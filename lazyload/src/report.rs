@@ -1,0 +1,72 @@
+//! What a serve did, and how it is asked to do it.
+
+use std::time::Duration;
+
+use store::{ImageId, ImageStats};
+
+use crate::supervisor::Custody;
+
+/// What a capture stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Captured {
+    /// The image, to be named in a snapshot.
+    pub image: ImageId,
+    /// Its pages.
+    pub stats: ImageStats,
+    /// Bytes of memory that were looked at.
+    pub bytes: u64,
+}
+
+/// How to serve.
+pub struct ServeOptions {
+    /// Load the rest in image order while no fault waits.
+    pub prefetch: bool,
+    /// How long to wait for the other side to connect, and then for it to finish the handshake.
+    pub accept_timeout: Duration,
+    /// How long CRIU may take from connecting until every task is in place.
+    pub restore_timeout: Duration,
+    /// Called once the socket listens.
+    pub ready: Option<Box<dyn Fn() + Send + Sync>>,
+    /// The supervisor that keeps a copy of every descriptor; without one, this process must not be killed while it serves.
+    pub custody: Option<Custody>,
+}
+
+impl Default for ServeOptions {
+    /// Prefetch, ten seconds to connect and ten minutes to restore, nobody told, no supervisor.
+    fn default() -> Self {
+        Self {
+            prefetch: true,
+            accept_timeout: Duration::from_secs(10),
+            restore_timeout: Duration::from_secs(600),
+            ready: None,
+            custody: None,
+        }
+    }
+}
+
+impl ServeOptions {
+    pub(crate) fn call_ready(&self) {
+        if let Some(ready) = &self.ready {
+            ready();
+        }
+    }
+}
+
+/// What was done by the time a serve ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServeReport {
+    /// Address spaces served: one for a virtual machine, one for each process and forked child.
+    pub spaces: u64,
+    /// Faults that waited for an answer.
+    pub faults: u64,
+    /// Pages filled from the image because of faults, neighbours included.
+    pub pages: u64,
+    /// Pages filled with zeroes because of faults.
+    pub zero_pages: u64,
+    /// Pages that the owner gave back while being served.
+    pub removed_pages: u64,
+    /// Pages filled from the image before anybody asked.
+    pub prefetched: u64,
+    /// Pages that could not be read and were marked lost.
+    pub poisoned: u64,
+}

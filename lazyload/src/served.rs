@@ -1,0 +1,345 @@
+//! One address space being served: its descriptor, its state, and who waits.
+//!
+//! Invariants: no page that has data is ever left to become zero. While pages are missing the descriptor stays open; a
+//! value that is dropped before its end stops the owner, or poisons what is missing, before the descriptor closes.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use store::{Error, Kind, PAGE, Result};
+
+use crate::drive::{Outcome, drive};
+use crate::fault::{AddressSpace, Answer, Change, Fill};
+use crate::report::ServeReport;
+use crate::resolver::Resolver;
+use crate::sys::{Event, UserFault};
+use crate::target::Target;
+
+const PAGE_BYTES: u64 = PAGE as u64;
+/// Reads of a descriptor before faults get their turn: a flood of events cannot starve them.
+const READS_PER_TURN: usize = 16;
+
+/// What happens to an address space whose handler gives up.
+#[derive(Clone, Debug)]
+pub enum Abandon {
+    /// The process is killed.
+    Kill(Arc<Target>),
+    /// What is missing is poisoned.
+    Poison,
+}
+
+/// How the other side behaves; it differs by protocol.
+#[derive(Clone, Copy, Debug)]
+pub struct Manners {
+    /// A fault outside every region is answered with zero (mappings that grew) instead of poison.
+    pub outside_is_zero: bool,
+    /// The descriptor is closed once nothing is missing, instead of when the owner is gone.
+    pub close_when_complete: bool,
+}
+
+/// One address space being served.
+#[derive(Debug)]
+pub struct Served {
+    fault: UserFault,
+    space: AddressSpace,
+    resolver: Resolver,
+    manners: Manners,
+    abandon: Abandon,
+    /// It came out of a fork: the process to kill is an ancestor and may have ended before it.
+    is_fork: bool,
+    /// The process to kill has not been seen to end.
+    is_target_alive: bool,
+    /// Addresses of pages whose threads wait for an answer.
+    waiting: Vec<u64>,
+    /// All data pages are given and the ranges are unregistered.
+    is_complete: bool,
+    /// Nothing is left to do for it.
+    has_ended: bool,
+    /// Cleared when a page could not be read ahead of time.
+    may_prefetch: bool,
+}
+
+impl AsFd for Served {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fault.as_fd()
+    }
+}
+
+impl Served {
+    /// Serves `space` by `fault` out of `resolver`.
+    pub fn new(
+        fault: UserFault,
+        space: AddressSpace,
+        resolver: Resolver,
+        manners: Manners,
+        abandon: Abandon,
+    ) -> Self {
+        Self {
+            fault,
+            space,
+            resolver,
+            manners,
+            abandon,
+            is_fork: false,
+            is_target_alive: true,
+            waiting: Vec::new(),
+            is_complete: false,
+            has_ended: false,
+            may_prefetch: true,
+        }
+    }
+
+    /// The process that would be killed if this one were abandoned.
+    pub fn target(&self) -> Option<&Target> {
+        match &self.abandon {
+            Abandon::Kill(target) => Some(target),
+            Abandon::Poison => None,
+        }
+    }
+
+    /// The same, while it is worth watching for its end.
+    pub fn watched_target(&self) -> Option<&Target> {
+        self.target().filter(|_| self.is_target_alive)
+    }
+
+    /// The process to kill has ended; the address space usually ends with it, unless it was forked off.
+    pub fn target_ended(&mut self) {
+        self.is_target_alive = false;
+        self.end_if_gone();
+    }
+
+    /// Whether nothing is left to do for it.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Whether a fault waits for its answer.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Whether something could be loaded ahead.
+    pub fn can_prefetch(&self) -> bool {
+        self.may_prefetch && !self.has_ended && !self.is_complete
+    }
+
+    /// Its owner is gone: nothing can go wrong in it any more.
+    pub fn end(&mut self) {
+        self.has_ended = true;
+    }
+
+    /// Ends it if the address space no longer exists.
+    pub fn end_if_gone(&mut self) {
+        self.has_ended |= !self.fault.is_alive();
+    }
+
+    /// Reads what is queued and applies it; forked children are returned.
+    pub fn drain(&mut self, report: &mut ServeReport) -> Result<Vec<Self>> {
+        let mut children = Vec::new();
+        for _ in 0..READS_PER_TURN {
+            let events = self.fault.read()?;
+            if events.is_empty() {
+                break;
+            }
+            for event in events {
+                match event {
+                    Event::Fault { address } => {
+                        report.faults += 1;
+                        self.waiting.push(address - address % PAGE_BYTES);
+                    }
+                    Event::Remove { start, end } => {
+                        report.removed_pages += end.saturating_sub(start) / PAGE_BYTES;
+                        self.space.change(Change::Remove { start, end });
+                    }
+                    Event::Unmap { start, end } => self.space.change(Change::Unmap { start, end }),
+                    Event::Remap { source, target, len_bytes } => {
+                        self.space.change(Change::Remap { source, target, len_bytes });
+                    }
+                    Event::Fork(fault) => children.push(self.fork(fault)),
+                }
+            }
+        }
+        Ok(children)
+    }
+
+    /// The child starts from the parent's state at the moment of the fork.
+    fn fork(&self, fault: UserFault) -> Self {
+        let mut child =
+            Self::new(fault, self.space.clone(), self.resolver.fork(), self.manners, self.abandon.clone());
+        child.is_fork = true;
+        child.is_target_alive = self.is_target_alive;
+        child
+    }
+
+    /// Answers all that wait; what meets a change in progress waits on.
+    ///
+    /// # Errors
+    /// When a page can neither be filled nor poisoned.
+    pub fn answer_waiting(&mut self, report: &mut ServeReport) -> Result<()> {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.sort_unstable();
+        waiting.dedup();
+        for (index, address) in waiting.iter().enumerate() {
+            match self.answer(*address, report)? {
+                Outcome::Done => {}
+                Outcome::Again => {
+                    self.waiting.extend_from_slice(&waiting[index..]);
+                    return Ok(());
+                }
+                Outcome::Gone => {
+                    self.has_ended = true;
+                    return Ok(());
+                }
+                Outcome::Failed(errno) => return Err(refused(*address, errno)),
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, address: u64, report: &mut ServeReport) -> Result<Outcome> {
+        if self.is_complete {
+            self.fault.wake(address, PAGE_BYTES)?;
+            return Ok(Outcome::Done);
+        }
+        match self.space.answer(address) {
+            Answer::Copy(fill) => self.copy_or_poison(&fill, report),
+            Answer::Zero { start, len_bytes } => self.zero(start, len_bytes, report),
+            Answer::Outside if self.manners.outside_is_zero => self.zero(address, PAGE_BYTES, report),
+            Answer::Outside => {
+                tracing::error!(address, "a fault lies outside all regions of the image");
+                self.poison(address, PAGE_BYTES, report)
+            }
+        }
+    }
+
+    /// Fills with the image's bytes; when they cannot be had, the pages are marked lost.
+    fn copy_or_poison(&mut self, fill: &Fill, report: &mut ServeReport) -> Result<Outcome> {
+        let failure = match self.copy(fill) {
+            Ok((Outcome::Failed(errno), _)) => refused(fill.address, errno),
+            Ok((outcome, filled_pages)) => {
+                report.pages += filled_pages;
+                return Ok(outcome);
+            }
+            Err(error) => error,
+        };
+        tracing::error!(address = fill.address, pages = fill.page_count, %failure, "pages are lost and are poisoned");
+        let outcome = self.poison(fill.address, u64::from(fill.page_count) * PAGE_BYTES, report)?;
+        if outcome == Outcome::Done {
+            self.space.filled(fill, 0..fill.page_count);
+        }
+        Ok(outcome)
+    }
+
+    /// # Errors
+    /// Those of reading the store.
+    fn copy(&mut self, fill: &Fill) -> Result<(Outcome, u64)> {
+        let (group, range) = self.resolver.read(fill)?;
+        let bytes = &group[range];
+        let (fault, space) = (&self.fault, &mut self.space);
+        drive(
+            fault,
+            fill.address..fill.address + bytes.len() as u64,
+            |part| {
+                let place = |address: u64| (address - fill.address) as usize;
+                fault.copy(part.start, &bytes[place(part.start)..place(part.end)])
+            },
+            |part| {
+                let place = |address: u64| ((address - fill.address) / PAGE_BYTES) as u32;
+                space.filled(fill, place(part.start)..place(part.end));
+            },
+        )
+    }
+
+    fn zero(&mut self, start: u64, len_bytes: u64, report: &mut ServeReport) -> Result<Outcome> {
+        let zero = |part: std::ops::Range<u64>| self.fault.zero(part.start, part.end - part.start);
+        let (outcome, filled_pages) = drive(&self.fault, start..start + len_bytes, zero, drop)?;
+        report.zero_pages += filled_pages;
+        Ok(outcome)
+    }
+
+    fn poison(&mut self, start: u64, len_bytes: u64, report: &mut ServeReport) -> Result<Outcome> {
+        let poison = |part: std::ops::Range<u64>| self.fault.poison(part.start, part.end - part.start);
+        let (outcome, filled_pages) = drive(&self.fault, start..start + len_bytes, poison, drop)?;
+        report.poisoned += filled_pages;
+        Ok(outcome)
+    }
+
+    /// Loads one stretch that nobody asked for yet.
+    pub fn prefetch(&mut self, report: &mut ServeReport) {
+        if !self.can_prefetch() {
+            return;
+        }
+        let Some(fill) = self.space.prefetch() else { return };
+        match self.copy(&fill) {
+            Ok((Outcome::Done, filled_pages)) => report.prefetched += filled_pages,
+            Ok((Outcome::Again, _)) => std::thread::yield_now(),
+            Ok((Outcome::Gone, _)) => self.has_ended = true,
+            // Nobody waits for these pages; whoever does one day gets the attempt, and the answer, of that day.
+            Ok((Outcome::Failed(errno), _)) => self.stop_prefetch(&refused(fill.address, errno)),
+            Err(error) => self.stop_prefetch(&error),
+        }
+    }
+
+    fn stop_prefetch(&mut self, error: &Error) {
+        tracing::warn!(%error, "prefetch stopped");
+        self.may_prefetch = false;
+    }
+
+    /// Once nothing is missing the kernel can answer by itself: what is not there is zero.
+    pub fn complete_if_full(&mut self) {
+        if self.is_complete || self.has_ended || !self.space.is_complete() {
+            return;
+        }
+        for region in self.space.regions() {
+            if let Err(error) = self.fault.unregister(region.start, region.len_bytes) {
+                tracing::debug!(%error, start = region.start, "a range stays registered");
+            }
+        }
+        self.is_complete = true;
+        self.has_ended = self.manners.close_when_complete;
+    }
+
+    /// Marks everything that is missing as lost.
+    ///
+    /// # Errors
+    /// When the kernel cannot poison.
+    fn poison_rest(&mut self) -> Result<()> {
+        for region in self.space.regions().to_vec() {
+            let poison = |part: std::ops::Range<u64>| self.fault.poison(part.start, part.end - part.start);
+            loop {
+                match drive(&self.fault, region.start..region.end(), poison, drop)?.0 {
+                    Outcome::Done | Outcome::Gone => break,
+                    // Events are read only so that the kernel lets go; what they say no longer matters.
+                    Outcome::Again => drop(self.fault.read()?),
+                    Outcome::Failed(errno) => return Err(refused(region.start, errno)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if self.has_ended || self.is_complete {
+            return;
+        }
+        let stopped = match self.abandon.clone() {
+            Abandon::Kill(target) if self.is_fork => target.kill_tree().and_then(|()| self.poison_rest()),
+            Abandon::Kill(target) => target.kill_tree(),
+            Abandon::Poison => self.poison_rest(),
+        };
+        if let Err(error) = stopped {
+            // Going on would show zero in place of data: nothing is worse.
+            tracing::error!(%error, "memory can be neither served nor stopped");
+            std::process::abort();
+        }
+    }
+}
+
+fn refused(address: u64, errno: Errno) -> Error {
+    Error::new(Kind::Unavailable, "the kernel refused to fill a page")
+        .object(format!("{address:#x}"))
+        .caused_by(std::io::Error::from(errno))
+}

@@ -1,0 +1,349 @@
+//! The kernel calls that safe Rust cannot make: userfaultfd ioctls and anonymous mappings.
+//!
+//! The crate `userfaultfd` covers creation, registration, waking and reading events. Filling pages goes through the three
+//! ioctls below instead, because that crate lacks POISON and drops how far a COPY or ZEROPAGE came before it stopped.
+//!
+//! Invariants: every descriptor and mapping has exactly one owner here; every ioctl is wrapped once; nothing outside this
+//! module is `unsafe`.
+#![expect(unsafe_code, reason = "userfaultfd ioctls and mmap have no safe interface")]
+
+use std::ffi::c_void;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::ptr::NonNull;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::ioctl::{Opcode, Updater, opcode};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use store::{Error, Kind, PAGE, Result};
+use userfaultfd::{EventBuffer, FeatureFlags, Uffd, UffdBuilder};
+
+const EVENTS_PER_READ: usize = 64;
+
+/// One message of the kernel about an address space, with addresses as that address space has them.
+#[derive(Debug)]
+pub enum Event {
+    /// A thread waits for the page that holds this address.
+    Fault { address: u64 },
+    /// The owner gave the bytes of `start..end` back; from now on they read as zero.
+    Remove { start: u64, end: u64 },
+    /// `start..end` is no longer mapped.
+    Unmap { start: u64, end: u64 },
+    /// `len_bytes` at `source` moved to `target`.
+    Remap { source: u64, target: u64, len_bytes: u64 },
+    /// The owner forked; this is the descriptor of the child's address space.
+    Fork(UserFault),
+}
+
+/// Why filling stopped early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The next page is already there.
+    Exists,
+    /// An event waits to be read, or the address space is changing: read events, then try again.
+    Again,
+    /// Nothing registered is mapped there, or the range crosses a border of mappings.
+    Absent,
+    /// The address space has ended.
+    Gone,
+    /// Anything else, such as no memory.
+    Failed(Errno),
+}
+
+/// How far a fill came: the bytes done, and why it stopped when that is not all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filled {
+    /// Whole pages, in bytes.
+    pub done_bytes: u64,
+    /// `None` when everything asked for is done, or when the kernel wants the rest asked again.
+    pub stop: Option<Stop>,
+}
+
+/// struct uffdio_copy of the kernel interface.
+#[repr(C)]
+struct Copy {
+    target: u64,
+    source: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+
+/// struct uffdio_zeropage and struct uffdio_poison: the same shape.
+#[repr(C)]
+struct Span {
+    start: u64,
+    len: u64,
+    mode: u64,
+    done: i64,
+}
+
+const COPY: Opcode = opcode::read_write::<Copy>(0xAA, 0x03);
+const ZEROPAGE: Opcode = opcode::read_write::<Span>(0xAA, 0x04);
+const POISON: Opcode = opcode::read_write::<Span>(0xAA, 0x08);
+
+/// A userfaultfd: the handle by which the missing pages of one address space are filled.
+///
+/// Writing through it reaches only ranges that the owner of that address space registered with it.
+#[derive(Debug)]
+pub struct UserFault(Uffd);
+
+impl AsFd for UserFault {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl UserFault {
+    /// A new userfaultfd over this process, for faults in user and kernel mode.
+    pub fn create() -> Result<Self> {
+        UffdBuilder::new()
+            .close_on_exec(true)
+            .non_blocking(true)
+            .user_mode_only(false)
+            .require_features(FeatureFlags::empty())
+            .create()
+            .map(Self)
+            .map_err(|error| {
+                Error::new(Kind::Unavailable, "cannot create a userfaultfd")
+                    .caused_by(error)
+                    .advice("run as root or give this user access to /dev/userfaultfd")
+            })
+    }
+
+    /// Takes over a descriptor that another process sent.
+    ///
+    /// # Errors
+    /// `Invalid` when it is not a userfaultfd.
+    pub fn adopt(descriptor: OwnedFd) -> Result<Self> {
+        let kind = rustix::fs::readlink(descriptor_path(&descriptor), Vec::new()).map_err(|errno| {
+            Error::io("cannot inspect a received descriptor", "/proc/self/fd", errno.into())
+        })?;
+        if kind.to_bytes() != b"anon_inode:[userfaultfd]" {
+            return Err(Error::new(Kind::Invalid, "the received descriptor is not a userfaultfd")
+                .object(kind.to_string_lossy()));
+        }
+        let set_nonblocking = rustix::fs::fcntl_getfl(&descriptor)
+            .and_then(|flags| rustix::fs::fcntl_setfl(&descriptor, flags | OFlags::NONBLOCK));
+        set_nonblocking.map_err(|errno| {
+            Error::io("cannot make a userfaultfd non-blocking", "userfaultfd", errno.into())
+        })?;
+        // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, and `Uffd` becomes its only owner.
+        Ok(Self(unsafe { Uffd::from_raw_fd(descriptor.into_raw_fd()) }))
+    }
+
+    /// Registers a mapping of this process: from now on its missing pages fault to this descriptor.
+    pub fn register(&self, mapping: &Mapping) -> Result<()> {
+        self.0.register(mapping.address.as_ptr(), mapping.len_bytes).map(drop).map_err(|error| {
+            Error::new(Kind::Unavailable, "cannot register memory with a userfaultfd").caused_by(error)
+        })
+    }
+
+    /// Stops fault delivery for a range and wakes who waits in it: what is missing there is zero from now on.
+    pub fn unregister(&self, start: u64, len_bytes: u64) -> Result<()> {
+        self.0.unregister(start as *mut c_void, len_bytes as usize).map_err(|error| {
+            Error::new(Kind::Unavailable, "cannot unregister memory from a userfaultfd").caused_by(error)
+        })
+    }
+
+    /// Makes the threads that wait in a range try their access again.
+    pub fn wake(&self, start: u64, len_bytes: u64) -> Result<()> {
+        self.0
+            .wake(start as *mut c_void, len_bytes as usize)
+            .map_err(|error| Error::new(Kind::Internal, "cannot wake a faulting thread").caused_by(error))
+    }
+
+    /// Reads the events that are queued now, up to 64; none queued is an empty list.
+    pub fn read(&self) -> Result<Vec<Event>> {
+        let mut buffer = EventBuffer::new(EVENTS_PER_READ);
+        let failed = |error: userfaultfd::Error| {
+            Error::new(Kind::Unavailable, "cannot read userfaultfd events").caused_by(error)
+        };
+        self.0
+            .read_events(&mut buffer)
+            .map_err(failed)?
+            .map(|event| event.map(Event::from).map_err(failed))
+            .collect()
+    }
+
+    /// Fills the pages from `address` on with `bytes` and wakes who waits for them. Both are whole pages.
+    pub fn copy(&self, address: u64, bytes: &[u8]) -> Filled {
+        debug_assert!(bytes.len().is_multiple_of(PAGE) && address.is_multiple_of(PAGE as u64));
+        let mut request = Copy {
+            target: address,
+            source: bytes.as_ptr() as u64,
+            len: bytes.len() as u64,
+            mode: 0,
+            copied: 0,
+        };
+        // SAFETY: COPY is the opcode of exactly this structure. `source..source + len` is the live borrow `bytes`, only
+        // read. The kernel writes only to missing pages of ranges registered with this descriptor, never to others.
+        let outcome = unsafe { rustix::ioctl::ioctl(self, Updater::<COPY, Copy>::new(&mut request)) };
+        filled(outcome, request.copied, request.len)
+    }
+
+    /// Fills a range of whole pages with zeroes and wakes who waits for them.
+    pub fn zero(&self, start: u64, len_bytes: u64) -> Filled {
+        let mut request = Span { start, len: len_bytes, mode: 0, done: 0 };
+        // SAFETY: ZEROPAGE is the opcode of exactly this structure; only missing registered pages are written.
+        let outcome = unsafe { rustix::ioctl::ioctl(self, Updater::<ZEROPAGE, Span>::new(&mut request)) };
+        filled(outcome, request.done, len_bytes)
+    }
+
+    /// Marks a range of whole pages as lost: who touches them gets SIGBUS instead of wrong bytes.
+    pub fn poison(&self, start: u64, len_bytes: u64) -> Filled {
+        let mut request = Span { start, len: len_bytes, mode: 0, done: 0 };
+        // SAFETY: POISON is the opcode of exactly this structure; only missing registered pages are marked.
+        let outcome = unsafe { rustix::ioctl::ioctl(self, Updater::<POISON, Span>::new(&mut request)) };
+        filled(outcome, request.done, len_bytes)
+    }
+
+    /// Whether the address space still exists. Changes nothing in it.
+    pub fn is_alive(&self) -> bool {
+        // Nothing is registered for write protection, so lifting it finds no range (ENOENT) unless the owner is gone.
+        let lifted = self.0.remove_write_protection(PROBE_ADDRESS as *mut c_void, PAGE, false);
+        !matches!(lifted, Err(userfaultfd::Error::SystemError(errno)) if errno as i32 == Errno::SRCH.raw_os_error())
+    }
+}
+
+/// Any address that a range check accepts: above the lowest mappable one.
+const PROBE_ADDRESS: u64 = 1 << 20;
+
+fn descriptor_path(descriptor: &OwnedFd) -> String {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}", descriptor.as_raw_fd())
+}
+
+/// Reads the kernel's two ways of answering: an error number, and a count or negative error in the structure.
+fn filled(outcome: rustix::io::Result<()>, done: i64, asked: u64) -> Filled {
+    let done_bytes = u64::try_from(done).unwrap_or(0).min(asked);
+    let stop = match outcome {
+        Ok(()) => None,
+        Err(Errno::AGAIN) if done_bytes > 0 => None,
+        Err(Errno::AGAIN) => Some(Stop::Again),
+        Err(Errno::EXIST) => Some(Stop::Exists),
+        Err(Errno::NOENT) => Some(Stop::Absent),
+        Err(Errno::SRCH | Errno::NOSPC) => Some(Stop::Gone),
+        Err(errno) => Some(Stop::Failed(errno)),
+    };
+    Filled { done_bytes, stop }
+}
+
+impl From<userfaultfd::Event> for Event {
+    fn from(event: userfaultfd::Event) -> Self {
+        match event {
+            userfaultfd::Event::Pagefault { addr, .. } => Self::Fault { address: addr as u64 },
+            userfaultfd::Event::Remove { start, end } => {
+                Self::Remove { start: start as u64, end: end as u64 }
+            }
+            userfaultfd::Event::Unmap { start, end } => Self::Unmap { start: start as u64, end: end as u64 },
+            userfaultfd::Event::Remap { from, to, len } => {
+                Self::Remap { source: from as u64, target: to as u64, len_bytes: len as u64 }
+            }
+            userfaultfd::Event::Fork { uffd } => Self::Fork(UserFault(uffd)),
+        }
+    }
+}
+
+/// Private anonymous memory of this process that is only ever read through it.
+///
+/// Invariant: `address..address + len_bytes` is mapped readable until the value is dropped, is not inherited by a forked
+/// child, and no byte of it changes once it has been seen.
+#[derive(Debug)]
+pub struct Mapping {
+    address: NonNull<c_void>,
+    len_bytes: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and is only read.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; concurrent reads are fine.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Reserves `len_bytes` (whole pages, not zero) of address space; no memory is used until pages are filled.
+    pub fn reserve(len_bytes: usize) -> Result<Self> {
+        // SAFETY: a new mapping at an address that the kernel chooses touches no memory of anyone.
+        let mapped = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                len_bytes,
+                ProtFlags::READ,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        };
+        let address = mapped.ok().and_then(NonNull::new).ok_or_else(|| {
+            Error::new(Kind::Unavailable, "cannot map memory").object(format!("{len_bytes} bytes"))
+        })?;
+        let mapping = Self { address, len_bytes };
+        // A forked child would see missing pages as zero: its faults do not come here.
+        // SAFETY: the range is the mapping just made; keeping it from children changes nothing in this process.
+        unsafe { rustix::mm::madvise(address.as_ptr(), len_bytes, Advice::LinuxDontFork) }
+            .map_err(|errno| Error::io("cannot keep a mapping from children", "madvise", errno.into()))?;
+        Ok(mapping)
+    }
+
+    /// Where it starts in this process.
+    pub fn address(&self) -> u64 {
+        self.address.as_ptr() as u64
+    }
+
+    /// The bytes. Reading a page that is not filled yet waits for it.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the range is mapped readable for the life of `self`, and its owner fills each page once, atomically,
+        // before any read of it returns (type invariant).
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr().cast::<u8>(), self.len_bytes) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is this value's own mapping and no borrow of it can outlive the value.
+        let unmapped = unsafe { rustix::mm::munmap(self.address.as_ptr(), self.len_bytes) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opcodes_are_those_of_the_kernel_interface() {
+        assert_eq!((COPY, ZEROPAGE, POISON), (0xC028_AA03, 0xC020_AA04, 0xC020_AA08));
+    }
+
+    #[test]
+    fn answers_of_the_kernel_are_read_in_both_their_places() {
+        assert_eq!(filled(Ok(()), 8192, 8192), Filled { done_bytes: 8192, stop: None });
+        assert_eq!(filled(Err(Errno::AGAIN), 4096, 8192), Filled { done_bytes: 4096, stop: None });
+        assert_eq!(filled(Err(Errno::AGAIN), -11, 8192), Filled { done_bytes: 0, stop: Some(Stop::Again) });
+        assert_eq!(filled(Err(Errno::EXIST), -17, 8192), Filled { done_bytes: 0, stop: Some(Stop::Exists) });
+        assert_eq!(filled(Err(Errno::SRCH), 0, 8192).stop, Some(Stop::Gone));
+        assert_eq!(filled(Err(Errno::NOMEM), 0, 8192).stop, Some(Stop::Failed(Errno::NOMEM)));
+    }
+
+    #[test]
+    fn a_pipe_is_not_adopted_as_a_userfaultfd() {
+        let (reader, _writer) = std::io::pipe().expect("pipe");
+        let refused = UserFault::adopt(reader.into()).expect_err("refused");
+        assert_eq!(refused.kind(), Kind::Invalid);
+    }
+
+    #[test]
+    fn fills_wakes_and_poisons_real_memory() {
+        let mapping = Mapping::reserve(4 * PAGE).expect("mapping");
+        let fault = UserFault::create().expect("userfaultfd");
+        fault.register(&mapping).expect("registered");
+        let start = mapping.address();
+        assert_eq!(fault.copy(start, &[7; PAGE]), Filled { done_bytes: PAGE as u64, stop: None });
+        assert_eq!(fault.copy(start, &[8; PAGE]).stop, Some(Stop::Exists));
+        assert_eq!(fault.zero(start + PAGE as u64, PAGE as u64).stop, None);
+        assert_eq!(fault.poison(start + 2 * PAGE as u64, PAGE as u64).stop, None);
+        assert_eq!(fault.copy(start + 4 * PAGE as u64, &[8; PAGE]).stop, Some(Stop::Absent));
+        assert!(fault.is_alive());
+        assert!(mapping.bytes()[..PAGE].iter().all(|byte| *byte == 7));
+        assert!(mapping.bytes()[PAGE..2 * PAGE].iter().all(|byte| *byte == 0));
+        fault.unregister(start, 4 * PAGE as u64).expect("unregistered");
+    }
+}
