@@ -1,0 +1,27 @@
+//! The one table from what the store says to the number an application sees.
+//!
+//! Errors of the store are logged here, once: the application behind the kernel can only be told a number.
+
+pub use rustix::io::Errno;
+
+/// What a file-system operation gives: a value, or the error number for the application.
+pub type Answer<T> = Result<T, Errno>;
+
+/// The error number for an error of the store, which is logged.
+pub fn from_store(error: store::Error) -> Errno {
+    use store::Kind;
+    let errno = match error.kind() {
+        Kind::Full => Errno::NOSPC,
+        Kind::Invalid => Errno::INVAL,
+        Kind::Conflict => Errno::BUSY,
+        // A piece of the base that is not there is damage for whoever reads the file, not an absent name.
+        Kind::NotFound | Kind::Fenced | Kind::Unavailable | Kind::Corrupt | Kind::Internal => Errno::IO,
+    };
+    tracing::error!(%error, ?errno, "the store could not serve the mount");
+    errno
+}
+
+/// The error number of a failed system call.
+pub fn from_io(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}

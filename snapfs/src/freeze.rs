@@ -1,0 +1,321 @@
+//! Freezing: what changed becomes a new snapshot, at a cost that follows the change.
+//!
+//! All changes wait meanwhile, so the snapshot is one moment. Only dirty ranges of files are read, cut and hashed; only
+//! directories on the way from a change to the root are written; all else is taken over by id. Then the upper changes over
+//! to the new snapshot: commit -> journal of the new base in place of the old one (one rename) -> memory. A crash between
+//! the first two is seen at the next mount, because the journal says which tree was about to be committed.
+
+use crate::change::{Change, NodeId};
+use crate::errno::Errno;
+use crate::lower::{Base, join};
+use crate::node::{Body, FileBody, Node, Origin, Slot};
+use crate::overlay::Overlay;
+use crate::rebase::{Frozen, rebase};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use store::{
+    Content, DirectoryId, Entry, EntryInode, Error, Inode, Kind, LinkedInode, Result, SnapshotDraft, SnapshotId,
+    TreeRoot, Writer,
+};
+
+/// What a freeze did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreezeReport {
+    /// The new snapshot.
+    pub snapshot: SnapshotId,
+    /// Files, directories and other nodes that were written anew.
+    pub changed_files: u64,
+    /// Bytes in the ranges that were read again.
+    pub changed_bytes: u64,
+    /// Plain bytes that the store did not have.
+    pub new_bytes: u64,
+    /// What those take in the store.
+    pub stored_bytes: u64,
+    /// How long it took, and for how long changes waited at most.
+    pub elapsed: Duration,
+}
+
+impl Overlay {
+    /// Makes a snapshot of the mount as it is now, moves the ref `name` to it, and goes on over it.
+    ///
+    /// # Errors
+    /// `Conflict` when another process writes to the store, `Invalid` for a read-only mount or an impossible name, and those
+    /// of the store. After an error the changes are still in the upper.
+    pub fn freeze(&self, name: &str, labels: BTreeMap<String, String>) -> Result<FreezeReport> {
+        if self.is_read_only() {
+            return Err(Error::new(Kind::Invalid, "a read-only mount has nothing to freeze")
+                .object(self.upper().path().display()));
+        }
+        store::check_name(name)?;
+        let mut writer = self.store().writer("a freeze")?;
+        let started = Instant::now();
+        let _stopped = self.stop_changes();
+        let mut freezer = Freezer::new(self);
+        let root = freezer.tree_root(&mut writer)?;
+        let tree = writer.put_tree(&root)?;
+        self.announce(Change::Freezing { tree })?;
+        let base = freezer.base.clone();
+        let draft = SnapshotDraft {
+            tree: Some(tree),
+            image: None,
+            parent: Some(base.id),
+            labels,
+            files: base.snapshot.totals.files.saturating_add_signed(freezer.files),
+            bytes: base.snapshot.totals.bytes.saturating_add_signed(freezer.bytes),
+        };
+        let snapshot = writer.commit(name, draft)?;
+        let stats = writer.stats();
+        let report = FreezeReport {
+            snapshot,
+            changed_files: freezer.nodes.len() as u64,
+            changed_bytes: freezer.changed_bytes,
+            new_bytes: stats.new_bytes,
+            stored_bytes: stats.stored_bytes,
+            elapsed: started.elapsed(),
+        };
+        let new_base = Arc::new(Base::open(self.store(), &snapshot)?);
+        rebase(self, new_base, freezer.frozen)?;
+        Ok(FreezeReport { elapsed: started.elapsed(), ..report })
+    }
+
+    /// Puts a change that only the next mount reads into the journal, durably.
+    fn announce(&self, change: Change) -> Result<()> {
+        let failed = |errno: Errno| {
+            Error::io("cannot write the journal", self.upper().path().display(), errno.into())
+                .advice("nothing was committed; the changes are still in the upper")
+        };
+        self.commit(&mut self.lock(), vec![change]).map_err(failed)?;
+        self.sync_journal().map_err(failed)
+    }
+}
+
+/// The work on one freeze.
+struct Freezer<'a> {
+    overlay: &'a Overlay,
+    base: Arc<Base>,
+    /// Copies of all nodes that differ from the base.
+    nodes: HashMap<NodeId, Node>,
+    /// Where the changed nodes stood in the base.
+    standing: HashSet<Vec<u8>>,
+    frozen: Frozen,
+    links: BTreeMap<u64, LinkedInode>,
+    /// Names more than the base has.
+    files: i64,
+    /// Bytes more than the base has.
+    bytes: i64,
+    changed_bytes: u64,
+}
+
+impl<'a> Freezer<'a> {
+    fn new(overlay: &'a Overlay) -> Self {
+        let inner = overlay.lock();
+        let changed = inner.state.nodes().filter(|(_, node)| node.dirty && !node.is_orphan());
+        let nodes: HashMap<NodeId, Node> = changed.map(|(id, node)| (id, node.clone())).collect();
+        let origins = nodes.values().filter_map(|node| match &node.origin {
+            Origin::Path(path) => Some(path.clone()),
+            _ => None,
+        });
+        Self {
+            overlay,
+            base: inner.state.base.clone(),
+            standing: origins.collect(),
+            nodes,
+            frozen: Frozen::default(),
+            links: BTreeMap::new(),
+            files: 0,
+            bytes: 0,
+            changed_bytes: 0,
+        }
+    }
+
+    fn tree_root(&mut self, writer: &mut Writer) -> Result<TreeRoot> {
+        self.freeze_files(writer)?;
+        self.freeze_links()?;
+        let order = self.directories();
+        for id in order.iter().rev() {
+            let directory = self.freeze_directory(writer, *id)?;
+            self.frozen.directories.insert(*id, directory);
+        }
+        let inner = self.overlay.lock();
+        let root = inner.state.node(NodeId::ROOT).expect("the root is always there");
+        let lower = || match &self.base.tree.root().node {
+            store::Node::Directory(id) => *id,
+            _ => unreachable!("the root of a tree is a directory"),
+        };
+        let directory = self.frozen.directories.get(&NodeId::ROOT).copied().unwrap_or_else(lower);
+        Ok(TreeRoot { metadata: root.metadata(), directory, links: std::mem::take(&mut self.links) })
+    }
+
+    fn freeze_files(&mut self, writer: &mut Writer) -> Result<()> {
+        for (id, node) in &self.nodes {
+            let Some(file) = node.file().filter(|file| !file.layout.is_clean(file.lower.len_bytes())) else { continue };
+            let (content, changed_bytes) = freeze_file(self.overlay, writer, *id, file)?;
+            self.changed_bytes += changed_bytes;
+            self.frozen.contents.insert(*id, content);
+        }
+        Ok(())
+    }
+
+    /// The link table: the base's, without what lost its last name, with what changed or got a second name.
+    fn freeze_links(&mut self) -> Result<()> {
+        let old = self.base.tree.links()?;
+        self.links = old.as_ref().clone();
+        {
+            let inner = self.overlay.lock();
+            inner.state.dead_links().iter().for_each(|number| drop(self.links.remove(number)));
+        }
+        let mut linked: BTreeMap<u64, LinkedInode> = BTreeMap::new();
+        for (id, node) in &self.nodes {
+            let number = match node.origin {
+                Origin::Link(number) => number,
+                _ if node.directory().is_none() && node.attributes.nlink > 1 => {
+                    let taken = |number: &u64| old.contains_key(number) || linked.contains_key(number);
+                    (id.0..).find(|number| !taken(number)).expect("a table has fewer than 2^64 links")
+                }
+                _ => continue,
+            };
+            let inode = self.inode(*id, node)?;
+            linked.insert(number, LinkedInode { count: node.attributes.nlink, inode });
+            self.frozen.links.insert(*id, number);
+        }
+        self.links.extend(linked);
+        let bytes = |links: &BTreeMap<u64, LinkedInode>| links.values().map(|linked| len_of(&linked.inode)).sum::<i64>();
+        self.bytes += bytes(&self.links) - bytes(&old);
+        Ok(())
+    }
+
+    /// All changed directories, each before those in it.
+    fn directories(&self) -> Vec<NodeId> {
+        let mut order = Vec::new();
+        if self.nodes.contains_key(&NodeId::ROOT) {
+            order.push(NodeId::ROOT);
+        }
+        let mut next = 0;
+        while let Some(id) = order.get(next).copied() {
+            next += 1;
+            for (_, target) in changed_slots(&self.nodes[&id]) {
+                let inside = target.filter(|id| self.nodes.get(id).is_some_and(|node| node.directory().is_some()));
+                order.extend(inside);
+            }
+        }
+        order
+    }
+
+    /// Writes a directory whose changed subdirectories are written already.
+    fn freeze_directory(&mut self, writer: &mut Writer, id: NodeId) -> Result<DirectoryId> {
+        let directory = self.nodes[&id].directory().expect("only directories are asked for").clone();
+        let below = match &directory.lower {
+            Some(lower) if changed_slots(&self.nodes[&id]).next().is_none() => return Ok(lower.id),
+            Some(lower) => lower.open(&self.base.tree)?.iter().collect::<Result<Vec<Entry>>>()?,
+            None => Vec::new(),
+        };
+        let mut entries = Vec::with_capacity(below.len() + directory.slots.len());
+        let mut gone = Vec::new();
+        for entry in below {
+            match directory.slots.get(&entry.name) {
+                Some(Slot::Changed(_)) => gone.push(entry),
+                Some(Slot::Known(_)) | None => entries.push(entry),
+            }
+        }
+        if let Some(lower) = &directory.lower {
+            self.count_gone(&lower.path, gone)?;
+        }
+        for (name, target) in changed_slots(&self.nodes[&id]).map(|(name, target)| (name.clone(), target)).collect::<Vec<_>>() {
+            let Some(target) = target else { continue };
+            let inode = match self.frozen.links.get(&target) {
+                Some(number) => EntryInode::Link(*number),
+                None => {
+                    let node = self.nodes.get(&target).ok_or_else(|| lost(target))?;
+                    EntryInode::Own(self.inode(target, node)?)
+                }
+            };
+            self.count(&inode, 1);
+            entries.push(Entry { name, inode });
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        writer.put_directory(&entries)
+    }
+
+    /// Entries of the base's directory at `path` do not stand there any more. A directory among them that stands nowhere
+    /// else either was emptied before: its entries are gone too.
+    fn count_gone(&mut self, path: &[u8], gone: Vec<Entry>) -> Result<()> {
+        let mut pending: Vec<(Vec<u8>, Entry)> =
+            gone.into_iter().map(|entry| (join(path, &entry.name), entry)).collect();
+        while let Some((path, entry)) = pending.pop() {
+            self.count(&entry.inode, -1);
+            if let EntryInode::Own(Inode { node: store::Node::Directory(id), .. }) = &entry.inode
+                && !self.standing.contains(&path)
+            {
+                for inside in self.base.tree.directory(id)?.iter() {
+                    let inside = inside?;
+                    pending.push((join(&path, &inside.name), inside));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, inode: &EntryInode, names: i64) {
+        self.files += names;
+        if let EntryInode::Own(inode) = inode {
+            self.bytes += names * len_of(inode);
+        }
+    }
+
+    fn inode(&self, id: NodeId, node: &Node) -> Result<Inode> {
+        let node_of_store = match &node.body {
+            Body::Directory(_) => {
+                let id = self.frozen.directories.get(&id).ok_or_else(|| lost(id))?;
+                store::Node::Directory(*id)
+            }
+            Body::File(file) => {
+                store::Node::File(self.frozen.contents.get(&id).unwrap_or(&file.lower).clone())
+            }
+            Body::Symlink(target) => store::Node::Symlink(target.clone()),
+            Body::CharDevice(rdev) => store::Node::CharDevice(*rdev),
+            Body::BlockDevice(rdev) => store::Node::BlockDevice(*rdev),
+            Body::Fifo => store::Node::Fifo,
+            Body::Socket => store::Node::Socket,
+        };
+        Ok(Inode { metadata: node.metadata(), node: node_of_store })
+    }
+}
+
+fn freeze_file(overlay: &Overlay, writer: &mut Writer, id: NodeId, file: &FileBody) -> Result<(Content, u64)> {
+    let base = overlay.store().content(&file.lower)?;
+    let layout = &file.layout;
+    let dirty: Vec<Range<u64>> = layout.dirty(base.len_bytes());
+    let mut read = |offset: u64, buffer: &mut [u8]| {
+        let bytes = overlay.read_locked(id, offset..offset + buffer.len() as u64).map_err(|errno| {
+            Error::io("cannot read a changed file", format!("node {:016x}", id.0), errno.into())
+        })?;
+        if bytes.len() != buffer.len() {
+            return Err(Error::new(Kind::Internal, "a file changed while it was frozen"));
+        }
+        buffer.copy_from_slice(&bytes);
+        Ok(())
+    };
+    let content = store::splice(writer, &base, layout.len_bytes(), &dirty, &mut read)?;
+    Ok((content, dirty.iter().map(|range| range.end - range.start).sum()))
+}
+
+fn changed_slots(node: &Node) -> impl Iterator<Item = (&Vec<u8>, Option<NodeId>)> {
+    let slots = node.directory().into_iter().flat_map(|directory| directory.slots.iter());
+    slots.filter_map(|(name, slot)| match slot {
+        Slot::Changed(target) => Some((name, *target)),
+        Slot::Known(_) => None,
+    })
+}
+
+fn len_of(inode: &Inode) -> i64 {
+    match &inode.node {
+        store::Node::File(content) => content.len_bytes() as i64,
+        _ => 0,
+    }
+}
+
+fn lost(id: NodeId) -> Error {
+    Error::new(Kind::Internal, format!("changed node {:016x} is not among the changed nodes", id.0))
+}

@@ -1,0 +1,369 @@
+//! The journal file: a header and checksummed frames, appended one write(2) each.
+//!
+//! A frame is in the page cache when [`Journal::append`] returns, so it outlives the process; [`Journal::sync`] makes it
+//! outlive the machine. Reading stops at a torn tail. A hole that cannot be a torn tail is damage and is refused: when the
+//! machine was not rebooted, any whole frame behind it proves that; after a reboot, a frame behind it that was written
+//! when the hole was already durable. Layout: SEMANTICS.md ("Journal"). Never interprets payloads.
+
+use rustix::fs::{self, Mode, OFlags};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use store::wire::{Decoder, Encoder, checksum};
+use store::{Error, Kind, Result, SnapshotId, StoreId};
+
+const MAGIC: &[u8; 8] = b"TORPJRNL";
+const VERSION: u32 = 1;
+/// Bytes before the first frame.
+const HEADER_LEN: usize = 88;
+const FRAME_MAGIC: &[u8; 4] = b"FRAM";
+/// Bytes of a frame before its payload.
+const FRAME_HEADER_LEN: usize = 32;
+/// Largest payload of a frame; larger ones are refused on both sides.
+pub const PAYLOAD_MAX: usize = 64 << 20;
+
+/// What the journal's changes are changes to, and in which boot of the machine it was last opened for writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The store that holds the base.
+    pub store: StoreId,
+    /// The snapshot below all changes.
+    pub base: SnapshotId,
+    /// Boot id of the kernel.
+    pub boot: [u8; 16],
+}
+
+/// An open journal, appended to by one process.
+#[derive(Debug)]
+pub struct Journal {
+    file: Arc<File>,
+    len_bytes: u64,
+    durable_len_bytes: u64,
+    sequence: u64,
+}
+
+/// What reading a journal gave.
+pub struct Scan {
+    /// Where the last whole frame ends.
+    end: u64,
+    /// Number of whole frames.
+    frames: u64,
+}
+
+impl Journal {
+    /// Puts a new journal with these payloads at `path`, atomically and durably, in place of what is there.
+    ///
+    /// # Errors
+    /// Those of the file system; the old journal stays.
+    pub fn replace(path: &Path, header: &Header, payloads: impl Iterator<Item = Vec<u8>>) -> Result<Self> {
+        let temporary = path.with_extension("new");
+        let failed = |error: std::io::Error| Error::io("cannot write the journal", temporary.display(), error);
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = fs::open(&temporary, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed(errno.into()))?;
+        let file = Arc::new(File::from(file));
+        file.write_all_at(&encode_header(header), 0).map_err(failed)?;
+        let mut journal =
+            Self { file, len_bytes: HEADER_LEN as u64, durable_len_bytes: HEADER_LEN as u64, sequence: 0 };
+        for payload in payloads {
+            journal.append(&payload).map_err(|errno| failed(errno.into()))?;
+        }
+        journal.file.sync_all().map_err(failed)?;
+        journal.durable_len_bytes = journal.len_bytes;
+        std::fs::rename(&temporary, path).map_err(failed)?;
+        sync_directory(path.parent().unwrap_or(Path::new(".")))?;
+        Ok(journal)
+    }
+
+    /// Opens the journal for appending behind what `scan` read; a torn tail is cut off.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn open(path: &Path, scan: &Scan) -> Result<Self> {
+        let failed = |error: std::io::Error| Error::io("cannot open the journal", path.display(), error);
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let file = File::from(fs::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?);
+        file.set_len(scan.end).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        let file = Arc::new(file);
+        Ok(Self { file, len_bytes: scan.end, durable_len_bytes: scan.end, sequence: scan.frames })
+    }
+
+    /// Appends one frame. Either all of it is there afterwards or none.
+    ///
+    /// # Errors
+    /// The error of write(2); `EIO` when a partly written frame could not be taken back: nothing may follow it then.
+    pub fn append(&mut self, payload: &[u8]) -> Result<(), Errno> {
+        if payload.len() > PAYLOAD_MAX {
+            return Err(Errno::TOOBIG);
+        }
+        let mut frame = Encoder::with_capacity(FRAME_HEADER_LEN + payload.len());
+        frame.bytes(FRAME_MAGIC).u32(payload.len() as u32).u64(self.sequence).u64(self.durable_len_bytes);
+        let sum = frame_checksum(self.sequence, self.durable_len_bytes, payload);
+        frame.u64(sum).bytes(payload);
+        let frame = frame.finish();
+        if let Err(error) = self.file.write_all_at(&frame, self.len_bytes) {
+            self.file.set_len(self.len_bytes).map_err(|_| Errno::IO)?;
+            return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        }
+        self.len_bytes += frame.len() as u64;
+        self.sequence += 1;
+        Ok(())
+    }
+
+    /// Length in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// The file and how much of it a sync now would make durable; `None` when all of it already is.
+    pub fn unsynced(&self) -> Option<(Arc<File>, u64)> {
+        (self.durable_len_bytes < self.len_bytes).then(|| (self.file.clone(), self.len_bytes))
+    }
+
+    /// Notes that the first `len_bytes` bytes are durable.
+    pub fn synced(&mut self, len_bytes: u64) {
+        self.durable_len_bytes = self.durable_len_bytes.max(len_bytes);
+    }
+}
+
+/// Reads the header of the journal at `path`; `None` where there is no journal.
+///
+/// # Errors
+/// `Corrupt`, `Invalid` for a newer version, and those of the file system.
+pub fn read_header(path: &Path) -> Result<Option<Header>> {
+    match File::open(path) {
+        Ok(mut file) => take_header(&mut file, path).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("cannot open the journal", path.display(), error)),
+    }
+}
+
+/// Reads every whole frame in order. `boot` is the running kernel's boot id.
+///
+/// # Errors
+/// `Corrupt` when a frame in the middle is damaged, those of the file system, and those of `visit`.
+pub fn scan(path: &Path, boot: &[u8; 16], visit: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<Scan> {
+    let failed = |error: std::io::Error| Error::io("cannot read the journal", path.display(), error);
+    let file = File::open(path).map_err(failed)?;
+    let len_bytes = file.metadata().map_err(failed)?.len();
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let header = take_header(&mut reader, path)?;
+    let mut scan = Scan { end: HEADER_LEN as u64, frames: 0 };
+    while let Some(payload) = take_frame(&mut reader, len_bytes - scan.end, scan.frames).map_err(failed)? {
+        visit(scan.frames, &payload)?;
+        scan.end += (FRAME_HEADER_LEN + payload.len()) as u64;
+        scan.frames += 1;
+    }
+    if scan.end < len_bytes {
+        refuse_damage(path, &scan, header.boot == *boot)?;
+    }
+    Ok(scan)
+}
+
+/// The next frame's payload; `None` at the end and where the bytes are no whole frame with this sequence number.
+fn take_frame(reader: &mut impl Read, left: u64, sequence: u64) -> std::io::Result<Option<Vec<u8>>> {
+    if left < FRAME_HEADER_LEN as u64 {
+        return Ok(None);
+    }
+    let mut header = [0; FRAME_HEADER_LEN];
+    reader.read_exact(&mut header)?;
+    let Some(frame) = FrameHeader::parse(&header) else { return Ok(None) };
+    if frame.sequence != sequence || frame.len as u64 > left - FRAME_HEADER_LEN as u64 {
+        return Ok(None);
+    }
+    let mut payload = vec![0; frame.len];
+    reader.read_exact(&mut payload)?;
+    Ok(frame.holds(&payload).then_some(payload))
+}
+
+/// Looks behind the end of a scan for frames that prove damage.
+fn refuse_damage(path: &Path, scan: &Scan, same_boot: bool) -> Result<()> {
+    let failed = |error: std::io::Error| Error::io("cannot read the journal", path.display(), error);
+    let file = File::open(path).map_err(failed)?;
+    let mut rest = Vec::new();
+    let mut reader = BufReader::new(&file);
+    std::io::copy(&mut (&mut reader).take(scan.end), &mut std::io::sink()).map_err(failed)?;
+    reader.read_to_end(&mut rest).map_err(failed)?;
+    for at in 1..rest.len().saturating_sub(FRAME_HEADER_LEN) {
+        let Some(frame) = FrameHeader::parse(&rest[at..at + FRAME_HEADER_LEN]) else { continue };
+        let payload = rest[at + FRAME_HEADER_LEN..].get(..frame.len);
+        if payload.is_some_and(|payload| frame.holds(payload)) && (same_boot || frame.durable_len > scan.end) {
+            return Err(Error::corrupt(format!("the journal is damaged at byte {}", scan.end))
+                .object(path.display())
+                .advice("the changes behind it cannot be trusted; copy the upper away, then mount with a new one"));
+        }
+    }
+    Ok(())
+}
+
+struct FrameHeader {
+    len: usize,
+    sequence: u64,
+    durable_len: u64,
+    checksum: u64,
+}
+
+impl FrameHeader {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut input = Decoder::new(bytes.strip_prefix(FRAME_MAGIC)?);
+        let header = Self {
+            len: input.u32().ok()? as usize,
+            sequence: input.u64().ok()?,
+            durable_len: input.u64().ok()?,
+            checksum: input.u64().ok()?,
+        };
+        (header.len <= PAYLOAD_MAX).then_some(header)
+    }
+
+    fn holds(&self, payload: &[u8]) -> bool {
+        payload.len() == self.len && self.checksum == frame_checksum(self.sequence, self.durable_len, payload)
+    }
+}
+
+fn frame_checksum(sequence: u64, durable_len: u64, payload: &[u8]) -> u64 {
+    let mut guarded = Encoder::with_capacity(16 + payload.len());
+    guarded.u64(sequence).u64(durable_len).bytes(payload);
+    checksum(&guarded.finish())
+}
+
+fn encode_header(header: &Header) -> Vec<u8> {
+    let mut out = Encoder::with_capacity(HEADER_LEN);
+    out.bytes(MAGIC).u32(VERSION).u32(0);
+    out.bytes(header.store.as_bytes()).bytes(header.base.as_bytes()).bytes(&header.boot);
+    let mut bytes = out.finish();
+    bytes.extend_from_slice(&checksum(&bytes).to_le_bytes());
+    bytes
+}
+
+fn take_header(reader: &mut impl Read, path: &Path) -> Result<Header> {
+    let mut bytes = [0; HEADER_LEN];
+    reader.read_exact(&mut bytes).map_err(|error| Error::io("cannot read the journal", path.display(), error))?;
+    parse_header(&bytes).map_err(|error| error.object(path.display()))
+}
+
+fn parse_header(bytes: &[u8; HEADER_LEN]) -> Result<Header> {
+    let mut input = Decoder::new(bytes);
+    if input.take(8)? != MAGIC {
+        return Err(Error::corrupt("not a journal of snapfs (wrong magic)"));
+    }
+    let version = input.u32()?;
+    if version != VERSION {
+        return Err(Error::new(Kind::Invalid, format!("the journal has format version {version}"))
+            .advice(format!("this build reads version {VERSION}; use a newer snapctl")));
+    }
+    if checksum(&bytes[..HEADER_LEN - 8]).to_le_bytes() != bytes[HEADER_LEN - 8..] {
+        return Err(Error::corrupt("the journal's header fails its checksum"));
+    }
+    input.u32()?;
+    Ok(Header {
+        store: StoreId::from_bytes(input.array()?),
+        base: SnapshotId::from_bytes(input.array()?),
+        boot: input.array()?,
+    })
+}
+
+/// Makes the names in `directory` durable.
+///
+/// # Errors
+/// Those of the file system.
+pub fn sync_directory(directory: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| Error::io("cannot sync the directory", directory.display(), error);
+    File::open(directory).map_err(failed)?.sync_all().map_err(failed)
+}
+
+/// Where the journal of an upper is.
+pub fn path_in(upper: &Path) -> PathBuf {
+    upper.join("journal")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOOT: [u8; 16] = [1; 16];
+
+    fn header() -> Header {
+        Header { store: StoreId::from_bytes([2; 16]), base: SnapshotId::from_bytes([3; 32]), boot: BOOT }
+    }
+
+    fn read_all(path: &Path, boot: &[u8; 16]) -> Result<(Vec<Vec<u8>>, Scan)> {
+        let mut frames = Vec::new();
+        let scan = scan(path, boot, &mut |_, payload| {
+            frames.push(payload.to_vec());
+            Ok(())
+        })?;
+        Ok((frames, scan))
+    }
+
+    fn written(path: &Path, count: u8) -> Journal {
+        let mut journal = Journal::replace(path, &header(), std::iter::empty()).unwrap();
+        for frame in 0..count {
+            journal.append(&vec![frame; 10 + frame as usize]).unwrap();
+        }
+        journal
+    }
+
+    #[test]
+    fn a_journal_cut_at_any_byte_keeps_every_whole_frame_and_can_be_appended_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = path_in(directory.path());
+        written(&path, 5);
+        let whole = std::fs::read(&path).unwrap();
+        let mut ends = vec![HEADER_LEN];
+        (0..5).for_each(|frame| ends.push(ends[frame] + FRAME_HEADER_LEN + 10 + frame));
+        for len in HEADER_LEN..=whole.len() {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            let (frames, scan) = read_all(&path, &BOOT).unwrap();
+            assert_eq!(frames.len(), ends.iter().filter(|end| **end <= len).count() - 1, "cut at {len}");
+            Journal::open(&path, &scan).unwrap().append(b"next").unwrap();
+            let (again, _) = read_all(&path, &BOOT).unwrap();
+            assert_eq!(again.last().unwrap(), b"next");
+            assert_eq!(again.len(), frames.len() + 1);
+        }
+        for len in 0..HEADER_LEN {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            assert!(read_all(&path, &BOOT).is_err(), "cut at {len}");
+        }
+    }
+
+    #[test]
+    fn damage_in_the_middle_is_refused_not_taken_for_a_torn_tail() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = path_in(directory.path());
+        written(&path, 5);
+        let whole = std::fs::read(&path).unwrap();
+        let last_frame = whole.len() - FRAME_HEADER_LEN - 14;
+        for byte in 0..last_frame {
+            let mut damaged = whole.clone();
+            damaged[byte] ^= 0x10;
+            std::fs::write(&path, &damaged).unwrap();
+            assert!(read_all(&path, &BOOT).is_err(), "byte {byte}");
+        }
+    }
+
+    #[test]
+    fn after_a_power_cut_a_hole_in_the_unsynced_tail_is_a_torn_tail_and_one_before_it_is_damage() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = path_in(directory.path());
+        let mut journal = written(&path, 2);
+        let (file, durable) = journal.unsynced().unwrap();
+        file.sync_data().unwrap();
+        journal.synced(durable);
+        (10..13).for_each(|frame| journal.append(&[frame; 20]).unwrap());
+        let whole = std::fs::read(&path).unwrap();
+
+        let mut hole = whole.clone();
+        hole[durable as usize..durable as usize + FRAME_HEADER_LEN].fill(0);
+        std::fs::write(&path, &hole).unwrap();
+        assert_eq!(read_all(&path, &[9; 16]).unwrap().0.len(), 2, "another boot: the tail was never durable");
+        assert!(read_all(&path, &BOOT).is_err(), "same boot: nothing can have been lost");
+
+        let mut damage = whole;
+        damage[HEADER_LEN + 4] ^= 1;
+        std::fs::write(&path, &damage).unwrap();
+        assert!(read_all(&path, &[9; 16]).is_err(), "a durable frame is damaged");
+    }
+}

@@ -1,0 +1,27 @@
+//! snapfs: a snapshot of the store as a read-write directory, and back.
+//!
+//! [`mount()`] serves a snapshot's tree through FUSE; changes go into a local upper, block by block, journaled. A freeze
+//! turns what changed into a new snapshot and goes on over it. Start reading at `overlay` for the file system itself (no
+//! kernel needed), at `fuse` for its translation, at `state` for what a mount knows, at `journal` for what outlives it.
+//! Which POSIX promises are kept, and the journal's format, are in SEMANTICS.md.
+
+mod change;
+pub mod control;
+mod errno;
+mod extent;
+mod freeze;
+mod fuse;
+mod journal;
+mod lower;
+mod mount;
+mod mountinfo;
+mod node;
+mod overlay;
+mod rebase;
+mod state;
+mod upper;
+
+pub use control::Status;
+pub use freeze::FreezeReport;
+pub use mount::{Mount, MountOptions, mount};
+pub use overlay::base_of;

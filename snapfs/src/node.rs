@@ -1,0 +1,281 @@
+//! A node: one file-system object that the kernel knows or that has changed, and what of it comes from the base.
+
+use crate::change::{Attributes, Name, NewBody, NodeId};
+use crate::extent::Layout;
+use crate::lower::LowerDirectory;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use store::{Content, Inode, Metadata};
+
+/// Where the version of a node stands that it began from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It is the root.
+    Root,
+    /// An unchanged node: entry `name` of the base's directory that is node `parent`.
+    Entry {
+        /// The directory.
+        parent: NodeId,
+        /// The name in it.
+        name: Name,
+    },
+    /// A changed node that the base has at this path.
+    Path(Vec<u8>),
+    /// A hard-linked file of the base, by its number in the link table.
+    Link(u64),
+    /// The base does not have it.
+    New,
+}
+
+/// What a name in a directory stands for, where that is not simply what the base says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// What the base says, and it is this live node.
+    Known(NodeId),
+    /// Differs from the base: this node, or nothing although the base has the name.
+    Changed(Option<NodeId>),
+}
+
+/// The changed part of a directory over the base's.
+#[derive(Clone, Debug)]
+pub struct DirectoryBody {
+    /// What it began from.
+    pub lower: Option<Arc<LowerDirectory>>,
+    /// Names that are live or changed.
+    pub slots: BTreeMap<Name, Slot>,
+    /// The directory it stands in.
+    pub parent: NodeId,
+}
+
+/// The content of a file.
+#[derive(Clone, Debug)]
+pub struct FileBody {
+    /// What it began from.
+    pub lower: Content,
+    /// Bytes of holes in `lower`; 0 until it was opened.
+    pub holes_bytes: u64,
+    /// Which bytes come from where.
+    pub layout: Layout,
+    /// Whether its data file has writes that are not known to be durable.
+    pub unsynced: bool,
+}
+
+/// What a node is.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// A directory.
+    Directory(DirectoryBody),
+    /// A regular file.
+    File(FileBody),
+    /// A symbolic link.
+    Symlink(Vec<u8>),
+    /// A character device.
+    CharDevice(u64),
+    /// A block device.
+    BlockDevice(u64),
+    /// A named pipe.
+    Fifo,
+    /// A unix socket.
+    Socket,
+}
+
+/// A file-system object.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Attributes.
+    pub attributes: Attributes,
+    /// Extended attributes, sorted by name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What it is.
+    pub body: Body,
+    /// What it began from.
+    pub origin: Origin,
+    /// Whether it differs from the base in any way, or may.
+    pub dirty: bool,
+    /// How often the kernel was given it and did not forget it.
+    pub lookups: u64,
+}
+
+/// What the base keeps of a node's body, with what only the mount knows.
+pub struct LowerPlace {
+    /// What the node began from.
+    pub origin: Origin,
+    /// Names that the base has for it.
+    pub nlink: u32,
+    /// The directory it stands in, and its path: used for directories only.
+    pub parent: NodeId,
+    /// Its path in the base.
+    pub path: Vec<u8>,
+}
+
+impl Node {
+    /// An unchanged node of the base.
+    pub fn from_base(inode: Inode, place: LowerPlace) -> Self {
+        let Metadata { mode, uid, gid, mtime, xattrs } = inode.metadata;
+        let body = match inode.node {
+            store::Node::Directory(id) => Body::Directory(DirectoryBody {
+                lower: Some(LowerDirectory::new(id, place.path)),
+                slots: BTreeMap::new(),
+                parent: place.parent,
+            }),
+            store::Node::File(content) => Body::File(FileBody {
+                layout: Layout::over(content.len_bytes()),
+                lower: content,
+                holes_bytes: 0,
+                unsynced: false,
+            }),
+            store::Node::Symlink(target) => Body::Symlink(target),
+            store::Node::CharDevice(rdev) => Body::CharDevice(rdev),
+            store::Node::BlockDevice(rdev) => Body::BlockDevice(rdev),
+            store::Node::Fifo => Body::Fifo,
+            store::Node::Socket => Body::Socket,
+        };
+        // The base keeps one time; the other two begin as that.
+        let attributes = Attributes { mode, uid, gid, nlink: place.nlink, atime: mtime, mtime, ctime: mtime };
+        Self { attributes, xattrs, body, origin: place.origin, dirty: false, lookups: 0 }
+    }
+
+    /// A node that the base does not have.
+    pub fn new(body: NewBody, attributes: Attributes) -> Self {
+        let body = match body {
+            NewBody::File => Body::File(FileBody {
+                lower: Content::empty(),
+                holes_bytes: 0,
+                layout: Layout::over(0),
+                unsynced: false,
+            }),
+            NewBody::Directory => Body::Directory(DirectoryBody {
+                lower: None,
+                slots: BTreeMap::new(),
+                parent: NodeId::ROOT,
+            }),
+            NewBody::Symlink(target) => Body::Symlink(target),
+            NewBody::CharDevice(rdev) => Body::CharDevice(rdev),
+            NewBody::BlockDevice(rdev) => Body::BlockDevice(rdev),
+            NewBody::Fifo => Body::Fifo,
+            NewBody::Socket => Body::Socket,
+        };
+        Self { attributes, xattrs: Vec::new(), body, origin: Origin::New, dirty: true, lookups: 0 }
+    }
+
+    /// The directory part, where it is a directory.
+    pub fn directory(&self) -> Option<&DirectoryBody> {
+        match &self.body {
+            Body::Directory(directory) => Some(directory),
+            _ => None,
+        }
+    }
+
+    /// As [`Self::directory`], to change.
+    pub fn directory_mut(&mut self) -> Option<&mut DirectoryBody> {
+        match &mut self.body {
+            Body::Directory(directory) => Some(directory),
+            _ => None,
+        }
+    }
+
+    /// The file part, where it is a regular file.
+    pub fn file(&self) -> Option<&FileBody> {
+        match &self.body {
+            Body::File(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// As [`Self::file`], to change.
+    pub fn file_mut(&mut self) -> Option<&mut FileBody> {
+        match &mut self.body {
+            Body::File(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// Whether it has no name left and lives only as long as the kernel holds it.
+    pub fn is_orphan(&self) -> bool {
+        self.attributes.nlink == 0
+    }
+
+    /// What the store keeps of its attributes.
+    pub fn metadata(&self) -> Metadata {
+        let Attributes { mode, uid, gid, mtime, .. } = self.attributes;
+        Metadata { mode, uid, gid, mtime, xattrs: self.xattrs.clone() }
+    }
+
+    /// What `stat` shows.
+    pub fn stat(&self, id: NodeId) -> Stat {
+        let (kind, len_bytes, blocks, rdev) = match &self.body {
+            Body::Directory(_) => (FileKind::Directory, 4096, 8, 0),
+            Body::File(file) => (FileKind::File, file.layout.len_bytes(), file.blocks(), 0),
+            Body::Symlink(target) => (FileKind::Symlink, target.len() as u64, 0, 0),
+            Body::CharDevice(rdev) => (FileKind::CharDevice, 0, 0, *rdev),
+            Body::BlockDevice(rdev) => (FileKind::BlockDevice, 0, 0, *rdev),
+            Body::Fifo => (FileKind::Fifo, 0, 0, 0),
+            Body::Socket => (FileKind::Socket, 0, 0, 0),
+        };
+        Stat { id, kind, attributes: self.attributes, len_bytes, blocks, rdev }
+    }
+}
+
+impl FileBody {
+    /// Allocated size in units of 512 bytes. What shows through from the base counts whole until the
+    /// file was opened once.
+    fn blocks(&self) -> u64 {
+        let below = self.layout.lower_len_bytes().min(self.layout.len_bytes());
+        let hidden: u64 = self.layout.upper_blocks().chain(self.layout.zero_blocks()).fold(0, |sum, blocks| {
+            let end = (blocks.end * crate::extent::BLOCK).min(below);
+            sum + end.saturating_sub(blocks.start * crate::extent::BLOCK)
+        });
+        (self.layout.upper_bytes() + (below - hidden).saturating_sub(self.holes_bytes)).div_ceil(512)
+    }
+}
+
+/// The type of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A symbolic link.
+    Symlink,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+    /// A named pipe.
+    Fifo,
+    /// A unix socket.
+    Socket,
+}
+
+impl FileKind {
+    /// The type of what the base calls `node`.
+    pub fn of(node: &store::Node) -> Self {
+        match node {
+            store::Node::Directory(_) => Self::Directory,
+            store::Node::File(_) => Self::File,
+            store::Node::Symlink(_) => Self::Symlink,
+            store::Node::CharDevice(_) => Self::CharDevice,
+            store::Node::BlockDevice(_) => Self::BlockDevice,
+            store::Node::Fifo => Self::Fifo,
+            store::Node::Socket => Self::Socket,
+        }
+    }
+}
+
+/// What `stat` shows of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Its number.
+    pub id: NodeId,
+    /// Its type.
+    pub kind: FileKind,
+    /// Its attributes.
+    pub attributes: Attributes,
+    /// Length in bytes.
+    pub len_bytes: u64,
+    /// Allocated size in units of 512 bytes.
+    pub blocks: u64,
+    /// Device number.
+    pub rdev: u64,
+}

@@ -1,0 +1,228 @@
+//! Content of files: merged reads, block-level copy on write, cutting and seeking.
+//!
+//! A block belongs to the upper as a whole or not at all, and in a block of the upper every byte behind the end of the
+//! file is zero in the data file. Data is written before the journal says so; it is cut after the journal says so.
+
+use super::attributes::{push_capability_dropped, without_set_id};
+use super::{Overlay, file_of, node_of};
+use crate::change::{Attributes, Change, NodeId};
+use crate::errno::{Answer, Errno, from_io, from_store};
+use crate::extent::{BLOCK, Segment, Source};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use store::{Extent, clock};
+
+/// How much one copy within the mount moves at most; the caller asks again for the rest.
+const COPY_MAX: u64 = 16 << 20;
+const COPY_PIECE: u64 = 1 << 20;
+
+/// What to seek.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    /// The next byte that may not be zero.
+    Data,
+    /// The next hole; the end of the file is one.
+    Hole,
+}
+
+impl Overlay {
+    /// At most `len` bytes from `offset`; fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// `ESTALE`, `EISDIR`, `EINVAL`, `EIO`.
+    pub fn read(&self, id: NodeId, offset: u64, len: usize) -> Answer<Vec<u8>> {
+        let _file = self.share_file(id);
+        self.read_locked(id, offset..offset.saturating_add(len as u64))
+    }
+
+    /// The bytes of `range` that are before the end of the file. The caller has the file's lock or keeps changes out.
+    pub(crate) fn read_locked(&self, id: NodeId, range: Range<u64>) -> Answer<Vec<u8>> {
+        let segments = file_of(&self.lock().state, id)?.layout.segments(range.clone());
+        let end = segments.last().map_or(range.start, |last| last.range.end);
+        let mut bytes = vec![0; (end - range.start) as usize];
+        for Segment { range: piece, source } in segments {
+            let target = &mut bytes[(piece.start - range.start) as usize..(piece.end - range.start) as usize];
+            match source {
+                Source::Zero => {}
+                Source::Upper => self.read_upper(id, piece.start, target)?,
+                Source::Lower => {
+                    let got = self.reader(id)?.read_at(piece.start, target).map_err(from_store)?;
+                    if got < target.len() {
+                        tracing::error!(node = id.0, "a file of the base is shorter than its length says");
+                        return Err(Errno::IO);
+                    }
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Reads the data file; what it is too short for is zero.
+    fn read_upper(&self, id: NodeId, mut offset: u64, mut target: &mut [u8]) -> Answer<()> {
+        let Some(file) = self.upper.data_file(id)? else {
+            tracing::error!(node = id.0, "a data file is missing from the upper");
+            return Err(Errno::IO);
+        };
+        while !target.is_empty() {
+            match file.read_at(target, offset).map_err(|error| from_io(&error))? {
+                0 => break,
+                got => {
+                    offset += got as u64;
+                    target = &mut target[got..];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all of `data` at `offset`. `drops_set_id`: the writer may not keep set-user-id bits.
+    ///
+    /// # Errors
+    /// `ESTALE`, `EISDIR`, `EINVAL`, `EFBIG`, `ENOSPC`, `EROFS`, `EIO`; nothing that was there before is changed then,
+    /// but bytes of `range` itself may be.
+    /// Gives whether it took such bits away.
+    pub fn write(&self, id: NodeId, offset: u64, data: &[u8], drops_set_id: bool) -> Answer<bool> {
+        let _changing = self.begin_change()?;
+        let _file = self.own_file(id);
+        self.write_locked(id, offset, data, drops_set_id)
+    }
+
+    fn write_locked(&self, id: NodeId, offset: u64, data: &[u8], drops_set_id: bool) -> Answer<bool> {
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= i64::MAX as u64).ok_or(Errno::FBIG)?;
+        if data.is_empty() {
+            return Ok(false);
+        }
+        self.write_blocks(id, offset, data)?;
+        let mut inner = self.lock();
+        let now = clock::now();
+        let mut changes = Vec::new();
+        inner.state.adopt(id, &mut changes);
+        changes.push(Change::Write { node: id, range: offset..end });
+        let mut attributes = Attributes { mtime: now, ctime: now, ..node_of(&inner.state, id)?.attributes };
+        let drops_now = drops_set_id && attributes.mode != without_set_id(attributes.mode);
+        if drops_now {
+            push_capability_dropped(id, node_of(&inner.state, id)?, &mut changes);
+            attributes.mode = without_set_id(attributes.mode);
+        }
+        changes.push(Change::Attributes { node: id, attributes });
+        self.commit(&mut inner, changes).map(|()| drops_now)
+    }
+
+    /// Puts bytes into the data file; a block that is not the upper's yet is written whole.
+    fn write_blocks(&self, id: NodeId, offset: u64, data: &[u8]) -> Answer<()> {
+        let end = offset + data.len() as u64;
+        let (start, stop) = {
+            let inner = self.lock();
+            let layout = &file_of(&inner.state, id)?.layout;
+            let partial = |at: u64| at % BLOCK != 0 && !layout.is_upper(at / BLOCK);
+            let start = if partial(offset) { offset - offset % BLOCK } else { offset };
+            (start, if partial(end) { end.next_multiple_of(BLOCK) } else { end })
+        };
+        let file = self.upper.make_data_file(id)?;
+        let written = if (start, stop) == (offset, end) {
+            file.write_all_at(data, offset)
+        } else {
+            let mut bytes = self.read_locked(id, start..offset)?;
+            bytes.resize((offset - start) as usize, 0);
+            bytes.extend_from_slice(data);
+            bytes.extend_from_slice(&self.read_locked(id, end..stop)?);
+            bytes.resize((stop - start) as usize, 0);
+            file.write_all_at(&bytes, start)
+        };
+        written.map_err(|error| from_io(&error))
+    }
+
+    /// Cuts the data file as the journal already says.
+    pub(super) fn cut_data_file(&self, id: NodeId, len_bytes: u64) -> Answer<()> {
+        let Some(file) = self.upper.data_file(id)? else { return Ok(()) };
+        let current = file.metadata().map_err(|error| from_io(&error))?.len();
+        if current > len_bytes {
+            file.set_len(len_bytes).map_err(|_| self.poison("a data file could not be cut"))?;
+        }
+        Ok(())
+    }
+
+    /// The next data or hole at or behind `offset`.
+    ///
+    /// # Errors
+    /// `ENXIO` where there is none, and as [`Self::read`].
+    pub fn seek(&self, id: NodeId, offset: u64, what: Seek) -> Answer<u64> {
+        let _file = self.share_file(id);
+        let (segments, len_bytes) = {
+            let inner = self.lock();
+            let layout = &file_of(&inner.state, id)?.layout;
+            (layout.segments(offset..u64::MAX), layout.len_bytes())
+        };
+        if offset >= len_bytes {
+            return Err(Errno::NXIO);
+        }
+        for Segment { range, source } in segments {
+            let found = match (source, what) {
+                (Source::Upper, Seek::Data) | (Source::Zero, Seek::Hole) => Some(range.start),
+                (Source::Upper, Seek::Hole) | (Source::Zero, Seek::Data) => None,
+                (Source::Lower, _) => self.seek_lower(id, range, what)?,
+            };
+            if let Some(found) = found {
+                return Ok(found);
+            }
+        }
+        match what {
+            Seek::Data => Err(Errno::NXIO),
+            Seek::Hole => Ok(len_bytes),
+        }
+    }
+
+    fn seek_lower(&self, id: NodeId, range: Range<u64>, what: Seek) -> Answer<Option<u64>> {
+        let reader = self.reader(id)?;
+        let extents = reader.extents();
+        if extents.is_empty() {
+            return Ok((what == Seek::Data).then_some(range.start));
+        }
+        let first = extents.partition_point(|(start, extent)| start + extent.len_bytes() <= range.start);
+        let wanted = |extent: &Extent| matches!(extent, Extent::Hole { .. }) == (what == Seek::Hole);
+        let within = extents[first..].iter().take_while(|(start, _)| *start < range.end);
+        Ok(within.into_iter().find(|(_, extent)| wanted(extent)).map(|(start, _)| (*start).max(range.start)))
+    }
+
+    /// Copies up to `len_bytes` bytes, at most [`COPY_MAX`], from one file to another; gives how many.
+    ///
+    /// # Errors
+    /// As [`Self::read`] and [`Self::write`]; what was copied before stays.
+    pub fn copy(&self, from: (NodeId, u64), to: (NodeId, u64), len_bytes: u64, drops_set_id: bool) -> Answer<u64> {
+        let len_bytes = len_bytes.min(COPY_MAX);
+        let mut done = 0;
+        while done < len_bytes {
+            let piece = (len_bytes - done).min(COPY_PIECE);
+            let bytes = self.read(from.0, from.1 + done, piece as usize)?;
+            if bytes.is_empty() {
+                break;
+            }
+            self.write(to.0, to.1 + done, &bytes, drops_set_id)?;
+            done += bytes.len() as u64;
+        }
+        Ok(done)
+    }
+
+    /// Zeroes the bytes of `range` that are before the end of the file and not in whole blocks; gives the whole blocks.
+    pub(super) fn zero_edges(&self, id: NodeId, range: Range<u64>) -> Answer<Range<u64>> {
+        let len_bytes = file_of(&self.lock().state, id)?.layout.len_bytes();
+        // Behind the end of the file everything is zero, so the last block may go as a whole.
+        let end = if range.end >= len_bytes { range.end.next_multiple_of(BLOCK) } else { range.end };
+        let blocks = range.start.div_ceil(BLOCK)..end / BLOCK;
+        let edges = match blocks.start < blocks.end {
+            true => vec![range.start..blocks.start * BLOCK, blocks.end * BLOCK..end],
+            false => vec![range.start..range.end],
+        };
+        for edge in edges {
+            let edge = edge.start..edge.end.min(len_bytes);
+            if edge.start >= edge.end {
+                continue;
+            }
+            let segments = file_of(&self.lock().state, id)?.layout.segments(edge.clone());
+            if segments.iter().any(|segment| segment.source != Source::Zero) {
+                self.write_locked(id, edge.start, &vec![0; (edge.end - edge.start) as usize], false)?;
+            }
+        }
+        Ok(blocks)
+    }
+}

@@ -1,0 +1,260 @@
+//! The file system as plain request -> answer functions over a base and an upper. Knows nothing of FUSE.
+//!
+//! Locks, in this order: `barrier` (operations that change something share it, a freeze has it alone), one of `files`
+//! (reads of a file share it, writes have it alone, a change of base has all), `inner` (state and journal). A change goes
+//! into the journal and then into the state under `inner`, so the journal has them in the order in which they happened;
+//! that append is a write(2) into the page cache. No store is read under `inner` except what was read before.
+
+mod attributes;
+mod data;
+mod listing;
+mod namespace;
+mod open;
+mod space;
+mod sync;
+
+pub use attributes::{SetAttributes, SetTime};
+pub use data::Seek;
+pub use namespace::{Caller, RenameMode};
+pub use open::base_of;
+
+use crate::change::{Change, NodeId, encode_all};
+use crate::errno::{Answer, Errno, from_store};
+use crate::journal::Journal;
+use crate::lower::Base;
+use crate::node::{DirectoryBody, FileBody, Node, Stat};
+use crate::state::State;
+use crate::upper::Upper;
+use listing::Listings;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use store::{ContentReader, EntryInode, Store};
+
+/// Number of locks that files share.
+const FILE_LOCKS: usize = 64;
+/// At most this many opened contents of the base are kept.
+const READERS_MAX: usize = 1024;
+
+/// A mount's file system.
+#[derive(Debug)]
+pub struct Overlay {
+    store: Store,
+    upper: Upper,
+    read_only: bool,
+    barrier: RwLock<()>,
+    files: Vec<RwLock<()>>,
+    inner: Mutex<Inner>,
+    /// Opened contents of the base. Emptied when the base changes.
+    readers: Mutex<HashMap<NodeId, Arc<ContentReader>>>,
+    listings: Mutex<Listings>,
+    /// Set when the journal has grown long.
+    is_long: AtomicBool,
+    /// Set when memory and journal may differ, or a sync failed: nothing may change any more.
+    poisoned: AtomicBool,
+}
+
+/// What the innermost lock guards.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) state: State,
+    /// None in a read-only mount.
+    pub(crate) journal: Option<Journal>,
+    /// The journal is long above this many bytes.
+    pub(crate) long_len_bytes: u64,
+}
+
+/// How much differs from the base.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Nodes that differ, or may.
+    pub files: u64,
+    /// Bytes that the upper holds.
+    pub bytes: u64,
+}
+
+impl Overlay {
+    /// The store below.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The upper.
+    pub fn upper(&self) -> &Upper {
+        &self.upper
+    }
+
+    /// Whether nothing can be changed.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The snapshot below, now.
+    pub fn base(&self) -> Arc<Base> {
+        self.lock().state.base.clone()
+    }
+
+    /// Whether anything differs from the base.
+    pub fn has_changes(&self) -> bool {
+        self.lock().state.has_changes()
+    }
+
+    /// How much differs from the base.
+    pub fn dirty(&self) -> Dirty {
+        let inner = self.lock();
+        let changed = inner.state.nodes().filter(|(_, node)| node.dirty && !node.is_orphan());
+        changed.fold(Dirty::default(), |dirty, (_, node)| Dirty {
+            files: dirty.files + 1,
+            bytes: dirty.bytes + node.file().map_or(0, |file| file.layout.upper_bytes()),
+        })
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no thread panics while it changes the state")
+    }
+
+    /// Leave to change something; refuses where nothing may change.
+    fn begin_change(&self) -> Answer<RwLockReadGuard<'_, ()>> {
+        if self.read_only {
+            return Err(Errno::ROFS);
+        }
+        let guard = self.barrier.read().expect("no thread panics while it freezes");
+        match self.poisoned.load(Ordering::Acquire) {
+            true => Err(Errno::IO),
+            false => Ok(guard),
+        }
+    }
+
+    /// Keeps every change out until the guard is dropped.
+    pub(crate) fn stop_changes(&self) -> RwLockWriteGuard<'_, ()> {
+        self.barrier.write().expect("no thread panics while it freezes")
+    }
+
+    /// Keeps all reading and writing of files out until the guards are dropped.
+    pub(crate) fn stop_files(&self) -> Vec<RwLockWriteGuard<'_, ()>> {
+        self.files.iter().map(|lock| lock.write().expect("no thread panics while it has a file")).collect()
+    }
+
+    fn share_file(&self, node: NodeId) -> RwLockReadGuard<'_, ()> {
+        let lock = &self.files[node.0 as usize % FILE_LOCKS];
+        lock.read().expect("no thread panics while it has a file")
+    }
+
+    fn own_file(&self, node: NodeId) -> RwLockWriteGuard<'_, ()> {
+        let lock = &self.files[node.0 as usize % FILE_LOCKS];
+        lock.write().expect("no thread panics while it has a file")
+    }
+
+    /// Nothing may change any more: what is in memory, in the journal and on disk may differ.
+    pub(crate) fn poison(&self, why: &str) -> Errno {
+        if !self.poisoned.swap(true, Ordering::AcqRel) {
+            tracing::error!(why, upper = %self.upper.path().display(), "the mount refuses changes from now on");
+        }
+        Errno::IO
+    }
+
+    /// Writes changes into the journal and takes them. Either all of them happen or none.
+    pub(crate) fn commit(&self, inner: &mut Inner, changes: Vec<Change>) -> Answer<()> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(Errno::IO);
+        }
+        let Some(journal) = &mut inner.journal else { return Err(Errno::ROFS) };
+        let state = &inner.state;
+        // What happens to a node without a name ends with this mount, so it is nobody's business after it.
+        let lasting = |change: &&Change| {
+            let node = change.node().and_then(|id| state.node(id));
+            !node.is_some_and(Node::is_orphan)
+        };
+        let payload = encode_all(changes.iter().filter(lasting));
+        if !payload.is_empty() {
+            journal.append(&payload).map_err(|errno| match errno {
+                Errno::IO => self.poison("the journal could not be written"),
+                errno => errno,
+            })?;
+            if journal.len_bytes() > inner.long_len_bytes {
+                self.is_long.store(true, Ordering::Release);
+            }
+        }
+        for change in changes {
+            if let Err(error) = inner.state.apply(change) {
+                from_store(error);
+                return Err(self.poison("a change could not be applied"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what an operation on `name` in `parent` will need of the base, before any lock is taken.
+    fn warm(&self, parent: NodeId, name: &[u8]) -> Answer<()> {
+        let (lower, base) = {
+            let inner = self.lock();
+            let directory = directory_of(&inner.state, parent)?;
+            (directory.lower.clone(), inner.state.base.clone())
+        };
+        let Some(lower) = lower else { return Ok(()) };
+        let entry = lower.open(&base.tree).and_then(|directory| directory.get(name)).map_err(from_store)?;
+        if let Some(EntryInode::Link(_)) = entry.map(|entry| entry.inode) {
+            base.tree.links().map_err(from_store)?;
+        }
+        Ok(())
+    }
+
+    /// The opened content of the base that a file began from. The caller has the file's lock.
+    fn reader(&self, node: NodeId) -> Answer<Arc<ContentReader>> {
+        let kept = || self.readers.lock().expect("no thread panics while it has the readers");
+        if let Some(reader) = kept().get(&node) {
+            return Ok(reader.clone());
+        }
+        let content = file_of(&self.lock().state, node)?.lower.clone();
+        let reader = Arc::new(self.store.content(&content).map_err(from_store)?);
+        if let Some(file) = self.lock().state.node_mut(node).and_then(Node::file_mut) {
+            file.holes_bytes = hole_bytes(&reader);
+        }
+        let mut readers = kept();
+        if readers.len() >= READERS_MAX
+            && let Some(other) = readers.keys().next().copied()
+        {
+            readers.remove(&other);
+        }
+        readers.insert(node, reader.clone());
+        Ok(reader)
+    }
+
+    /// Forgets all opened contents: the base changed.
+    pub(crate) fn forget_readers(&self) {
+        self.readers.lock().expect("no thread panics while it has the readers").clear();
+    }
+
+    fn forget_reader(&self, node: NodeId) {
+        self.readers.lock().expect("no thread panics while it has the readers").remove(&node);
+    }
+}
+
+fn hole_bytes(reader: &ContentReader) -> u64 {
+    let hole = |extent: &store::Extent| match extent {
+        store::Extent::Hole { len_bytes } => *len_bytes,
+        store::Extent::Chunk { .. } => 0,
+    };
+    reader.extents().iter().map(|(_, extent)| hole(extent)).sum()
+}
+
+/// The node; `ESTALE` where it is not live.
+fn node_of(state: &State, id: NodeId) -> Answer<&Node> {
+    state.node(id).ok_or(Errno::STALE)
+}
+
+fn directory_of(state: &State, id: NodeId) -> Answer<&DirectoryBody> {
+    node_of(state, id)?.directory().ok_or(Errno::NOTDIR)
+}
+
+fn file_of(state: &State, id: NodeId) -> Answer<&FileBody> {
+    let node = node_of(state, id)?;
+    node.file().ok_or(if node.directory().is_some() { Errno::ISDIR } else { Errno::INVAL })
+}
+
+fn stat_of(state: &State, id: NodeId) -> Answer<Stat> {
+    Ok(node_of(state, id)?.stat(id))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,165 @@
+//! Opening an overlay: lock the upper, check whose changes it holds, replay its journal.
+
+use super::{FILE_LOCKS, Inner, Overlay};
+use super::sync::COMPACT_LEN;
+use crate::change::{Change, NodeId, decode_all};
+use crate::errno::from_io;
+use crate::journal::{self, Header, Journal, Scan};
+use crate::lower::Base;
+use crate::state::State;
+use crate::upper::{Upper, boot_id};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, RwLock};
+use store::{Error, Kind, Result, SnapshotId, Store, StoreId};
+
+/// A journal longer than this is written anew when it is opened.
+const COMPACT_AT_OPEN_LEN: u64 = 4 << 20;
+
+impl Overlay {
+    /// Opens the changes in `upper` over `snapshot`.
+    ///
+    /// # Errors
+    /// `Conflict` when the upper is in use or holds changes to something else, `Corrupt` when its journal is damaged, and
+    /// those of the store and the file system.
+    pub fn open(store: &Store, snapshot: &SnapshotId, upper: &Path, read_only: bool) -> Result<Self> {
+        let upper = Upper::open(upper)?;
+        let boot = boot_id()?;
+        let base = Arc::new(Base::open(store, snapshot)?);
+        let header = Header { store: store.id(), base: *snapshot, boot };
+        let path = upper.journal_path();
+        let finished = match journal::read_header(&path)? {
+            None => true,
+            Some(found) => !is_pending(&path, &found, &base, store.id())?,
+        };
+        let overlay = |inner| Self {
+            store: store.clone(),
+            upper,
+            read_only,
+            barrier: RwLock::new(()),
+            files: (0..FILE_LOCKS).map(|_| RwLock::new(())).collect(),
+            inner: Mutex::new(inner),
+            readers: Mutex::default(),
+            listings: Mutex::default(),
+            is_long: AtomicBool::new(false),
+            poisoned: AtomicBool::new(false),
+        };
+        let mut state = State::new(base);
+        if finished {
+            let journal = match read_only {
+                true => None,
+                false => Some(Journal::replace(&path, &header, std::iter::empty())?),
+            };
+            let overlay = overlay(Inner { state, journal, long_len_bytes: COMPACT_LEN });
+            return overlay.clean_up().map(|()| overlay);
+        }
+        let (scan, rebooted) = replay(&path, &boot, &mut state)?;
+        let journal = if read_only { None } else { Some(Journal::open(&path, &scan)?) };
+        let is_long = journal.as_ref().is_some_and(|journal| journal.len_bytes() > COMPACT_AT_OPEN_LEN);
+        let overlay = overlay(Inner { state, journal, long_len_bytes: COMPACT_LEN });
+        overlay.clean_up()?;
+        if !read_only && (rebooted || is_long) {
+            let synced = overlay.sync_everything();
+            synced.map_err(|errno| Error::io("cannot sync the upper", overlay.upper.path().display(), errno.into()))?;
+            overlay.compact(&mut overlay.lock())?;
+        }
+        Ok(overlay)
+    }
+
+    /// Brings the data files to what the journal says: no garbage, and nothing behind the end of a file.
+    fn clean_up(&self) -> Result<()> {
+        let inner = self.lock();
+        let failed = |errno: crate::errno::Errno| Error::io("cannot open a data file", self.upper.path().display(), errno.into());
+        let mut kept = HashSet::new();
+        for (id, node) in inner.state.nodes() {
+            let Some(file) = node.file().filter(|file| file.layout.upper_bytes() > 0) else { continue };
+            kept.insert(id);
+            let Some(data) = self.upper.data_file(id).map_err(failed)? else {
+                return Err(Error::corrupt(format!("the data file of node {:016x} is missing", id.0))
+                    .object(self.upper.path().display())
+                    .advice("the upper was changed by hand; mount with a new one"));
+            };
+            let len_bytes = data.metadata().map_err(|error| failed(from_io(&error)))?.len();
+            if !self.read_only && len_bytes > file.layout.len_bytes() {
+                data.set_len(file.layout.len_bytes()).map_err(|error| failed(from_io(&error)))?;
+            }
+        }
+        match self.read_only {
+            true => Ok(()),
+            false => self.upper.remove_data_files_except(&kept),
+        }
+    }
+}
+
+/// What the upper at `path` holds changes to; `None` where there is no upper or nothing was ever mounted with it.
+///
+/// # Errors
+/// `Corrupt` when its journal is damaged, and those of the file system.
+pub fn base_of(upper: &Path) -> Result<Option<(StoreId, SnapshotId)>> {
+    let header = journal::read_header(&journal::path_in(upper))?;
+    Ok(header.map(|header| (header.store, header.base)))
+}
+
+/// Whether the journal holds changes to `base`. It may also hold changes that were frozen into `base` by a freeze that was
+/// cut short right after its commit: they are in it already.
+fn is_pending(path: &Path, found: &Header, base: &Base, store: StoreId) -> Result<bool> {
+    if found.store == store && found.base == base.id {
+        return Ok(true);
+    }
+    if found.store == store && base.snapshot.parent == Some(found.base) && base.snapshot.tree == last_frozen(path)? {
+        return Ok(false);
+    }
+    let what = match found.store == store {
+        true => format!("the upper holds changes to snapshot {}, not to {}", found.base, base.id),
+        false => format!("the upper belongs to the store {}, not to {store}", found.store),
+    };
+    Err(Error::new(Kind::Conflict, what)
+        .object(path.parent().unwrap_or(path).display())
+        .advice("mount that snapshot with it, or give this mount another upper"))
+}
+
+/// The tree that all changes of the journal were frozen into, where a freeze was the last thing that happened.
+fn last_frozen(path: &Path) -> Result<Option<store::TreeId>> {
+    let mut last = None;
+    journal::scan(path, &boot_id()?, &mut |_, payload| {
+        last = decode_all(payload)?.pop();
+        Ok(())
+    })?;
+    Ok(last.and_then(|change| match change {
+        Change::Freezing { tree } => Some(tree),
+        _ => None,
+    }))
+}
+
+/// Applies the journal. After a reboot writes that no sync followed are left out: their bytes may be lost.
+fn replay(path: &Path, boot: &[u8; 16], state: &mut State) -> Result<(Scan, bool)> {
+    let rebooted = journal::read_header(path)?.is_some_and(|header| header.boot != *boot);
+    let synced = if rebooted { last_syncs(path, boot)? } else { HashMap::new() };
+    let scan = journal::scan(path, boot, &mut |frame, payload| {
+        for (index, change) in decode_all(payload)?.into_iter().enumerate() {
+            let lost = |node| synced.get(&node).is_none_or(|last| *last < (frame, index));
+            match &change {
+                Change::Write { node, .. } if rebooted && lost(*node) => {}
+                _ => state.apply(change).map_err(|error| error.object(path.display()))?,
+            }
+        }
+        Ok(())
+    })?;
+    state.drop_orphans();
+    Ok((scan, rebooted))
+}
+
+/// Where in the journal each file was synced last.
+fn last_syncs(path: &Path, boot: &[u8; 16]) -> Result<HashMap<NodeId, (u64, usize)>> {
+    let mut syncs = HashMap::new();
+    journal::scan(path, boot, &mut |frame, payload| {
+        for (index, change) in decode_all(payload)?.iter().enumerate() {
+            if let Change::Synced { node } = change {
+                syncs.insert(*node, (frame, index));
+            }
+        }
+        Ok(())
+    })?;
+    Ok(syncs)
+}

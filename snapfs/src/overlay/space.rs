@@ -1,0 +1,99 @@
+//! Space: allocating, punching holes, zeroing, and what is left.
+
+use super::{Overlay, file_of, node_of};
+use crate::change::{Attributes, Change, NodeId};
+use crate::errno::{Answer, Errno};
+use crate::extent::{BLOCK, Source};
+use rustix::fs::{self, FallocateFlags, StatVfs};
+use std::ops::Range;
+use store::clock;
+
+impl Overlay {
+    /// Does what fallocate(2) does: allocates, punches a hole or zeroes.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` for other modes, `EFBIG`, `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
+    pub fn allocate(&self, id: NodeId, offset: u64, len_bytes: u64, mode: FallocateFlags) -> Answer<()> {
+        let _changing = self.begin_change()?;
+        let _file = self.own_file(id);
+        let end = offset.checked_add(len_bytes).filter(|end| *end <= i64::MAX as u64).ok_or(Errno::FBIG)?;
+        let keeps_size = mode.contains(FallocateFlags::KEEP_SIZE);
+        let zeroes = match mode - FallocateFlags::KEEP_SIZE {
+            FallocateFlags::PUNCH_HOLE if keeps_size => true,
+            FallocateFlags::ZERO_RANGE => true,
+            rest if rest.is_empty() => false,
+            _ => return Err(Errno::OPNOTSUPP),
+        };
+        let blocks = match zeroes {
+            true => self.zero_edges(id, offset..end)?,
+            false => {
+                self.reserve(id, offset..end)?;
+                0..0
+            }
+        };
+        self.note_allocated(id, blocks.clone(), (!keeps_size).then_some(end))?;
+        self.punch(id, blocks)
+    }
+
+    fn note_allocated(&self, id: NodeId, blocks: Range<u64>, at_least_bytes: Option<u64>) -> Answer<()> {
+        let mut inner = self.lock();
+        let mut changes = Vec::new();
+        inner.state.adopt(id, &mut changes);
+        if blocks.start < blocks.end {
+            changes.push(Change::Zero { node: id, blocks });
+        }
+        if let Some(len_bytes) = at_least_bytes
+            && len_bytes > file_of(&inner.state, id)?.layout.len_bytes()
+        {
+            changes.push(Change::Truncate { node: id, len_bytes });
+        }
+        let now = clock::now();
+        let attributes = Attributes { mtime: now, ctime: now, ..node_of(&inner.state, id)?.attributes };
+        changes.push(Change::Attributes { node: id, attributes });
+        self.commit(&mut inner, changes)
+    }
+
+    /// Reserves space in the data file for the holes of `range`. Where the base shows through nothing is reserved.
+    fn reserve(&self, id: NodeId, range: Range<u64>) -> Answer<()> {
+        let (segments, len_bytes) = {
+            let inner = self.lock();
+            let layout = &file_of(&inner.state, id)?.layout;
+            (layout.segments(range.clone()), layout.len_bytes())
+        };
+        let holes = segments.into_iter().filter(|segment| segment.source == Source::Zero);
+        let behind = range.start.max(len_bytes)..range.end;
+        let file = self.upper.make_data_file(id)?;
+        for hole in holes.map(|segment| segment.range).chain([behind]).filter(|hole| !hole.is_empty()) {
+            let reserved = fs::fallocate(&file, FallocateFlags::KEEP_SIZE, hole.start, hole.end - hole.start);
+            match reserved {
+                // A file system that cannot reserve makes no promise that could be broken.
+                Ok(()) | Err(Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the space of blocks back that the journal already calls zero.
+    fn punch(&self, id: NodeId, blocks: Range<u64>) -> Answer<()> {
+        if blocks.start >= blocks.end {
+            return Ok(());
+        }
+        let Some(file) = self.upper.data_file(id)? else { return Ok(()) };
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let (offset, len_bytes) = (blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);
+        if let Err(errno) = fs::fallocate(&file, flags, offset, len_bytes) {
+            // The bytes are never read again; only their space stays taken.
+            tracing::debug!(node = id.0, %errno, "a hole could not be punched into a data file");
+        }
+        Ok(())
+    }
+
+    /// Space and inodes of the file system that the upper is on.
+    ///
+    /// # Errors
+    /// Those of that file system.
+    pub fn space(&self) -> Answer<StatVfs> {
+        self.upper.space()
+    }
+}

@@ -1,0 +1,106 @@
+//! Durability: data files first, then the journal's word that they are, then the journal.
+
+use super::{Inner, Overlay};
+use crate::change::{Change, NodeId};
+use crate::errno::Answer;
+use crate::journal::{Header, Journal};
+use crate::node::Node;
+use crate::upper::boot_id;
+use std::sync::atomic::Ordering;
+use store::Result;
+
+/// Above this many files one sync of the whole file system is cheaper.
+const SINGLE_SYNCS_MAX: usize = 64;
+/// The shortest journal that is written anew while the mount runs.
+pub(super) const COMPACT_LEN: u64 = 64 << 20;
+
+impl Overlay {
+    /// Makes all that was written to `id`, and everything the journal says, durable.
+    ///
+    /// # Errors
+    /// `EIO` and whatever the disk says; nothing may change after that, because what was lost is not known.
+    pub fn sync(&self, id: NodeId) -> Answer<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        let _changing = self.begin_change()?;
+        let _file = self.own_file(id);
+        if self.lock().state.node(id).and_then(Node::file).is_some_and(|file| file.unsynced) {
+            self.upper.sync_data_file(id).map_err(|_| self.poison("a data file could not be synced"))?;
+            let mut inner = self.lock();
+            self.commit(&mut inner, vec![Change::Synced { node: id }])?;
+        }
+        self.sync_journal()
+    }
+
+    /// Makes everything that the journal says durable: all names and attributes.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn sync_journal(&self) -> Answer<()> {
+        let unsynced = self.lock().journal.as_ref().and_then(Journal::unsynced);
+        let Some((file, len_bytes)) = unsynced else { return Ok(()) };
+        rustix::fs::fdatasync(&file).map_err(|_| self.poison("the journal could not be synced"))?;
+        if let Some(journal) = &mut self.lock().journal {
+            journal.synced(len_bytes);
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable. The caller keeps changes out.
+    pub(crate) fn sync_everything(&self) -> Answer<()> {
+        let unsynced: Vec<NodeId> = {
+            let inner = self.lock();
+            let written = inner.state.nodes().filter(|(_, node)| !node.is_orphan());
+            written.filter(|(_, node)| node.file().is_some_and(|file| file.unsynced)).map(|(id, _)| id).collect()
+        };
+        let synced = match unsynced.len() {
+            0..=SINGLE_SYNCS_MAX => unsynced.iter().try_for_each(|id| self.upper.sync_data_file(*id)),
+            _ => self.upper.sync_all_data(),
+        };
+        synced.map_err(|_| self.poison("a data file could not be synced"))?;
+        for id in unsynced {
+            let mut inner = self.lock();
+            self.commit(&mut inner, vec![Change::Synced { node: id }])?;
+        }
+        self.sync_journal()
+    }
+
+    /// Writes the journal anew where it has grown long. Called between operations, with no lock held.
+    pub fn compact_if_long(&self) {
+        if !self.is_long.load(Ordering::Acquire) {
+            return;
+        }
+        let _stopped = self.stop_changes();
+        if !self.is_long.swap(false, Ordering::AcqRel) || self.sync_everything().is_err() {
+            return;
+        }
+        if let Err(error) = self.compact(&mut self.lock()) {
+            // The long journal is as good as a short one.
+            tracing::warn!(%error, "the journal could not be compacted");
+        }
+    }
+
+    /// Replaces the journal by its shortest form. All data files are durable.
+    pub(crate) fn compact(&self, inner: &mut Inner) -> Result<()> {
+        let header = Header { store: self.store.id(), base: inner.state.base.id, boot: boot_id()? };
+        let payloads = inner.state.checkpoint();
+        let encoded = payloads.into_iter().map(|changes| crate::change::encode_all(changes.iter()));
+        let journal = Journal::replace(&self.upper.journal_path(), &header, encoded)?;
+        inner.long_len_bytes = COMPACT_LEN.max(4 * journal.len_bytes());
+        inner.journal = Some(journal);
+        Ok(())
+    }
+
+    /// Ends the use of the upper: everything is durable and another mount may have it.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn close(&self) -> Answer<()> {
+        let _stopped = self.stop_changes();
+        let synced = if self.read_only { Ok(()) } else { self.sync_everything() };
+        self.poison("it is unmounted");
+        self.upper.unlock();
+        synced
+    }
+}

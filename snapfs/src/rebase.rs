@@ -1,0 +1,119 @@
+//! Changing over to the snapshot that a freeze just made: the journal first, then memory, while nothing else runs.
+//!
+//! Live nodes keep their numbers, so the kernel notices nothing. What the freeze wrote becomes what lies below; what is
+//! not in the snapshot (files without a name, held open) keeps its data file and goes on.
+
+use crate::change::NodeId;
+use crate::journal::{Header, Journal};
+use crate::lower::{Base, LowerDirectory, join};
+use crate::node::{Node, Origin, Slot};
+use crate::overlay::Overlay;
+use crate::state::State;
+use crate::upper::boot_id;
+use crate::extent::Layout;
+use std::collections::HashMap;
+use std::sync::Arc;
+use store::{Content, DirectoryId, Result};
+
+/// What a freeze wrote for the nodes that had changed.
+#[derive(Debug, Default)]
+pub struct Frozen {
+    /// Files whose content changed.
+    pub contents: HashMap<NodeId, Content>,
+    /// All changed directories.
+    pub directories: HashMap<NodeId, DirectoryId>,
+    /// Changed files with several names, and their numbers.
+    pub links: HashMap<NodeId, u64>,
+}
+
+/// Puts the mount over `base`, which holds everything that had changed. The caller keeps changes out.
+///
+/// # Errors
+/// Those of the file system; memory and journal are then as they were.
+pub fn rebase(overlay: &Overlay, base: Arc<Base>, frozen: Frozen) -> Result<()> {
+    let header = Header { store: overlay.store().id(), base: base.id, boot: boot_id()? };
+    let _files = overlay.stop_files();
+    let mut inner = overlay.lock();
+    inner.journal = Some(Journal::replace(&overlay.upper().journal_path(), &header, std::iter::empty())?);
+    let emptied = settle(&mut inner.state, &frozen);
+    let links = live_links(&inner.state);
+    inner.state.restart(base, links);
+    drop(inner);
+    overlay.forget_readers();
+    emptied.into_iter().for_each(|id| overlay.upper().remove_data_file(id));
+    Ok(())
+}
+
+/// Makes every changed node an unchanged one of the new base. Gives those whose data files are garbage now.
+fn settle(state: &mut State, frozen: &Frozen) -> Vec<NodeId> {
+    let changed: Vec<NodeId> =
+        state.nodes().filter(|(_, node)| node.dirty && !node.is_orphan()).map(|(id, _)| id).collect();
+    let mut emptied = Vec::new();
+    for id in changed {
+        let node = state.node_mut(id).expect("it was just listed");
+        node.dirty = false;
+        if let Some(number) = frozen.links.get(&id) {
+            node.origin = Origin::Link(*number);
+        }
+        if let Some(file) = node.file_mut()
+            && let Some(content) = frozen.contents.get(&id)
+        {
+            file.layout = Layout::over(content.len_bytes());
+            file.lower = content.clone();
+            file.holes_bytes = 0;
+            file.unsynced = false;
+            emptied.push(id);
+        }
+    }
+    settle_directories(state, frozen);
+    emptied
+}
+
+/// Gives changed directories, and live ones below a directory that moved, their places in the new base.
+fn settle_directories(state: &mut State, frozen: &Frozen) {
+    let mut places = vec![(NodeId::ROOT, Vec::new())];
+    while let Some((id, path)) = places.pop() {
+        let Some(directory) = state.node_mut(id).and_then(Node::directory_mut) else { continue };
+        let old = directory.lower.clone();
+        let moved = old.as_ref().is_none_or(|lower| lower.path != path);
+        directory.lower = match (frozen.directories.get(&id), &old) {
+            (Some(new), Some(old)) if *new == old.id => Some(old.moved(path.clone())),
+            (Some(new), _) => Some(LowerDirectory::new(*new, path.clone())),
+            (None, Some(old)) => Some(old.moved(path.clone())),
+            (None, None) => None,
+        };
+        let slots = std::mem::take(&mut directory.slots);
+        let mut settled = std::collections::BTreeMap::new();
+        for (name, slot) in slots {
+            let (child, visit) = match slot {
+                Slot::Known(child) => (child, moved),
+                Slot::Changed(Some(child)) => (child, true),
+                Slot::Changed(None) => continue,
+            };
+            if frozen.links.contains_key(&child) {
+                continue;
+            }
+            if let Slot::Changed(_) = slot
+                && let Some(node) = state.node_mut(child)
+            {
+                node.origin = Origin::Entry { parent: id, name: name.clone() };
+            }
+            let is_directory = state.node(child).is_some_and(|node| node.directory().is_some());
+            if visit && is_directory {
+                places.push((child, join(&path, &name)));
+            }
+            settled.insert(name, Slot::Known(child));
+        }
+        if let Some(directory) = state.node_mut(id).and_then(Node::directory_mut) {
+            directory.slots = settled;
+        }
+    }
+}
+
+fn live_links(state: &State) -> HashMap<u64, NodeId> {
+    let named = state.nodes().filter(|(_, node)| !node.is_orphan());
+    named.filter_map(|(id, node)| match node.origin {
+        Origin::Link(number) => Some((number, id)),
+        _ => None,
+    }).collect()
+}

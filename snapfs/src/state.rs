@@ -1,0 +1,428 @@
+//! Everything a mount knows in memory: live nodes over a base, changed only by [`State::apply`].
+//!
+//! The same `apply` runs when an operation happens and when the journal is replayed, so both end in the same state.
+//! Invariants: the root is always there; a live node's directory is live; every changed node of the base has changed
+//! directories up to the root, so all changes are found from there (hard-linked files: from the table of nodes); a node
+//! with no name left is in no directory. Reads the base where needed, writes nothing.
+
+use crate::change::{Change, Name, NodeId};
+use crate::lower::{BASE_BIT, Base, node_at, node_of_link};
+use crate::node::{Body, DirectoryBody, LowerPlace, Node, Origin, Slot};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use store::{Entry, EntryInode, Error, Inode, Result};
+
+/// Live and changed nodes over a base.
+#[derive(Debug)]
+pub struct State {
+    /// The snapshot below.
+    pub base: Arc<Base>,
+    nodes: HashMap<NodeId, Node>,
+    /// Live hard-linked files of the base, by number.
+    links: HashMap<u64, NodeId>,
+    /// Hard-linked files of the base that have no name left.
+    dead_links: BTreeSet<u64>,
+    next_new: u64,
+    /// Earlier bases that files without a name still read.
+    kept_bases: Vec<Arc<Base>>,
+}
+
+impl State {
+    /// The unchanged base.
+    pub fn new(base: Arc<Base>) -> Self {
+        let place = LowerPlace { origin: Origin::Root, nlink: 1, parent: NodeId::ROOT, path: Vec::new() };
+        let root = Node::from_base(base.tree.root().clone(), place);
+        let nodes = HashMap::from([(NodeId::ROOT, root)]);
+        let next_new = NodeId::ROOT.0 + 1;
+        Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new(), next_new, kept_bases: Vec::new() }
+    }
+
+    /// The node, where it is live.
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    /// As [`Self::node`], to change what no journal keeps.
+    pub fn node_mut(&mut self, id: NodeId) -> Option<&mut Node> {
+        self.nodes.get_mut(&id)
+    }
+
+    /// All live nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.nodes.iter().map(|(id, node)| (*id, node))
+    }
+
+    /// Hard-linked files of the base that have no name left.
+    pub fn dead_links(&self) -> &BTreeSet<u64> {
+        &self.dead_links
+    }
+
+    /// Whether anything differs from the base.
+    pub fn has_changes(&self) -> bool {
+        !self.dead_links.is_empty() || self.nodes.values().any(|node| node.dirty && !node.is_orphan())
+    }
+
+    /// A number that no node has and that no new node had since this upper was mounted.
+    pub fn new_id(&mut self) -> NodeId {
+        let id = NodeId(self.next_new);
+        self.take_id(id);
+        id
+    }
+
+    /// Numbers of new nodes go on behind `id`, if it is one.
+    fn take_id(&mut self, id: NodeId) {
+        if id.0 < BASE_BIT {
+            self.next_new = self.next_new.max(id.0 + 1);
+        }
+    }
+
+    /// The node that `name` stands for, made live if the base has it; `None` where there is no such name.
+    ///
+    /// # Errors
+    /// `NotFound` when `parent` is no live directory, and those of the store.
+    pub fn resolve(&mut self, parent: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
+        let directory = self.directory(parent)?;
+        match directory.slots.get(name) {
+            Some(Slot::Known(id)) => return Ok(Some(*id)),
+            Some(Slot::Changed(target)) => return Ok(*target),
+            None => {}
+        }
+        let Some(lower) = directory.lower.clone() else { return Ok(None) };
+        let Some(entry) = lower.open(&self.base.tree)?.get(name)? else { return Ok(None) };
+        self.make_live(parent, lower.path_of(name), entry).map(Some)
+    }
+
+    /// The live node for an entry of the base in directory `parent`, made live now if it is not.
+    fn make_live(&mut self, parent: NodeId, path: Vec<u8>, entry: Entry) -> Result<NodeId> {
+        match entry.inode {
+            EntryInode::Link(number) => self.live_link(number),
+            EntryInode::Own(inode) => {
+                let id = self.free_id(node_at(&path));
+                let origin = Origin::Entry { parent, name: entry.name.clone() };
+                let node = Node::from_base(inode, LowerPlace { origin, nlink: 1, parent, path });
+                self.nodes.insert(id, node);
+                self.directory_mut(parent)?.slots.insert(entry.name, Slot::Known(id));
+                Ok(id)
+            }
+        }
+    }
+
+    /// The live node of hard-linked file `number`.
+    fn live_link(&mut self, number: u64) -> Result<NodeId> {
+        if let Some(id) = self.links.get(&number) {
+            return Ok(*id);
+        }
+        let id = self.free_id(node_of_link(number));
+        self.insert_link(id, number)?;
+        Ok(id)
+    }
+
+    fn insert_link(&mut self, id: NodeId, number: u64) -> Result<()> {
+        let linked = self.base.tree.link(number)?;
+        let place = LowerPlace {
+            origin: Origin::Link(number),
+            nlink: linked.count,
+            parent: NodeId::ROOT,
+            path: Vec::new(),
+        };
+        self.nodes.insert(id, Node::from_base(linked.inode, place));
+        self.links.insert(number, id);
+        Ok(())
+    }
+
+    /// `wanted`, or the next number that no live node has.
+    pub fn free_id(&self, mut wanted: NodeId) -> NodeId {
+        while self.nodes.contains_key(&wanted) {
+            wanted.0 = wanted.0.wrapping_add(1).max(BASE_BIT);
+        }
+        wanted
+    }
+
+    /// The number that a listing shows for an entry of the base that is not live.
+    pub fn listed_id(&self, path: &[u8], entry: &EntryInode) -> NodeId {
+        match entry {
+            EntryInode::Link(number) => self.links.get(number).copied().unwrap_or(node_of_link(*number)),
+            EntryInode::Own(_) => self.free_id(node_at(path)),
+        }
+    }
+
+    /// The changes after which `id` and all directories above it are kept in the journal. Empty when they are already.
+    pub fn adopt(&self, id: NodeId, changes: &mut Vec<Change>) {
+        let begin = changes.len();
+        let mut next = Some(id);
+        while let Some(id) = next.take() {
+            let Some(node) = self.nodes.get(&id).filter(|node| !node.dirty) else { break };
+            match &node.origin {
+                Origin::Link(number) => changes.push(Change::AdoptLink { node: id, number: *number }),
+                Origin::Entry { parent, name } => {
+                    let directory = self.nodes.get(parent).and_then(Node::directory);
+                    let lower = directory.and_then(|directory| directory.lower.as_ref());
+                    let lower = lower.expect("an unchanged node stands in a live directory of the base");
+                    changes.push(Change::Entry { parent: *parent, name: name.clone(), node: Some(id) });
+                    changes.push(Change::Adopt { node: id, path: lower.path_of(name) });
+                    next = Some(*parent);
+                }
+                Origin::Root | Origin::New | Origin::Path(_) => {}
+            }
+        }
+        // A directory must be there before an entry of it is set.
+        changes[begin..].reverse();
+    }
+
+    /// Takes one step. Applying a change that was applied before does nothing.
+    ///
+    /// # Errors
+    /// `Corrupt` when the change cannot follow the state, and those of the store.
+    pub fn apply(&mut self, change: Change) -> Result<()> {
+        change.node().into_iter().for_each(|id| self.take_id(id));
+        match change {
+            Change::Adopt { node, path } => self.apply_adopt(node, path),
+            Change::AdoptLink { node, number } => {
+                if self.is_free(node) {
+                    self.insert_link(node, number)?;
+                }
+                self.known(node)?.dirty = true;
+                Ok(())
+            }
+            Change::Create { node, body, attributes } => {
+                self.nodes.insert(node, Node::new(body, attributes));
+                Ok(())
+            }
+            Change::Entry { parent, name, node } => self.apply_entry(parent, name, node),
+            Change::Attributes { node, attributes } => {
+                let node = self.known(node)?;
+                node.attributes = attributes;
+                node.dirty = true;
+                Ok(())
+            }
+            Change::Xattrs { node, xattrs } => {
+                let node = self.known(node)?;
+                node.xattrs = xattrs;
+                node.dirty = true;
+                Ok(())
+            }
+            Change::Write { node, range } => {
+                let file = self.known_file(node)?;
+                file.layout.write(range);
+                file.unsynced = true;
+                Ok(())
+            }
+            Change::Truncate { node, len_bytes } => {
+                self.known_file(node)?.layout.truncate(len_bytes);
+                Ok(())
+            }
+            Change::Zero { node, blocks } => {
+                self.known_file(node)?.layout.zero(blocks);
+                Ok(())
+            }
+            Change::Synced { node } => {
+                self.known_file(node)?.unsynced = false;
+                Ok(())
+            }
+            Change::DeadLink { number } => {
+                self.dead_links.insert(number);
+                Ok(())
+            }
+            // Only who opens the journal cares.
+            Change::Freezing { .. } => Ok(()),
+        }
+    }
+
+    /// Whether `id` may become another node. A node without a name is changed no more, so a journal that takes its number
+    /// into use again was written after it was gone.
+    fn is_free(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_none_or(Node::is_orphan)
+    }
+
+    fn apply_adopt(&mut self, id: NodeId, path: Vec<u8>) -> Result<()> {
+        if let Some(node) = self.nodes.get_mut(&id).filter(|node| !node.is_orphan()) {
+            if !node.dirty {
+                node.origin = Origin::Path(path);
+                node.dirty = true;
+            }
+            return Ok(());
+        }
+        let Some(inode) = self.base.tree.lookup_path(&path)? else {
+            let shown = String::from_utf8_lossy(&path).into_owned();
+            return Err(Error::corrupt("the journal changes a file that the base does not have").object(shown));
+        };
+        self.insert_adopted(id, path, inode);
+        Ok(())
+    }
+
+    fn insert_adopted(&mut self, id: NodeId, path: Vec<u8>, inode: Inode) {
+        let origin = Origin::Path(path.clone());
+        let mut node = Node::from_base(inode, LowerPlace { origin, nlink: 1, parent: NodeId::ROOT, path });
+        node.dirty = true;
+        self.nodes.insert(id, node);
+    }
+
+    fn apply_entry(&mut self, parent: NodeId, name: Name, target: Option<NodeId>) -> Result<()> {
+        if let Some(target) = target
+            && let Some(directory) = self.known(target)?.directory_mut()
+        {
+            directory.parent = parent;
+        }
+        let tree = self.base.clone();
+        let node = self.known(parent)?;
+        node.dirty = true;
+        let Some(directory) = node.directory_mut() else {
+            return Err(Error::corrupt(format!("the journal uses node {} as a directory", parent.0)));
+        };
+        let hides = match (&directory.lower, target) {
+            (_, Some(_)) => true,
+            (Some(lower), None) => lower.open(&tree.tree)?.get(&name)?.is_some(),
+            (None, None) => false,
+        };
+        match hides {
+            true => directory.slots.insert(name, Slot::Changed(target)),
+            false => directory.slots.remove(&name),
+        };
+        Ok(())
+    }
+
+    fn known(&mut self, id: NodeId) -> Result<&mut Node> {
+        let unknown = || Error::corrupt(format!("the journal changes node {}, which is not there", id.0));
+        self.nodes.get_mut(&id).ok_or_else(unknown)
+    }
+
+    fn known_file(&mut self, id: NodeId) -> Result<&mut crate::node::FileBody> {
+        let node = self.known(id)?;
+        node.dirty = true;
+        let not_a_file = || Error::corrupt(format!("the journal uses node {} as a file", id.0));
+        node.file_mut().ok_or_else(not_a_file)
+    }
+
+    fn directory(&self, id: NodeId) -> Result<&DirectoryBody> {
+        let found = self.nodes.get(&id).and_then(Node::directory);
+        found.ok_or_else(|| Error::new(store::Kind::NotFound, format!("node {} is no live directory", id.0)))
+    }
+
+    fn directory_mut(&mut self, id: NodeId) -> Result<&mut DirectoryBody> {
+        let found = self.nodes.get_mut(&id).and_then(Node::directory_mut);
+        found.ok_or_else(|| Error::new(store::Kind::NotFound, format!("node {} is no live directory", id.0)))
+    }
+
+    /// The kernel forgot `id` that many times. Gives the orphan that went with it, if one did: its data file is garbage.
+    pub fn forget(&mut self, id: NodeId, lookups: u64) -> Option<NodeId> {
+        let node = self.nodes.get_mut(&id)?;
+        node.lookups = node.lookups.saturating_sub(lookups);
+        self.release(id)
+    }
+
+    /// Drops `id` if nothing needs it any more, and directories above it that only it kept. Gives the orphan that went.
+    pub fn release(&mut self, id: NodeId) -> Option<NodeId> {
+        let mut orphan = None;
+        let mut next = Some(id);
+        while let Some(id) = next.take() {
+            let Some(node) = self.nodes.get(&id) else { break };
+            let holds_others = node.directory().is_some_and(|directory| {
+                directory.slots.values().any(|slot| !matches!(slot, Slot::Changed(None)))
+            });
+            let needed = node.lookups > 0 || id == NodeId::ROOT || holds_others;
+            if needed || (node.dirty && !node.is_orphan()) {
+                break;
+            }
+            let node = self.nodes.remove(&id).expect("it was just there");
+            if node.is_orphan() {
+                orphan = Some(id);
+            }
+            match node.origin {
+                Origin::Link(number) if self.links.get(&number) == Some(&id) => {
+                    self.links.remove(&number);
+                }
+                Origin::Entry { parent, name } => {
+                    if let Ok(directory) = self.directory_mut(parent)
+                        && directory.slots.get(&name) == Some(&Slot::Known(id))
+                    {
+                        directory.slots.remove(&name);
+                        next = Some(parent);
+                    }
+                }
+                Origin::Root | Origin::Link(_) | Origin::Path(_) | Origin::New => {}
+            }
+        }
+        orphan
+    }
+
+    /// The changes that make the unchanged base into this state, in pieces of bounded size, in an order that `apply` takes.
+    pub fn checkpoint(&self) -> Vec<Vec<Change>> {
+        let kept = || self.nodes.iter().filter(|(_, node)| node.dirty && !node.is_orphan());
+        let mut pieces: Vec<Vec<Change>> = kept().map(|(id, node)| node_changes(*id, node)).collect();
+        for (id, node) in kept() {
+            let Some(directory) = node.directory() else { continue };
+            let changed = directory.slots.iter().filter_map(|(name, slot)| match slot {
+                Slot::Changed(target) => Some(Change::Entry { parent: *id, name: name.clone(), node: *target }),
+                Slot::Known(_) => None,
+            });
+            pieces.extend(changed.map(|change| vec![change]));
+        }
+        pieces.extend(self.dead_links.iter().map(|number| vec![Change::DeadLink { number: *number }]));
+        pieces
+    }
+
+    /// Drops what the journal ended up not needing: nodes without a name.
+    pub fn drop_orphans(&mut self) {
+        let orphans: Vec<NodeId> = self.nodes().filter(|(_, node)| node.is_orphan()).map(|(id, _)| id).collect();
+        for id in orphans {
+            self.release(id);
+        }
+    }
+
+    /// Puts a state over a new base in which all of it is: see [`crate::rebase`], which alone calls this.
+    pub(crate) fn restart(&mut self, base: Arc<Base>, links: HashMap<u64, NodeId>) {
+        let old = std::mem::replace(&mut self.base, base);
+        match self.nodes.values().any(Node::is_orphan) {
+            true => self.kept_bases.push(old),
+            false => self.kept_bases.clear(),
+        }
+        self.links = links;
+        self.dead_links.clear();
+        let live: Vec<NodeId> = self.nodes.keys().copied().collect();
+        for id in live {
+            self.release(id);
+        }
+    }
+}
+
+fn node_changes(id: NodeId, node: &Node) -> Vec<Change> {
+    let attributes = node.attributes;
+    let mut changes = vec![match (&node.origin, &node.body) {
+        (Origin::Path(path), _) => Change::Adopt { node: id, path: path.clone() },
+        (Origin::Link(number), _) => Change::AdoptLink { node: id, number: *number },
+        (Origin::Root | Origin::Entry { .. }, _) => Change::Attributes { node: id, attributes },
+        (Origin::New, body) => Change::Create { node: id, body: new_body(body), attributes },
+    }];
+    changes.push(Change::Attributes { node: id, attributes });
+    changes.push(Change::Xattrs { node: id, xattrs: node.xattrs.clone() });
+    if let Some(file) = node.file()
+        && !file.layout.is_clean(file.lower.len_bytes())
+    {
+        let layout = &file.layout;
+        changes.push(Change::Truncate { node: id, len_bytes: layout.lower_len_bytes() });
+        changes.push(Change::Truncate { node: id, len_bytes: layout.len_bytes() });
+        for blocks in layout.upper_blocks() {
+            let bytes = blocks.start * crate::extent::BLOCK..blocks.end * crate::extent::BLOCK;
+            let range = bytes.start..bytes.end.min(layout.len_bytes());
+            changes.push(Change::Write { node: id, range });
+        }
+        changes.extend(layout.zero_blocks().map(|blocks| Change::Zero { node: id, blocks }));
+        if !file.unsynced {
+            changes.push(Change::Synced { node: id });
+        }
+    }
+    changes
+}
+
+fn new_body(body: &Body) -> crate::change::NewBody {
+    use crate::change::NewBody;
+    match body {
+        Body::Directory(_) => NewBody::Directory,
+        Body::File(_) => NewBody::File,
+        Body::Symlink(target) => NewBody::Symlink(target.clone()),
+        Body::CharDevice(rdev) => NewBody::CharDevice(*rdev),
+        Body::BlockDevice(rdev) => NewBody::BlockDevice(*rdev),
+        Body::Fifo => NewBody::Fifo,
+        Body::Socket => NewBody::Socket,
+    }
+}

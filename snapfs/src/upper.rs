@@ -1,0 +1,202 @@
+//! The local directory of a mount's changes: its lock, its journal and one sparse data file for each changed file.
+//!
+//! Layout: `lock`, `journal`, `data/<node as 16 hex digits>`, `control.sock`. Holds the lock as long as it lives, so two
+//! mounts never share an upper. Knows nothing of names or attributes.
+
+use crate::change::NodeId;
+use crate::errno::{Answer, Errno};
+use crate::journal;
+use rustix::fs::{self, AtFlags, Mode, OFlags};
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use store::{Error, FileLock, Kind, Result};
+
+/// At most this many data files are kept open; above it some other one is closed.
+const OPEN_MAX: usize = 512;
+
+/// An upper, locked.
+#[derive(Debug)]
+pub struct Upper {
+    path: PathBuf,
+    data: OwnedFd,
+    open: Mutex<HashMap<NodeId, Arc<File>>>,
+    /// A data file was made since the directory of them was last synced.
+    names_unsynced: AtomicBool,
+    lock: Mutex<Option<FileLock>>,
+}
+
+impl Upper {
+    /// Opens or makes the upper at `path` and locks it.
+    ///
+    /// # Errors
+    /// `Conflict` when another mount has it, and those of the file system.
+    pub fn open(path: &Path) -> Result<Self> {
+        let data_path = path.join("data");
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&data_path);
+        made.map_err(|error| Error::io("cannot make the upper", path.display(), error))?;
+        let path = path.canonicalize().map_err(|error| Error::io("cannot find the upper", path.display(), error))?;
+        let lock = FileLock::take(&path.join("lock"), "a mount").map_err(|error| match error.kind() {
+            Kind::Conflict => Error::new(Kind::Conflict, "another mount uses this upper")
+                .object(path.display())
+                .caused_by(error)
+                .advice("unmount that one first, or give this mount an upper of its own"),
+            _ => error,
+        })?;
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let data = fs::open(&data_path, flags, Mode::empty())
+            .map_err(|errno| Error::io("cannot open the upper", data_path.display(), errno.into()))?;
+        Ok(Self {
+            path,
+            data,
+            open: Mutex::default(),
+            names_unsynced: AtomicBool::new(true),
+            lock: Mutex::new(Some(lock)),
+        })
+    }
+
+    /// Where it is, with no symbolic link in it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where its journal is.
+    pub fn journal_path(&self) -> PathBuf {
+        journal::path_in(&self.path)
+    }
+
+    /// The data file of `node`; `None` where it has none.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn data_file(&self, node: NodeId) -> Answer<Option<Arc<File>>> {
+        if let Some(file) = self.cached(node) {
+            return Ok(Some(file));
+        }
+        match fs::openat(&self.data, name_of(node), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(file) => Ok(Some(self.keep_open(node, file))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The data file of `node`, made if it has none.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn make_data_file(&self, node: NodeId) -> Answer<Arc<File>> {
+        if let Some(file) = self.data_file(node)? {
+            return Ok(file);
+        }
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let file = fs::openat(&self.data, name_of(node), flags, Mode::RUSR | Mode::WUSR)?;
+        self.names_unsynced.store(true, Ordering::Release);
+        Ok(self.keep_open(node, file))
+    }
+
+    fn cached(&self, node: NodeId) -> Option<Arc<File>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
+    }
+
+    fn keep_open(&self, node: NodeId, file: OwnedFd) -> Arc<File> {
+        let file = Arc::new(File::from(file));
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.len() >= OPEN_MAX
+            && let Some(other) = open.keys().next().copied()
+        {
+            open.remove(&other);
+        }
+        open.insert(node, file.clone());
+        file
+    }
+
+    /// Removes the data file of `node`, if it has one. Who still reads it can go on.
+    pub fn remove_data_file(&self, node: NodeId) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
+        match fs::unlinkat(&self.data, name_of(node), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            // Garbage that stays is removed at the next mount.
+            Err(errno) => tracing::warn!(node = node.0, %errno, "a data file could not be removed"),
+        }
+    }
+
+    /// Removes every data file but those of `kept`.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove_data_files_except(&self, kept: &HashSet<NodeId>) -> Result<()> {
+        let path = self.path.join("data");
+        let failed = |error: std::io::Error| Error::io("cannot list the upper", path.display(), error);
+        for entry in std::fs::read_dir(&path).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let node = name.to_str().and_then(|name| u64::from_str_radix(name, 16).ok()).map(NodeId);
+            if !node.is_some_and(|node| kept.contains(&node)) {
+                std::fs::remove_file(path.join(&name)).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the data file of `node` durable, its name included.
+    ///
+    /// # Errors
+    /// Those of the file system: what was written may be lost then, whatever a later call says.
+    pub fn sync_data_file(&self, node: NodeId) -> Answer<()> {
+        if let Some(file) = self.data_file(node)? {
+            fs::fdatasync(&file)?;
+        }
+        self.sync_names()
+    }
+
+    /// Makes all data files durable at once. Syncs the whole file system that the upper is on.
+    ///
+    /// # Errors
+    /// As [`Self::sync_data_file`].
+    pub fn sync_all_data(&self) -> Answer<()> {
+        fs::syncfs(&self.data)
+    }
+
+    fn sync_names(&self) -> Answer<()> {
+        if self.names_unsynced.swap(false, Ordering::AcqRel)
+            && let Err(errno) = fs::fsync(&self.data)
+        {
+            self.names_unsynced.store(true, Ordering::Release);
+            return Err(errno);
+        }
+        Ok(())
+    }
+
+    /// Space and inodes of the file system that the upper is on.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn space(&self) -> Answer<fs::StatVfs> {
+        fs::fstatvfs(&self.data)
+    }
+
+    /// Lets go of the lock: another process may use the upper from now on.
+    pub fn unlock(&self) {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+fn name_of(node: NodeId) -> String {
+    format!("{:016x}", node.0)
+}
+
+/// Boot id of the running kernel.
+///
+/// # Errors
+/// `Unavailable` where /proc is not there.
+pub fn boot_id() -> Result<[u8; 16]> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(PATH).map_err(|error| Error::io("cannot read the boot id", PATH, error))?;
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    let number = u128::from_str_radix(&digits, 16);
+    let number = number.map_err(|error| Error::new(Kind::Unavailable, "strange boot id").object(PATH).caused_by(error))?;
+    Ok(number.to_be_bytes())
+}
