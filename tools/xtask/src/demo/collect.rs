@@ -7,19 +7,21 @@ use super::scene::{Scene, directory_len_bytes, megabytes};
 use crate::shell::Result;
 
 pub fn forget_and_collect(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
-    let mountpoint = scene.directory("old")?;
-    mount(scene, "node~1", &mountpoint, &["--read-only"])?;
-    let (_, elapsed) = scene.ask(["forget", "node", "--keep-last", "1"])?;
-    scene.happened("forget", "the older runtime, which is mounted", elapsed);
-    collect(scene, "gc")?;
+    let mountpoint = scene.directory("withdrawn")?;
+    mount(scene, "node", &mountpoint, &["--read-only"])?;
+    let (_, elapsed) = scene.ask(["forget", "node", "node"])?;
+    scene.happened("forget", "the newer runtime, which is mounted", elapsed);
+    let (_, elapsed) = scene.ask(["forget", "large", "large~1", "large"])?;
+    scene.happened("forget", "the large server", elapsed);
+    collect(scene, "gc, mounted")?;
     let start = Instant::now();
-    same_trees(&runtimes.trees[0], &mountpoint)?;
+    same_trees(&runtimes.trees[1], &mountpoint)?;
     scene.happened("read", "every file of the mount, equal to what was backed up", start.elapsed());
-    for name in ["old", "mount"] {
+    for name in ["withdrawn", "mount"] {
         let (_, elapsed) = scene.ask(["umount".as_ref(), scene.path(name).as_os_str()])?;
-        scene.happened("umount", format!("the {name} directory"), elapsed);
+        scene.happened("umount", name, elapsed);
     }
-    collect(scene, "gc again")?;
+    collect(scene, "gc, unmounted")?;
     let (answer, elapsed) = scene.ask(["check", "--read-data"])?;
     let what = format!(
         "{} snapshots, {} chunks, {} read: all is well",

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::scene::{Scene, directory_len_bytes, megabytes};
 use crate::shell::{Context, Failure, Result, command, kept_dir, output, run_quiet};
@@ -46,20 +46,26 @@ pub fn back_up_two_versions(scene: &mut Scene) -> Result<Runtimes> {
         );
         scene.happened(&format!("backup {version}"), what, elapsed);
     }
+    let stored = directory_len_bytes(&scene.path("store"))?;
+    scene.happened(
+        "dedup",
+        format!("{} of files in a store of {}", megabytes(len_bytes), megabytes(stored)),
+        Duration::ZERO,
+    );
     let restored = scene.path("restored");
-    let (_, elapsed) = scene.ask(["restore".as_ref(), "node~1".as_ref(), restored.as_os_str()])?;
-    same_trees(&trees[0], &restored)?;
-    scene.happened("restore", format!("Node {}, equal to what was backed up", VERSIONS[0]), elapsed);
+    let (_, elapsed) = scene.ask(["restore".as_ref(), "node".as_ref(), restored.as_os_str()])?;
+    same_trees(&trees[1], &restored)?;
+    scene.happened("restore", format!("Node {}, equal to what was backed up", VERSIONS[1]), elapsed);
     Ok(Runtimes { trees })
 }
 
 pub fn mount_run_write_freeze(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
     let mountpoint = scene.directory("mount")?;
-    mount(scene, "node", &mountpoint, &[])?;
+    mount(scene, "node~1", &mountpoint, &[])?;
     let node = mountpoint.join("bin/node");
     let start = Instant::now();
     let said = output(command(&node.display().to_string(), ["--version"]).current_dir(&mountpoint))?;
-    if said.trim() != format!("v{}", VERSIONS[1]) {
+    if said.trim() != format!("v{}", VERSIONS[0]) {
         return Err(Failure::new(format!("the mounted runtime says {said:?}")));
     }
     scene.happened("run", format!("bin/node --version from the mount: {}", said.trim()), start.elapsed());
@@ -69,11 +75,11 @@ pub fn mount_run_write_freeze(scene: &mut Scene, runtimes: &Runtimes) -> Result<
     let (answer, elapsed) =
         scene.ask(["freeze".as_ref(), mountpoint.as_os_str(), "node-changed".as_ref()])?;
     let what = format!(
-        "{} files changed: {} new, {} stored of a tree of {}",
+        "{} entries changed: {} new, {} stored of a tree of {}",
         answer.number("changed_files")?,
         megabytes(answer.number("new_bytes")?),
         megabytes(answer.number("stored_bytes")?),
-        megabytes(directory_len_bytes(&runtimes.trees[1])?)
+        megabytes(directory_len_bytes(&runtimes.trees[0])?)
     );
     scene.happened("freeze", what, elapsed);
     Ok(())

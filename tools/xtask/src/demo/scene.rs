@@ -77,7 +77,7 @@ impl Scene {
     /// Says what happened, now and again in the table.
     pub fn happened(&mut self, step: &str, what: impl Into<String>, elapsed: Duration) {
         let row = Row { step: step.into(), what: what.into(), elapsed };
-        println!("  {}: {} ({})", row.step, row.what, seconds(row.elapsed));
+        println!("  {}: {} {}", row.step, row.what, row.time());
         self.rows.push(row);
     }
 
@@ -90,13 +90,20 @@ impl Scene {
         println!("\n{:<step$} | {:<what$} | {:>9}", "step", "what happened", "time");
         println!("{}|{}|{}", "-".repeat(step + 1), "-".repeat(what + 2), "-".repeat(10));
         for row in &self.rows {
-            println!("{:<step$} | {:<what$} | {:>9}", row.step, row.what, seconds(row.elapsed));
+            println!("{:<step$} | {:<what$} | {:>9}", row.step, row.what, row.time());
         }
     }
 
     /// Cleans up and says when something could not be.
     pub fn close(mut self) -> Result<()> {
         janitor::dismiss(&mut self.janitor)
+    }
+}
+
+impl Row {
+    /// How long it took; nothing for a row that only states something.
+    fn time(&self) -> String {
+        if self.elapsed.is_zero() { String::new() } else { seconds(self.elapsed) }
     }
 }
 

@@ -1,0 +1,352 @@
+//! What was typed: the whole command line on one page. Nothing here acts or decides; `config` gives it meaning.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueHint};
+
+use crate::human;
+use crate::spec::{Label, PathSpec};
+
+const AFTER_HELP: &str = "\
+SPEC names a snapshot: a ref (`web`), an older entry of its history (`web~2` is two before the newest),
+or at least six digits of a snapshot id. `SPEC:path` names something inside its tree.
+
+Exit codes: 0 done; 1 no, or not found; 2 error; 3 partly done (a backup that could not read some files).
+Answers go to standard output, everything for people to standard error.
+
+Environment: TORPOR_STORE, TORPOR_CONFIG (as --store and --config), TORPOR_LOG (a filter such as `debug`).";
+
+/// Content-addressed snapshots of file trees and memory: back up, mount, freeze, capture, resume.
+#[derive(Debug, Parser)]
+#[command(name = "snapctl", version, about, after_help = AFTER_HELP, propagate_version = false)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub global: GlobalArguments,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every verb takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct GlobalArguments {
+    /// Directory of the store
+    #[arg(long, global = true, value_name = "PATH", env = "TORPOR_STORE", value_hint = ValueHint::DirPath)]
+    pub store: Option<PathBuf>,
+    /// Configuration file [default: /etc/torpor/config.toml, then the user's torpor/config.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "TORPOR_CONFIG", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Answer in JSON, one document a line
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say nothing but what was asked for, and errors
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Say more; twice for debugging
+    #[arg(long, short, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a new, empty store
+    Init,
+    /// Store a directory as a new snapshot of a ref
+    Backup(BackupArguments),
+    /// Write a snapshot's files, or some of them, to a directory
+    Restore(RestoreArguments),
+    /// List snapshots, newest last
+    Snapshots(SnapshotsArguments),
+    /// Describe one snapshot
+    Show(ShowArguments),
+    /// List what is in a snapshot's tree
+    Ls(LsArguments),
+    /// Write a file of a snapshot to standard output
+    Cat(CatArguments),
+    /// Say what differs between two snapshots; exit 1 if anything does
+    Diff(DiffArguments),
+    /// Mount a snapshot, writable by default
+    Mount(MountArguments),
+    /// Unmount what `mount` mounted
+    #[command(visible_alias = "unmount")]
+    Umount(UmountArguments),
+    /// Make a snapshot of what changed in a mount
+    Freeze(FreezeArguments),
+    /// Store a memory image: a CRIU dump, a Firecracker snapshot, or plain memory
+    Capture(CaptureArguments),
+    /// Wake a memory image, serving its pages on demand
+    Resume(ResumeArguments),
+    /// Drop snapshots from a ref's history
+    Forget(ForgetArguments),
+    /// Collect what no snapshot needs
+    #[command(visible_alias = "prune")]
+    Gc(GcArguments),
+    /// Check that everything that is referred to is there, and whole
+    #[command(visible_alias = "verify")]
+    Check(CheckArguments),
+    /// Say what the store, or a ref, holds and what it costs
+    Stats(StatsArguments),
+    /// Work on the chunk index
+    Index(IndexArguments),
+    /// Print a completion script for a shell
+    Completions(CompletionsArguments),
+    /// Print version, format and features
+    Version,
+}
+
+#[derive(Debug, Args)]
+pub struct BackupArguments {
+    /// Directory to store
+    #[arg(value_name = "PATH", value_hint = ValueHint::DirPath)]
+    pub source: PathBuf,
+    /// Ref to move to the new snapshot; made if it is new
+    #[arg(value_name = "REF")]
+    pub name: String,
+    /// Leave out what matches; may be given again
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// Do not enter other file systems
+    #[arg(long)]
+    pub one_file_system: bool,
+    /// Note on the snapshot; may be given again
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<Label>,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArguments {
+    /// What to restore
+    #[arg(value_name = "SPEC[:PATH]")]
+    pub source: PathSpec,
+    /// Where to
+    #[arg(value_name = "TARGET", value_hint = ValueHint::DirPath)]
+    pub target: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct SnapshotsArguments {
+    /// Only this ref's
+    #[arg(value_name = "REF")]
+    pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArguments {
+    #[arg(value_name = "SPEC")]
+    pub spec: String,
+}
+
+#[derive(Debug, Args)]
+pub struct LsArguments {
+    /// Directory or file to list
+    #[arg(value_name = "SPEC[:PATH]")]
+    pub target: PathSpec,
+    /// Mode, owner, size and time of each
+    #[arg(long, short)]
+    pub long: bool,
+    /// Everything below, too
+    #[arg(long, short = 'R')]
+    pub recursive: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CatArguments {
+    /// File to write out
+    #[arg(value_name = "SPEC:PATH")]
+    pub target: PathSpec,
+}
+
+#[derive(Debug, Args)]
+pub struct DiffArguments {
+    #[arg(value_name = "SPEC_A")]
+    pub before: String,
+    #[arg(value_name = "SPEC_B")]
+    pub after: String,
+    /// Only count
+    #[arg(long)]
+    pub stat: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct MountArguments {
+    #[arg(value_name = "SPEC")]
+    pub spec: String,
+    /// Directory to mount on
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub mountpoint: PathBuf,
+    /// Refuse writes
+    #[arg(long)]
+    pub read_only: bool,
+    /// Where the mount keeps what is written [default: in the store's local state, one for each DIR]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub upper: Option<PathBuf>,
+    /// Let other users in
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Serve from this process until unmounted
+    #[arg(long)]
+    pub foreground: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct UmountArguments {
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub mountpoint: PathBuf,
+    /// Detach it even when its process is gone or it is in use
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct FreezeArguments {
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub mountpoint: PathBuf,
+    /// Ref to move [default: the ref that was mounted]
+    #[arg(value_name = "REF")]
+    pub name: Option<String>,
+    /// Note on the snapshot; may be given again
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<Label>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("source").required(true))]
+pub struct CaptureArguments {
+    /// Ref to move to the new snapshot; made if it is new
+    #[arg(value_name = "REF")]
+    pub name: String,
+    /// Directory that `criu dump` wrote
+    #[arg(long, value_name = "DIR", group = "source", value_hint = ValueHint::DirPath)]
+    pub criu: Option<PathBuf>,
+    /// Memory file of a Firecracker snapshot
+    #[arg(long, value_name = "MEMORY", group = "source", requires = "vmstate", value_hint = ValueHint::FilePath)]
+    pub firecracker: Option<PathBuf>,
+    /// State file of that Firecracker snapshot
+    #[arg(long, value_name = "FILE", requires = "firecracker", value_hint = ValueHint::FilePath)]
+    pub vmstate: Option<PathBuf>,
+    /// Memory as one plain file
+    #[arg(long, value_name = "FILE", group = "source", value_hint = ValueHint::FilePath)]
+    pub raw: Option<PathBuf>,
+    /// Snapshot whose image to compare with [default: the ref's current one]
+    #[arg(long, value_name = "SPEC")]
+    pub parent: Option<String>,
+    /// Note on the snapshot; may be given again
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<Label>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("target").required(true))]
+pub struct ResumeArguments {
+    #[arg(value_name = "SPEC")]
+    pub spec: String,
+    /// Directory to make for `criu restore --lazy-pages`
+    #[arg(long, value_name = "DIR", group = "target", value_hint = ValueHint::DirPath)]
+    pub criu_dir: Option<PathBuf>,
+    /// Run `criu restore --lazy-pages` too
+    #[arg(long, requires = "criu_dir")]
+    pub restore: bool,
+    /// CRIU's work directory, where lazy-pages.socket appears [default: --criu-dir]
+    #[arg(long, value_name = "DIR", requires = "criu_dir", value_hint = ValueHint::DirPath)]
+    pub work_dir: Option<PathBuf>,
+    /// Socket to serve a Firecracker on (mem_backend of type Uffd)
+    #[arg(long, value_name = "PATH", group = "target", requires = "vmstate", value_hint = ValueHint::FilePath)]
+    pub uffd_socket: Option<PathBuf>,
+    /// Where to write the state file that Firecracker loads
+    #[arg(long, value_name = "FILE", requires = "uffd_socket", value_hint = ValueHint::FilePath)]
+    pub vmstate: Option<PathBuf>,
+    /// Serve only what is asked for, fetch nothing ahead
+    #[arg(long)]
+    pub no_prefetch: bool,
+    /// How long to wait for CRIU or Firecracker to connect
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    pub accept_timeout: u32,
+    /// More arguments for `criu restore`
+    #[arg(last = true, value_name = "CRIU_ARGUMENTS", requires = "restore")]
+    pub criu_arguments: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true).multiple(true))]
+pub struct ForgetArguments {
+    /// Ref whose history to shorten
+    #[arg(value_name = "REF")]
+    pub name: String,
+    /// Snapshots to drop
+    #[arg(value_name = "SNAPSHOT", group = "what", conflicts_with = "KeepArguments")]
+    pub snapshots: Vec<String>,
+    #[command(flatten)]
+    pub keep: KeepArguments,
+    /// Only say what would be dropped
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Rules of retention; a snapshot stays when any rule keeps it.
+#[derive(Debug, Args)]
+pub struct KeepArguments {
+    /// Keep the newest N
+    #[arg(long, value_name = "N", group = "what")]
+    pub keep_last: Option<u32>,
+    /// Keep the newest of each of the last N hours that have one
+    #[arg(long, value_name = "N", group = "what")]
+    pub keep_hourly: Option<u32>,
+    /// ... days
+    #[arg(long, value_name = "N", group = "what")]
+    pub keep_daily: Option<u32>,
+    /// ... weeks
+    #[arg(long, value_name = "N", group = "what")]
+    pub keep_weekly: Option<u32>,
+    /// ... months
+    #[arg(long, value_name = "N", group = "what")]
+    pub keep_monthly: Option<u32>,
+    /// ... years
+    #[arg(long, value_name = "N", group = "what")]
+    pub keep_yearly: Option<u32>,
+    /// Keep what is younger, such as 12h, 30d, 1y6m (h, d, w, m = 30 days, y = 365 days)
+    #[arg(long, value_name = "DURATION", group = "what", value_parser = human::parse_duration)]
+    pub keep_within: Option<std::time::Duration>,
+}
+
+#[derive(Debug, Args)]
+pub struct GcArguments {
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Cycles to run; what one cycle condemns, a later one deletes
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub cycles: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    /// Read and verify every byte, too
+    #[arg(long)]
+    pub read_data: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct StatsArguments {
+    /// Only what this snapshot or ref holds
+    #[arg(value_name = "REF")]
+    pub spec: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct IndexArguments {
+    #[command(subcommand)]
+    pub action: IndexAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum IndexAction {
+    /// Make the index again from the packs
+    Rebuild,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArguments {
+    pub shell: clap_complete::Shell,
+}

@@ -1,0 +1,98 @@
+//! A process of our own that goes on after we have answered: the same command once more, in a session of its own, its log in
+//! a file. It says on its standard output, a pipe, how its start went, in one line of JSON, and then nothing more.
+//!
+//! Invariants: the caller returns only when the process is ready or has failed; a process that ends without a word is a
+//! failure whose log is named.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::Stdio;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use store::{Error, Kind, Result};
+
+use crate::exit::Relayed;
+use crate::respawn::{self, Role};
+
+/// What goes through the ready pipe. The ready text is the caller's to understand.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Word {
+    Ready(serde_json::Value),
+    Failed(Relayed),
+}
+
+/// Starts this program again in the background and waits until it is ready.
+///
+/// # Errors
+/// What the process reported, or that it ended without a word.
+pub fn start<T: DeserializeOwned>(log: &Path) -> anyhow::Result<T> {
+    let failed = |source| Error::io("cannot start the background process", "snapctl", source);
+    let log_file = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .map_err(|source| Error::io("cannot open the log of the background process", log.display(), source))?;
+    let mut child = respawn::command(Role::Background)?
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log_file)
+        .spawn()
+        .map_err(failed)?;
+    let pipe = child.stdout.take().expect("standard output was asked for as a pipe");
+    let mut line = String::new();
+    BufReader::new(pipe).read_line(&mut line).map_err(failed)?;
+    match serde_json::from_str(&line) {
+        Ok(Word::Ready(value)) => {
+            let ready = serde_json::from_value(value).map_err(|source| {
+                Error::new(Kind::Internal, "the background process spoke in riddles").caused_by(source)
+            })?;
+            // Not waited for: it outlives this process, and whoever adopts it reaps it.
+            Ok(ready)
+        }
+        Ok(Word::Failed(error)) => {
+            child.wait().map_err(failed)?;
+            Err(error.into())
+        }
+        Err(_) => {
+            let status = child.wait().map_err(failed)?;
+            let what = format!("the background process ended before it was ready ({status})");
+            Err(Error::new(Kind::Internal, what).object(log.display()).advice("its log says more").into())
+        }
+    }
+}
+
+/// Leaves the caller's session and directory: to be called by the background process at its start.
+///
+/// # Errors
+/// As `setsid` and `chdir`.
+pub fn detach() -> Result<()> {
+    rustix::process::setsid()
+        .map_err(|source| Error::io("cannot start a session", "the background process", source.into()))?;
+    std::env::set_current_dir("/").map_err(|source| Error::io("cannot change directory", "/", source))
+}
+
+/// Tells the caller that all is well, and something about it.
+///
+/// # Errors
+/// When the caller is gone.
+pub fn ready(value: &impl Serialize) -> anyhow::Result<()> {
+    say(&Word::Ready(serde_json::to_value(value)?))
+}
+
+/// Tells the caller what went wrong.
+///
+/// # Errors
+/// When the caller is gone.
+pub fn failed(error: &anyhow::Error) -> anyhow::Result<()> {
+    say(&Word::Failed(Relayed::of(error)))
+}
+
+fn say(word: &Word) -> anyhow::Result<()> {
+    let mut line = serde_json::to_string(word)?;
+    line.push('\n');
+    std::io::stdout().lock().write_all(line.as_bytes())?;
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! `snapctl capture REF`: memory into the store: what CRIU or Firecracker wrote, or one plain file. Pages that the parent
+//! image has at the same place cost nothing. The new snapshot holds the image alone.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use lazyload::{Captured, criu, firecracker};
+use serde::Serialize;
+use store::{Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, SnapshotDraft, SnapshotId, Store, Writer};
+
+use crate::args::CaptureArguments;
+use crate::context::Context;
+use crate::exit::{Asked as _, Outcome};
+use crate::human;
+use crate::output::Show;
+use crate::spec;
+
+/// Bytes of a plain file that are read at once; whole pages.
+const READ_BYTES: usize = 256 * PAGE;
+
+#[derive(Serialize)]
+struct Stored {
+    #[serde(rename = "ref")]
+    name: String,
+    snapshot: String,
+    image: String,
+    bytes: u64,
+    pages: u64,
+    zero_pages: u64,
+    pages_same_as_parent: u64,
+    new_pages: u64,
+    new_bytes: u64,
+    stored_bytes: u64,
+    elapsed_seconds: f64,
+}
+
+impl Show for Stored {
+    fn show(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{} is now snapshot {}", self.name, self.snapshot)?;
+        writeln!(
+            out,
+            "{} pages: {} zero, {} as in the parent, {} new; {} stored, in {:.1} s",
+            self.pages,
+            self.zero_pages,
+            self.pages_same_as_parent,
+            self.new_pages,
+            human::size(self.stored_bytes),
+            self.elapsed_seconds,
+        )
+    }
+}
+
+pub fn run(arguments: CaptureArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+    let begun = Instant::now();
+    store::check_name(&arguments.name)?;
+    let store = context.store()?;
+    let current = store.refs().get(&arguments.name)?.and_then(|found| found.current());
+    let parent = parent_image(&store, &arguments, current)?;
+    let mut writer = store.writer(&format!("capture {}", arguments.name))?;
+    let captured = capture(&mut writer, &arguments, parent.as_ref(), &context.progress)?;
+    let draft = SnapshotDraft {
+        tree: None,
+        image: Some(captured.image),
+        parent: current,
+        labels: spec::labels(arguments.labels),
+        files: captured.stats.pages,
+        bytes: captured.bytes,
+    };
+    let snapshot = writer.commit(&arguments.name, draft)?;
+    context.progress.clear();
+    let written = writer.stats();
+    context.output.report(&Stored {
+        name: arguments.name,
+        snapshot: snapshot.to_string(),
+        image: captured.image.to_string(),
+        bytes: captured.bytes,
+        pages: captured.stats.pages,
+        zero_pages: captured.stats.zero,
+        pages_same_as_parent: captured.stats.same_as_parent,
+        new_pages: captured.stats.new,
+        new_bytes: written.new_bytes,
+        stored_bytes: written.stored_bytes,
+        elapsed_seconds: begun.elapsed().as_secs_f64(),
+    })?;
+    Ok(Outcome::Done)
+}
+
+/// The image to compare with: the one that was named, else the ref's current one, if it has one.
+fn parent_image(
+    store: &Store,
+    arguments: &CaptureArguments,
+    current: Option<SnapshotId>,
+) -> anyhow::Result<Option<Image>> {
+    let named = arguments.parent.as_ref().map(|spec| store.resolve(spec).asked()).transpose()?;
+    let Some(id) = named.or(current) else { return Ok(None) };
+    match (store.snapshot(&id)?.image, &arguments.parent) {
+        (Some(image), _) => Ok(Some(store.image(&image)?)),
+        (None, None) => Ok(None),
+        (None, Some(spec)) => {
+            Err(Error::new(Kind::Invalid, "the parent holds no memory image").object(spec).into())
+        }
+    }
+}
+
+fn capture(
+    writer: &mut Writer,
+    arguments: &CaptureArguments,
+    parent: Option<&Image>,
+    progress: &dyn Progress,
+) -> store::Result<Captured> {
+    for path in [&arguments.firecracker, &arguments.vmstate, &arguments.raw].into_iter().flatten() {
+        expect_file(path)?;
+    }
+    match (&arguments.criu, &arguments.firecracker, &arguments.vmstate, &arguments.raw) {
+        (Some(directory), ..) => criu::capture(writer, directory, parent, progress),
+        (_, Some(memory), Some(state), _) => firecracker::capture(writer, memory, state, parent, progress),
+        (_, _, _, Some(file)) => capture_file(writer, file, parent, progress),
+        _ => Err(Error::new(Kind::Internal, "the command line names nothing to capture")),
+    }
+}
+
+fn expect_file(path: &Path) -> store::Result<()> {
+    let metadata = path.metadata().map_err(|source| Error::io("cannot capture", path.display(), source))?;
+    if metadata.is_file() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Invalid, "cannot capture what is no file").object(path.display()))
+}
+
+/// Plain memory: whole pages from the first to the last byte of one file.
+fn capture_file(
+    writer: &mut Writer,
+    path: &Path,
+    parent: Option<&Image>,
+    progress: &dyn Progress,
+) -> store::Result<Captured> {
+    let failed = |source| Error::io("cannot read the memory file", path.display(), source);
+    let mut file = File::open(path).map_err(failed)?;
+    let bytes = file.metadata().map_err(failed)?.len();
+    if bytes == 0 || !bytes.is_multiple_of(PAGE as u64) {
+        let what = format!("not a file of whole pages of {PAGE} bytes");
+        return Err(Error::new(Kind::Invalid, what).object(path.display()));
+    }
+    progress.begin("capture", Some(bytes));
+    let mut builder = ImageBuilder::new(writer, ImageKind::Raw, parent);
+    builder.begin_space(0, bytes)?;
+    let mut buffer = vec![0; READ_BYTES];
+    let mut offset = 0;
+    while offset < bytes {
+        let len = (bytes - offset).min(READ_BYTES as u64) as usize;
+        file.read_exact(&mut buffer[..len]).map_err(failed)?;
+        let (pages, _) = buffer[..len].as_chunks::<PAGE>();
+        for (number, page) in (offset / PAGE as u64..).zip(pages) {
+            builder.page(number, page)?;
+        }
+        offset += len as u64;
+        progress.advance(len as u64);
+    }
+    let (image, stats) = builder.finish()?;
+    progress.end();
+    Ok(Captured { image, stats, bytes })
+}

@@ -1,0 +1,34 @@
+//! `snapctl index rebuild`: the index made again from the packs, which are the truth.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::args::{IndexAction, IndexArguments};
+use crate::context::Context;
+use crate::exit::Outcome;
+use crate::output::Show;
+
+#[derive(Serialize)]
+struct Rebuilt {
+    packs: u64,
+    chunks: u64,
+}
+
+impl Show for Rebuilt {
+    fn show(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "rebuilt the index of {} chunks in {} packs", self.chunks, self.packs)
+    }
+}
+
+pub fn run(arguments: &IndexArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+    match arguments.action {
+        IndexAction::Rebuild => {
+            let store = context.store()?;
+            let (packs, chunks) = store::rebuild_index(&store, &context.progress)?;
+            context.progress.clear();
+            context.output.report(&Rebuilt { packs, chunks })?;
+        }
+    }
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,138 @@
+//! `snapctl snapshots [REF]`: every entry of every ref's history, oldest first.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use serde::Serialize;
+use store::{Error, Kind, Progress as _, Ref, Snapshot, Store};
+
+use crate::args::SnapshotsArguments;
+use crate::context::Context;
+use crate::exit::{Asked as _, Outcome};
+use crate::human;
+use crate::output::{Show, Table};
+
+/// One snapshot in a ref's history; also the JSON of a line.
+#[derive(Serialize)]
+struct Item {
+    #[serde(rename = "ref")]
+    name: String,
+    snapshot: String,
+    time: String,
+    current: bool,
+    has_tree: bool,
+    has_image: bool,
+    files: u64,
+    bytes: u64,
+    new_bytes: u64,
+    stored_bytes: u64,
+    labels: BTreeMap<String, String>,
+    #[serde(skip)]
+    shown_time: String,
+}
+
+impl Item {
+    fn row(&self) -> Vec<String> {
+        let labels: Vec<String> = self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let kind = match (self.has_tree, self.has_image) {
+            (true, true) => "files+memory",
+            (true, false) => "files",
+            (false, true) => "memory",
+            (false, false) => "-",
+        };
+        vec![
+            self.name.clone(),
+            self.snapshot[..SHORT_ID].to_owned(),
+            self.shown_time.clone(),
+            kind.to_owned(),
+            human::size(self.bytes),
+            human::size(self.new_bytes),
+            human::name(labels.join(" ").as_bytes()),
+        ]
+    }
+}
+
+/// Digits of an id that a table shows; enough for `SPEC`.
+pub const SHORT_ID: usize = 12;
+
+/// A table of snapshots for people.
+#[derive(Serialize)]
+struct Listing(Vec<Item>);
+
+impl Show for Listing {
+    fn show(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut table = Table::new(&["ref", "snapshot", "time (UTC)", "holds", ">size", ">new", "labels"]);
+        for item in &self.0 {
+            table.row(item.row());
+        }
+        table.show(out)
+    }
+}
+
+impl Show for Item {
+    fn show(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{}", self.row().join("  "))
+    }
+}
+
+pub fn run(arguments: &SnapshotsArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+    let store = context.store()?;
+    let refs = match &arguments.name {
+        Some(name) => vec![get_ref(&store, name)?],
+        None => store.refs().list()?,
+    };
+    let mut table = Listing(Vec::new());
+    let mut first_error = None;
+    for item in refs {
+        for (index, entry) in item.history.iter().enumerate() {
+            let is_current = index + 1 == item.history.len();
+            match store.snapshot(&entry.snapshot) {
+                Ok(snapshot) => {
+                    let item = describe(&item.name, entry.snapshot.to_string(), snapshot, is_current);
+                    if context.output.is_json() {
+                        context.output.answer(&item)?;
+                    } else {
+                        table.0.push(item);
+                    }
+                }
+                // One damaged record hides none of the others.
+                Err(error) => {
+                    context.progress.note(&format!("snapctl: {}: {error}", item.name));
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+    }
+    if !context.output.is_json() {
+        context.output.answer(&table)?;
+    }
+    first_error.map_or(Ok(Outcome::Done), |error| Err(error.into()))
+}
+
+/// The ref of a name.
+///
+/// # Errors
+/// Absent when there is none; those of reading it.
+pub fn get_ref(store: &Store, name: &str) -> anyhow::Result<Ref> {
+    let found = store.refs().get(name)?.ok_or_else(|| {
+        Error::new(Kind::NotFound, "there is no such ref").object(name).advice("`snapctl snapshots` lists them")
+    });
+    found.asked()
+}
+
+fn describe(name: &str, id: String, snapshot: Snapshot, current: bool) -> Item {
+    Item {
+        name: name.to_owned(),
+        snapshot: id,
+        time: human::rfc3339(snapshot.time),
+        current,
+        has_tree: snapshot.tree.is_some(),
+        has_image: snapshot.image.is_some(),
+        files: snapshot.totals.files,
+        bytes: snapshot.totals.bytes,
+        new_bytes: snapshot.totals.new_bytes,
+        stored_bytes: snapshot.totals.stored_bytes,
+        labels: snapshot.labels,
+        shown_time: human::time(snapshot.time),
+    }
+}

@@ -1,0 +1,165 @@
+//! Exit codes, and how an error reaches a person or a program. The one place where errors are printed.
+
+use std::fmt;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use serde::{Deserialize, Serialize};
+use store::Kind;
+
+/// Exit code of every error but an absence.
+const FAILED: u8 = 2;
+
+/// How a command ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Exit code 0.
+    Done,
+    /// The answer is no: exit code 1.
+    No,
+    /// Some of it could not be done and was reported: exit code 3.
+    Partial,
+    /// As a process of ours ended, which has said why.
+    Passed(u8),
+}
+
+impl Outcome {
+    pub fn code(self) -> u8 {
+        match self {
+            Outcome::Done => 0,
+            Outcome::No => 1,
+            Outcome::Partial => 3,
+            Outcome::Passed(code) => code,
+        }
+    }
+}
+
+/// Whoever read our standard output has closed it: nothing more is wanted, and nothing is wrong.
+#[derive(Debug)]
+pub struct OutputClosed;
+
+impl fmt::Display for OutputClosed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("standard output was closed")
+    }
+}
+
+impl std::error::Error for OutputClosed {}
+
+/// What the user named is not there: the answer is no. Unlike something missing inside the store, which is damage.
+#[derive(Debug)]
+pub struct Absent(store::Error);
+
+impl fmt::Display for Absent {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+impl std::error::Error for Absent {}
+
+/// For results about something that the user named.
+pub trait Asked<T> {
+    /// Makes NotFound the answer no; other errors stay what they are.
+    fn asked(self) -> anyhow::Result<T>;
+}
+
+impl<T> Asked<T> for store::Result<T> {
+    fn asked(self) -> anyhow::Result<T> {
+        self.map_err(|error| match error.kind() {
+            Kind::NotFound => Absent(error).into(),
+            _ => error.into(),
+        })
+    }
+}
+
+/// An error that another process of ours reported, to be passed on as it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Relayed {
+    kind: String,
+    message: String,
+    exit_code: u8,
+}
+
+impl Relayed {
+    /// What another process is to be told.
+    pub fn of(error: &anyhow::Error) -> Relayed {
+        Relayed { kind: kind_word(error).to_owned(), message: message_of(error), exit_code: code_of(error) }
+    }
+}
+
+impl fmt::Display for Relayed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Relayed {}
+
+/// Ends the run: reports an error, if there is one, and gives the code.
+pub fn finish(result: anyhow::Result<Outcome>, json: bool) -> ExitCode {
+    match result {
+        Ok(outcome) => ExitCode::from(outcome.code()),
+        Err(error) if error.is::<OutputClosed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error, json);
+            ExitCode::from(code_of(&error))
+        }
+    }
+}
+
+fn code_of(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<Relayed>() {
+        Some(relayed) => relayed.exit_code,
+        None if error.is::<Absent>() => Outcome::No.code(),
+        None => FAILED,
+    }
+}
+
+/// The whole text of an error. A store error tells its own sources, so the chain ends with it.
+fn message_of(error: &anyhow::Error) -> String {
+    let mut parts = Vec::new();
+    for cause in error.chain() {
+        parts.push(cause.to_string());
+        if cause.is::<store::Error>() {
+            break;
+        }
+    }
+    parts.join(": ")
+}
+
+/// The word for an error's kind in JSON.
+fn kind_word(error: &anyhow::Error) -> &str {
+    if let Some(relayed) = error.downcast_ref::<Relayed>() {
+        return &relayed.kind;
+    }
+    let ours = error.downcast_ref::<Absent>().map(|absent| &absent.0).or_else(|| error.downcast_ref());
+    match ours.map_or(Kind::Internal, store::Error::kind) {
+        Kind::NotFound => "not_found",
+        Kind::Conflict => "conflict",
+        Kind::Fenced => "fenced",
+        Kind::Unavailable => "unavailable",
+        Kind::Invalid => "invalid",
+        Kind::Corrupt => "corrupt",
+        Kind::Full => "full",
+        Kind::Internal => "internal",
+    }
+}
+
+/// An error as one line of JSON on standard error.
+#[derive(Serialize)]
+struct ErrorDocument {
+    error: Relayed,
+}
+
+fn report(error: &anyhow::Error, json: bool) {
+    let told = Relayed::of(error);
+    let text = format!("snapctl: {}", told.message);
+    let line = if json { serde_json::to_string(&ErrorDocument { error: told }).unwrap_or(text) } else { text };
+    complain(&line);
+}
+
+/// Writes a line to standard error. When even that is closed, nobody is left to tell.
+pub fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}

@@ -1,0 +1,58 @@
+//! snapctl, the one binary of Torpor.
+//!
+//! A run is: `args` (what was typed) -> `config` (what is meant) -> `commands/<verb>` (the act) -> `output` (the answer) ->
+//! `exit` (the code and the error text). `context` holds what every command is given; `spec` and `human` read and write the
+//! small languages of the command line; `progress`, `telemetry` and `signals` are the ways to the terminal and the kernel;
+//! `respawn` and `background` start this program once more; `walk` and `compare` go through trees.
+//!
+//! Commands put library calls together and hold no knowledge of formats, file systems or memory.
+
+mod args;
+mod background;
+mod commands;
+mod compare;
+mod config;
+mod context;
+mod exit;
+mod human;
+mod output;
+mod progress;
+mod respawn;
+mod signals;
+mod spec;
+mod telemetry;
+mod walk;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Arguments, Command};
+use crate::context::Context;
+use crate::exit::Outcome;
+use crate::output::Output;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let json = arguments.global.json;
+    exit::finish(run(arguments), json)
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
+    let global = arguments.global;
+    let mut output = Output::new(global.json, global.quiet);
+    match arguments.command {
+        Command::Completions(arguments) => commands::completions::run(&arguments, &mut output)?,
+        Command::Version => commands::version::run(&mut output)?,
+        command => {
+            let mut context = Context::new(&global, output)?;
+            let outcome = commands::run(command, &mut context);
+            context.progress.clear();
+            // What was answered before an error is still an answer.
+            let flushed = context.output.finish();
+            return outcome.and_then(|outcome| flushed.map(|()| outcome));
+        }
+    }
+    output.finish()?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,90 @@
+//! How far a long command has come: one bar on standard error when that is a terminal. Never on standard output.
+
+use std::io::IsTerminal as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::exit::complain;
+
+const REDRAW_INTERVAL: Duration = Duration::from_millis(200);
+const WITH_TOTAL: &str = "{msg:<12} [{bar:30}] {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+const WITHOUT_TOTAL: &str = "{msg:<12} {spinner} {bytes}  {bytes_per_sec}  {elapsed}";
+
+/// What the libraries report to. One phase at a time; beginning the next ends the one before.
+pub struct Progress {
+    bar: Mutex<Option<ProgressBar>>,
+    draw: bool,
+    notes: bool,
+}
+
+impl Progress {
+    /// A bar is drawn only for a person who watches: on a terminal, and when neither `json` nor `quiet` nor more
+    /// log lines (`verbose`) were asked for. Notes are left out only when `quiet`.
+    pub fn new(json: bool, quiet: bool, verbose: bool) -> Progress {
+        let draw = !json && !quiet && !verbose && std::io::stderr().is_terminal();
+        Progress { bar: Mutex::new(None), draw, notes: !quiet }
+    }
+
+    /// Takes the bar off the screen, so that something else can be written there.
+    pub fn clear(&self) {
+        if let Some(bar) = self.bar().take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn bar(&self) -> MutexGuard<'_, Option<ProgressBar>> {
+        self.bar.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl store::Progress for Progress {
+    fn begin(&self, what: &str, total_bytes: Option<u64>) {
+        self.clear();
+        if !self.draw {
+            return;
+        }
+        let (bar, template) = match total_bytes {
+            Some(total) => (ProgressBar::new(total), WITH_TOTAL),
+            None => (ProgressBar::no_length(), WITHOUT_TOTAL),
+        };
+        let style = ProgressStyle::with_template(template).expect("the template is a constant that a test parses");
+        bar.set_style(style.progress_chars("=> "));
+        bar.set_message(what.to_owned());
+        bar.enable_steady_tick(REDRAW_INTERVAL);
+        *self.bar() = Some(bar);
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Some(bar) = self.bar().as_ref() {
+            bar.inc(bytes);
+        }
+    }
+
+    fn note(&self, message: &str) {
+        if !self.notes {
+            return;
+        }
+        match self.bar().as_ref() {
+            Some(bar) => bar.suspend(|| complain(message)),
+            None => complain(message),
+        }
+    }
+
+    fn end(&self) {
+        self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_templates_parse() {
+        for template in [WITH_TOTAL, WITHOUT_TOTAL] {
+            ProgressStyle::with_template(template).unwrap();
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! This program once more, with the same arguments, in another role: how a mount goes to the background and how a resume
+//! gets its handler. The role goes through the environment, so that it can stand beside any command line.
+
+use std::process::Command;
+
+use store::{Error, Result};
+
+const VARIABLE: &str = "TORPOR_ROLE";
+
+/// What a process of this program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The one that the user started.
+    Typed,
+    /// The one that goes on serving a mount.
+    Background,
+    /// The one that serves faults, below its supervisor.
+    Handler,
+}
+
+impl Role {
+    /// The role of this process.
+    pub fn current() -> Role {
+        match std::env::var(VARIABLE).as_deref() {
+            Ok("background") => Role::Background,
+            Ok("handler") => Role::Handler,
+            _ => Role::Typed,
+        }
+    }
+}
+
+/// The command that starts this program once more in `role`.
+///
+/// # Errors
+/// When the path of this program cannot be told.
+pub fn command(role: Role) -> Result<Command> {
+    let program = std::env::current_exe()
+        .map_err(|source| Error::io("cannot find this program again", "/proc/self/exe", source))?;
+    let word = match role {
+        Role::Typed => "typed",
+        Role::Background => "background",
+        Role::Handler => "handler",
+    };
+    let mut command = Command::new(program);
+    command.args(std::env::args_os().skip(1)).env(VARIABLE, word);
+    Ok(command)
+}
+
+/// The command that starts another program, which is to know nothing of roles.
+pub fn foreign(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env_remove(VARIABLE);
+    command
+}

@@ -1,0 +1,142 @@
+//! The small languages of the command line: `SPEC[:PATH]` and `KEY=VALUE`. Parsing only; the store resolves a SPEC.
+//!
+//! Invariant: a path holds no empty, `.` or `..` component and no slash at either end, so that it can be looked up as it is.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::str::FromStr;
+
+use clap::builder::TypedValueParser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+/// A snapshot and, perhaps, something in its tree. The first colon divides them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathSpec {
+    /// Names the snapshot.
+    pub spec: String,
+    /// Path inside the tree as bytes; empty means the root.
+    pub path: Vec<u8>,
+    /// Whether a colon stood there at all.
+    pub has_path: bool,
+}
+
+impl PathSpec {
+    /// Parses what was typed. The path may hold any bytes, the SPEC is text.
+    pub fn parse(typed: &OsStr) -> Result<PathSpec, String> {
+        let bytes = typed.as_bytes();
+        let (spec, path) = match bytes.iter().position(|byte| *byte == b':') {
+            Some(colon) => (&bytes[..colon], Some(&bytes[colon + 1..])),
+            None => (bytes, None),
+        };
+        let spec = std::str::from_utf8(spec).map_err(|_| "the snapshot's name is not UTF-8".to_owned())?;
+        if spec.is_empty() {
+            return Err("no snapshot is named before the colon".to_owned());
+        }
+        let normal = normalize(path.unwrap_or_default())?;
+        Ok(PathSpec { spec: spec.to_owned(), path: normal, has_path: path.is_some() })
+    }
+}
+
+fn normalize(path: &[u8]) -> Result<Vec<u8>, String> {
+    let mut components: Vec<&[u8]> = Vec::new();
+    for component in path.split(|byte| *byte == b'/') {
+        match component {
+            b"" | b"." => {}
+            b".." => return Err("a path in a snapshot cannot hold `..`".to_owned()),
+            name => components.push(name),
+        }
+    }
+    Ok(components.join(&b'/'))
+}
+
+/// Lets clap hand over the raw bytes that were typed.
+#[derive(Clone)]
+pub struct PathSpecParser;
+
+impl TypedValueParser for PathSpecParser {
+    type Value = PathSpec;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<PathSpec, clap::Error> {
+        PathSpec::parse(value).map_err(|reason| {
+            let mut error = clap::Error::new(ErrorKind::ValueValidation).with_cmd(command);
+            if let Some(argument) = argument {
+                error.insert(ContextKind::InvalidArg, ContextValue::String(argument.to_string()));
+            }
+            let shown = format!("{} ({reason})", value.to_string_lossy());
+            error.insert(ContextKind::InvalidValue, ContextValue::String(shown));
+            error
+        })
+    }
+}
+
+impl clap::builder::ValueParserFactory for PathSpec {
+    type Parser = PathSpecParser;
+
+    fn value_parser() -> PathSpecParser {
+        PathSpecParser
+    }
+}
+
+/// One note on a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// Not empty.
+    pub key: String,
+    /// May be empty.
+    pub value: String,
+}
+
+impl FromStr for Label {
+    type Err = String;
+
+    fn from_str(typed: &str) -> Result<Label, String> {
+        match typed.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok(Label { key: key.to_owned(), value: value.to_owned() }),
+            _ => Err("a label is KEY=VALUE".to_owned()),
+        }
+    }
+}
+
+/// Labels as a snapshot holds them; of one key given twice, the last stands.
+pub fn labels(typed: Vec<Label>) -> BTreeMap<String, String> {
+    typed.into_iter().map(|label| (label.key, label.value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(typed: &str) -> Result<PathSpec, String> {
+        PathSpec::parse(OsStr::new(typed))
+    }
+
+    #[test]
+    fn a_colon_divides_snapshot_and_path() {
+        let parsed = parse("web~2:/srv//app/./main.js").unwrap();
+        assert_eq!((parsed.spec.as_str(), parsed.path.as_slice()), ("web~2", b"srv/app/main.js".as_slice()));
+        assert_eq!(parse("web:a:b").unwrap().path, b"a:b");
+        assert_eq!(parse("web:").unwrap().path, b"");
+        assert!(!parse("web").unwrap().has_path);
+    }
+
+    #[test]
+    fn what_leads_out_of_the_tree_is_refused() {
+        assert!(parse("web:../etc").is_err());
+        assert!(parse("web:a/../../b").is_err());
+        assert!(parse(":a").is_err());
+        assert!(PathSpec::parse(OsStr::from_bytes(b"\xff:a")).is_err());
+    }
+
+    #[test]
+    fn labels_need_a_key() {
+        assert_eq!("a=b=c".parse::<Label>().unwrap().value, "b=c");
+        assert!("=x".parse::<Label>().is_err());
+        assert!("x".parse::<Label>().is_err());
+    }
+}

@@ -1,0 +1,30 @@
+//! The libraries' tracing events as lines on standard error: warnings by default, more with `-v`, as `TORPOR_LOG` says if set.
+
+use store::{Error, Kind, Result};
+use tracing_subscriber::EnvFilter;
+
+const VARIABLE: &str = "TORPOR_LOG";
+
+/// Installs the subscriber of this process; once, at the start.
+pub fn install(quiet: bool, verbose: u8) -> Result<()> {
+    let filter = match std::env::var(VARIABLE) {
+        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).map_err(|source| {
+            Error::new(Kind::Invalid, "cannot parse the log filter")
+                .object(format!("{VARIABLE}={text}"))
+                .caused_by(source)
+                .advice("write a level such as `debug`, or `store=debug,snapfs=info`")
+        })?,
+        _ => EnvFilter::new(default_level(quiet, verbose)),
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    Ok(())
+}
+
+fn default_level(quiet: bool, verbose: u8) -> &'static str {
+    match (quiet, verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, _) => "debug",
+    }
+}
