@@ -1,16 +1,21 @@
 //! Checking a store: structure always, every stored byte on request. Read-only: it reports, it never repairs. Rebuilding
 //! the index, the one repair there is, writes beside the old runs before it removes them.
 
+use crate::collector::{self, Condemned};
+use crate::domain::{self, Domain};
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackId, SnapshotId};
 use crate::index;
 use crate::lock::FileLock;
-use crate::pack::{Frame, PackDirectory, read_directory};
+use crate::pack::{self, Frame, PACK_HEADER_LEN, PackDirectory, read_directory};
 use crate::progress::Progress;
 use crate::reach::Reached;
+use crate::refs;
 use crate::repo::Store;
+use crate::session;
+use crate::superblock::{self, Superblock};
 use crate::tier::Tier;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// How deep to check.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,6 +66,7 @@ impl CheckReport {
 /// Only when the tier cannot be listed; whatever else is wrong is in the report.
 pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> Result<CheckReport> {
     let mut report = CheckReport::default();
+    check_records(store, &mut report);
     // Refs and their snapshots are read before the index: what a commit adds meanwhile is then never missed.
     let snapshots = check_refs(store, &mut report)?;
     store.index().refresh(store.hot())?;
@@ -74,11 +80,28 @@ pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> R
     Ok(report)
 }
 
+/// The few records that opening, writing or collecting cannot do without.
+fn check_records(store: &Store, report: &mut CheckReport) {
+    let tier = store.hot();
+    let read = [
+        (superblock::KEY, Superblock::read(tier).map(|_| ())),
+        ("domains/", Domain::read(tier, domain::DEFAULT).map(|_| ())),
+        (collector::STATE_KEY, collector::read_epoch(tier).map(|_| ())),
+        (collector::CONDEMNED_PREFIX, Condemned::read_all(tier).map(|_| ())),
+        (session::PREFIX, session::alive(tier, store.state_dir(), false).map(|_| ())),
+    ];
+    for (object, outcome) in read {
+        if let Err(error) = outcome {
+            report.problem(object, &error);
+        }
+    }
+}
+
 /// The snapshots that refs name and the refs that name them.
 fn check_refs(store: &Store, report: &mut CheckReport) -> Result<BTreeMap<SnapshotId, Vec<String>>> {
     let mut snapshots: BTreeMap<SnapshotId, Vec<String>> = BTreeMap::new();
     for info in store.hot().list("refs/")? {
-        let read = store.hot().get(&info.key).and_then(|object| crate::Ref::decode(&object));
+        let read = store.hot().get(&info.key).and_then(|object| refs::decode_at(&info.key, &object));
         match read {
             Ok(found) => {
                 report.refs += 1;
@@ -136,14 +159,23 @@ fn check_pack(
     if !options.read_data {
         return Ok(Some(directory));
     }
-    let mut damaged = Vec::new();
-    for (number, extent) in directory.frames.iter().enumerate() {
+    let header = tier.get_range(&id.key(), 0, PACK_HEADER_LEN as u64)?;
+    if header != pack::header(id, directory.kind) {
+        // No read goes by it, only a scan of a pack whose directory is lost.
+        report.problem(id.key(), &Error::corrupt("pack header is damaged"));
+    }
+    let mut damaged = HashSet::new();
+    for (number, extent) in (0u32..).zip(&directory.frames) {
         let bytes = tier.get_range(&id.key(), extent.offset, extent.len_bytes.into());
-        let frame = bytes.and_then(|bytes| Frame::decode(&bytes, |plain| store.0.domain.chunk_id(plain)));
+        let frame = bytes.and_then(|bytes| Frame::verify(&bytes, |plain| store.0.domain.chunk_id(plain)));
+        let frame = frame.and_then(|frame| match directory.names(number, &frame.slots) {
+            true => Ok(()),
+            false => Err(Error::corrupt("frame holds other chunks than the pack directory says")),
+        });
         report.read_bytes += u64::from(extent.len_bytes);
         if let Err(error) = frame {
             report.problem(format!("{} frame {number}", id.key()), &error);
-            damaged.push(number as u32);
+            damaged.insert(number);
         }
     }
     directory.entries.retain(|entry| !damaged.contains(&entry.frame));
@@ -156,31 +188,48 @@ fn check_snapshots(
     stored: &StoredChunks,
     report: &mut CheckReport,
 ) {
-    let mut reached = Reached::new();
     let mut seen: HashMap<ChunkId, bool> = HashMap::new();
-    for (id, names) in snapshots {
-        report.snapshots += 1;
-        let mut missing = None;
-        let walked = reached.walk(store, id, &mut |chunk| {
-            let there = *seen.entry(*chunk).or_insert_with(|| {
-                stored.contains_key(chunk) && store.index().find_in(chunk, |_| true).is_some()
-            });
-            if !there {
-                missing.get_or_insert(*chunk);
-            }
-        });
-        let missing = missing.map(|chunk| {
-            Error::new(Kind::NotFound, "a chunk that it needs is in no whole pack, or not in the index")
-                .object(chunk)
-        });
-        if let Some(error) = walked.err().or(missing) {
-            report.problem(format!("snapshot {id}"), &error);
-            if let Some(problem) = report.problems.last_mut() {
-                problem.hurts.clone_from(names);
+    let mut reached = Reached::new();
+    report.snapshots = snapshots.len() as u64;
+    let hurt = snapshots.keys().any(|id| hurt_by(store, id, stored, &mut reached, &mut seen).is_some());
+    if hurt {
+        // What snapshots share was walked for the first of them alone: now each on its own, to name all that are hurt.
+        for (id, names) in snapshots {
+            if let Some(error) = hurt_by(store, id, stored, &mut Reached::new(), &mut seen) {
+                report.problem(format!("snapshot {id}"), &error);
+                if let Some(problem) = report.problems.last_mut() {
+                    problem.hurts.clone_from(names);
+                }
             }
         }
     }
     report.chunks = seen.len() as u64;
+}
+
+/// What is wrong with a snapshot, as far as this walk has not been there before.
+fn hurt_by(
+    store: &Store,
+    id: &SnapshotId,
+    stored: &StoredChunks,
+    reached: &mut Reached,
+    seen: &mut HashMap<ChunkId, bool>,
+) -> Option<Error> {
+    let mut missing = None;
+    let walked = reached.walk(store, id, &mut |chunk| {
+        let there = *seen.entry(*chunk).or_insert_with(|| {
+            stored.contains_key(chunk) && store.index().find_in(chunk, |_| true).is_some()
+        });
+        if !there {
+            missing.get_or_insert(*chunk);
+        }
+    });
+    let missing = missing.map(|chunk| match stored.contains_key(&chunk) {
+        true => Error::new(Kind::NotFound, "a chunk that it needs is not in the index")
+            .object(chunk)
+            .advice("run `snapctl index rebuild`"),
+        false => Error::new(Kind::NotFound, "a chunk that it needs is in no whole pack").object(chunk),
+    });
+    walked.err().or(missing)
 }
 
 /// Makes the index anew from the directories of all packs, as one run, and removes the old runs. Takes the collector's

@@ -49,8 +49,10 @@ fn encode_epoch(epoch: u64) -> Vec<u8> {
 pub fn raise_epoch(tier: &dyn Tier) -> Result<u64> {
     let epoch = read_epoch(tier)?;
     let current = (epoch > 0).then(|| encode_epoch(epoch));
-    match tier.compare_and_swap(STATE_KEY, current.as_deref(), &encode_epoch(epoch + 1))? {
-        true => Ok(epoch + 1),
+    let next =
+        epoch.checked_add(1).ok_or_else(|| Error::corrupt("the epoch has run out").object(STATE_KEY))?;
+    match tier.compare_and_swap(STATE_KEY, current.as_deref(), &encode_epoch(next))? {
+        true => Ok(next),
         false => Err(Error::new(Kind::Conflict, "another collector is at work").advice("let it finish")),
     }
 }
@@ -136,5 +138,40 @@ impl Condemned {
             true => Ok(()),
             false => Err(Error::new(Kind::Conflict, "another collector is at work").object(key)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::WriterId;
+    use crate::testing::assert_sealed;
+    use crate::tier::MemoryTier;
+
+    #[test]
+    fn the_epoch_reads_back_and_nothing_else_does() {
+        assert_sealed(&encode_epoch(7), &7, decode_epoch);
+    }
+
+    #[test]
+    fn the_epoch_grows_and_never_wraps() {
+        let tier = MemoryTier::new();
+        assert_eq!([raise_epoch(&tier).unwrap(), raise_epoch(&tier).unwrap()], [1, 2]);
+        assert_eq!(read_epoch(&tier).unwrap(), 2);
+        let last = MemoryTier::new();
+        last.put_if_absent(STATE_KEY, &encode_epoch(u64::MAX)).unwrap();
+        assert_eq!(raise_epoch(&last).unwrap_err().kind(), Kind::Corrupt);
+    }
+
+    #[test]
+    fn a_condemned_list_reads_back_and_nothing_else_does() {
+        let pack = |sequence| PackId { writer: WriterId::from_bytes([4; 8]), epoch: 1, sequence };
+        let list = Condemned {
+            epoch: 3,
+            packs: vec![pack(0), pack(1)],
+            snapshots: vec![SnapshotId::from_bytes([5; 32])],
+        };
+        assert_sealed(&list.encode(), &list, Condemned::decode);
+        assert_sealed(&Condemned::default().encode(), &Condemned::default(), Condemned::decode);
     }
 }

@@ -4,11 +4,15 @@
 //! sled is held to this one file and to thousands of small entries: loading millions costs it gigabytes of memory.
 
 use crate::error::{Error, Kind, Result};
+use crate::lock::FileLock;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 /// A table of bytes by bytes. One process at a time has it open.
-pub struct Derived(sled::Db);
+pub struct Derived {
+    table: sled::Db,
+    _lock: FileLock,
+}
 
 impl std::fmt::Debug for Derived {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -33,17 +37,19 @@ impl Derived {
     /// Opens the table in `directory`; a damaged one is removed and begun anew.
     ///
     /// # Errors
-    /// `Unavailable` when not even a new table opens.
+    /// `Conflict` when another process has it open; `Unavailable` when not even a new table opens.
     pub fn open(directory: &Path) -> Result<Self> {
-        match open_table(directory) {
-            Ok(table) => Ok(Self(table)),
+        let lock = FileLock::take(&directory.with_extension("lock"), "derived table")?;
+        let table = match open_table(directory) {
+            Ok(table) => table,
             Err(error) => {
                 tracing::warn!(path = %directory.display(), %error, "derived table is dropped and filled anew");
                 std::fs::remove_dir_all(directory)
                     .map_err(|error| Error::io("cannot remove derived table", directory.display(), error))?;
-                open_table(directory).map(Self)
+                open_table(directory)?
             }
-        }
+        };
+        Ok(Self { table, _lock: lock })
     }
 
     /// The value under a key.
@@ -51,7 +57,7 @@ impl Derived {
     /// # Errors
     /// `Unavailable`: compute it again.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        Ok(self.0.get(key).map_err(failed)?.map(|value| value.to_vec()))
+        Ok(self.table.get(key).map_err(failed)?.map(|value| value.to_vec()))
     }
 
     /// Keeps a value.
@@ -59,7 +65,7 @@ impl Derived {
     /// # Errors
     /// `Unavailable`.
     pub fn put(&self, key: &[u8], value: &[u8]) -> Result<()> {
-        self.0.insert(key, value).map(|_| ()).map_err(failed)
+        self.table.insert(key, value).map(|_| ()).map_err(failed)
     }
 
     /// Keeps only the entries that `keep` accepts.
@@ -67,10 +73,10 @@ impl Derived {
     /// # Errors
     /// `Unavailable`.
     pub fn retain(&self, keep: impl Fn(&[u8]) -> bool) -> Result<()> {
-        for key in self.0.iter().keys() {
+        for key in self.table.iter().keys() {
             let key = key.map_err(failed)?;
             if !keep(&key) {
-                self.0.remove(key).map_err(failed)?;
+                self.table.remove(key).map_err(failed)?;
             }
         }
         Ok(())
@@ -81,6 +87,6 @@ impl Derived {
     /// # Errors
     /// `Unavailable`.
     pub fn flush(&self) -> Result<()> {
-        self.0.flush().map(|_| ()).map_err(failed)
+        self.table.flush().map(|_| ()).map_err(failed)
     }
 }

@@ -65,3 +65,24 @@ impl std::fmt::Debug for Domain {
         f.write_str("Domain(key not shown)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::assert_sealed;
+
+    #[test]
+    fn a_domain_reads_back_and_nothing_else_does() {
+        let domain = Domain::new([9; 32]);
+        let key_of = |bytes: &[u8]| Domain::decode(bytes).map(|domain| domain.id_key);
+        assert_sealed(&domain.encode(), &domain.id_key, key_of);
+    }
+
+    #[test]
+    fn domains_with_other_keys_give_other_ids() {
+        let (one, other) = (Domain::new([1; 32]), Domain::new([2; 32]));
+        assert_eq!(one.chunk_id(b"bytes"), one.clone().chunk_id(b"bytes"));
+        assert_ne!(one.chunk_id(b"bytes"), other.chunk_id(b"bytes"));
+        assert!(!format!("{one:?}").contains('1'), "the key is not shown");
+    }
+}

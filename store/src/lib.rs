@@ -31,6 +31,8 @@ mod snapshot;
 mod splice;
 mod stats;
 mod superblock;
+#[cfg(test)]
+mod testing;
 pub mod tier;
 pub mod tree;
 pub mod wire;

@@ -26,8 +26,9 @@ impl FileLock {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                file.take(256).read_to_string(&mut holder).map_err(failed)?;
+                let mut holder = Vec::new();
+                file.take(256).read_to_end(&mut holder).map_err(failed)?;
+                let holder = String::from_utf8_lossy(&holder);
                 return Err(Error::new(Kind::Conflict, format!("locked by {}", holder.trim()))
                     .object(path.display())
                     .advice("one process writes at a time: wait until it ends, then try again"));
@@ -35,10 +36,12 @@ impl FileLock {
             Err(error) => return Err(failed(error.into())),
         }
         let text = format!("{purpose} (pid {})\n", std::process::id());
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(text.as_bytes()))
-            .map_err(failed)?;
+        let named =
+            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes()));
+        if let Err(error) = named {
+            // The text is for people: the collector must run on a full disk.
+            tracing::debug!(path = %path.display(), %error, "lock does not name its holder");
+        }
         Ok(Self { file, path: path.to_owned() })
     }
 

@@ -10,7 +10,7 @@ use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 
 /// Swaps lost to other writers before giving up.
 const MAX_ATTEMPTS: usize = 64;
-/// Longest name in bytes.
+/// Longest name in bytes, as it stands in its key: the longest name of a file.
 const MAX_NAME_LEN: usize = 255;
 
 /// One state that a ref named.
@@ -76,7 +76,7 @@ pub fn check_name(name: &str) -> Result<()> {
             && !part.starts_with(['.', '-'])
             && part.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c))
     };
-    if name.len() <= MAX_NAME_LEN && name.split('/').all(good) {
+    if escaped(name).len() <= MAX_NAME_LEN && name.split('/').all(good) {
         return Ok(());
     }
     Err(Error::invalid("not a ref name").object(format!("{name:?}")).advice(
@@ -88,8 +88,24 @@ fn prefix() -> String {
     format!("refs/{}/", domain::DEFAULT)
 }
 
+/// The name as one component of a key.
+fn escaped(name: &str) -> String {
+    name.replace('/', "%2F")
+}
+
 fn key(name: &str) -> String {
-    format!("{}{}", prefix(), name.replace('/', "%2F"))
+    format!("{}{}", prefix(), escaped(name))
+}
+
+/// Parses the record that stands under a key.
+///
+/// # Errors
+/// `Corrupt`, also for another ref's record.
+pub fn decode_at(at: &str, bytes: &[u8]) -> Result<Ref> {
+    match Ref::decode(bytes).map_err(|error| error.object(at))? {
+        found if key(&found.name) == at => Ok(found),
+        _ => Err(Error::corrupt("ref record stands under another's name").object(at)),
+    }
 }
 
 /// The refs of a store.
@@ -110,7 +126,7 @@ impl<'a> Refs<'a> {
         let mut refs = Vec::new();
         for info in self.tier.list(&prefix())? {
             match self.tier.get(&info.key) {
-                Ok(object) => refs.push(Ref::decode(&object).map_err(|error| error.object(&info.key))?),
+                Ok(object) => refs.push(decode_at(&info.key, &object)?),
                 Err(error) if error.kind() == Kind::NotFound => {} // removed since it was listed
                 Err(error) => return Err(error),
             }
@@ -130,13 +146,7 @@ impl<'a> Refs<'a> {
     fn read(&self, name: &str) -> Result<Option<(Ref, Vec<u8>)>> {
         check_name(name)?;
         match self.tier.get(&key(name)) {
-            Ok(object) => {
-                let found = Ref::decode(&object).map_err(|error| error.object(format!("ref {name}")))?;
-                match found.name == name {
-                    true => Ok(Some((found, object.to_vec()))),
-                    false => Err(Error::corrupt("ref record stands under another's name").object(name)),
-                }
-            }
+            Ok(object) => Ok(Some((decode_at(&key(name), &object)?, object.to_vec()))),
             Err(error) if error.kind() == Kind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -172,6 +182,35 @@ impl<'a> Refs<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::assert_sealed;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn a_ref_reads_back_and_nothing_else_does(
+            name in "[A-Za-z0-9_][A-Za-z0-9._-]{0,20}(/[A-Za-z0-9_]{1,8}){0,3}",
+            counter in any::<u64>(),
+            history in prop::collection::vec((any::<[u8; 32]>(), any::<i64>(), 0..1_000_000_000u32), 0..4),
+        ) {
+            let history = history.into_iter().map(|(id, seconds, nanos)| RefEntry {
+                snapshot: SnapshotId::from_bytes(id),
+                time: Time { seconds, nanos },
+            });
+            let found = Ref { name, counter, history: history.collect() };
+            assert_sealed(&found.encode(), &found, Ref::decode);
+            prop_assert_eq!(&decode_at(&key(&found.name), &found.encode()).unwrap(), &found);
+            prop_assert_eq!(decode_at(&key("another.name"), &found.encode()).unwrap_err().kind(), Kind::Corrupt);
+        }
+    }
+
+    #[test]
+    fn the_longest_name_fits_a_file_name() {
+        let longest = format!("{}/{}", "a".repeat(125), "b".repeat(127));
+        check_name(&longest).unwrap();
+        assert_eq!(escaped(&longest).len(), 255);
+        assert!(check_name(&format!("{longest}b")).is_err());
+    }
 
     #[test]
     fn only_harmless_names_pass() {

@@ -57,7 +57,7 @@ pub struct Store(pub(crate) Arc<Inner>);
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
-    id: StoreId,
+    pub(crate) superblock: Superblock,
     pub(crate) domain: Domain,
     pub(crate) index: Index,
     cache: FrameCache,
@@ -103,7 +103,7 @@ impl Store {
         let superblock = Superblock::read(&*config.hot)?;
         let domain = Domain::read(&*config.hot, domain::DEFAULT)?;
         let inner = Inner {
-            id: superblock.id,
+            superblock,
             domain,
             index: Index::default(),
             cache: FrameCache::new(config.cache_bytes),
@@ -115,7 +115,7 @@ impl Store {
 
     /// The store's name for life.
     pub fn id(&self) -> StoreId {
-        self.0.id
+        self.0.superblock.id
     }
 
     /// Local state of this host: locks, uppers, sockets, derived tables.
@@ -156,11 +156,12 @@ impl Store {
             Ok(None) => None,
             Err(error) => Some(error),
         };
-        // Another process may have added runs, or moved what this one knows; then runs may be missing altogether.
+        // Another process may have added runs, or moved what this one knows; then runs may be damaged or missing.
         self.0.index.refresh(self.hot())?;
         if let Some(bytes) = self.read_known(id).ok().flatten() {
             return Ok(bytes);
         }
+        self.0.index.drop_damaged();
         if self.0.index.adopt_uncovered(&self.tiers())? > 0
             && let Some(bytes) = self.read_known(id)?
         {

@@ -39,13 +39,18 @@ impl SessionRecord {
 
     fn decode(bytes: &[u8]) -> Result<Self> {
         let mut fields = Decoder::new(unseal(Record::Session, bytes)?);
-        let (is_writer, epoch, purpose) = (fields.u8()?, fields.u64()?, fields.text()?);
+        let writer_epoch = match (fields.u8()?, fields.u64()?) {
+            (0, _) => None,
+            (1, epoch) => Some(epoch),
+            (unknown, _) => return Err(Error::corrupt(format!("session of unknown kind {unknown}"))),
+        };
+        let purpose = fields.text()?;
         let mut pinned = Vec::new();
         for _ in 0..fields.count(SnapshotId::LEN)? {
             pinned.push(SnapshotId::from_bytes(fields.array()?));
         }
         fields.end()?;
-        Ok(Self { writer_epoch: (is_writer == 1).then_some(epoch), pinned, purpose })
+        Ok(Self { writer_epoch, pinned, purpose })
     }
 }
 
@@ -186,4 +191,22 @@ pub fn alive(tier: &dyn Tier, state: &Path, sweep: bool) -> Result<Vec<SessionRe
         }
     }
     Ok(alive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::assert_sealed;
+
+    #[test]
+    fn a_session_reads_back_and_nothing_else_does() {
+        let pinned = vec![SnapshotId::from_bytes([1; 32]), SnapshotId::from_bytes([2; 32])];
+        for (writer_epoch, pinned) in [(None, pinned), (Some(0), Vec::new()), (Some(u64::MAX), Vec::new())] {
+            let record = SessionRecord { writer_epoch, pinned, purpose: "mount of web".to_owned() };
+            assert_sealed(&record.encode(), &record, SessionRecord::decode);
+        }
+        let mut body = Encoder::new();
+        body.u8(2).u64(0).string(b"neither").count(0);
+        assert!(SessionRecord::decode(&seal(Record::Session, &body.finish())).is_err());
+    }
 }

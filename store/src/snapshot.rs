@@ -109,3 +109,41 @@ fn read_optional_id(fields: &mut Decoder<'_>) -> Result<Option<[u8; 32]>> {
         _ => Err(crate::Error::corrupt("snapshot record has a bad presence flag")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_sealed, flipped};
+    use proptest::prelude::*;
+
+    prop_compose! {
+        fn snapshots()(
+            ids in any::<(Option<[u8; 32]>, Option<[u8; 32]>, Option<[u8; 32]>)>(),
+            seconds in any::<i64>(),
+            nanos in 0..1_000_000_000u32,
+            totals in any::<[u64; 4]>(),
+            labels in prop::collection::btree_map(any::<String>(), any::<String>(), 0..4),
+        ) -> Snapshot {
+            let [files, bytes, new_bytes, stored_bytes] = totals;
+            Snapshot {
+                tree: ids.0.map(TreeId::from_bytes),
+                image: ids.1.map(ImageId::from_bytes),
+                parent: ids.2.map(SnapshotId::from_bytes),
+                time: Time { seconds, nanos },
+                labels,
+                totals: Totals { files, bytes, new_bytes, stored_bytes },
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn a_snapshot_reads_back_and_nothing_else_does(snapshot in snapshots()) {
+            let (id, bytes) = snapshot.encode();
+            assert_sealed(&bytes, &snapshot, |bytes| Snapshot::decode(&id, bytes));
+            let other = SnapshotId::from_bytes(flipped(id.as_bytes(), 3).try_into().unwrap());
+            prop_assert!(Snapshot::decode(&other, &bytes).is_err());
+        }
+    }
+}

@@ -86,7 +86,7 @@ fn rewrite_piece(pieces: &mut Vec<Piece>, range: Range<u64>) {
 /// A stretch that is a hole but where it is dirty.
 fn hole_piece(pieces: &mut Vec<Piece>, range: Range<u64>, dirty: &[Range<u64>]) {
     let mut at = range.start;
-    for changed in dirty.iter().skip_while(|changed| changed.end <= range.start) {
+    for changed in &dirty[dirty.partition_point(|changed| changed.end <= range.start)..] {
         if changed.start >= range.end {
             break;
         }

@@ -56,6 +56,20 @@ impl Superblock {
         Ok(Self { id, compatible, read_only_compatible, incompatible })
     }
 
+    /// Refuses to write to a store with a feature that this build could break.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn check_writable(&self) -> Result<()> {
+        match self.read_only_compatible {
+            0 => Ok(()),
+            unknown => Err(Error::invalid(format!(
+                "store has features {unknown:#x} that this build can read but not write"
+            ))
+            .advice("use a newer snapctl")),
+        }
+    }
+
     /// Reads the superblock of the store on `tier`.
     ///
     /// # Errors
@@ -68,5 +82,34 @@ impl Superblock {
                 .advice("create one with `snapctl init`, or name another with --store")),
             Err(error) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::assert_sealed;
+
+    #[test]
+    fn a_superblock_reads_back_and_nothing_else_does() {
+        let block = Superblock {
+            compatible: 5,
+            read_only_compatible: 6,
+            ..Superblock::new(StoreId::from_bytes([7; 16]))
+        };
+        assert_sealed(&block.encode(), &block, Superblock::decode);
+        assert_eq!(Superblock::decode(&[]).unwrap_err().kind(), Kind::Corrupt);
+    }
+
+    #[test]
+    fn unknown_features_are_refused_where_they_matter() {
+        let new = Superblock::new(StoreId::from_bytes([7; 16]));
+        let compatible = Superblock { compatible: 1, ..new.clone() };
+        assert!(Superblock::decode(&compatible.encode()).unwrap().check_writable().is_ok());
+        let read_only = Superblock { read_only_compatible: 1, ..new.clone() };
+        let error = Superblock::decode(&read_only.encode()).unwrap().check_writable().unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        let incompatible = Superblock { incompatible: 1, ..new };
+        assert_eq!(Superblock::decode(&incompatible.encode()).unwrap_err().kind(), Kind::Invalid);
     }
 }

@@ -74,7 +74,9 @@ pub fn backup(
     let draft =
         SnapshotDraft { tree: Some(tree), image: None, parent, labels, files: files + directories, bytes };
     let snapshot = writer.commit(name, draft)?;
-    cache.save(store.state_dir(), name, &snapshot)?;
+    if let Err(error) = cache.save(store.state_dir(), name, &snapshot) {
+        progress.note(&format!("the next backup will read every file again: {error}"));
+    }
     progress.end();
     Ok(BackupReport {
         snapshot,

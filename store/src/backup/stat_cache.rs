@@ -101,3 +101,24 @@ fn decode(bytes: &[u8], parent: &SnapshotId) -> Result<HashMap<Hash, Hash>> {
     }
     Ok(looks)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::assert_sealed;
+
+    #[test]
+    fn a_cache_reads_back_for_its_own_snapshot_and_nothing_else_does() {
+        let state = tempfile::tempdir().unwrap();
+        let (own, other) = (SnapshotId::from_bytes([1; 32]), SnapshotId::from_bytes([2; 32]));
+        let new = vec![([3; 16], [4; 16]), ([5; 16], [6; 16])];
+        StatCache { new: new.clone(), ..StatCache::default() }.save(state.path(), "web", &own).unwrap();
+        let kept: HashMap<Hash, Hash> = new.into_iter().collect();
+        assert_eq!(StatCache::load(state.path(), "web", Some(&own)).old, kept);
+        assert!(StatCache::load(state.path(), "web", Some(&other)).old.is_empty());
+        assert!(StatCache::load(state.path(), "web", None).old.is_empty());
+        assert!(StatCache::load(state.path(), "other", Some(&own)).old.is_empty());
+        let bytes = std::fs::read(path_of(state.path(), "web")).unwrap();
+        assert_sealed(&bytes, &kept, |bytes| decode(bytes, &own));
+    }
+}

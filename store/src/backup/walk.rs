@@ -204,7 +204,11 @@ impl<'a> Walk<'a> {
             self.counts.files += 1;
             match self.leaf(relative, &path, stat, old) {
                 Ok(node) => node,
-                Err(error) if matches!(error.kind(), Kind::Full | Kind::Corrupt | Kind::Internal) => {
+                // Not a file that cannot be read but a store that cannot be written or is damaged.
+                Err(error)
+                    if self.writer.check_usable().is_err()
+                        || matches!(error.kind(), Kind::Full | Kind::Corrupt | Kind::Internal) =>
+                {
                     return Err(error);
                 }
                 Err(error) => {

@@ -15,6 +15,7 @@ pub const IMAGE_MAGIC: &[u8; 4] = b"TIMG";
 const RUN_LEN: usize = 18;
 
 /// An image, taken apart.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Parts {
     pub kind: ImageKind,
     pub spaces: Vec<Space>,

@@ -12,12 +12,15 @@ use crate::id::{ChunkId, PackId};
 use crate::pack::read_directory;
 use crate::tier::{Object, Tier};
 use std::collections::HashSet;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// The runs known to this process.
 #[derive(Debug, Default)]
 pub struct Index {
     runs: RwLock<Arc<Vec<Arc<Run>>>>,
+    /// Keys of runs found damaged. Held while runs change, also over the listing that they change by: an older listing
+    /// must not replace a newer one. Readers of `runs` never wait for it.
+    damaged: Mutex<HashSet<String>>,
 }
 
 impl Index {
@@ -31,9 +34,13 @@ impl Index {
     /// # Errors
     /// As the tier; a damaged run is skipped with a warning, since packs hold the truth.
     pub fn refresh(&self, tier: &dyn Tier) -> Result<()> {
+        let damaged = self.damaged();
         let known = self.runs();
         let mut runs = Vec::new();
         for info in tier.list("index/")?.into_iter().rev() {
+            if damaged.contains(&info.key) {
+                continue;
+            }
             if let Some(run) = known.iter().find(|run| run.key() == info.key) {
                 runs.push(run.clone());
                 continue;
@@ -41,8 +48,8 @@ impl Index {
             match tier.get(&info.key).and_then(|object| Run::open(&info.key, object)) {
                 Ok(run) => runs.push(Arc::new(run)),
                 Err(error) if error.kind() == Kind::NotFound => {} // merged away since it was listed
-                Err(error) if error.kind() == Kind::Corrupt => {
-                    tracing::warn!(run = info.key, %error, "index run is damaged; reading its packs instead");
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Invalid) => {
+                    tracing::warn!(run = info.key, %error, "index run cannot be used; reading its packs instead");
                 }
                 Err(error) => return Err(error),
             }
@@ -51,11 +58,27 @@ impl Index {
         Ok(())
     }
 
+    fn damaged(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets runs whose entries fail their checksum, which opening does not look at. Reads each run once in its life.
+    pub fn drop_damaged(&self) {
+        let mut damaged = self.damaged();
+        let (whole, broken): (Vec<_>, Vec<_>) = self.runs().iter().cloned().partition(|run| run.is_whole());
+        for run in broken {
+            tracing::warn!(run = run.key(), "index run is damaged; reading its packs instead");
+            damaged.insert(run.key().to_owned());
+        }
+        self.replace(whole);
+    }
+
     /// Reads the directories of packs that no run covers into a run of this process only. Lists `packs/`.
     ///
     /// # Errors
     /// As the tier; a damaged pack is skipped with a warning.
     pub fn adopt_uncovered(&self, tiers: &[&dyn Tier]) -> Result<usize> {
+        let _changing = self.damaged();
         let mut runs: Vec<Arc<Run>> = self.runs().to_vec();
         let covered: HashSet<PackId> = runs.iter().flat_map(|run| run.packs().to_vec()).collect();
         let mut directories = Vec::new();

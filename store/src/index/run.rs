@@ -10,6 +10,7 @@ use crate::pack::{ALIGNMENT, PackDirectory};
 use crate::tier::Object;
 use crate::wire::{Decoder, ENVELOPE_LEN, Encoder, FORMAT_VERSION, MAGIC, Record, seal, unseal};
 use std::cmp::Ordering;
+use std::sync::OnceLock;
 
 /// Length of an entry in bytes.
 pub const ENTRY_LEN: usize = 24;
@@ -39,6 +40,7 @@ pub struct Run {
     packs: Vec<PackId>,
     entries_start: usize,
     entry_count: usize,
+    whole: OnceLock<bool>,
 }
 
 /// The bytes of a run over these packs.
@@ -139,7 +141,14 @@ impl Run {
             packs.push(PackId::from_bytes(header.array()?));
         }
         let entries_start = ENVELOPE_LEN + HEADER_LEN + pack_count * PackId::LEN;
-        Ok(Self { key: key.to_owned(), entry_count: entry_count as usize, entries_start, packs, object })
+        Ok(Self {
+            key: key.to_owned(),
+            entry_count: entry_count as usize,
+            entries_start,
+            packs,
+            object,
+            whole: OnceLock::new(),
+        })
     }
 
     /// Verifies the checksum over all entries. Reads the whole run.
@@ -148,6 +157,11 @@ impl Run {
     /// `Corrupt`.
     pub fn verify(&self) -> Result<()> {
         unseal(Record::IndexRun, &self.object).map(|_| ()).map_err(|error| error.object(&self.key))
+    }
+
+    /// Whether the checksum was right when first asked.
+    pub fn is_whole(&self) -> bool {
+        *self.whole.get_or_init(|| self.verify().is_ok())
     }
 
     /// Its key on the tier.

@@ -1,11 +1,13 @@
 //! The directory at a pack's end: where each frame is and which chunks it holds, sorted by id, found in one read of the
 //! tail. The index is made of these.
 
+use super::frame::{MAX_FRAME_LEN, MAX_SLOTS};
 use super::{ALIGNMENT, PACK_HEADER_LEN, PackKind};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackId};
 use crate::tier::Tier;
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION, checksum};
+use std::ops::Range;
 
 /// First bytes of the trailer.
 pub const TRAILER_MAGIC: &[u8; 8] = b"TORPEND\n";
@@ -65,6 +67,14 @@ impl PackDirectory {
 
     pub(super) fn sort(&mut self) {
         self.entries.sort_unstable_by_key(|entry| (entry.id, entry.frame, entry.slot));
+    }
+
+    /// Whether these are the chunks that the directory names in a frame.
+    pub fn names(&self, frame: u32, slots: &[(ChunkId, Range<usize>)]) -> bool {
+        let sorted = |id, slot| {
+            self.entries.binary_search_by_key(&(id, frame, slot), |entry| (entry.id, entry.frame, entry.slot))
+        };
+        slots.iter().zip(0..).all(|((id, _), slot)| sorted(*id, slot).is_ok())
     }
 
     pub(super) fn append_to(&self, pack: &mut Vec<u8>) {
@@ -160,19 +170,23 @@ fn decode_body(body: &[u8], trailer: &Trailer, id: PackId) -> Result<PackDirecto
     }
     let mut fields = Decoder::new(body);
     let mut directory = PackDirectory::new(id, trailer.kind);
+    let mut end = PACK_HEADER_LEN as u64;
     for _ in 0..trailer.frame_count {
         let frame = FrameExtent { offset: fields.u64()?, len_bytes: fields.u32()? };
         let len = frame.len_bytes as usize;
-        let aligned = frame.offset.is_multiple_of(ALIGNMENT as u64) && len.is_multiple_of(ALIGNMENT);
-        if !aligned || frame.offset.saturating_add(frame.len_bytes.into()) > trailer.offset {
-            return Err(Error::corrupt("pack directory names a frame outside the pack"));
+        if frame.offset != end || !len.is_multiple_of(ALIGNMENT) || len > MAX_FRAME_LEN {
+            return Err(Error::corrupt("pack directory names a frame where none can be"));
         }
+        end += u64::from(frame.len_bytes);
         directory.frames.push(frame);
+    }
+    if end != trailer.offset {
+        return Err(Error::corrupt("pack directory's frames do not fill the pack"));
     }
     for _ in 0..trailer.entry_count {
         let id = ChunkId::from_bytes(fields.array()?);
         let entry = DirectoryEntry { id, frame: fields.u32()?, slot: fields.u32()? };
-        if entry.frame as usize >= directory.frames.len() {
+        if entry.frame as usize >= directory.frames.len() || entry.slot as usize >= MAX_SLOTS {
             return Err(Error::corrupt("pack directory names a frame that is not there"));
         }
         directory.entries.push(entry);

@@ -18,6 +18,9 @@ pub const SLOT_LEN: usize = 36;
 /// A slot's number is 16 bits wide in the index.
 pub const MAX_SLOTS: usize = u16::MAX as usize;
 
+/// A frame's length in units of [`ALIGNMENT`] is 16 bits wide in the index.
+pub const MAX_FRAME_LEN: usize = u16::MAX as usize * ALIGNMENT;
+
 /// Chunks on their way into a frame.
 #[derive(Debug)]
 pub struct FrameDraft {
@@ -51,6 +54,11 @@ impl FrameDraft {
         assert!(bytes.len() <= MAX_FRAME_PLAIN, "the writer bounds a chunk's length");
         self.slots.push((id, bytes.len() as u32));
         self.plain.extend_from_slice(bytes);
+    }
+
+    /// Length of header and chunks before compression.
+    pub fn len_bytes(&self) -> usize {
+        FRAME_HEADER_LEN + self.slots.len() * SLOT_LEN + self.plain.len()
     }
 
     /// Compresses and encodes. CPU-bound: about 3 ms for 1 MiB at level 3.
@@ -192,5 +200,23 @@ impl Frame {
             }
         }
         Ok(Self { plain, slots: header.slots })
+    }
+
+    /// Decodes and verifies also what reads pass over, the checksum of the stored body and the padding: then no bit is
+    /// other than it was written.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn verify(bytes: &[u8], id_of: impl Fn(&[u8]) -> ChunkId) -> Result<Self> {
+        let header = FrameHeader::decode(bytes)?;
+        let frame = Self::decode(bytes, id_of)?;
+        let (stored, padding) = bytes[header.header_len()..].split_at(header.stored_len);
+        if blake3::hash(stored).as_bytes()[..16] != header.body_checksum {
+            return Err(Error::corrupt("frame body fails its checksum"));
+        }
+        if bytes.len() != header.padded_len() || padding.iter().any(|byte| *byte != 0) {
+            return Err(Error::corrupt("frame is not padded with zeroes to its length"));
+        }
+        Ok(frame)
     }
 }

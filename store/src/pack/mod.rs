@@ -48,6 +48,17 @@ impl PackKind {
     }
 }
 
+/// The first bytes of a pack.
+pub fn header(id: PackId, kind: PackKind) -> Vec<u8> {
+    let mut header = Encoder::with_capacity(PACK_HEADER_LEN);
+    header.bytes(PACK_MAGIC).u16(crate::wire::FORMAT_VERSION).u8(kind as u8).u8(0).u32(0);
+    header.bytes(&id.to_bytes());
+    let mut bytes = header.finish();
+    bytes.extend_from_slice(&checksum(&bytes).to_le_bytes());
+    bytes.resize(PACK_HEADER_LEN, 0);
+    bytes
+}
+
 /// A pack being filled.
 pub struct PackBuilder {
     id: PackId,
@@ -59,13 +70,7 @@ pub struct PackBuilder {
 impl PackBuilder {
     /// An empty pack.
     pub fn new(id: PackId, kind: PackKind) -> Self {
-        let mut header = Encoder::with_capacity(PACK_HEADER_LEN);
-        header.bytes(PACK_MAGIC).u16(crate::wire::FORMAT_VERSION).u8(kind as u8).u8(0).u32(0);
-        header.bytes(&id.to_bytes());
-        let mut bytes = header.finish();
-        bytes.extend_from_slice(&checksum(&bytes).to_le_bytes());
-        bytes.resize(PACK_HEADER_LEN, 0);
-        Self { id, kind, bytes, directory: PackDirectory::new(id, kind) }
+        Self { id, kind, bytes: header(id, kind), directory: PackDirectory::new(id, kind) }
     }
 
     /// Appends a frame.

@@ -87,7 +87,7 @@ impl Tier for LocalTier {
     fn len_bytes(&self, key: &str) -> Result<Option<u64>> {
         let path = self.path(key)?;
         match fs::metadata(&path) {
-            Ok(metadata) => Ok(Some(metadata.len())),
+            Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("cannot look at object", path.display(), error)),
         }
@@ -106,24 +106,22 @@ impl Tier for LocalTier {
         let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
         match rustix::fs::linkat(CWD, unnamed, CWD, &path, AtFlags::SYMLINK_FOLLOW) {
             Ok(()) => sync_directory(directory).map(|()| true),
-            Err(rustix::io::Errno::EXIST) => Ok(false),
+            // Whoever linked it may have died before this.
+            Err(rustix::io::Errno::EXIST) => sync_directory(directory).map(|()| false),
             Err(error) => Err(failed(error.into())),
         }
     }
 
     fn compare_and_swap(&self, key: &str, expected: Option<&[u8]>, body: &[u8]) -> Result<bool> {
+        let Some(expected) = expected else { return self.put_if_absent(key, body) };
         let path = self.path(key)?;
         let _lock = self.swap_lock()?;
-        let current = match self.get(key) {
-            Ok(object) => Some(object),
-            Err(error) if error.kind() == Kind::NotFound => None,
+        match self.get(key) {
+            Ok(current) if *current == *expected => {}
+            Ok(_) => return Ok(false),
+            Err(error) if error.kind() == Kind::NotFound => return Ok(false),
             Err(error) => return Err(error),
-        };
-        if current.as_deref() != expected {
-            return Ok(false);
         }
-        let directory = parent(&path);
-        create_directories(&self.root, directory)?;
         replace_file(&self.root.join(SWAP_DIRECTORY).join("next"), &path, body)?;
         Ok(true)
     }
@@ -131,6 +129,7 @@ impl Tier for LocalTier {
     fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
         let mut found = Vec::new();
         walk(&self.root.join(prefix), prefix, &mut found)?;
+        found.retain(|info| info.key.split('/').next() != Some(SWAP_DIRECTORY));
         found.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(found)
     }

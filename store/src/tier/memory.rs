@@ -33,10 +33,12 @@ impl Tier for MemoryTier {
     }
 
     fn get(&self, key: &str) -> Result<Object> {
+        check_key(key)?;
         self.objects().get(key).map(|body| Object::Owned(body.clone())).ok_or_else(|| absent(self, key))
     }
 
     fn get_range(&self, key: &str, offset: u64, len: u64) -> Result<Vec<u8>> {
+        check_key(key)?;
         let objects = self.objects();
         let body = objects.get(key).ok_or_else(|| absent(self, key))?;
         let end = offset.checked_add(len).and_then(|end| usize::try_from(end).ok());
@@ -45,6 +47,7 @@ impl Tier for MemoryTier {
     }
 
     fn len_bytes(&self, key: &str) -> Result<Option<u64>> {
+        check_key(key)?;
         Ok(self.objects().get(key).map(|body| body.len() as u64))
     }
 
@@ -77,6 +80,7 @@ impl Tier for MemoryTier {
     }
 
     fn delete(&self, key: &str) -> Result<()> {
+        check_key(key)?;
         self.objects().remove(key);
         Ok(())
     }

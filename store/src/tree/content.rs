@@ -80,15 +80,20 @@ impl Content {
 
     /// The content that these extents make up, its list stored apart when it is long.
     pub(super) fn from_extents(writer: &mut Writer, extents: Vec<Extent>) -> Result<Self> {
-        let len_bytes = total_len(&extents)?;
         if extents.len() <= LISTED_MAX {
-            return Ok(Self(Form::Listed { len_bytes, extents }));
+            return Self::listed(extents);
         }
-        let mut out = Encoder::with_capacity(8 + extents.len() * 36);
-        out.bytes(EXTENTS_MAGIC).u16(FORMAT_VERSION).u16(0);
-        encode_extents(&mut out, &extents);
-        let list = blob::put(writer, &out.finish())?;
-        Ok(Self(Form::Stored { len_bytes, list }))
+        let len_bytes = total_len(&extents)?;
+        let list = blob::put(writer, &encode_stored(&extents))?;
+        Ok(Self::stored(len_bytes, list))
+    }
+
+    pub(super) fn listed(extents: Vec<Extent>) -> Result<Self> {
+        Ok(Self(Form::Listed { len_bytes: total_len(&extents)?, extents }))
+    }
+
+    pub(super) fn stored(len_bytes: u64, list: ChunkId) -> Self {
+        Self(Form::Stored { len_bytes, list })
     }
 
     /// Length of the file in bytes.
@@ -161,7 +166,16 @@ fn total_len(extents: &[Extent]) -> Result<u64> {
     total.ok_or_else(|| Error::corrupt("extents add up to more than 2^64 bytes"))
 }
 
-fn decode_stored(bytes: &[u8], len_bytes: u64) -> Result<Vec<Extent>> {
+/// A list of extents that is stored apart.
+pub(super) fn encode_stored(extents: &[Extent]) -> Vec<u8> {
+    let mut out = Encoder::with_capacity(12 + extents.len() * 36);
+    out.bytes(EXTENTS_MAGIC).u16(FORMAT_VERSION).u16(0);
+    encode_extents(&mut out, extents);
+    out.finish()
+}
+
+/// The inverse of [`encode_stored`] for a file of this length.
+pub(super) fn decode_stored(bytes: &[u8], len_bytes: u64) -> Result<Vec<Extent>> {
     let mut fields = Decoder::new(bytes);
     expect_head(&mut fields, EXTENTS_MAGIC, "list of extents")?;
     fields.u16()?;

@@ -97,15 +97,20 @@ pub(crate) fn encode_tree(writer: &mut Writer, root: &TreeRoot) -> Result<TreeId
         true => None,
         false => Some(blob::put(writer, &encode_links(&root.links))?),
     };
-    let mut out = Encoder::new();
-    out.bytes(ROOT_MAGIC).u16(FORMAT_VERSION).u16(0);
-    out.u8(table.is_some().into()).bytes(table.as_ref().unwrap_or(&ChunkId::from_bytes([0; 32])).as_bytes());
     let inode = Inode { metadata: root.metadata.clone(), node: Node::Directory(root.directory) };
-    encode_inode(&mut out, &inode);
-    blob::put(writer, &out.finish()).map(TreeId::from)
+    blob::put(writer, &encode_root(&inode, table.as_ref())).map(TreeId::from)
 }
 
-/// The root directory's inode and the link table's id.
+/// A root record: the root directory's inode and the link table's id.
+pub fn encode_root(inode: &Inode, table: Option<&ChunkId>) -> Vec<u8> {
+    let mut out = Encoder::new();
+    out.bytes(ROOT_MAGIC).u16(FORMAT_VERSION).u16(0);
+    out.u8(table.is_some().into()).bytes(table.unwrap_or(&ChunkId::from_bytes([0; 32])).as_bytes());
+    encode_inode(&mut out, inode);
+    out.finish()
+}
+
+/// The inverse of [`encode_root`].
 pub fn decode_root(bytes: &[u8]) -> Result<(Inode, Option<ChunkId>)> {
     let mut fields = Decoder::new(bytes);
     expect_head(&mut fields, ROOT_MAGIC, "tree")?;
@@ -120,7 +125,8 @@ pub fn decode_root(bytes: &[u8]) -> Result<(Inode, Option<ChunkId>)> {
     }
 }
 
-fn encode_links(links: &BTreeMap<u64, LinkedInode>) -> Vec<u8> {
+/// A link table's bytes.
+pub fn encode_links(links: &BTreeMap<u64, LinkedInode>) -> Vec<u8> {
     let mut out = Encoder::new();
     out.bytes(LINKS_MAGIC).u16(FORMAT_VERSION).u16(0).count(links.len());
     for (number, linked) in links {

@@ -66,7 +66,8 @@ pub struct Writer {
     condemned: HashSet<PackId>,
     condemned_snapshots: HashSet<SnapshotId>,
     stats: WriteStats,
-    failed: bool,
+    /// What this writer failed with: it may not go on.
+    failure: Option<String>,
     // Dropped in this order: the session ends before another writer may begin.
     session: Session,
     _lock: FileLock,
@@ -74,6 +75,7 @@ pub struct Writer {
 
 impl Writer {
     pub(crate) fn open(store: &Store, purpose: &str) -> Result<Self> {
+        store.0.superblock.check_writable()?;
         let state = store.state_dir();
         std::fs::create_dir_all(state)
             .map_err(|error| Error::io("cannot create directory", state.display(), error))?;
@@ -94,7 +96,7 @@ impl Writer {
             condemned: lists.iter().flat_map(|list| list.packs.clone()).collect(),
             condemned_snapshots: lists.into_iter().flat_map(|list| list.snapshots).collect(),
             stats: WriteStats::default(),
-            failed: false,
+            failure: None,
             session,
             _lock: lock,
         })
@@ -168,16 +170,22 @@ impl Writer {
         }
     }
 
-    fn check_usable(&self) -> Result<()> {
-        match self.failed {
-            true => Err(Error::new(Kind::Internal, "this writer failed before and may not go on")),
-            false => Ok(()),
+    /// Fails for a writer that failed before.
+    pub(crate) fn check_usable(&self) -> Result<()> {
+        match &self.failure {
+            Some(failure) => Err(Error::new(
+                Kind::Internal,
+                format!("this writer failed before and may not go on: {failure}"),
+            )),
+            None => Ok(()),
         }
     }
 
     /// Remembers a failure: what was written before it may be lost.
     fn guard<T>(&mut self, outcome: Result<T>) -> Result<T> {
-        self.failed |= outcome.is_err();
+        if let Err(error) = &outcome {
+            self.failure.get_or_insert_with(|| error.to_string());
+        }
         outcome
     }
 

@@ -5,12 +5,14 @@
 use super::pool::{Pool, Ticket};
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackId, WriterId};
-use crate::pack::{EncodedFrame, FrameDraft, PackBuilder, PackDirectory, PackKind, TARGET_LEN};
+use crate::pack::{
+    EncodedFrame, FrameDraft, MAX_FRAME_PLAIN, PackBuilder, PackDirectory, PackKind, TARGET_LEN,
+};
 use crate::tier::Tier;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Frames of file data and of metadata are closed at about this many plain bytes.
+/// Frames of file data and of metadata are closed at about this many bytes of header and chunks.
 const FRAME_TARGET: [usize; 2] = [256 << 10, 64 << 10];
 /// Frames in flight for each compressing thread.
 const FRAMES_PER_THREAD: usize = 4;
@@ -79,13 +81,23 @@ impl Pipeline {
     /// # Errors
     /// Those of earlier frames and packs: after one, the pipeline is not to be used again.
     pub fn push(&mut self, kind: PackKind, id: ChunkId, bytes: &[u8]) -> Result<()> {
+        if self.drafts[kind as usize].plain.len() + bytes.len() > MAX_FRAME_PLAIN {
+            self.close_frame(kind)?;
+        }
         let draft = &mut self.drafts[kind as usize];
         draft.push(id, bytes);
-        if draft.plain.len() >= FRAME_TARGET[kind as usize] {
-            let full = std::mem::replace(draft, FrameDraft::new(kind));
-            self.compress(full)?;
+        match draft.len_bytes() >= FRAME_TARGET[kind as usize] {
+            true => self.close_frame(kind),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    fn close_frame(&mut self, kind: PackKind) -> Result<()> {
+        let draft = std::mem::replace(&mut self.drafts[kind as usize], FrameDraft::new(kind));
+        match draft.slots.is_empty() {
+            true => Ok(()),
+            false => self.compress(draft),
+        }
     }
 
     /// Puts a chunk into a frame of its own.
@@ -148,12 +160,8 @@ impl Pipeline {
     /// # Errors
     /// As the tier. After an error nothing of this pipeline may be committed.
     pub fn flush(&mut self) -> Result<Vec<PackDirectory>> {
-        for kind in [PackKind::Data, PackKind::Meta] {
-            let draft = std::mem::replace(&mut self.drafts[kind as usize], FrameDraft::new(kind));
-            if !draft.slots.is_empty() {
-                self.compress(draft)?;
-            }
-        }
+        self.close_frame(PackKind::Data)?;
+        self.close_frame(PackKind::Meta)?;
         while !self.compressing.is_empty() {
             self.pack_next_frame()?;
         }

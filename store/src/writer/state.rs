@@ -31,3 +31,23 @@ fn decode(bytes: &[u8]) -> Result<(WriterId, u32)> {
     fields.end()?;
     Ok(state)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::assert_sealed;
+
+    #[test]
+    fn no_incarnation_comes_twice() {
+        let state = tempfile::tempdir().unwrap();
+        let [one, two] = [(), ()].map(|()| next_incarnation(state.path()).unwrap());
+        assert_eq!((one.writer, one.epoch + 1), (two.writer, two.epoch));
+        let bytes = std::fs::read(state.path().join("writer")).unwrap();
+        assert_sealed(&bytes, &(two.writer, two.epoch), decode);
+        for (damage, why) in [(&bytes[..20], "cut"), (&[], "empty")] {
+            std::fs::write(state.path().join("writer"), damage).unwrap();
+            let drawn = next_incarnation(state.path()).unwrap();
+            assert_ne!(drawn.writer, one.writer, "{why}");
+        }
+    }
+}
