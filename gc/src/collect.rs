@@ -97,6 +97,7 @@ fn run(
     let roots = roots(store, &sessions)?;
     // The index is read after the refs: what they name was indexed before they named it.
     store.index().refresh(tier)?;
+    store.index().drop_damaged();
     store.index().adopt_uncovered(&store.tiers())?;
 
     let inventory: HashSet<PackId> = packs.iter().map(|(id, _)| *id).collect();
@@ -205,18 +206,19 @@ fn shorten(
     Ok(())
 }
 
-/// Takes packs out of the index before they go, and joins many short runs. Writers add runs meanwhile; those stay.
+/// Takes packs out of the index before they go, puts in those whose writer died before it did (a mark may count on them in
+/// place of others), and joins many short runs. Writers add runs meanwhile; those stay.
 fn merge_index(store: &Store, gone: &HashSet<PackId>) -> Result<u64> {
     let tier = store.hot();
     let runs = store.index().runs();
-    let stored: Vec<&index::Run> =
-        runs.iter().map(|run| &**run).filter(|run| run.key().starts_with("index/")).collect();
+    let runs: Vec<&index::Run> = runs.iter().map(|run| &**run).collect();
+    let stored: Vec<&index::Run> = runs.iter().copied().filter(|run| run.is_stored()).collect();
     let names_gone = stored.iter().any(|run| run.packs().iter().any(|pack| gone.contains(pack)));
-    if !names_gone && stored.len() <= MAX_RUNS {
+    if !names_gone && stored.len() == runs.len() && stored.len() <= MAX_RUNS {
         return Ok(0);
     }
     let name = store::WriterId::from_bytes(store::clock::random_bytes());
-    tier.put_if_absent(&format!("index/{name}/merged"), &index::merge(&stored, |pack| !gone.contains(pack)))?;
+    tier.put_if_absent(&format!("index/{name}/merged"), &index::merge(&runs, |pack| !gone.contains(pack)))?;
     for run in &stored {
         tier.delete(run.key())?;
     }

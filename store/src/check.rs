@@ -5,7 +5,7 @@ use crate::collector::{self, Condemned};
 use crate::domain::{self, Domain};
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackId, SnapshotId};
-use crate::index;
+use crate::index::{self, Run};
 use crate::lock::FileLock;
 use crate::pack::{self, Frame, PACK_HEADER_LEN, PackDirectory, read_directory};
 use crate::progress::Progress;
@@ -71,11 +71,7 @@ pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> R
     let snapshots = check_refs(store, &mut report)?;
     store.index().refresh(store.hot())?;
     let chunks = check_packs(store, options, progress, &mut report)?;
-    for run in store.index().runs().iter() {
-        if let Err(error) = run.verify() {
-            report.problem(run.key(), &error.advice("run `snapctl index rebuild`"));
-        }
-    }
+    check_runs(store, &mut report)?;
     check_snapshots(store, &snapshots, &chunks, &mut report);
     Ok(report)
 }
@@ -113,7 +109,27 @@ fn check_refs(store: &Store, report: &mut CheckReport) -> Result<BTreeMap<Snapsh
             Err(error) => report.problem(&info.key, &error),
         }
     }
+    for id in store.snapshot_ids()?.iter().filter(|id| !snapshots.contains_key(id)) {
+        match store.snapshot(id) {
+            Err(error) if error.kind() != Kind::NotFound => report.problem(format!("snapshot {id}"), &error),
+            _ => {} // whole, or collected since it was listed
+        }
+    }
     Ok(snapshots)
+}
+
+/// Every run of the index, also those that readers pass over.
+fn check_runs(store: &Store, report: &mut CheckReport) -> Result<()> {
+    for info in store.hot().list("index/")? {
+        let run = store.hot().get(&info.key).and_then(|object| Run::open(&info.key, object));
+        match run.and_then(|run| run.verify()) {
+            Err(error) if error.kind() != Kind::NotFound => {
+                report.problem(&info.key, &error.advice("run `snapctl index rebuild`"));
+            }
+            _ => {} // whole, or merged away since it was listed
+        }
+    }
+    Ok(())
 }
 
 /// Every chunk that a whole pack holds.
@@ -244,8 +260,7 @@ pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64
     progress.begin("read pack directories", Some(packs.len() as u64));
     let mut directories = Vec::with_capacity(packs.len());
     for (id, _) in packs {
-        let found = store.tiers().into_iter().map(|tier| read_directory(tier, id)).reduce(Result::or);
-        directories.push(found.expect("a store has at least one tier")?);
+        directories.push(store.pack_directory(id)?);
         progress.advance(1);
     }
     progress.end();

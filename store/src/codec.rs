@@ -60,3 +60,38 @@ pub fn decompress(codec: Codec, stored: &[u8], plain_len: usize) -> Result<Vec<u
     }
     Ok(plain)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn bytes_come_back_at_every_level(
+            runs in prop::collection::vec((any::<u8>(), 1..2000usize), 0..20),
+            noise in prop::collection::vec(any::<u8>(), 0..500),
+            level in 1..=22,
+        ) {
+            let mut plain: Vec<u8> = runs.into_iter().flat_map(|(byte, len)| vec![byte; len]).collect();
+            plain.extend(noise);
+            let (codec, stored) = compress(&plain, level).unwrap();
+            prop_assert!(stored.len() <= plain.len());
+            prop_assert_eq!(decompress(codec, &stored, plain.len()).unwrap(), plain.clone());
+            prop_assert!(decompress(codec, &stored, plain.len() + 1).is_err());
+            if let Some(less) = plain.len().checked_sub(1) {
+                prop_assert!(decompress(codec, &stored, less).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn a_bomb_is_not_decoded_past_its_declared_length() {
+        let stored = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();
+        assert!(stored.len() < 10_000);
+        for declared in [0, 1, 4096, 2 << 20] {
+            assert!(decompress(Codec::Zstd, &stored, declared).is_err());
+        }
+        assert_eq!(Codec::from_number(2).unwrap_err().kind(), Kind::Invalid);
+    }
+}

@@ -90,3 +90,64 @@ impl Derived {
         self.table.flush().map(|_| ()).map_err(failed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(directory: &Path) {
+        let table = Derived::open(directory).unwrap();
+        for number in 0..500u32 {
+            table.put(&number.to_le_bytes(), &number.to_be_bytes()).unwrap();
+        }
+        table.flush().unwrap();
+    }
+
+    #[test]
+    fn what_was_put_is_there_after_reopening_and_what_was_not_kept_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("table");
+        filled(&path);
+        let table = Derived::open(&path).unwrap();
+        assert_eq!(table.get(&7u32.to_le_bytes()).unwrap(), Some(7u32.to_be_bytes().to_vec()));
+        table.retain(|key| key[0] < 5).unwrap();
+        assert_eq!(table.get(&7u32.to_le_bytes()).unwrap(), None);
+        assert!(table.get(&3u32.to_le_bytes()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_table_in_use_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("table");
+        filled(&path);
+        let table = Derived::open(&path).unwrap();
+        assert_eq!(Derived::open(&path).unwrap_err().kind(), Kind::Conflict);
+        assert!(table.get(&7u32.to_le_bytes()).unwrap().is_some());
+    }
+
+    /// Whatever the damage: it opens, and a value is the one that was put, or none, or an error.
+    #[test]
+    fn a_damaged_table_is_begun_anew_and_never_fatal() {
+        let directory = tempfile::tempdir().unwrap();
+        for round in 0..60usize {
+            let path = directory.path().join(round.to_string());
+            filled(&path);
+            for entry in std::fs::read_dir(&path).unwrap() {
+                let file = entry.unwrap().path();
+                let Ok(mut bytes) = std::fs::read(&file) else { continue };
+                match round % 4 {
+                    0 => bytes.truncate(round * bytes.len() / 60),
+                    1 => bytes.clear(),
+                    _ => bytes.iter_mut().skip(round * 7).step_by(911 + round).for_each(|byte| *byte ^= 0x55),
+                }
+                std::fs::write(&file, bytes).unwrap();
+            }
+            let table = Derived::open(&path).unwrap();
+            for number in 0..500u32 {
+                if let Ok(Some(value)) = table.get(&number.to_le_bytes()) {
+                    assert_eq!(value, number.to_be_bytes(), "round {round}");
+                }
+            }
+        }
+    }
+}

@@ -15,12 +15,16 @@ pub struct FileLock {
 }
 
 impl FileLock {
-    /// Takes the lock at once or fails, and writes `purpose` and the process id into it for others to read.
+    /// Takes the lock at once or fails, and writes `purpose` and the process id into it for others to read. Local state may
+    /// be lost at any time, so the directory is made if it is not there.
     ///
     /// # Errors
     /// `Conflict`, naming the holder, when it is held.
     pub fn take(path: &Path, purpose: &str) -> Result<Self> {
         let failed = |error| Error::io("cannot lock", path.display(), error);
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory).map_err(failed)?;
+        }
         let mut file =
             File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

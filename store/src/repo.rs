@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, ImageId, PackId, SnapshotId, StoreId, TreeId};
 use crate::image::Image;
 use crate::index::{Index, Location};
-use crate::pack::Frame;
+use crate::pack::{Frame, PackDirectory, read_directory};
 use crate::refs::{Ref, RefEntry, Refs};
 use crate::session::Session;
 use crate::snapshot::Snapshot;
@@ -355,6 +355,19 @@ impl Store {
     /// As the tier; `Corrupt`.
     pub fn condemned(&self) -> Result<Vec<Condemned>> {
         Condemned::read_all(self.hot())
+    }
+
+    /// The directory of a pack, from the first tier that has it whole.
+    pub(crate) fn pack_directory(&self, id: PackId) -> Result<PackDirectory> {
+        let mut failure: Option<Error> = None;
+        for tier in self.tiers() {
+            match read_directory(tier, id) {
+                Ok(directory) => return Ok(directory),
+                Err(error) if error.kind() == Kind::NotFound => failure = failure.or(Some(error)),
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.expect("a store has at least one tier"))
     }
 
     /// Every pack on any tier with its length in bytes.

@@ -5,7 +5,7 @@ use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
 use crate::progress::Progress;
 use crate::repo::Store;
-use crate::tree::{Content, EntryInode, Extent, Inode, Metadata, Node, Tree};
+use crate::tree::{Content, Directory, EntryInode, Extent, Inode, Metadata, Node, Tree};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -59,6 +59,15 @@ pub fn restore(
     Ok(job.report)
 }
 
+/// A directory being filled.
+struct Open {
+    directory: Directory,
+    metadata: Metadata,
+    path: PathBuf,
+    /// The entry that comes next.
+    next: usize,
+}
+
 struct Job<'a> {
     store: &'a Store,
     tree: Tree,
@@ -87,20 +96,40 @@ impl Job<'_> {
         self.fill(inode, target)
     }
 
-    /// Fills an empty directory, then gives it its metadata.
+    /// Fills an empty directory and all below it, without recursion: a tree may be deeper than the stack. A directory gets
+    /// its metadata last, when nothing in it changes any more.
     fn fill(&mut self, inode: &Inode, path: &Path) -> Result<()> {
-        let Node::Directory(id) = &inode.node else { return Ok(()) };
-        self.report.directories += 1;
-        let directory = self.tree.directory(id)?;
-        for entry in directory.iter() {
-            let entry = entry?;
-            let path = path.join(OsStr::from_bytes(&entry.name));
+        let mut stack: Vec<Open> = self.open(inode, path)?.into_iter().collect();
+        while let Some(open) = stack.last_mut() {
+            if open.next == open.directory.len() {
+                self.metadata(&open.metadata, &open.path)?;
+                stack.pop();
+                continue;
+            }
+            let entry = open.directory.entry(open.next)?;
+            open.next += 1;
+            let path = open.path.join(OsStr::from_bytes(&entry.name));
             match entry.inode {
-                EntryInode::Own(inode) => self.inode(&inode, &path)?,
                 EntryInode::Link(number) => self.link(number, &path)?,
+                EntryInode::Own(inode) => match self.open(&inode, &path)? {
+                    None => self.inode(&inode, &path)?,
+                    Some(below) => {
+                        let created = rustix::fs::mkdir(&path, Mode::RWXU);
+                        created.map_err(failed("cannot create directory", &path))?;
+                        stack.push(below);
+                    }
+                },
             }
         }
-        self.metadata(&inode.metadata, path)
+        Ok(())
+    }
+
+    /// The directory to be filled at `path`; `None` for any other inode.
+    fn open(&mut self, inode: &Inode, path: &Path) -> Result<Option<Open>> {
+        let Node::Directory(id) = &inode.node else { return Ok(None) };
+        self.report.directories += 1;
+        let (directory, metadata) = (self.tree.directory(id)?, inode.metadata.clone());
+        Ok(Some(Open { directory, metadata, path: path.to_owned(), next: 0 }))
     }
 
     fn link(&mut self, number: u64, path: &Path) -> Result<()> {
@@ -114,12 +143,8 @@ impl Job<'_> {
         self.inode(&inode, path)
     }
 
+    /// Makes anything but a directory.
     fn inode(&mut self, inode: &Inode, path: &Path) -> Result<()> {
-        if let Node::Directory(_) = inode.node {
-            let created = rustix::fs::mkdir(path, Mode::RWXU);
-            created.map_err(failed("cannot create directory", path))?;
-            return self.fill(inode, path);
-        }
         self.report.files += 1;
         match &inode.node {
             Node::File(content) => self.file(content, path)?,

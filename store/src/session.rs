@@ -117,11 +117,7 @@ impl Session {
     fn open(tier: &Arc<dyn Tier>, state: &Path, record: &SessionRecord) -> Result<Self> {
         let name: [u8; 12] = clock::random_bytes();
         let key = format!("{PREFIX}{}", name.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
-        let path = lock_path(state, &key);
-        let directory = path.parent().expect("a lock lies in the state directory");
-        std::fs::create_dir_all(directory)
-            .map_err(|error| Error::io("cannot create directory", directory.display(), error))?;
-        let lock = FileLock::take(&path, &record.purpose)?;
+        let lock = FileLock::take(&lock_path(state, &key), &record.purpose)?;
         let bytes = record.encode();
         let session = Self { tier: tier.clone(), key, bytes, lock: Some(lock) };
         session.tier.put_if_absent(&session.key, &session.bytes)?;

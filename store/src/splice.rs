@@ -146,3 +146,94 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     let blank = |line: &[u8]| line.iter().fold(0, |seen, byte| seen | byte) == 0;
     lines.into_iter().all(blank) && blank(tail)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::ChunkId;
+    use crate::testing::memory_store;
+    use proptest::prelude::*;
+
+    /// What a byte of the new file is made of.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Byte {
+        Kept { extent: usize },
+        Hole,
+        Rewritten,
+    }
+
+    /// Byte by byte, what the plan must be: the slow way.
+    fn naive(extents: &[Extent], len_bytes: u64, dirty: &[Range<u64>]) -> Vec<Byte> {
+        let mut start = 0;
+        let mut bytes = Vec::new();
+        for (number, extent) in extents.iter().enumerate() {
+            let range = start..start + extent.len_bytes();
+            start = range.end;
+            let whole = range.end <= len_bytes && !(range.clone()).any(|at| is_dirty(dirty, at));
+            bytes.extend(range.clone().filter(|at| *at < len_bytes).map(|at| match extent {
+                Extent::Chunk { .. } if whole => Byte::Kept { extent: number },
+                Extent::Hole { .. } if !is_dirty(dirty, at) => Byte::Hole,
+                _ => Byte::Rewritten,
+            }));
+        }
+        let tail = bytes.len() as u64..len_bytes;
+        bytes.extend(tail.map(|at| if is_dirty(dirty, at) { Byte::Rewritten } else { Byte::Hole }));
+        bytes
+    }
+
+    fn is_dirty(dirty: &[Range<u64>], at: u64) -> bool {
+        dirty.iter().any(|range| range.contains(&at))
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_is_what_the_slow_way_says(
+            lengths in prop::collection::vec((any::<bool>(), 1..40u32), 1..8),
+            cuts in prop::collection::btree_set(0..300u64, 0..8),
+            len_bytes in 0..300u64,
+        ) {
+            let (store, _state) = memory_store();
+            let extents: Vec<Extent> = lengths.iter().zip(0u8..).map(|((is_hole, len), number)| match is_hole {
+                true => Extent::Hole { len_bytes: u64::from(*len) },
+                false => Extent::Chunk { id: ChunkId::from_bytes([number; 32]), len_bytes: *len },
+            }).collect();
+            let mut fields = crate::wire::Encoder::new();
+            Content::listed(extents.clone()).unwrap().encode_into(&mut fields);
+            let bytes = fields.finish();
+            let content = Content::decode_from(&mut crate::wire::Decoder::new(&bytes)).unwrap();
+            let base = ContentReader::open(&store, &content).unwrap();
+            let cuts: Vec<u64> = cuts.into_iter().collect();
+            let dirty: Vec<Range<u64>> = cuts.chunks_exact(2).map(|pair| pair[0]..pair[1]).collect();
+            let mut made = Vec::new();
+            for piece in plan(&base, len_bytes, &dirty) {
+                let (byte, len) = match piece {
+                    Piece::Keep(Extent::Hole { len_bytes }) => (Byte::Hole, len_bytes),
+                    Piece::Keep(extent @ Extent::Chunk { .. }) => {
+                        let number = extents.iter().position(|found| *found == extent).unwrap();
+                        (Byte::Kept { extent: number }, extent.len_bytes())
+                    }
+                    Piece::Rewrite(range) => {
+                        prop_assert_eq!(range.start, made.len() as u64);
+                        (Byte::Rewritten, range.end - range.start)
+                    }
+                };
+                prop_assert!(len > 0);
+                made.extend(std::iter::repeat_n(byte, len as usize));
+            }
+            prop_assert_eq!(made, naive(&extents, len_bytes, &dirty));
+        }
+    }
+
+    #[test]
+    fn zero_is_zero_at_every_length_and_nothing_else_is() {
+        for len in 0..200 {
+            let mut bytes = vec![0; len];
+            assert!(is_zero(&bytes));
+            for at in 0..len {
+                bytes[at] = 1;
+                assert!(!is_zero(&bytes), "{at} of {len}");
+                bytes[at] = 0;
+            }
+        }
+    }
+}

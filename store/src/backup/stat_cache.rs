@@ -99,6 +99,7 @@ fn decode(bytes: &[u8], parent: &SnapshotId) -> Result<HashMap<Hash, Hash>> {
     for _ in 0..fields.count(32)? {
         looks.insert(fields.array()?, fields.array()?);
     }
+    fields.end()?;
     Ok(looks)
 }
 

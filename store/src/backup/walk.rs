@@ -30,6 +30,27 @@ pub struct Counts {
     pub unreadable: Vec<String>,
 }
 
+/// A directory of the host whose entries are being stored.
+struct Open {
+    relative: PathBuf,
+    metadata: Metadata,
+    /// Names that are still to come.
+    names: std::vec::IntoIter<OsString>,
+    /// Its counterpart in the parent tree.
+    old: Option<Directory>,
+    entries: Vec<Entry>,
+}
+
+/// What a name turned out to be.
+enum Met {
+    /// It vanished or cannot be read.
+    Nothing,
+    /// Not a directory: stored.
+    Leaf(Entry),
+    /// A directory to go into.
+    Directory(Open),
+}
+
 /// A walk under way.
 pub struct Walk<'a> {
     writer: &'a mut Writer,
@@ -78,39 +99,69 @@ impl<'a> Walk<'a> {
         let source = self.source.clone();
         let failed = |error| Error::io("cannot back up", source.display(), error);
         let stat = fs::symlink_metadata(&source).map_err(failed)?;
-        let parent_root = parent.map(|tree| &tree.root().node);
         let (metadata, directory) = if stat.is_dir() {
             fs::read_dir(&source).map_err(failed)?;
-            (metadata_of(&source, &stat)?, self.directory(Path::new(""), parent, parent_root)?)
+            let old = parent.map(|tree| &tree.root().node);
+            let root = self.open(PathBuf::new(), metadata_of(&source, &stat)?, parent, old)?;
+            self.directory(root, parent)?
         } else {
             let name = source.file_name().unwrap_or_default().to_owned();
             self.source.pop();
-            let entry = self.entry(Path::new(&name), &name, parent, None)?;
+            let entries = match self.entry(Path::new(&name), &name, parent, None)? {
+                Met::Leaf(entry) => vec![entry],
+                Met::Nothing | Met::Directory(_) => Vec::new(),
+            };
             self.counts.directories += 1;
-            (bare_root(), self.writer.put_directory(&entry.into_iter().collect::<Vec<_>>())?)
+            (bare_root(), self.writer.put_directory(&entries)?)
         };
         Ok(TreeRoot { metadata, directory, links: std::mem::take(&mut self.links) })
     }
 
-    fn directory(&mut self, relative: &Path, tree: Option<&Tree>, old: Option<&Node>) -> Result<DirectoryId> {
+    /// Stores a directory and everything below it, children first, without recursion: a tree may be deeper than the stack.
+    fn directory(&mut self, root: Open, tree: Option<&Tree>) -> Result<(Metadata, DirectoryId)> {
+        let mut stack = vec![root];
+        loop {
+            let open = stack.last_mut().expect("the root returns when it is done");
+            let Some(name) = open.names.next() else {
+                let done = stack.pop().expect("it was just looked at");
+                let id = self.writer.put_directory(&done.entries)?;
+                let Some(parent) = stack.last_mut() else { return Ok((done.metadata, id)) };
+                let name = done.relative.file_name().unwrap_or_default().as_bytes().to_vec();
+                let inode = Inode { metadata: done.metadata, node: Node::Directory(id) };
+                parent.entries.push(Entry { name, inode: EntryInode::Own(inode) });
+                continue;
+            };
+            let relative = open.relative.join(&name);
+            if self.exclude.matches(&relative) {
+                continue;
+            }
+            match self.entry(&relative, &name, tree, open.old.as_ref())? {
+                Met::Nothing => {}
+                Met::Leaf(entry) => open.entries.push(entry),
+                Met::Directory(below) => stack.push(below),
+            }
+        }
+    }
+
+    /// Opens a directory beside its counterpart `old`; a mount point that is not to be crossed is empty.
+    fn open(
+        &mut self,
+        relative: PathBuf,
+        metadata: Metadata,
+        tree: Option<&Tree>,
+        old: Option<&Node>,
+    ) -> Result<Open> {
         self.counts.directories += 1;
-        let path = self.source.join(relative);
         let old = match (tree, old) {
             (Some(tree), Some(Node::Directory(id))) => Some(tree.directory(id)?),
             _ => None,
         };
-        let mut entries = Vec::new();
-        for name in self.names(&path)? {
-            let relative = relative.join(&name);
-            if !self.exclude.matches(&relative) {
-                entries.extend(self.entry(&relative, &name, tree, old.as_ref())?);
-            }
-        }
-        self.writer.put_directory(&entries)
+        let names = self.names(&self.source.join(&relative)).into_iter();
+        Ok(Open { relative, metadata, names, old, entries: Vec::new() })
     }
 
     /// The names in a directory in order; one that cannot be read is noted and counts as empty.
-    fn names(&mut self, path: &Path) -> Result<Vec<OsString>> {
+    fn names(&mut self, path: &Path) -> Vec<OsString> {
         let read = fs::read_dir(path)
             .and_then(|entries| entries.map(|entry| entry.map(|e| e.file_name())).collect());
         let mut names: Vec<OsString> = match read {
@@ -121,7 +172,7 @@ impl<'a> Walk<'a> {
             }
         };
         names.sort_unstable_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
-        Ok(names)
+        names
     }
 
     fn unreadable(&mut self, path: &Path, error: &Error) {
@@ -129,96 +180,104 @@ impl<'a> Walk<'a> {
         self.counts.unreadable.push(format!("{}: {error}", path.display()));
     }
 
-    /// One name; `None` when it vanished, cannot be read, or lies on another file system.
+    /// One name: a leaf is stored, a directory is opened.
     fn entry(
         &mut self,
         relative: &Path,
         name: &OsStr,
         tree: Option<&Tree>,
         old: Option<&Directory>,
-    ) -> Result<Option<Entry>> {
+    ) -> Result<Met> {
         let path = self.source.join(relative);
         let stat = match fs::symlink_metadata(&path) {
             Ok(stat) => stat,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Met::Nothing),
             Err(error) => {
                 self.unreadable(&path, &Error::io("cannot look at file", path.display(), error));
-                return Ok(None);
+                return Ok(Met::Nothing);
             }
         };
         let name = name.as_bytes().to_vec();
-        if !stat.is_dir() && stat.nlink() > 1 {
-            return self.linked(relative, name, &stat, tree, old);
+        let old = match (tree, old) {
+            (Some(tree), Some(old)) => old.get(&name)?.map(|entry| tree.inode(entry)).transpose()?,
+            _ => None,
+        };
+        if stat.is_dir() {
+            return self.subdirectory(relative, &stat, tree, old.as_ref().map(|inode| &inode.node));
         }
-        let inode = self.inode(relative, &name, &stat, tree, old)?;
-        Ok(inode.map(|inode| Entry { name, inode: EntryInode::Own(inode) }))
+        let inode = match stat.nlink() > 1 {
+            true => self.linked(relative, &stat, old)?,
+            false => self.inode(relative, &stat, old)?.map(EntryInode::Own),
+        };
+        Ok(inode.map_or(Met::Nothing, |inode| Met::Leaf(Entry { name, inode })))
+    }
+
+    /// Opens a directory below the source; a mount point that is not to be crossed counts as empty.
+    fn subdirectory(
+        &mut self,
+        relative: &Path,
+        stat: &fs::Metadata,
+        tree: Option<&Tree>,
+        old: Option<&Node>,
+    ) -> Result<Met> {
+        let path = self.source.join(relative);
+        let metadata = match metadata_of(&path, stat) {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                self.unreadable(&path, &error);
+                return Ok(Met::Nothing);
+            }
+        };
+        let relative = relative.to_owned();
+        if self.device.is_some_and(|device| device != stat.dev()) {
+            self.counts.directories += 1;
+            let (names, entries) = (Vec::new().into_iter(), Vec::new());
+            return Ok(Met::Directory(Open { relative, metadata, names, old: None, entries }));
+        }
+        self.open(relative, metadata, tree, old).map(Met::Directory)
     }
 
     /// A name of an inode that has several: the first one met stores the inode.
     fn linked(
         &mut self,
         relative: &Path,
-        name: Vec<u8>,
         stat: &fs::Metadata,
-        tree: Option<&Tree>,
-        old: Option<&Directory>,
-    ) -> Result<Option<Entry>> {
+        old: Option<Inode>,
+    ) -> Result<Option<EntryInode>> {
         let key = (stat.dev(), stat.ino());
         if let Some(number) = self.numbers.get(&key) {
             if let Some(linked) = self.links.get_mut(number) {
                 linked.count += 1;
             }
             self.counts.files += 1;
-            return Ok(Some(Entry { name, inode: EntryInode::Link(*number) }));
+            return Ok(Some(EntryInode::Link(*number)));
         }
-        let Some(inode) = self.inode(relative, &name, stat, tree, old)? else { return Ok(None) };
+        let Some(inode) = self.inode(relative, stat, old)? else { return Ok(None) };
         let mut number = stat.ino();
         while self.links.contains_key(&number) {
             number = number.wrapping_add(1 << 48); // the same inode number on another device
         }
         self.numbers.insert(key, number);
         self.links.insert(number, LinkedInode { count: 1, inode });
-        Ok(Some(Entry { name, inode: EntryInode::Link(number) }))
+        Ok(Some(EntryInode::Link(number)))
     }
 
-    fn inode(
-        &mut self,
-        relative: &Path,
-        name: &[u8],
-        stat: &fs::Metadata,
-        tree: Option<&Tree>,
-        old: Option<&Directory>,
-    ) -> Result<Option<Inode>> {
+    /// An inode that is not a directory; `None` when it cannot be read.
+    fn inode(&mut self, relative: &Path, stat: &fs::Metadata, old: Option<Inode>) -> Result<Option<Inode>> {
         let path = self.source.join(relative);
-        let old = match (tree, old) {
-            (Some(tree), Some(old)) => old.get(name)?.map(|entry| tree.inode(entry)).transpose()?,
-            _ => None,
-        };
-        let kind = stat.file_type();
-        let node = if kind.is_dir() {
-            if self.device.is_some_and(|device| device != stat.dev()) {
-                return Ok(None);
-            }
-            Node::Directory(self.directory(relative, tree, old.as_ref().map(|inode| &inode.node))?)
-        } else {
-            self.counts.files += 1;
-            match self.leaf(relative, &path, stat, old) {
-                Ok(node) => node,
-                // Not a file that cannot be read but a store that cannot be written or is damaged.
+        self.counts.files += 1;
+        let read = self
+            .leaf(relative, &path, stat, old)
+            .and_then(|node| Ok(Inode { metadata: metadata_of(&path, stat)?, node }));
+        match read {
+            Ok(inode) => Ok(Some(inode)),
+            // Not a file that cannot be read but a store that cannot be written or is damaged.
+            Err(error)
+                if self.writer.check_usable().is_err()
+                    || matches!(error.kind(), Kind::Full | Kind::Corrupt | Kind::Internal) =>
+            {
                 Err(error)
-                    if self.writer.check_usable().is_err()
-                        || matches!(error.kind(), Kind::Full | Kind::Corrupt | Kind::Internal) =>
-                {
-                    return Err(error);
-                }
-                Err(error) => {
-                    self.unreadable(&path, &error);
-                    return Ok(None);
-                }
             }
-        };
-        match metadata_of(&path, stat) {
-            Ok(metadata) => Ok(Some(Inode { metadata, node })),
             Err(error) => {
                 self.unreadable(&path, &error);
                 Ok(None)

@@ -169,6 +169,11 @@ impl Run {
         &self.key
     }
 
+    /// Whether it is an object of the store and not of this process only.
+    pub fn is_stored(&self) -> bool {
+        self.key.starts_with("index/")
+    }
+
     /// The packs that it covers.
     pub fn packs(&self) -> &[PackId] {
         &self.packs

@@ -6,8 +6,11 @@
 mod directory;
 mod frame;
 
-pub use directory::{DirectoryEntry, FrameExtent, PackDirectory, read_directory};
-pub use frame::{EncodedFrame, Frame, FrameDraft, FrameHeader};
+pub use directory::{
+    DIRECTORY_ENTRY_LEN, DirectoryEntry, FRAME_EXTENT_LEN, FrameExtent, PackDirectory, TRAILER_LEN,
+    read_directory,
+};
+pub use frame::{EncodedFrame, FRAME_HEADER_LEN, Frame, FrameDraft, FrameHeader, SLOT_LEN};
 
 use crate::error::{Error, Result};
 use crate::id::PackId;

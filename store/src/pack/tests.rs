@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::id::{ChunkId, WriterId};
+use crate::testing::flipped;
 use crate::tier::{MemoryTier, Tier};
+use proptest::prelude::*;
 
 fn id_of(bytes: &[u8]) -> ChunkId {
     ChunkId::from_bytes(*blake3::hash(bytes).as_bytes())
@@ -82,6 +84,74 @@ fn no_flipped_bit_gives_other_bytes() {
         padding_bits / 8 < PACK_HEADER_LEN + directory.frames.len() * ALIGNMENT,
         "{padding_bits} of {used}"
     );
+}
+
+/// Reading passes over padding and the checksum of the stored body; verifying passes over nothing.
+#[test]
+fn no_flipped_bit_of_a_frame_passes_verify() {
+    let (bytes, directory) = sample();
+    for extent in &directory.frames {
+        let stored = &bytes[extent.offset as usize..][..extent.len_bytes as usize];
+        Frame::verify(stored, id_of).unwrap();
+        for bit in 0..stored.len() * 8 {
+            assert!(Frame::verify(&flipped(stored, bit), id_of).is_err(), "bit {bit}");
+        }
+        for len in 0..stored.len() {
+            assert!(Frame::verify(&stored[..len], id_of).is_err(), "cut at {len}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn frames_of_any_chunks_read_back(
+        frames in prop::collection::vec(prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..6), 1..5),
+        level in 1..=9,
+    ) {
+        let mut builder = PackBuilder::new(pack_id(), PackKind::Meta);
+        for chunks in &frames {
+            let mut draft = FrameDraft::new(PackKind::Meta);
+            chunks.iter().for_each(|chunk| draft.push(id_of(chunk), chunk));
+            builder.push(&draft.encode(level).unwrap());
+        }
+        let (_, bytes, directory) = builder.finish();
+        let tier = MemoryTier::new();
+        tier.put_if_absent(&pack_id().key(), &bytes).unwrap();
+        prop_assert_eq!(&read_directory(&tier, pack_id()).unwrap(), &directory);
+        let read = read_all(&bytes).unwrap();
+        prop_assert_eq!(read, frames.concat());
+        for (number, extent) in (0..).zip(&directory.frames) {
+            let stored = &bytes[extent.offset as usize..][..extent.len_bytes as usize];
+            let frame = Frame::verify(stored, id_of).unwrap();
+            prop_assert!(directory.names(number, &frame.slots));
+            prop_assert!(!directory.names(number + 1, &frame.slots));
+        }
+    }
+}
+
+/// A directory whose checksums are right but that names what cannot be, as a hostile writer could make it.
+#[test]
+fn a_directory_that_names_what_cannot_be_is_refused() {
+    let refused = |change: &dyn Fn(&mut PackDirectory)| {
+        let (bytes, mut directory) = sample();
+        let end = directory.frames.last().map(|frame| frame.offset + u64::from(frame.len_bytes)).unwrap();
+        change(&mut directory);
+        let mut damaged = bytes[..end as usize].to_vec();
+        directory.append_to(&mut damaged);
+        let tier = MemoryTier::new();
+        tier.put_if_absent(&pack_id().key(), &damaged).unwrap();
+        read_directory(&tier, pack_id()).is_err()
+    };
+    assert!(!refused(&|_| {}));
+    assert!(refused(&|directory| directory.frames[0].offset += 64), "a gap");
+    assert!(refused(&|directory| directory.frames[1].offset = 64), "frames over each other");
+    assert!(refused(&|directory| directory.frames[1].len_bytes += 64), "past the end");
+    assert!(refused(&|directory| directory.frames[1].len_bytes -= 64), "space left over");
+    assert!(refused(&|directory| directory.frames[1].len_bytes = u32::MAX - 63), "far past the end");
+    assert!(refused(&|directory| directory.entries[0].frame = 2), "a frame that is not there");
+    assert!(refused(&|directory| directory.entries[0].slot = 65_535), "a slot no index can name");
+    assert!(refused(&|directory| directory.frames.clear()), "no frames");
 }
 
 #[test]

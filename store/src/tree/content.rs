@@ -88,7 +88,7 @@ impl Content {
         Ok(Self::stored(len_bytes, list))
     }
 
-    pub(super) fn listed(extents: Vec<Extent>) -> Result<Self> {
+    pub(crate) fn listed(extents: Vec<Extent>) -> Result<Self> {
         Ok(Self(Form::Listed { len_bytes: total_len(&extents)?, extents }))
     }
 

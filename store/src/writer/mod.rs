@@ -10,7 +10,7 @@ mod state;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, DirectoryId, ImageId, PackId, SnapshotId, TreeId};
-use crate::index;
+use crate::index::{self, Run};
 use crate::lock::FileLock;
 use crate::pack::{MAX_FRAME_PLAIN, PackKind};
 use crate::refs::RefEntry;
@@ -63,6 +63,10 @@ pub struct Writer {
     fresh: HashSet<ChunkId>,
     /// Packs that this session's deduplication relies on.
     leaned_on: HashSet<PackId>,
+    /// Those of them that no stored run covers, since their writer died before it wrote one.
+    adopted: HashSet<PackId>,
+    /// Index runs written so far.
+    run_count: u32,
     condemned: HashSet<PackId>,
     condemned_snapshots: HashSet<SnapshotId>,
     stats: WriteStats,
@@ -77,8 +81,6 @@ impl Writer {
     pub(crate) fn open(store: &Store, purpose: &str) -> Result<Self> {
         store.0.superblock.check_writable()?;
         let state = store.state_dir();
-        std::fs::create_dir_all(state)
-            .map_err(|error| Error::io("cannot create directory", state.display(), error))?;
         let lock = FileLock::take(&state.join("lock"), purpose)?;
         let names = state::next_incarnation(state)?;
         let config = &store.0.config;
@@ -93,6 +95,8 @@ impl Writer {
             store: store.clone(),
             fresh: HashSet::new(),
             leaned_on: HashSet::new(),
+            adopted: HashSet::new(),
+            run_count: 0,
             condemned: lists.iter().flat_map(|list| list.packs.clone()).collect(),
             condemned_snapshots: lists.into_iter().flat_map(|list| list.snapshots).collect(),
             stats: WriteStats::default(),
@@ -160,14 +164,16 @@ impl Writer {
         if self.fresh.contains(id) {
             return true;
         }
-        let condemned = &self.condemned;
-        match self.store.index().find_in(id, |pack| !condemned.contains(pack)) {
-            Some(place) => {
-                self.leaned_on.insert(place.pack);
-                true
-            }
-            None => false,
+        let runs = self.store.index().runs();
+        let place_in = |run: &Run| run.find(id).find(|place| !self.condemned.contains(&place.pack));
+        let Some((run, place)) = runs.iter().find_map(|run| Some((run, place_in(run)?))) else {
+            return false;
+        };
+        self.leaned_on.insert(place.pack);
+        if !run.is_stored() {
+            self.adopted.insert(place.pack);
         }
+        true
     }
 
     /// Fails for a writer that failed before.
@@ -261,14 +267,18 @@ impl Writer {
         Ok(id)
     }
 
-    /// Packs durable, then their index run.
+    /// Packs durable, then the index run of them and of the packs leaned on that have none.
     fn flush(&mut self) -> Result<()> {
-        let directories = self.pipeline.flush()?;
+        let mut directories = self.pipeline.flush()?;
+        for pack in std::mem::take(&mut self.adopted) {
+            directories.push(self.store.pack_directory(pack)?);
+        }
         if directories.is_empty() {
             return Ok(());
         }
         let names = self.pipeline.names();
-        let key = format!("index/{}/{}-{}", names.writer, names.epoch, names.next);
+        let key = format!("index/{}/{}-{}", names.writer, names.epoch, self.run_count);
+        self.run_count += 1;
         let tier = self.store.hot();
         if !tier.put_if_absent(&key, &index::encode(&directories)?)? {
             return Err(Error::new(Kind::Internal, "an index run of this name is there already").object(key));

@@ -1,0 +1,50 @@
+//! A process that commits one version after the other to a store and says so, until it is killed; or that holds the
+//! writer's lock until its input ends. For tests that need a process to kill or to wait for.
+//!
+//! `write_loop DIRECTORY SEED FIRST` or `write_loop DIRECTORY hold`; the store is DIRECTORY/store, its state
+//! DIRECTORY/state.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+use store::{LocalTier, Result, SnapshotDraft, Store, StoreConfig};
+use tests::model::{put_files, sample_files};
+
+/// Commits of one writer before the next is opened.
+const COMMITS_OF_A_WRITER: u64 = 3;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let directory = Path::new(&arguments[1]);
+    let store = Store::open(&StoreConfig {
+        hot: Arc::new(LocalTier::new(directory.join("store"))),
+        warm: None,
+        state: directory.join("state"),
+        cache_bytes: 1 << 20,
+        level: 1,
+    })?;
+    if arguments[2] == "hold" {
+        let _writer = store.writer("write loop")?;
+        say("holding");
+        std::io::stdin().read_to_end(&mut Vec::new()).expect("input can be read");
+        return Ok(());
+    }
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    let seed = number(&arguments[2]);
+    let mut version = number(&arguments[3]);
+    loop {
+        let mut writer = store.writer("write loop")?;
+        for _ in 0..COMMITS_OF_A_WRITER {
+            let tree = put_files(&mut writer, &sample_files(seed, version))?;
+            let id = writer.commit("web", SnapshotDraft { tree: Some(tree), ..SnapshotDraft::default() })?;
+            say(&format!("ack {version} {id}"));
+            version += 1;
+        }
+    }
+}
+
+/// One line at once.
+fn say(line: &str) {
+    let mut out = std::io::stdout();
+    writeln!(out, "{line}").and_then(|()| out.flush()).expect("somebody listens");
+}

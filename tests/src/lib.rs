@@ -1,0 +1,12 @@
+//! What the tests of Torpor share: the oracle, tiers that fail or step in, small stores, and the binary under test.
+
+pub mod conformance;
+pub mod fault;
+pub mod garden;
+pub mod golden;
+pub mod hook;
+pub mod model;
+pub mod snapctl;
+pub mod snapfs_mount;
+pub mod snapfs_tree;
+pub mod vmm;

@@ -1,0 +1,171 @@
+//! The index is a cache: deleted, damaged, stale or foreign, everything still reads, and a rebuild gives the same listing.
+
+use crate::scratch::{Scratch, overwrite};
+use std::collections::BTreeSet;
+use store::index::Location;
+use store::wire::{Record, seal};
+use store::{CheckOptions, Kind, PackId, SnapshotDraft, Store, Tier, Unwatched, Writer};
+use tests::model::{Histories, Random, State, assert_clean, assert_holds, put_files, sample_files};
+
+fn commit(writer: &mut Writer, version: u64, model: &mut Histories) {
+    let files = sample_files(1, version);
+    let tree = put_files(writer, &files).unwrap();
+    let id = writer.commit("web", SnapshotDraft { tree: Some(tree), ..SnapshotDraft::default() }).unwrap();
+    let state = State { files: Some(files), memory: None };
+    model.entry("web".to_owned()).or_default().push((id, state.into()));
+}
+
+/// A store with three commits, each with an index run.
+fn filled(scratch: &Scratch) -> Histories {
+    let mut model = Histories::new();
+    let store = scratch.open();
+    let mut writer = store.writer("test").unwrap();
+    for version in 0..3 {
+        commit(&mut writer, version, &mut model);
+    }
+    assert_eq!(store.hot().list("index/").unwrap().len(), 3);
+    model
+}
+
+/// Every chunk of every pack and where the index says that it is.
+fn listing(store: &Store) -> BTreeSet<(String, String)> {
+    let mut found = BTreeSet::new();
+    for (pack, _) in store.packs().unwrap() {
+        for entry in store::pack::read_directory(store.hot(), pack).unwrap().entries {
+            let places: Vec<Location> = store.index().find(&entry.id);
+            assert!(places.iter().any(|place| place.pack == pack), "{pack} holds {} unknown", entry.id);
+            found.extend(places.iter().map(|place| (entry.id.to_string(), format!("{place:?}"))));
+        }
+    }
+    found
+}
+
+fn delete_index(tier: &dyn Tier) {
+    for run in tier.list("index/").unwrap() {
+        tier.delete(&run.key).unwrap();
+    }
+}
+
+#[test]
+fn a_store_without_index_reads_everything_and_a_rebuild_gives_the_same_listing() {
+    for scratch in [Scratch::in_memory().0, Scratch::in_directory()] {
+        let model = filled(&scratch);
+        let open_before = scratch.open();
+        let before = listing(&open_before);
+        delete_index(&*scratch.config.hot);
+        assert_holds(&open_before, &model, "open before the index went");
+        let cold = scratch.open();
+        assert_holds(&cold, &model, "opened without index");
+        let report = store::check(&scratch.open(), CheckOptions::default(), &Unwatched).unwrap();
+        assert!(report.problems.iter().any(|problem| problem.error.contains("index rebuild")));
+        let (packs, chunks) = store::rebuild_index(&cold, &Unwatched).unwrap();
+        assert_eq!(packs, cold.packs().unwrap().len() as u64);
+        assert!(chunks > 0);
+        for store in [&cold, &scratch.open()] {
+            assert_eq!(listing(store), before);
+            assert_clean(store, "after the rebuild");
+        }
+        assert_eq!(scratch.config.hot.list("index/").unwrap().len(), 1);
+        let again = store::rebuild_index(&cold, &Unwatched).unwrap();
+        assert_eq!(again, (packs, chunks), "a rebuild of what is whole changes nothing");
+    }
+}
+
+#[test]
+fn a_writer_without_index_still_finds_what_is_there() {
+    let (scratch, tier) = Scratch::in_memory();
+    let mut model = filled(&scratch);
+    delete_index(&tier);
+    let store = scratch.open();
+    let mut writer = store.writer("test").unwrap();
+    commit(&mut writer, 2, &mut model);
+    assert_eq!(writer.stats().new_chunks, 0, "nothing is stored twice");
+    assert_holds(&scratch.open(), &model, "written without index");
+}
+
+#[test]
+fn runs_that_are_no_runs_are_passed_over() {
+    for scratch in [Scratch::in_memory().0, Scratch::in_directory()] {
+        let model = filled(&scratch);
+        let tier = scratch.open();
+        let tier = tier.hot();
+        let runs = tier.list("index/").unwrap();
+        let right = tier.get(&runs[1].key).unwrap().to_vec();
+        let mut newer = right.clone();
+        newer[10] = 2;
+        let foreign = seal(Record::Ref, b"not a run");
+        let bodies: [&[u8]; 6] = [b"", b"garbage", &right[..right.len() - 1], &newer, &foreign, &[0; 4096]];
+        for body in bodies {
+            overwrite(tier, &runs[1].key, body);
+            let store = scratch.open();
+            assert_holds(&store, &model, "with a run that is none");
+            assert!(!store::check(&store, CheckOptions::default(), &Unwatched).unwrap().problems.is_empty());
+        }
+        store::rebuild_index(&scratch.open(), &Unwatched).unwrap();
+        assert_clean(&scratch.open(), "after the rebuild");
+    }
+}
+
+/// Opening does not look at entries, so damage there shows only when a chunk is not found; then the packs are asked.
+#[test]
+fn damaged_entries_of_a_run_are_healed_from_the_packs() {
+    let (scratch, tier) = Scratch::in_memory();
+    let model = filled(&scratch);
+    let runs = tier.list("index/").unwrap();
+    for info in &runs {
+        let mut bytes = tier.get(&info.key).unwrap().to_vec();
+        let entries = bytes.len() - 24 * 3;
+        Random::new(3)
+            .bytes(24 * 3)
+            .iter()
+            .zip(&mut bytes[entries..])
+            .for_each(|(noise, byte)| *byte = *noise);
+        overwrite(&tier, &info.key, &bytes);
+    }
+    assert_holds(&scratch.open(), &model, "with damaged entries");
+}
+
+#[test]
+fn a_run_that_names_packs_that_are_gone_misleads_nobody() {
+    let (scratch, tier) = Scratch::in_memory();
+    let mut model = filled(&scratch);
+    let store = scratch.open();
+    // A stale run: a copy of a real one whose packs never were.
+    let run = tier.list("index/").unwrap().remove(0);
+    let mut bytes = tier.get(&run.key).unwrap().to_vec();
+    let stale = PackId { writer: store::WriterId::from_bytes([9; 8]), epoch: 1, sequence: 1 };
+    bytes[56 + 12..56 + 12 + 16].copy_from_slice(&stale.to_bytes());
+    tier.put_if_absent("index/ffffffffffffffff/9-9", &seal(Record::IndexRun, &bytes[56..])).unwrap();
+    assert_holds(&scratch.open(), &model, "with a stale run");
+    // A writer that leans on such a pack finds out before it moves the ref.
+    let before = store.refs().get("web").unwrap();
+    let mut writer = store.writer("test").unwrap();
+    let tree = put_files(&mut writer, &sample_files(1, 0)).unwrap();
+    let error =
+        writer.commit("web", SnapshotDraft { tree: Some(tree), ..SnapshotDraft::default() }).unwrap_err();
+    assert!(error.to_string().contains("snapctl index rebuild"), "{error}");
+    assert_eq!(store.refs().get("web").unwrap(), before);
+    drop(writer);
+    store::rebuild_index(&store, &Unwatched).unwrap();
+    commit(&mut store.writer("test").unwrap(), 0, &mut model);
+    assert_holds(&scratch.open(), &model, "after the rebuild");
+}
+
+#[test]
+fn a_rebuild_waits_for_no_collector_and_removes_nothing_when_a_pack_is_damaged() {
+    let (scratch, tier) = Scratch::in_memory();
+    let model = filled(&scratch);
+    let store = scratch.open();
+    let lock = store::FileLock::take(&store.state_dir().join("gc.lock"), "the collector").unwrap();
+    let error = store::rebuild_index(&store, &Unwatched).unwrap_err();
+    assert_eq!(error.kind(), Kind::Conflict);
+    assert!(error.to_string().contains("the collector (pid"), "{error}");
+    drop(lock);
+    let pack = tier.list("packs/").unwrap().remove(0);
+    let bytes = tier.get(&pack.key).unwrap().to_vec();
+    overwrite(&tier, &pack.key, &bytes[..bytes.len() - 1]);
+    assert_eq!(store::rebuild_index(&store, &Unwatched).unwrap_err().kind(), Kind::Corrupt);
+    assert_eq!(tier.list("index/").unwrap().len(), 3);
+    overwrite(&tier, &pack.key, &bytes);
+    assert_holds(&scratch.open(), &model, "after it");
+}
