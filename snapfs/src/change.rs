@@ -3,6 +3,7 @@
 //! Each change sets something, so applying it twice is the same as once. A frame of the journal is a list of changes
 //! that happen together. The byte layout is in SEMANTICS.md ("Journal").
 
+use rustix::fs::FileType;
 use std::ops::Range;
 use store::wire::{Decoder, Encoder};
 use store::{Error, Result, Time, TreeId};
@@ -55,6 +56,20 @@ pub enum NewBody {
     Fifo,
     /// A unix socket.
     Socket,
+}
+
+impl NewBody {
+    /// What mknod(2) makes for this mode; `None` where it makes nothing.
+    pub fn of_mode(mode: u32, rdev: u64) -> Option<Self> {
+        Some(match FileType::from_raw_mode(mode) {
+            FileType::RegularFile => Self::File,
+            FileType::CharacterDevice => Self::CharDevice(rdev),
+            FileType::BlockDevice => Self::BlockDevice(rdev),
+            FileType::Fifo => Self::Fifo,
+            FileType::Socket => Self::Socket,
+            _ => return None,
+        })
+    }
 }
 
 /// One step from one state to the next.
@@ -247,7 +262,10 @@ mod tests {
             Change::Entry { parent: node, name: b"a".to_vec(), node: None },
             Change::Entry { parent: node, name: b"b".to_vec(), node: Some(NodeId(1 << 63)) },
             Change::Attributes { node, attributes },
-            Change::Xattrs { node, xattrs: vec![(b"user.a".to_vec(), vec![0, 1]), (b"user.b".to_vec(), vec![])] },
+            Change::Xattrs {
+                node,
+                xattrs: vec![(b"user.a".to_vec(), vec![0, 1]), (b"user.b".to_vec(), vec![])],
+            },
             Change::Write { node, range: 5..4097 },
             Change::Truncate { node, len_bytes: 12 },
             Change::Zero { node, blocks: 1..3 },
@@ -283,8 +301,8 @@ mod tests {
 
     #[test]
     fn a_range_that_no_file_has_is_refused() {
-        for range in [5..u64::MAX, 9..8] {
-            let payload = encode_all([Change::Write { node: NodeId(2), range }].iter());
+        for (start, end) in [(5, u64::MAX), (9, 8)] {
+            let payload = encode_all([Change::Write { node: NodeId(2), range: start..end }].iter());
             assert!(decode_all(&payload).is_err());
         }
     }

@@ -63,7 +63,8 @@ impl Control {
     /// Listens in the upper of a mount.
     pub(crate) fn bind(shared: Arc<Shared>) -> Result<Self> {
         let path = shared.overlay.upper().path().join(SOCKET);
-        let failed = |error: std::io::Error| Error::io("cannot make the control socket", path.display(), error);
+        let failed =
+            |error: std::io::Error| Error::io("cannot make the control socket", path.display(), error);
         // The upper is locked, so a socket that is there belongs to a process that is gone.
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
@@ -241,7 +242,9 @@ impl Client {
             Error::new(Kind::Unavailable, "the process of the mount is gone")
                 .object(self.mountpoint.display())
                 .caused_by(error)
-                .advice("take it away with `umount -l DIR`, then mount again; nothing that was synced is lost")
+                .advice(
+                    "take it away with `umount -l DIR`, then mount again; nothing that was synced is lost",
+                )
         };
         let directory = open_directory(&self.upper)?;
         UnixStream::connect(short_path(&directory)).map_err(gone)
@@ -249,7 +252,9 @@ impl Client {
 
     /// Makes the kernel hand over what it still has of shared mappings.
     fn write_back(&self) -> Result<()> {
-        let failed = |errno: rustix::io::Errno| Error::io("cannot sync the mount", self.mountpoint.display(), errno.into());
+        let failed = |errno: rustix::io::Errno| {
+            Error::io("cannot sync the mount", self.mountpoint.display(), errno.into())
+        };
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&self.mountpoint, flags, Mode::empty()).map_err(failed)?;
         rustix::fs::syncfs(&root).map_err(failed)

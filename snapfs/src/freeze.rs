@@ -16,8 +16,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{
-    Content, DirectoryId, Entry, EntryInode, Error, Inode, Kind, LinkedInode, Result, SnapshotDraft, SnapshotId,
-    TreeRoot, Writer,
+    Content, DirectoryId, Entry, EntryInode, Error, Inode, Kind, LinkedInode, Result, SnapshotDraft,
+    SnapshotId, TreeRoot, Writer,
 };
 
 /// What a freeze did.
@@ -52,11 +52,24 @@ impl Overlay {
         let mut writer = self.store().writer("a freeze")?;
         let started = Instant::now();
         let _stopped = self.stop_changes();
+        let (report, frozen) = self.commit_changes(&mut writer, name, labels)?;
+        let base = Arc::new(Base::open(self.store(), &report.snapshot)?);
+        rebase(self, base, frozen)?;
+        Ok(FreezeReport { elapsed: started.elapsed(), ..report })
+    }
+
+    /// The first half: a new snapshot with all changes, which are still in the upper too. The caller keeps changes out.
+    pub(crate) fn commit_changes(
+        &self,
+        writer: &mut Writer,
+        name: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<(FreezeReport, Frozen)> {
         let mut freezer = Freezer::new(self);
-        let root = freezer.tree_root(&mut writer)?;
+        let root = freezer.tree_root(writer)?;
         let tree = writer.put_tree(&root)?;
         self.announce(Change::Freezing { tree })?;
-        let base = freezer.base.clone();
+        let base = &freezer.base;
         let draft = SnapshotDraft {
             tree: Some(tree),
             image: None,
@@ -73,11 +86,9 @@ impl Overlay {
             changed_bytes: freezer.changed_bytes,
             new_bytes: stats.new_bytes,
             stored_bytes: stats.stored_bytes,
-            elapsed: started.elapsed(),
+            elapsed: Duration::ZERO,
         };
-        let new_base = Arc::new(Base::open(self.store(), &snapshot)?);
-        rebase(self, new_base, freezer.frozen)?;
-        Ok(FreezeReport { elapsed: started.elapsed(), ..report })
+        Ok((report, freezer.frozen))
     }
 
     /// Puts a change that only the next mount reads into the journal, durably.
@@ -150,7 +161,9 @@ impl<'a> Freezer<'a> {
 
     fn freeze_files(&mut self, writer: &mut Writer) -> Result<()> {
         for (id, node) in &self.nodes {
-            let Some(file) = node.file().filter(|file| !file.layout.is_clean(file.lower.len_bytes())) else { continue };
+            let Some(file) = node.file().filter(|file| !file.layout.is_clean(file.lower.len_bytes())) else {
+                continue;
+            };
             let (content, changed_bytes) = freeze_file(self.overlay, writer, *id, file)?;
             self.changed_bytes += changed_bytes;
             self.frozen.contents.insert(*id, content);
@@ -181,7 +194,9 @@ impl<'a> Freezer<'a> {
             self.frozen.links.insert(*id, number);
         }
         self.links.extend(linked);
-        let bytes = |links: &BTreeMap<u64, LinkedInode>| links.values().map(|linked| len_of(&linked.inode)).sum::<i64>();
+        let bytes = |links: &BTreeMap<u64, LinkedInode>| {
+            links.values().map(|linked| len_of(&linked.inode)).sum::<i64>()
+        };
         self.bytes += bytes(&self.links) - bytes(&old);
         Ok(())
     }
@@ -196,7 +211,8 @@ impl<'a> Freezer<'a> {
         while let Some(id) = order.get(next).copied() {
             next += 1;
             for (_, target) in changed_slots(&self.nodes[&id]) {
-                let inside = target.filter(|id| self.nodes.get(id).is_some_and(|node| node.directory().is_some()));
+                let inside =
+                    target.filter(|id| self.nodes.get(id).is_some_and(|node| node.directory().is_some()));
                 order.extend(inside);
             }
         }
@@ -222,8 +238,8 @@ impl<'a> Freezer<'a> {
         if let Some(lower) = &directory.lower {
             self.count_gone(&lower.path, gone)?;
         }
-        for (name, target) in changed_slots(&self.nodes[&id]).map(|(name, target)| (name.clone(), target)).collect::<Vec<_>>() {
-            let Some(target) = target else { continue };
+        for (name, slot) in directory.slots {
+            let Slot::Changed(Some(target)) = slot else { continue };
             let inode = match self.frozen.links.get(&target) {
                 Some(number) => EntryInode::Link(*number),
                 None => {
@@ -283,7 +299,12 @@ impl<'a> Freezer<'a> {
     }
 }
 
-fn freeze_file(overlay: &Overlay, writer: &mut Writer, id: NodeId, file: &FileBody) -> Result<(Content, u64)> {
+fn freeze_file(
+    overlay: &Overlay,
+    writer: &mut Writer,
+    id: NodeId,
+    file: &FileBody,
+) -> Result<(Content, u64)> {
     let base = overlay.store().content(&file.lower)?;
     let layout = &file.layout;
     let dirty: Vec<Range<u64>> = layout.dirty(base.len_bytes());

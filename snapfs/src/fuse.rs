@@ -8,20 +8,21 @@ use crate::change::{Attributes, NewBody, NodeId};
 use crate::errno::{Answer, Errno};
 use crate::node::{FileKind, Stat};
 use crate::overlay::{Caller, Overlay, RenameMode, Seek, SetAttributes, SetTime};
+use crate::times;
 use fuser::{
-    Config, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    Session, SessionACL, TimeOrNow, WriteFlags,
+    Config, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
-use rustix::fs::{FallocateFlags, FileType as ModeType, XattrFlags};
+use rustix::fs::{FallocateFlags, XattrFlags};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use store::{Error, Result, Time};
+use store::{Error, Result};
 
 /// How long the kernel may believe what it is told: longer than any mount lives.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -115,10 +116,8 @@ impl Filesystem for Adapter {
                 tracing::debug!(?missing, "the kernel lacks a capability");
             }
         }
-        let limits = [
-            config.set_max_write(WRITE_MAX).is_ok(),
-            config.set_max_background(BACKGROUND_MAX).is_ok(),
-        ];
+        let limits =
+            [config.set_max_write(WRITE_MAX).is_ok(), config.set_max_background(BACKGROUND_MAX).is_ok()];
         assert!(limits.iter().all(|set| *set), "the limits are within those of the protocol");
         Ok(())
     }
@@ -183,25 +182,38 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let body = match ModeType::from_raw_mode(mode) {
-            ModeType::RegularFile => NewBody::File,
-            ModeType::CharacterDevice => NewBody::CharDevice(rdev.into()),
-            ModeType::BlockDevice => NewBody::BlockDevice(rdev.into()),
-            ModeType::Fifo => NewBody::Fifo,
-            ModeType::Socket => NewBody::Socket,
-            _ => return reply.error(fuser::Errno::EINVAL),
+        let Some(body) = NewBody::of_mode(mode, rdev.into()) else {
+            return reply.error(fuser::Errno::EINVAL);
         };
         self.reply_made(self.overlay.make(node(parent), name.as_bytes(), mode, caller(request), body), reply);
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
         let body = NewBody::Directory;
         self.reply_made(self.overlay.make(node(parent), name.as_bytes(), mode, caller(request), body), reply);
     }
 
-    fn symlink(&self, request: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
         let body = NewBody::Symlink(target.as_os_str().as_bytes().to_vec());
-        self.reply_made(self.overlay.make(node(parent), link_name.as_bytes(), 0o777, caller(request), body), reply);
+        self.reply_made(
+            self.overlay.make(node(parent), link_name.as_bytes(), 0o777, caller(request), body),
+            reply,
+        );
     }
 
     fn link(&self, _request: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
@@ -226,12 +238,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let mode = match flags {
-            flags if flags.is_empty() => RenameMode::Replace,
-            RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
-            RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
-            _ => return reply.error(fuser::Errno::EINVAL),
-        };
+        let Some(mode) = RenameMode::of_flags(flags.bits()) else { return reply.error(fuser::Errno::EINVAL) };
         let (from, to) = ((node(parent), name.as_bytes()), (node(newparent), newname.as_bytes()));
         self.reply_empty(self.overlay.rename(from, to, mode), reply);
     }
@@ -258,7 +265,14 @@ impl Filesystem for Adapter {
         reply.error(fuser::Errno::ENOSYS);
     }
 
-    fn flush(&self, _request: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         reply.error(fuser::Errno::ENOSYS);
     }
 
@@ -305,7 +319,14 @@ impl Filesystem for Adapter {
         self.reply_empty(self.overlay.sync(node(ino)), reply);
     }
 
-    fn fsyncdir(&self, _request: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         self.reply_empty(self.overlay.sync_journal(), reply);
     }
 
@@ -314,7 +335,14 @@ impl Filesystem for Adapter {
         reply.opened(FileHandle(self.overlay.open_listing()), flags);
     }
 
-    fn readdir(&self, _request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         let lines = match self.overlay.listing(fh.0, node(ino), offset == 0) {
             Ok(lines) => lines,
             Err(errno) => return reply.error(code(errno)),
@@ -362,7 +390,14 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn releasedir(&self, _request: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
         self.overlay.close_listing(fh.0);
         reply.ok();
     }
@@ -423,15 +458,16 @@ impl Filesystem for Adapter {
         self.reply_empty(self.overlay.allocate(node(ino), offset, length, mode), reply);
     }
 
-    fn lseek(&self, _request: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        /// The numbers of lseek(2).
-        const SEEK_DATA: i32 = 3;
-        const SEEK_HOLE: i32 = 4;
-        let what = match whence {
-            SEEK_DATA => Seek::Data,
-            SEEK_HOLE => Seek::Hole,
-            _ => return reply.error(fuser::Errno::EINVAL),
-        };
+    fn lseek(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let Some(what) = Seek::of_whence(whence) else { return reply.error(fuser::Errno::EINVAL) };
         let found = u64::try_from(offset).map_err(|_| Errno::NXIO);
         match found.and_then(|offset| self.overlay.seek(node(ino), offset, what)) {
             Ok(offset) => reply.offset(offset as i64),
@@ -496,9 +532,9 @@ fn attr(stat: &Stat) -> FileAttr {
         ino: INodeNo(stat.id.0),
         size: stat.len_bytes,
         blocks: stat.blocks,
-        atime: system_time(atime),
-        mtime: system_time(mtime),
-        ctime: system_time(ctime),
+        atime: times::to_system(atime),
+        mtime: times::to_system(mtime),
+        ctime: times::to_system(ctime),
         crtime: UNIX_EPOCH,
         kind: kind(stat.kind),
         perm: mode as u16,
@@ -514,23 +550,7 @@ fn attr(stat: &Stat) -> FileAttr {
 
 /// Node number 0 says that there is nothing, and that the kernel may remember it.
 fn absent() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
-    }
+    FileAttr { ino: INodeNo(0), ..attr(&Stat::NOTHING) }
 }
 
 fn kind(kind: FileKind) -> FileType {
@@ -545,25 +565,9 @@ fn kind(kind: FileKind) -> FileType {
     }
 }
 
-fn system_time(time: Time) -> SystemTime {
-    let (seconds, nanos) = (time.seconds.unsigned_abs(), Duration::from_nanos(time.nanos.into()));
-    let whole = match time.seconds {
-        0.. => UNIX_EPOCH.checked_add(Duration::from_secs(seconds)),
-        _ => UNIX_EPOCH.checked_sub(Duration::from_secs(seconds)),
-    };
-    whole.and_then(|whole| whole.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
-}
-
 fn time_to_set(time: TimeOrNow) -> SetTime {
     match time {
         TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::At(match time.duration_since(UNIX_EPOCH) {
-            Ok(since) => Time { seconds: since.as_secs() as i64, nanos: since.subsec_nanos() },
-            // The library takes the nanoseconds off where they should be added; this undoes it.
-            Err(before) => {
-                let before = before.duration();
-                Time { seconds: 0_i64.saturating_sub_unsigned(before.as_secs()), nanos: before.subsec_nanos() }
-            }
-        }),
+        TimeOrNow::SpecificTime(time) => SetTime::At(times::from_library(time)),
     }
 }

@@ -60,9 +60,11 @@ impl Journal {
     /// Those of the file system; the old journal stays.
     pub fn replace(path: &Path, header: &Header, payloads: impl Iterator<Item = Vec<u8>>) -> Result<Self> {
         let temporary = path.with_extension("new");
-        let failed = |error: std::io::Error| Error::io("cannot write the journal", temporary.display(), error);
+        let failed =
+            |error: std::io::Error| Error::io("cannot write the journal", temporary.display(), error);
         let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = fs::open(&temporary, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed(errno.into()))?;
+        let file =
+            fs::open(&temporary, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed(errno.into()))?;
         let file = Arc::new(File::from(file));
         file.write_all_at(&encode_header(header), 0).map_err(failed)?;
         let mut journal =
@@ -190,10 +192,13 @@ fn refuse_damage(path: &Path, scan: &Scan, same_boot: bool) -> Result<()> {
     for at in 1..rest.len().saturating_sub(FRAME_HEADER_LEN) {
         let Some(frame) = FrameHeader::parse(&rest[at..at + FRAME_HEADER_LEN]) else { continue };
         let payload = rest[at + FRAME_HEADER_LEN..].get(..frame.len);
-        if payload.is_some_and(|payload| frame.holds(payload)) && (same_boot || frame.durable_len > scan.end) {
+        if payload.is_some_and(|payload| frame.holds(payload)) && (same_boot || frame.durable_len > scan.end)
+        {
             return Err(Error::corrupt(format!("the journal is damaged at byte {}", scan.end))
                 .object(path.display())
-                .advice("the changes behind it cannot be trusted; copy the upper away, then mount with a new one"));
+                .advice(
+                    "the changes behind it cannot be trusted; copy the upper away, then mount with a new one",
+                ));
         }
     }
     Ok(())
@@ -240,7 +245,9 @@ fn encode_header(header: &Header) -> Vec<u8> {
 
 fn take_header(reader: &mut impl Read, path: &Path) -> Result<Header> {
     let mut bytes = [0; HEADER_LEN];
-    reader.read_exact(&mut bytes).map_err(|error| Error::io("cannot read the journal", path.display(), error))?;
+    reader
+        .read_exact(&mut bytes)
+        .map_err(|error| Error::io("cannot read the journal", path.display(), error))?;
     parse_header(&bytes).map_err(|error| error.object(path.display()))
 }
 

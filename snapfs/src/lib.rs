@@ -19,6 +19,7 @@ mod node;
 mod overlay;
 mod rebase;
 mod state;
+mod times;
 mod upper;
 
 pub use control::Status;

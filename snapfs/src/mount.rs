@@ -89,9 +89,11 @@ pub fn mount(store: &Store, options: MountOptions) -> Result<Mount> {
     });
     let control = Control::bind(shared.clone())?;
     let connection = attach(&shared, options.allow_other)?;
-    let server = Server::new(shared.overlay.clone(), connection, options.allow_other).inspect_err(|_| shared.detach())?;
+    let server = Server::new(shared.overlay.clone(), connection, options.allow_other)
+        .inspect_err(|_| shared.detach())?;
     let serving = shared.clone();
-    let thread = std::thread::Builder::new().name("snapfs".to_owned()).spawn(move || serving.serve(server, control));
+    let thread =
+        std::thread::Builder::new().name("snapfs".to_owned()).spawn(move || serving.serve(server, control));
     let thread = thread.map_err(|error| {
         shared.detach();
         Error::io("cannot start a thread", "snapfs", error)
@@ -162,12 +164,14 @@ impl Shared {
     /// Takes the mount away and waits until the upper is free.
     pub(crate) fn unmount(&self) -> Result<()> {
         if matches!(*self.stage(), Stage::Serving) && self.is_attached() {
-            rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW).map_err(|errno| match errno {
-                Errno::BUSY => Error::new(Kind::Conflict, "the mount is in use")
-                    .object(self.mountpoint.display())
-                    .advice("close what is open in it (`fuser -vm DIR` shows who), then try again"),
-                errno => Error::io("cannot unmount", self.mountpoint.display(), errno.into()),
-            })?;
+            rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW).map_err(
+                |errno| match errno {
+                    Errno::BUSY => Error::new(Kind::Conflict, "the mount is in use")
+                        .object(self.mountpoint.display())
+                        .advice("close what is open in it (`fuser -vm DIR` shows who), then try again"),
+                    errno => Error::io("cannot unmount", self.mountpoint.display(), errno.into()),
+                },
+            )?;
         }
         drop(self.wait_for(|stage| !matches!(stage, Stage::Serving)));
         Ok(())
@@ -200,7 +204,8 @@ impl Shared {
 
     fn detach(&self) {
         if self.is_attached()
-            && let Err(errno) = rustix::mount::unmount(&self.mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+            && let Err(errno) =
+                rustix::mount::unmount(&self.mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
         {
             tracing::error!(%errno, mountpoint = %self.mountpoint.display(), "the mount could not be detached");
         }
@@ -225,11 +230,15 @@ fn check_mountpoint(path: &Path) -> Result<PathBuf> {
     let found = path.canonicalize().and_then(|path| Ok((path.metadata()?.is_dir(), path)));
     match found {
         Ok((true, path)) => Ok(path),
-        Ok((false, path)) => Err(Error::new(Kind::Invalid, "the mount point is not a directory").object(path.display())),
+        Ok((false, path)) => {
+            Err(Error::new(Kind::Invalid, "the mount point is not a directory").object(path.display()))
+        }
         Err(error) if Errno::from_io_error(&error) == Some(Errno::NOTCONN) => {
             Err(Error::new(Kind::Unavailable, "a mount whose process is gone is in the way")
                 .object(path.display())
-                .advice("take it away with `umount -l DIR`, then mount again; nothing that was synced is lost"))
+                .advice(
+                    "take it away with `umount -l DIR`, then mount again; nothing that was synced is lost",
+                ))
         }
         Err(error) => Err(Error::io("cannot use the mount point", path.display(), error)),
     }

@@ -26,8 +26,8 @@ pub fn upper_at(mountpoint: &Path) -> Result<Option<PathBuf>> {
 
 fn find(text: &[u8], mountpoint: &Path) -> Option<PathBuf> {
     // Later lines are on top of earlier ones.
-    let lines = text.split(|byte| *byte == b'\n').filter_map(parse_line);
-    let (_, source) = lines.filter(|(place, _)| place == mountpoint.as_os_str().as_bytes()).last()?;
+    let mut lines = text.split(|byte| *byte == b'\n').rev().filter_map(parse_line);
+    let (_, source) = lines.find(|(place, _)| place == mountpoint.as_os_str().as_bytes())?;
     let upper = source.strip_prefix(SOURCE_PREFIX)?.to_vec();
     Some(PathBuf::from(OsString::from_vec(upper)))
 }
@@ -47,10 +47,13 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|digits| first == b'\\' && digits.iter().all(|d| (b'0'..b'8').contains(d)));
+        let digits =
+            after.get(..3).filter(|digits| first == b'\\' && digits.iter().all(|d| (b'0'..b'8').contains(d)));
         match digits {
             Some(digits) => {
-                out.push(digits.iter().fold(0_u8, |value, digit| value.wrapping_mul(8).wrapping_add(digit - b'0')));
+                out.push(
+                    digits.iter().fold(0_u8, |value, digit| value.wrapping_mul(8).wrapping_add(digit - b'0')),
+                );
                 rest = &after[3..];
             }
             None => {

@@ -5,7 +5,7 @@ use crate::extent::Layout;
 use crate::lower::LowerDirectory;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use store::{Content, Inode, Metadata};
+use store::{Content, Inode, Metadata, Time};
 
 /// Where the version of a node stands that it began from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,11 +144,9 @@ impl Node {
                 layout: Layout::over(0),
                 unsynced: false,
             }),
-            NewBody::Directory => Body::Directory(DirectoryBody {
-                lower: None,
-                slots: BTreeMap::new(),
-                parent: NodeId::ROOT,
-            }),
+            NewBody::Directory => {
+                Body::Directory(DirectoryBody { lower: None, slots: BTreeMap::new(), parent: NodeId::ROOT })
+            }
             NewBody::Symlink(target) => Body::Symlink(target),
             NewBody::CharDevice(rdev) => Body::CharDevice(rdev),
             NewBody::BlockDevice(rdev) => Body::BlockDevice(rdev),
@@ -221,10 +219,11 @@ impl FileBody {
     /// file was opened once.
     fn blocks(&self) -> u64 {
         let below = self.layout.lower_len_bytes().min(self.layout.len_bytes());
-        let hidden: u64 = self.layout.upper_blocks().chain(self.layout.zero_blocks()).fold(0, |sum, blocks| {
-            let end = (blocks.end * crate::extent::BLOCK).min(below);
-            sum + end.saturating_sub(blocks.start * crate::extent::BLOCK)
-        });
+        let hidden: u64 =
+            self.layout.upper_blocks().chain(self.layout.zero_blocks()).fold(0, |sum, blocks| {
+                let end = (blocks.end * crate::extent::BLOCK).min(below);
+                sum + end.saturating_sub(blocks.start * crate::extent::BLOCK)
+            });
         (self.layout.upper_bytes() + (below - hidden).saturating_sub(self.holes_bytes)).div_ceil(512)
     }
 }
@@ -279,3 +278,25 @@ pub struct Stat {
     /// Device number.
     pub rdev: u64,
 }
+
+impl Stat {
+    /// Of nothing.
+    pub const NOTHING: Self = Self {
+        id: NodeId(0),
+        kind: FileKind::File,
+        attributes: Attributes {
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            nlink: 0,
+            atime: EPOCH,
+            mtime: EPOCH,
+            ctime: EPOCH,
+        },
+        len_bytes: 0,
+        blocks: 0,
+        rdev: 0,
+    };
+}
+
+const EPOCH: Time = Time { seconds: 0, nanos: 0 };

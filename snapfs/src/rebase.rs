@@ -4,13 +4,13 @@
 //! not in the snapshot (files without a name, held open) keeps its data file and goes on.
 
 use crate::change::NodeId;
+use crate::extent::Layout;
 use crate::journal::{Header, Journal};
 use crate::lower::{Base, LowerDirectory, join};
 use crate::node::{Node, Origin, Slot};
 use crate::overlay::Overlay;
 use crate::state::State;
 use crate::upper::boot_id;
-use crate::extent::Layout;
 use std::collections::HashMap;
 use std::sync::Arc;
 use store::{Content, DirectoryId, Result};
@@ -55,14 +55,13 @@ fn settle(state: &mut State, frozen: &Frozen) -> Vec<NodeId> {
         if let Some(number) = frozen.links.get(&id) {
             node.origin = Origin::Link(*number);
         }
-        if let Some(file) = node.file_mut()
-            && let Some(content) = frozen.contents.get(&id)
-        {
+        let Some(file) = node.file_mut() else { continue };
+        file.unsynced = false;
+        emptied.push(id);
+        if let Some(content) = frozen.contents.get(&id) {
             file.layout = Layout::over(content.len_bytes());
             file.lower = content.clone();
             file.holes_bytes = 0;
-            file.unsynced = false;
-            emptied.push(id);
         }
     }
     settle_directories(state, frozen);
@@ -112,8 +111,10 @@ fn settle_directories(state: &mut State, frozen: &Frozen) {
 
 fn live_links(state: &State) -> HashMap<u64, NodeId> {
     let named = state.nodes().filter(|(_, node)| !node.is_orphan());
-    named.filter_map(|(id, node)| match node.origin {
-        Origin::Link(number) => Some((number, id)),
-        _ => None,
-    }).collect()
+    named
+        .filter_map(|(id, node)| match node.origin {
+            Origin::Link(number) => Some((number, id)),
+            _ => None,
+        })
+        .collect()
 }

@@ -34,7 +34,14 @@ impl State {
         let root = Node::from_base(base.tree.root().clone(), place);
         let nodes = HashMap::from([(NodeId::ROOT, root)]);
         let next_new = NodeId::ROOT.0 + 1;
-        Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new(), next_new, kept_bases: Vec::new() }
+        Self {
+            base,
+            nodes,
+            links: HashMap::new(),
+            dead_links: BTreeSet::new(),
+            next_new,
+            kept_bases: Vec::new(),
+        }
     }
 
     /// The node, where it is live.
@@ -244,7 +251,9 @@ impl State {
         }
         let Some(inode) = self.base.tree.lookup_path(&path)? else {
             let shown = String::from_utf8_lossy(&path).into_owned();
-            return Err(Error::corrupt("the journal changes a file that the base does not have").object(shown));
+            return Err(
+                Error::corrupt("the journal changes a file that the base does not have").object(shown)
+            );
         };
         self.insert_adopted(id, path, inode);
         Ok(())
@@ -352,7 +361,9 @@ impl State {
         for (id, node) in kept() {
             let Some(directory) = node.directory() else { continue };
             let changed = directory.slots.iter().filter_map(|(name, slot)| match slot {
-                Slot::Changed(target) => Some(Change::Entry { parent: *id, name: name.clone(), node: *target }),
+                Slot::Changed(target) => {
+                    Some(Change::Entry { parent: *id, name: name.clone(), node: *target })
+                }
                 Slot::Known(_) => None,
             });
             pieces.extend(changed.map(|change| vec![change]));
@@ -363,7 +374,8 @@ impl State {
 
     /// Drops what the journal ended up not needing: nodes without a name.
     pub fn drop_orphans(&mut self) {
-        let orphans: Vec<NodeId> = self.nodes().filter(|(_, node)| node.is_orphan()).map(|(id, _)| id).collect();
+        let orphans: Vec<NodeId> =
+            self.nodes().filter(|(_, node)| node.is_orphan()).map(|(id, _)| id).collect();
         for id in orphans {
             self.release(id);
         }

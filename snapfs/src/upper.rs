@@ -39,7 +39,8 @@ impl Upper {
         let data_path = path.join("data");
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&data_path);
         made.map_err(|error| Error::io("cannot make the upper", path.display(), error))?;
-        let path = path.canonicalize().map_err(|error| Error::io("cannot find the upper", path.display(), error))?;
+        let path =
+            path.canonicalize().map_err(|error| Error::io("cannot find the upper", path.display(), error))?;
         let lock = FileLock::take(&path.join("lock"), "a mount").map_err(|error| match error.kind() {
             Kind::Conflict => Error::new(Kind::Conflict, "another mount uses this upper")
                 .object(path.display())
@@ -194,9 +195,11 @@ fn name_of(node: NodeId) -> String {
 /// `Unavailable` where /proc is not there.
 pub fn boot_id() -> Result<[u8; 16]> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
-    let text = std::fs::read_to_string(PATH).map_err(|error| Error::io("cannot read the boot id", PATH, error))?;
+    let text =
+        std::fs::read_to_string(PATH).map_err(|error| Error::io("cannot read the boot id", PATH, error))?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     let number = u128::from_str_radix(&digits, 16);
-    let number = number.map_err(|error| Error::new(Kind::Unavailable, "strange boot id").object(PATH).caused_by(error))?;
+    let number = number
+        .map_err(|error| Error::new(Kind::Unavailable, "strange boot id").object(PATH).caused_by(error))?;
     Ok(number.to_be_bytes())
 }

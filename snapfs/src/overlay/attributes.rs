@@ -119,18 +119,22 @@ impl Overlay {
     /// # Errors
     /// `EEXIST`, `ENODATA` by the flags; `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
     pub fn set_xattr(&self, id: NodeId, name: &[u8], value: &[u8], flags: XattrFlags) -> Answer<()> {
-        self.change_xattrs(id, |xattrs, found| match found {
-            Ok(_) if flags.contains(XattrFlags::CREATE) => Err(Errno::EXIST),
-            Err(_) if flags.contains(XattrFlags::REPLACE) => Err(Errno::NODATA),
-            Ok(index) => {
-                xattrs[index].1 = value.to_vec();
-                Ok(())
-            }
-            Err(index) => {
-                xattrs.insert(index, (name.to_vec(), value.to_vec()));
-                Ok(())
-            }
-        }, name)
+        self.change_xattrs(
+            id,
+            |xattrs, found| match found {
+                Ok(_) if flags.contains(XattrFlags::CREATE) => Err(Errno::EXIST),
+                Err(_) if flags.contains(XattrFlags::REPLACE) => Err(Errno::NODATA),
+                Ok(index) => {
+                    xattrs[index].1 = value.to_vec();
+                    Ok(())
+                }
+                Err(index) => {
+                    xattrs.insert(index, (name.to_vec(), value.to_vec()));
+                    Ok(())
+                }
+            },
+            name,
+        )
     }
 
     /// Removes an extended attribute.
@@ -138,10 +142,14 @@ impl Overlay {
     /// # Errors
     /// `ENODATA`; `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
     pub fn remove_xattr(&self, id: NodeId, name: &[u8]) -> Answer<()> {
-        self.change_xattrs(id, |xattrs, found| {
-            xattrs.remove(found.map_err(|_| Errno::NODATA)?);
-            Ok(())
-        }, name)
+        self.change_xattrs(
+            id,
+            |xattrs, found| {
+                xattrs.remove(found.map_err(|_| Errno::NODATA)?);
+                Ok(())
+            },
+            name,
+        )
     }
 
     fn change_xattrs(

@@ -25,6 +25,17 @@ pub enum Seek {
     Hole,
 }
 
+impl Seek {
+    /// What lseek(2) asks for; `None` for what the kernel does by itself.
+    pub fn of_whence(whence: i32) -> Option<Self> {
+        match whence {
+            3 => Some(Self::Data),
+            4 => Some(Self::Hole),
+            _ => None,
+        }
+    }
+}
+
 impl Overlay {
     /// At most `len` bytes from `offset`; fewer only at the end of the file.
     ///
@@ -88,7 +99,8 @@ impl Overlay {
     }
 
     fn write_locked(&self, id: NodeId, offset: u64, data: &[u8], drops_set_id: bool) -> Answer<bool> {
-        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= i64::MAX as u64).ok_or(Errno::FBIG)?;
+        let end =
+            offset.checked_add(data.len() as u64).filter(|end| *end <= i64::MAX as u64).ok_or(Errno::FBIG)?;
         if data.is_empty() {
             return Ok(false);
         }
@@ -114,7 +126,7 @@ impl Overlay {
         let (start, stop) = {
             let inner = self.lock();
             let layout = &file_of(&inner.state, id)?.layout;
-            let partial = |at: u64| at % BLOCK != 0 && !layout.is_upper(at / BLOCK);
+            let partial = |at: u64| !at.is_multiple_of(BLOCK) && !layout.is_upper(at / BLOCK);
             let start = if partial(offset) { offset - offset % BLOCK } else { offset };
             (start, if partial(end) { end.next_multiple_of(BLOCK) } else { end })
         };
@@ -188,7 +200,13 @@ impl Overlay {
     ///
     /// # Errors
     /// As [`Self::read`] and [`Self::write`]; what was copied before stays.
-    pub fn copy(&self, from: (NodeId, u64), to: (NodeId, u64), len_bytes: u64, drops_set_id: bool) -> Answer<u64> {
+    pub fn copy(
+        &self,
+        from: (NodeId, u64),
+        to: (NodeId, u64),
+        len_bytes: u64,
+        drops_set_id: bool,
+    ) -> Answer<u64> {
         let len_bytes = len_bytes.min(COPY_MAX);
         let mut done = 0;
         while done < len_bytes {
@@ -210,8 +228,8 @@ impl Overlay {
         let end = if range.end >= len_bytes { range.end.next_multiple_of(BLOCK) } else { range.end };
         let blocks = range.start.div_ceil(BLOCK)..end / BLOCK;
         let edges = match blocks.start < blocks.end {
-            true => vec![range.start..blocks.start * BLOCK, blocks.end * BLOCK..end],
-            false => vec![range.start..range.end],
+            true => [range.start..blocks.start * BLOCK, blocks.end * BLOCK..end],
+            false => [range.start..range.end, end..end],
         };
         for edge in edges {
             let edge = edge.start..edge.end.min(len_bytes);

@@ -6,6 +6,7 @@ use crate::change::{Attributes, Change, NewBody, NodeId};
 use crate::errno::{Answer, Errno, from_store};
 use crate::node::{Origin, Slot, Stat};
 use crate::state::State;
+use rustix::fs::RenameFlags;
 use store::{Time, clock};
 
 /// Longest name in bytes.
@@ -30,6 +31,18 @@ pub enum RenameMode {
     NoReplace,
     /// Both nodes change places.
     Exchange,
+}
+
+impl RenameMode {
+    /// What the flags of renameat2(2) ask for; `None` where that is not supported.
+    pub fn of_flags(flags: u32) -> Option<Self> {
+        match RenameFlags::from_bits_retain(flags) {
+            flags if flags.is_empty() => Some(Self::Replace),
+            RenameFlags::NOREPLACE => Some(Self::NoReplace),
+            RenameFlags::EXCHANGE => Some(Self::Exchange),
+            _ => None,
+        }
+    }
 }
 
 /// Both sides of a rename.
@@ -64,7 +77,14 @@ impl Overlay {
     ///
     /// # Errors
     /// `EEXIST`, `ENOENT` in a removed directory, `ENAMETOOLONG`, `ENOSPC`, `EROFS`, `EIO`.
-    pub fn make(&self, parent: NodeId, name: &[u8], mode: u32, caller: Caller, body: NewBody) -> Answer<Stat> {
+    pub fn make(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        caller: Caller,
+        body: NewBody,
+    ) -> Answer<Stat> {
         check_name(name)?;
         let _changing = self.begin_change()?;
         self.warm(parent, name)?;
@@ -293,7 +313,10 @@ fn push_unlinked(state: &State, id: NodeId, now: Time, changes: &mut Vec<Change>
     if let (0, Origin::Link(number)) = (nlink, &node.origin) {
         changes.push(Change::DeadLink { number: *number });
     }
-    changes.push(Change::Attributes { node: id, attributes: Attributes { nlink, ctime: now, ..node.attributes } });
+    changes.push(Change::Attributes {
+        node: id,
+        attributes: Attributes { nlink, ctime: now, ..node.attributes },
+    });
     Ok(())
 }
 

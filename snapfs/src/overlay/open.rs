@@ -1,7 +1,7 @@
 //! Opening an overlay: lock the upper, check whose changes it holds, replay its journal.
 
-use super::{FILE_LOCKS, Inner, Overlay};
 use super::sync::COMPACT_LEN;
+use super::{FILE_LOCKS, Inner, Overlay};
 use crate::change::{Change, NodeId, decode_all};
 use crate::errno::from_io;
 use crate::journal::{self, Header, Journal, Scan};
@@ -61,7 +61,9 @@ impl Overlay {
         overlay.clean_up()?;
         if !read_only && (rebooted || is_long) {
             let synced = overlay.sync_everything();
-            synced.map_err(|errno| Error::io("cannot sync the upper", overlay.upper.path().display(), errno.into()))?;
+            synced.map_err(|errno| {
+                Error::io("cannot sync the upper", overlay.upper.path().display(), errno.into())
+            })?;
             overlay.compact(&mut overlay.lock())?;
         }
         Ok(overlay)
@@ -70,7 +72,9 @@ impl Overlay {
     /// Brings the data files to what the journal says: no garbage, and nothing behind the end of a file.
     fn clean_up(&self) -> Result<()> {
         let inner = self.lock();
-        let failed = |errno: crate::errno::Errno| Error::io("cannot open a data file", self.upper.path().display(), errno.into());
+        let failed = |errno: crate::errno::Errno| {
+            Error::io("cannot open a data file", self.upper.path().display(), errno.into())
+        };
         let mut kept = HashSet::new();
         for (id, node) in inner.state.nodes() {
             let Some(file) = node.file().filter(|file| file.layout.upper_bytes() > 0) else { continue };
@@ -107,7 +111,10 @@ fn is_pending(path: &Path, found: &Header, base: &Base, store: StoreId) -> Resul
     if found.store == store && found.base == base.id {
         return Ok(true);
     }
-    if found.store == store && base.snapshot.parent == Some(found.base) && base.snapshot.tree == last_frozen(path)? {
+    if found.store == store
+        && base.snapshot.parent == Some(found.base)
+        && base.snapshot.tree == last_frozen(path)?
+    {
         return Ok(false);
     }
     let what = match found.store == store {

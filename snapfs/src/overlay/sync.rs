@@ -52,7 +52,10 @@ impl Overlay {
         let unsynced: Vec<NodeId> = {
             let inner = self.lock();
             let written = inner.state.nodes().filter(|(_, node)| !node.is_orphan());
-            written.filter(|(_, node)| node.file().is_some_and(|file| file.unsynced)).map(|(id, _)| id).collect()
+            written
+                .filter(|(_, node)| node.file().is_some_and(|file| file.unsynced))
+                .map(|(id, _)| id)
+                .collect()
         };
         let synced = match unsynced.len() {
             0..=SINGLE_SYNCS_MAX => unsynced.iter().try_for_each(|id| self.upper.sync_data_file(*id)),

@@ -1,0 +1,237 @@
+//! The file system without a kernel: what outlives a crash, a power cut and a freeze that was cut short.
+
+use super::*;
+use crate::change::NewBody;
+use crate::journal::{self, Header};
+use crate::overlay::Caller;
+use crate::upper::boot_id;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use store::{BackupOptions, Kind, SnapshotId, StoreConfig, Unwatched};
+
+struct World {
+    directory: tempfile::TempDir,
+    store: Store,
+    base: SnapshotId,
+}
+
+impl World {
+    /// A base with `a/file` of three blocks of 1, a file `b` with two names, and a directory `c`.
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("source");
+        std::fs::create_dir_all(source.join("a")).unwrap();
+        std::fs::create_dir_all(source.join("c")).unwrap();
+        std::fs::write(source.join("a/file"), vec![1; 3 * 4096]).unwrap();
+        std::fs::write(source.join("b"), "linked").unwrap();
+        std::fs::hard_link(source.join("b"), source.join("c/b")).unwrap();
+        let store = Store::init(&StoreConfig::directory(&directory.path().join("store"))).unwrap();
+        let mut writer = store.writer("test").unwrap();
+        let report =
+            store::backup(&mut writer, &source, "base", &BackupOptions::default(), &Unwatched).unwrap();
+        drop(writer);
+        Self { directory, store, base: report.snapshot }
+    }
+
+    fn upper(&self) -> PathBuf {
+        self.directory.path().join("upper")
+    }
+
+    fn open(&self) -> Overlay {
+        Overlay::open(&self.store, &self.base, &self.upper(), false).unwrap()
+    }
+
+    /// Makes the journal look as if the machine had been rebooted since.
+    fn reboot(&self) {
+        let path = journal::path_in(&self.upper());
+        let mut frames = Vec::new();
+        let mut keep = |_: u64, payload: &[u8]| {
+            frames.push(payload.to_vec());
+            Ok(())
+        };
+        journal::scan(&path, &boot_id().unwrap(), &mut keep).unwrap();
+        let header = journal::read_header(&path).unwrap().unwrap();
+        Journal::replace(&path, &Header { boot: [7; 16], ..header }, frames.into_iter()).unwrap();
+    }
+}
+
+const CALLER: Caller = Caller { uid: 0, gid: 0 };
+
+fn find(overlay: &Overlay, path: &str) -> Option<Stat> {
+    path.split('/').try_fold(overlay.stat(NodeId::ROOT).unwrap(), |above, name| {
+        overlay.lookup(above.id, name.as_bytes()).unwrap()
+    })
+}
+
+fn node(overlay: &Overlay, path: &str) -> NodeId {
+    find(overlay, path).unwrap_or_else(|| panic!("{path} is there")).id
+}
+
+fn content(overlay: &Overlay, path: &str) -> Vec<u8> {
+    overlay.read(node(overlay, path), 0, 1 << 20).unwrap()
+}
+
+fn make(overlay: &Overlay, parent: NodeId, name: &str, body: NewBody) -> NodeId {
+    overlay.make(parent, name.as_bytes(), 0o644, CALLER, body).unwrap().id
+}
+
+#[test]
+fn whatever_was_answered_is_there_after_the_process_dies() {
+    let world = World::new();
+    let overlay = world.open();
+    let file = node(&overlay, "a/file");
+    overlay.write(file, 4096 + 10, b"two", false).unwrap();
+    let new = make(&overlay, node(&overlay, "c"), "new", NewBody::File);
+    overlay.write(new, 5000, b"sparse", false).unwrap();
+    overlay.unlink(NodeId::ROOT, b"b").unwrap();
+    overlay.rename((NodeId::ROOT, b"a"), (node(&overlay, "c"), b"moved"), RenameMode::Replace).unwrap();
+    drop(overlay);
+    let overlay = world.open();
+    let mut expected = vec![1; 3 * 4096];
+    expected[4106..4109].copy_from_slice(b"two");
+    assert_eq!(content(&overlay, "c/moved/file"), expected);
+    assert_eq!(content(&overlay, "c/new"), [&[0; 5000][..], b"sparse"].concat());
+    assert_eq!(content(&overlay, "c/b"), b"linked");
+    assert_eq!(find(&overlay, "c/b").unwrap().attributes.nlink, 1);
+    assert_eq!((find(&overlay, "a"), find(&overlay, "b")), (None, None));
+    assert_eq!(node(&overlay, "c/moved/file"), file, "the number of a changed node stays");
+}
+
+#[test]
+fn after_a_power_cut_synced_writes_are_there_and_unsynced_ones_are_gone_as_a_whole() {
+    let world = World::new();
+    let overlay = world.open();
+    let file = node(&overlay, "a/file");
+    overlay.write(file, 0, b"synced", false).unwrap();
+    overlay.sync(file).unwrap();
+    overlay.write(file, 2 * 4096, b"not synced", false).unwrap();
+    let new = make(&overlay, NodeId::ROOT, "new", NewBody::File);
+    overlay.write(new, 0, b"not synced", false).unwrap();
+    drop(overlay);
+    // What a power cut may do to bytes that were never synced.
+    let data = world.upper().join(format!("data/{:016x}", file.0));
+    let mut bytes = std::fs::read(&data).unwrap();
+    bytes[2 * 4096..].fill(0xee);
+    std::fs::write(&data, bytes).unwrap();
+    std::fs::remove_file(world.upper().join(format!("data/{:016x}", new.0))).unwrap();
+    world.reboot();
+    for _ in 0..2 {
+        let overlay = world.open();
+        let mut expected = vec![1; 3 * 4096];
+        expected[..6].copy_from_slice(b"synced");
+        assert_eq!(content(&overlay, "a/file"), expected);
+        assert_eq!(content(&overlay, "new"), b"", "its name was in the journal");
+    }
+}
+
+#[test]
+fn a_freeze_that_is_cut_short_after_its_commit_is_finished_by_the_next_mount() {
+    let world = World::new();
+    let overlay = world.open();
+    overlay.write(node(&overlay, "a/file"), 0, b"frozen", false).unwrap();
+    let mut writer = world.store.writer("test").unwrap();
+    let (report, _) = overlay.commit_changes(&mut writer, "base", BTreeMap::new()).unwrap();
+    drop((writer, overlay));
+    let over_new = Overlay::open(&world.store, &report.snapshot, &world.upper(), false).unwrap();
+    assert!(!over_new.has_changes(), "they are in the snapshot");
+    assert_eq!(&content(&over_new, "a/file")[..6], b"frozen");
+    drop(over_new);
+    let error = Overlay::open(&world.store, &world.base, &world.upper(), false).unwrap_err();
+    assert_eq!(error.kind(), Kind::Conflict, "the upper is over the new snapshot now");
+}
+
+#[test]
+fn a_freeze_that_is_cut_short_and_written_to_again_still_belongs_to_the_old_base() {
+    let world = World::new();
+    let overlay = world.open();
+    overlay.write(node(&overlay, "a/file"), 0, b"frozen", false).unwrap();
+    let mut writer = world.store.writer("test").unwrap();
+    let (report, _) = overlay.commit_changes(&mut writer, "base", BTreeMap::new()).unwrap();
+    drop(writer);
+    overlay.write(node(&overlay, "a/file"), 0, b"later!", false).unwrap();
+    drop(overlay);
+    let error = Overlay::open(&world.store, &report.snapshot, &world.upper(), false).unwrap_err();
+    assert_eq!(error.kind(), Kind::Conflict);
+    let overlay = world.open();
+    assert_eq!(&content(&overlay, "a/file")[..6], b"later!");
+}
+
+#[test]
+fn an_upper_serves_one_mount_of_one_base_of_one_store() {
+    let world = World::new();
+    let overlay = world.open();
+    let again = Overlay::open(&world.store, &world.base, &world.upper(), false).unwrap_err();
+    assert_eq!(again.kind(), Kind::Conflict, "{again}");
+    make(&overlay, NodeId::ROOT, "new", NewBody::File);
+    drop(overlay);
+    let other = World::new();
+    let foreign = Overlay::open(&other.store, &other.base, &world.upper(), false).unwrap_err();
+    assert_eq!(foreign.kind(), Kind::Conflict, "{foreign}");
+    assert_eq!(base_of(&world.upper()).unwrap(), Some((world.store.id(), world.base)));
+    assert_eq!(base_of(Path::new("/nonexistent")).unwrap(), None);
+}
+
+#[test]
+fn a_damaged_journal_is_refused_with_a_clear_error() {
+    let world = World::new();
+    let overlay = world.open();
+    for name in ["x", "y", "z"] {
+        make(&overlay, NodeId::ROOT, name, NewBody::File);
+    }
+    drop(overlay);
+    let path = journal::path_in(&world.upper());
+    let whole = std::fs::read(&path).unwrap();
+    for byte in [4, 40, 100, 130] {
+        let mut damaged = whole.clone();
+        damaged[byte] ^= 0x40;
+        std::fs::write(&path, damaged).unwrap();
+        let error = Overlay::open(&world.store, &world.base, &world.upper(), false).unwrap_err();
+        assert!(matches!(error.kind(), Kind::Corrupt | Kind::Invalid), "byte {byte}: {error}");
+    }
+}
+
+#[test]
+fn a_compacted_journal_replays_to_the_same_state() {
+    let world = World::new();
+    let overlay = world.open();
+    let file = node(&overlay, "a/file");
+    overlay.write(file, 4096 + 10, b"two", false).unwrap();
+    overlay.allocate(file, 2 * 4096, 4096, rustix::fs::FallocateFlags::ZERO_RANGE).unwrap();
+    overlay.set_xattr(file, b"user.x", b"value", rustix::fs::XattrFlags::empty()).unwrap();
+    overlay.unlink(node(&overlay, "c"), b"b").unwrap();
+    overlay.unlink(NodeId::ROOT, b"b").unwrap();
+    let directory = make(&overlay, node(&overlay, "c"), "made", NewBody::Directory);
+    overlay.rename((node(&overlay, "a"), b"file"), (directory, b"moved"), RenameMode::Replace).unwrap();
+    overlay.rmdir(NodeId::ROOT, b"a").unwrap();
+    overlay.link(file, NodeId::ROOT, b"again").unwrap();
+    make(&overlay, directory, "pipe", NewBody::Fifo);
+    make(&overlay, directory, "symlink", NewBody::Symlink(b"../x".to_vec()));
+    let before: HashSet<Vec<u8>> = checkpoint(&overlay);
+    overlay.sync_everything().unwrap();
+    overlay.compact(&mut overlay.lock()).unwrap();
+    drop(overlay);
+    let overlay = world.open();
+    assert_eq!(checkpoint(&overlay), before);
+    let mut expected = vec![1; 3 * 4096];
+    expected[4106..4109].copy_from_slice(b"two");
+    expected[2 * 4096..].fill(0);
+    assert_eq!(content(&overlay, "again"), expected);
+    assert_eq!(overlay.xattr(file, b"user.x").unwrap(), b"value");
+}
+
+/// All that differs from the base, but whether data is synced.
+fn checkpoint(overlay: &Overlay) -> HashSet<Vec<u8>> {
+    let pieces = overlay.lock().state.checkpoint();
+    let lasting = |change: &&Change| !matches!(change, Change::Synced { .. });
+    pieces.iter().map(|changes| encode_all(changes.iter().filter(lasting))).collect()
+}
+
+#[test]
+fn node_numbers_are_the_same_at_every_mount_of_a_base() {
+    let world = World::new();
+    let number = |path: &str| node(&world.open(), path);
+    for path in ["a", "a/file", "b", "c"] {
+        assert_eq!(number(path), number(path), "{path}");
+    }
+    assert_eq!(number("b"), number("c/b"), "two names of one file");
+}

@@ -1,0 +1,42 @@
+//! Times of the store and of the standard library, without overflow on either side.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use store::Time;
+
+/// For the standard library; 1970 where that cannot hold it.
+pub fn to_system(time: Time) -> SystemTime {
+    let (seconds, nanos) = (time.seconds.unsigned_abs(), Duration::from_nanos(time.nanos.into()));
+    let whole = match time.seconds {
+        0.. => UNIX_EPOCH.checked_add(Duration::from_secs(seconds)),
+        _ => UNIX_EPOCH.checked_sub(Duration::from_secs(seconds)),
+    };
+    whole.and_then(|whole| whole.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+}
+
+/// For the store, of a time that the FUSE library made: before 1970 it takes nanoseconds off that should be added.
+pub fn from_library(time: SystemTime) -> Time {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => {
+            let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+            Time { seconds, nanos: since.subsec_nanos() }
+        }
+        Err(before) => {
+            let before = before.duration();
+            Time { seconds: 0_i64.saturating_sub_unsigned(before.as_secs()), nanos: before.subsec_nanos() }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_keep_their_nanoseconds() {
+        let time = Time { seconds: -2, nanos: 250_000_000 };
+        assert_eq!(to_system(time), UNIX_EPOCH - Duration::from_millis(1750));
+        let as_the_library_says = UNIX_EPOCH - Duration::new(2, 250_000_000);
+        assert_eq!(from_library(as_the_library_says), time);
+        assert!(to_system(Time { seconds: i64::MIN, nanos: 5 }) <= UNIX_EPOCH, "and nothing overflows");
+    }
+}

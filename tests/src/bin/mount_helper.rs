@@ -1,0 +1,26 @@
+//! Mounts a snapshot in a process of its own, so that a test can kill it: STORE SNAPSHOT MOUNTPOINT UPPER [--read-only].
+//! Prints one line when the mount answers and ends when the mount is gone.
+
+use std::path::PathBuf;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // A test that is killed must not leave a mount behind.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [store, snapshot, mountpoint, upper, flags @ ..] = arguments.as_slice() else {
+        return Err("usage: mount_helper STORE SNAPSHOT MOUNTPOINT UPPER [--read-only]".into());
+    };
+    let store = store::Store::open(&store::StoreConfig::directory(&PathBuf::from(store)))?;
+    let options = snapfs::MountOptions {
+        snapshot: store.resolve(snapshot)?,
+        ref_name: snapshot.clone(),
+        mountpoint: PathBuf::from(mountpoint),
+        upper: PathBuf::from(upper),
+        read_only: flags.iter().any(|flag| flag == "--read-only"),
+        allow_other: true,
+    };
+    let mount = snapfs::mount(&store, options)?;
+    println!("mounted");
+    mount.wait()?;
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! The serving process dies, the disk is full, somebody is in the way.
+
+use crate::HELPER;
+use rustix::mount::{MountFlags, UnmountFlags};
+use snapfs::control;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use store::Kind;
+use tests::snapfs_mount::{World, is_mounted};
+use tests::snapfs_tree::assert_same;
+
+#[test]
+fn after_a_kill_the_next_mount_has_everything_that_was_answered() {
+    let world = World::new(HELPER);
+    let source = world.make("source");
+    fs::write(source.join("base"), vec![3; 100_000]).unwrap();
+    let snapshot = world.backup(&source, "base");
+    let expected = world.restore(&snapshot, "expected");
+    for round in 0..5_u8 {
+        let served = world.mount("base", "mnt", "upper", &[]);
+        for root in [&served.mountpoint, &expected] {
+            let directory = root.join(format!("round {round}"));
+            fs::create_dir(&directory).unwrap();
+            let mut synced = File::create(directory.join("synced")).unwrap();
+            synced.write_all(&vec![round; 50_000]).unwrap();
+            synced.sync_all().unwrap();
+            fs::write(directory.join("written"), vec![round; 9000]).unwrap();
+            fs::rename(directory.join("written"), directory.join("renamed")).unwrap();
+            let base = File::options().write(true).open(root.join("base")).unwrap();
+            base.write_all_at(&[round; 100], u64::from(round) * 10_000 + 17).unwrap();
+            File::open(&directory).unwrap().sync_all().unwrap();
+        }
+        served.kill();
+    }
+    let served = world.mount("base", "mnt", "upper", &[]);
+    assert_same(&served.mountpoint, &expected, "after five kills");
+    served.unmount();
+}
+
+#[test]
+fn a_mount_whose_process_is_gone_is_found_without_hanging_and_can_be_taken_away() {
+    let world = World::with_empty_base(HELPER);
+    let mut served = world.mount("base", "mnt", "upper", &[]);
+    fs::write(served.path("file"), "kept").unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(served.pid() as i32).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    served.wait();
+    let error = control::find(&served.mountpoint).unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(error.to_string().contains("umount -l"), "{error}");
+    let refused = world.try_mount_there("base", &served.mountpoint, "upper").err().unwrap();
+    assert!(refused.contains("umount -l"), "mounting over it says the same: {refused}");
+    served.kill();
+    let served = world.mount("base", "mnt", "upper", &[]);
+    assert_eq!(fs::read(served.path("file")).unwrap(), b"kept");
+    served.unmount();
+    assert_eq!(control::find(&world.path("mnt")).unwrap_err().kind(), Kind::NotFound);
+}
+
+#[test]
+fn whoever_unmounts_ends_the_process_and_a_mount_in_use_says_so() {
+    let world = World::with_empty_base(HELPER);
+    let mut served = world.mount("base", "mnt", "upper", &[]);
+    let open = File::create(served.path("open")).unwrap();
+    let error = served.client().unmount().unwrap_err();
+    assert_eq!(error.kind(), Kind::Conflict, "{error}");
+    drop(open);
+    let status = Command::new("umount").arg(&served.mountpoint).status().unwrap();
+    assert!(status.success());
+    assert!(served.wait().success(), "the process ends by itself");
+    assert!(!is_mounted(&served.mountpoint));
+    assert!(!served.upper.join("control.sock").exists());
+}
+
+#[test]
+fn two_mounts_never_share_an_upper() {
+    let world = World::with_empty_base(HELPER);
+    let served = world.mount("base", "mnt", "upper", &[]);
+    let refused = world.try_mount("base", "mnt2", "upper", &[]).err().unwrap();
+    assert!(refused.contains("another mount uses this upper"), "{refused}");
+    let beside = world.mount("base", "mnt2", "upper2", &[]);
+    fs::write(beside.path("only here"), "x").unwrap();
+    assert!(!served.path("only here").exists());
+    beside.unmount();
+    served.unmount();
+}
+
+#[test]
+fn an_upper_below_its_own_mount_point_is_refused() {
+    let world = World::with_empty_base(HELPER);
+    let refused = world.try_mount("base", "mnt", "mnt/upper", &[]).err().unwrap();
+    assert!(refused.contains("below the mount point"), "{refused}");
+    assert!(!is_mounted(&world.path("mnt")));
+}
+
+#[test]
+fn a_full_disk_refuses_writes_keeps_the_rest_and_recovers_when_files_go() {
+    let world = World::new(HELPER);
+    let source = world.make("source");
+    fs::write(source.join("base"), vec![3; 100_000]).unwrap();
+    world.backup(&source, "base");
+    let small = world.make("small");
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount("tmpfs", &small, "tmpfs", flags, Some(c"size=2m")).unwrap();
+    let served = world.mount("base", "mnt", "small/upper", &[]);
+    fs::write(served.path("kept"), vec![1; 500_000]).unwrap();
+    let filler = File::create(served.path("filler")).unwrap();
+    let full = (0..100).find_map(|piece| filler.write_all_at(&[2; 65_536], piece * 65_536).err());
+    assert_eq!(full.unwrap().kind(), std::io::ErrorKind::StorageFull);
+    drop(filler);
+    assert!(fs::read(served.path("kept")).unwrap() == vec![1; 500_000]);
+    assert!(fs::read(served.path("base")).unwrap() == vec![3; 100_000]);
+    fs::remove_file(served.path("filler")).unwrap();
+    fs::write(served.path("again"), vec![4; 500_000]).unwrap();
+    served.kill();
+    let served = world.mount("base", "mnt", "small/upper", &[]);
+    assert!(fs::read(served.path("again")).unwrap() == vec![4; 500_000]);
+    assert!(fs::read(served.path("kept")).unwrap() == vec![1; 500_000]);
+    served.unmount();
+    rustix::mount::unmount(&small, UnmountFlags::empty()).unwrap();
+}

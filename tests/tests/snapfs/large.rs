@@ -1,0 +1,78 @@
+//! Sizes: what a mount and a write cost does not follow the size of the tree or of the file.
+
+use crate::HELPER;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::time::Instant;
+use tests::snapfs_mount::World;
+
+fn disk_bytes(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+    entries.map(|entry| entry.metadata().unwrap().blocks() * 512).sum()
+}
+
+#[test]
+fn a_write_into_a_large_file_costs_blocks() {
+    let world = World::new(HELPER);
+    let source = world.make("source");
+    let large = vec![0x5a; 64 << 20];
+    fs::write(source.join("large"), &large).unwrap();
+    world.backup(&source, "base");
+    let served = world.mount("base", "mnt", "upper", &[]);
+    let file = File::options().read(true).write(true).open(served.path("large")).unwrap();
+    for piece in 0..16_u64 {
+        file.write_all_at(b"changed", piece * (4 << 20) + 4090).unwrap();
+    }
+    file.sync_all().unwrap();
+    let data = disk_bytes(&served.upper.join("data"));
+    assert!(data <= 16 * 2 * 4096, "16 writes over the edge of two blocks take {data} bytes");
+    let mut expected = large;
+    (0..16).for_each(|piece| expected[piece * (4 << 20) + 4090..][..7].copy_from_slice(b"changed"));
+    assert!(fs::read(served.path("large")).unwrap() == expected);
+    drop(file);
+    let report = served.freeze("base");
+    assert!(report.changed_bytes <= 16 * 2 * 4096, "{report:?}");
+    assert_eq!(disk_bytes(&served.upper.join("data")), 0, "what is frozen needs no upper");
+    assert!(fs::read(served.path("large")).unwrap() == expected);
+    served.unmount();
+}
+
+#[test]
+fn a_tree_of_a_hundred_thousand_files_is_mounted_without_reading_it() {
+    let world = World::new(HELPER);
+    let source = world.make("source");
+    for directory in 0..100 {
+        let directory = source.join(format!("{directory:03}"));
+        fs::create_dir(&directory).unwrap();
+        (0..1000).for_each(|file| fs::write(directory.join(format!("{file:04}")), [file as u8; 20]).unwrap());
+    }
+    world.backup(&source, "base");
+    let snapshot = world.store.resolve("base").unwrap();
+    let options = snapfs::MountOptions {
+        snapshot,
+        ref_name: "base".to_owned(),
+        mountpoint: world.make("mnt"),
+        upper: world.path("upper"),
+        read_only: false,
+        allow_other: false,
+    };
+    let started = Instant::now();
+    let mount = snapfs::mount(&world.store, options).unwrap();
+    println!("mounting 100,000 files took {:?}", started.elapsed());
+    let mountpoint = mount.mountpoint().to_owned();
+    let listed = fs::read_dir(mountpoint.join("042")).unwrap().count();
+    assert_eq!(listed, 1000);
+    assert_eq!(fs::read(mountpoint.join("099/0999")).unwrap(), [999_u32 as u8; 20]);
+    assert!(!mount.has_changes());
+    fs::write(mountpoint.join("050/0500"), "changed").unwrap();
+    assert!(mount.has_changes());
+    let started = Instant::now();
+    let report = mount.freeze("base", Default::default()).unwrap();
+    println!("freezing one change of 100,000 files took {:?}", started.elapsed());
+    assert!(report.changed_files <= 3, "{report:?}");
+    let files = world.store.snapshot(&report.snapshot).unwrap().totals.files;
+    assert_eq!(files, 100_101);
+    mount.unmount().unwrap();
+    mount.wait().unwrap();
+}

@@ -1,0 +1,37 @@
+//! snapfs on a real kernel mount: what a user of a mounted snapshot relies on.
+
+mod applications;
+mod crashes;
+mod freezes;
+mod large;
+mod model;
+mod operations;
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// The binary that mounts in a process of its own.
+const HELPER: &str = env!("CARGO_BIN_EXE_mount_helper");
+
+/// Whether a shell script, run by a user without privilege, succeeds; `$0` is `path`.
+fn as_nobody(script: &str, path: &Path) -> bool {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", script])
+        .arg(path)
+        .uid(65_534)
+        .gid(65_534)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.status().expect("a shell").success()
+}
+
+/// Runs a program and gives what it prints; panics with all of it when it fails.
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{said}\n{complained}", output.status);
+    said.into_owned()
+}
