@@ -15,6 +15,7 @@ pub mod firecracker;
 pub mod map;
 pub mod supervisor;
 
+mod connection;
 mod drive;
 mod fault;
 mod handler;

@@ -1,10 +1,10 @@
-//! Unix sockets that carry descriptors: listen, accept one, send and receive.
+//! Unix sockets that carry descriptors: listen, accept, send. Receiving is in `sys`.
 //!
-//! Received descriptors are owned and close-on-exec from the start. Every wait has a deadline.
+//! Every wait has a deadline.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -12,49 +12,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
-};
-use rustix::process::Pid;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags};
 use store::{Error, Kind, Result};
 
-/// More than any peer sends in one message; what is over is closed by the kernel.
+/// More than anybody here sends in one message.
 const DESCRIPTORS_PER_MESSAGE: usize = 16;
-
-/// What one receive brought.
-#[derive(Debug, Default)]
-pub struct Received {
-    /// Zero when the other side has closed.
-    pub len_bytes: usize,
-    /// In the order they were sent.
-    pub descriptors: Vec<OwnedFd>,
-    /// The process that sent it, where the socket asks for credentials.
-    pub sender: Option<Pid>,
-}
-
-/// Receives once, up to `buffer.len()` bytes.
-pub fn receive(socket: impl AsFd, buffer: &mut [u8], flags: RecvFlags) -> rustix::io::Result<Received> {
-    let mut space =
-        [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_PER_MESSAGE), ScmCredentials(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message = loop {
-        let flags = flags | RecvFlags::CMSG_CLOEXEC;
-        match rustix::net::recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
-            Err(Errno::INTR) => {}
-            other => break other?,
-        }
-    };
-    let mut received = Received { len_bytes: message.bytes, ..Received::default() };
-    for part in control.drain() {
-        match part {
-            RecvAncillaryMessage::ScmRights(descriptors) => received.descriptors.extend(descriptors),
-            RecvAncillaryMessage::ScmCredentials(credentials) => received.sender = Some(credentials.pid),
-            _ => {}
-        }
-    }
-    Ok(received)
-}
 
 /// Sends all of a short message with descriptors attached.
 pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
@@ -110,38 +72,59 @@ impl Drop for Listener {
 }
 
 impl Listener {
-    /// Binds and listens, taking the place of a socket that nobody answers any more.
+    /// Listens at a path, taking the place of a socket that nobody answers any more. When the path appears, connecting
+    /// works.
     ///
     /// # Errors
     /// `Conflict` when somebody listens there, `Invalid` when something else than a socket has the path.
     pub fn bind(path: &Path) -> Result<Self> {
-        remove_stale(path)?;
-        let listener = UnixListener::bind(path).map_err(|error| {
+        let failed = |error| {
             let advice =
-                "the path must be shorter than 108 bytes and its directory must exist and be writable";
+                "the path must be shorter than 100 bytes and its directory must exist and be writable";
             Error::io("cannot listen on a socket", path.display(), error).advice(advice)
-        })?;
+        };
+        remove_stale(path)?;
+        // Made under another name: between binding and listening a connection would be refused.
+        let mut unready = path.as_os_str().to_owned();
+        unready.push(format!(".{}", std::process::id()));
+        let unready = PathBuf::from(unready);
+        remove_stale(&unready)?;
+        let listener = UnixListener::bind(&unready).map_err(failed)?;
+        std::fs::rename(&unready, path).map_err(failed)?;
         Ok(Self { listener, path: path.to_owned() })
     }
 
-    /// Accepts one connection, asking for the credentials of whoever sends on it, and stops listening.
+    /// Accepts one connection.
     ///
     /// # Errors
     /// `Unavailable` when nobody connects in time.
-    pub fn accept(self, timeout: Duration) -> Result<UnixStream> {
+    pub fn accept(&self, timeout: Duration) -> Result<UnixStream> {
         if !wait_readable(&self.listener, Instant::now() + timeout)? {
-            return Err(Error::new(
-                Kind::Unavailable,
-                format!("nobody connected within {} s", timeout.as_secs()),
-            )
-            .object(self.path.display())
-            .advice("start the resume on the other side, or allow more time"));
+            return Err(self.nobody_came(timeout));
         }
-        let failed = |error| Error::io("cannot accept a connection", self.path.display(), error);
-        let (stream, _) = self.listener.accept().map_err(failed)?;
-        rustix::net::sockopt::set_socket_passcred(&stream, true).map_err(|errno| failed(errno.into()))?;
-        Ok(stream)
+        accept(&self.listener).map_err(|error| error.object(self.path.display()))
     }
+
+    /// The error of waiting in vain.
+    pub fn nobody_came(&self, timeout: Duration) -> Error {
+        Error::new(Kind::Unavailable, format!("nobody connected within {} s", timeout.as_secs()))
+            .object(self.path.display())
+            .advice("start the resume on the other side, or allow more time")
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+/// Accepts a connection that waits, and asks for the credentials of whoever sends on it.
+pub fn accept(listener: impl AsFd) -> Result<UnixStream> {
+    let failed = |errno: Errno| Error::io("cannot accept a connection", "socket", errno.into());
+    let stream = rustix::net::accept_with(listener, SocketFlags::CLOEXEC).map_err(failed)?;
+    rustix::net::sockopt::set_socket_passcred(&stream, true).map_err(failed)?;
+    Ok(UnixStream::from(stream))
 }
 
 fn remove_stale(path: &Path) -> Result<()> {
@@ -164,6 +147,8 @@ fn remove_stale(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::receive;
+    use rustix::net::RecvFlags;
 
     #[test]
     fn descriptors_travel_and_can_be_peeked() {
@@ -188,6 +173,7 @@ mod tests {
         let listener = Listener::bind(&path).expect("bound");
         let client = UnixStream::connect(&path).expect("connected");
         let stream = listener.accept(Duration::from_secs(5)).expect("accepted");
+        drop(listener);
         assert!(!path.exists());
         send(&client, b"hello", &[]).expect("sent");
         let received = receive(&stream, &mut [0; 5], RecvFlags::empty()).expect("received");

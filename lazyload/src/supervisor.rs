@@ -8,15 +8,18 @@
 //! The supervisor never reads faults, never touches the store, and parses nothing but the fixed messages below. It must
 //! not be killed itself; interrupt and termination signals make it stop the handler first.
 //!
-//! Messages of the handler, one datagram each: `1, process number (i32 little-endian, 0 = none)` with the descriptor and
-//! the process's pidfd attached, answered by a receipt number (u32); `2, receipt number (u32)`, answered by the same.
+//! Messages of the handler, one datagram each, a kind and a number (u32, little-endian); each is answered by a receipt
+//! number. `1, process number or 0` gives the attached descriptor away, with the pidfd of the process. `2, receipt` takes
+//! it back. `3, 0` attaches a listening socket: the supervisor accepts one connection on it and tells of it, unasked, by
+//! one more receipt with the connection attached; the process on its other end counts as running on what it will bring.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -24,12 +27,13 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair}
 use rustix::process::Pid;
 use store::{Error, Kind, Result};
 
-use crate::socket::{Received, receive, send};
-use crate::sys::UserFault;
-use crate::target::Target;
+use crate::socket::{Listener, accept, send, wait_readable};
+use crate::sys::{UserFault, receive};
+use crate::target::{Target, peer_of};
 
 const HOLD: u8 = 1;
 const RELEASE: u8 = 2;
+const LISTEN: u8 = 3;
 const MESSAGE_BYTES: usize = 5;
 /// How often killed address spaces are looked at until they have ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -83,21 +87,42 @@ impl Custody {
         }
     }
 
+    /// Leaves it to the supervisor to accept one connection.
+    pub(crate) fn listen(&self, listener: &Listener) -> Result<()> {
+        self.ask(LISTEN, [0; 4], &[listener.as_fd()]).map(drop)
+    }
+
+    /// The connection that the supervisor accepted, in its custody from the start; `None` when nobody came in time.
+    pub(crate) fn accept(&self, timeout: Duration) -> Result<Option<(UnixStream, Held)>> {
+        if !wait_readable(&self.socket, Instant::now() + timeout)? {
+            return Ok(None);
+        }
+        let (receipt, connection) = self.answer()?;
+        let connection =
+            connection.ok_or_else(|| Error::new(Kind::Internal, "the supervisor sent no connection"))?;
+        Ok(Some((UnixStream::from(connection), Held(receipt))))
+    }
+
     fn ask(&self, kind: u8, argument: [u8; 4], attached: &[BorrowedFd<'_>]) -> Result<u32> {
         let mut message = [kind; MESSAGE_BYTES];
         message[1..].copy_from_slice(&argument);
-        let lost = |source: std::io::Error| {
-            Error::new(Kind::Unavailable, "the supervisor is gone").caused_by(source).advice("resume again")
-        };
         send(&self.socket, &message, attached).map_err(|errno| lost(errno.into()))?;
-        let mut answer = [0; 4];
+        self.answer().map(|(receipt, _)| receipt)
+    }
+
+    fn answer(&self) -> Result<(u32, Option<OwnedFd>)> {
+        let mut receipt = [0; 4];
         let received =
-            receive(&self.socket, &mut answer, RecvFlags::empty()).map_err(|errno| lost(errno.into()))?;
-        if received.len_bytes != answer.len() {
+            receive(&self.socket, &mut receipt, RecvFlags::empty()).map_err(|errno| lost(errno.into()))?;
+        if received.len_bytes != receipt.len() {
             return Err(lost(std::io::ErrorKind::UnexpectedEof.into()));
         }
-        Ok(u32::from_le_bytes(answer))
+        Ok((u32::from_le_bytes(receipt), received.descriptors.into_iter().next()))
     }
+}
+
+fn lost(source: std::io::Error) -> Error {
+    Error::new(Kind::Unavailable, "the supervisor is gone").caused_by(source).advice("resume again")
 }
 
 /// How a supervised handler ended.
@@ -131,16 +156,16 @@ pub fn run(mut command: Command) -> Result<Supervised> {
         .map_err(|error| Error::io("cannot start the handler", program.display(), error))?;
     // The command owns the child's end; while it lives, the line would never report an end.
     drop(command);
-    let mut guarded = BTreeMap::new();
-    let served = attend(&ours, &interrupted, &mut guarded);
-    if !guarded.is_empty() || served.is_err() || interrupted.load(Ordering::Relaxed) {
+    let mut guards = Guards { line: ours, guarded: BTreeMap::new(), listener: None, next: 0 };
+    let attended = guards.attend(&interrupted);
+    if !guards.is_empty() || attended.is_err() || interrupted.load(Ordering::Relaxed) {
         // A handler that merely closed the line could go on filling: its work is over.
         child.kill().map_err(|error| Error::io("cannot stop the handler", child.id(), error))?;
     }
-    let killed = stop_all(guarded);
+    let killed = guards.stop_all();
     let status =
         child.wait().map_err(|error| Error::io("cannot wait for the handler", program.display(), error))?;
-    served.map(|()| Supervised { status, killed })
+    attended.map(|()| Supervised { status, killed })
 }
 
 /// Set when this process is asked to end.
@@ -154,75 +179,137 @@ fn watch_signals() -> Result<Arc<AtomicBool>> {
     Ok(interrupted)
 }
 
-/// Takes and returns descriptors until the handler is gone or this process is asked to end.
-fn attend(line: &OwnedFd, interrupted: &AtomicBool, guarded: &mut BTreeMap<u32, Guarded>) -> Result<()> {
-    let mut next = 0;
-    while !interrupted.load(Ordering::Relaxed) {
-        match poll(&mut [PollFd::new(line, PollFlags::IN)], Some(&ROUND)) {
-            Ok(0) | Err(Errno::INTR) => continue,
-            Ok(_) => {}
-            Err(errno) => return Err(Error::io("cannot wait for the handler", "poll", errno.into())),
+/// The line to the handler, and everything in custody.
+struct Guards {
+    line: OwnedFd,
+    guarded: BTreeMap<u32, Guarded>,
+    /// A socket on which one connection is still to be accepted.
+    listener: Option<OwnedFd>,
+    next: u32,
+}
+
+impl Guards {
+    fn is_empty(&self) -> bool {
+        self.guarded.is_empty() && self.listener.is_none()
+    }
+
+    /// Takes and returns descriptors until the handler is gone or this process is asked to end.
+    fn attend(&mut self, interrupted: &AtomicBool) -> Result<()> {
+        while !interrupted.load(Ordering::Relaxed) {
+            let mut polled = vec![PollFd::new(&self.line, PollFlags::IN)];
+            polled.extend(self.listener.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
+            match poll(&mut polled, Some(&ROUND)) {
+                Ok(0) | Err(Errno::INTR) => continue,
+                Ok(_) => {}
+                Err(errno) => return Err(Error::io("cannot wait for the handler", "poll", errno.into())),
+            }
+            let ready: Vec<bool> = polled.iter().map(|entry| !entry.revents().is_empty()).collect();
+            let goes_on = match ready[..] {
+                [true, ..] => self.hear()?,
+                _ => self.accept()?,
+            };
+            if !goes_on {
+                break;
+            }
         }
+        Ok(())
+    }
+
+    /// Does what one message says. False at the end of the line.
+    fn hear(&mut self) -> Result<bool> {
         let mut message = [0; MESSAGE_BYTES];
-        let received = match receive(line, &mut message, RecvFlags::empty()) {
-            Ok(received) if received.len_bytes == 0 => return Ok(()),
+        let received = match receive(&self.line, &mut message, RecvFlags::empty()) {
+            Ok(received) if received.len_bytes == 0 => return Ok(false),
             Ok(received) => received,
-            Err(Errno::CONNRESET) => return Ok(()),
+            Err(Errno::CONNRESET) => return Ok(false),
             Err(errno) => return Err(Error::io("cannot hear the handler", "socket", errno.into())),
         };
-        let argument = [message[1], message[2], message[3], message[4]];
+        let argument = u32::from_le_bytes([message[1], message[2], message[3], message[4]]);
+        let mut descriptors = received.descriptors.into_iter();
+        let mut attached =
+            || descriptors.next().ok_or_else(|| Error::new(Kind::Internal, "the handler sent no descriptor"));
         let receipt = match message[0] {
             HOLD => {
-                next += 1;
-                guarded.insert(next, guard(received, i32::from_le_bytes(argument))?);
-                next
+                let descriptor = attached()?;
+                let pid = i32::try_from(argument).ok().and_then(Pid::from_raw);
+                let target = pid.zip(descriptors.next()).map(|(pid, pidfd)| Target::adopt(pid, pidfd));
+                self.guard(descriptor, target)
             }
             RELEASE => {
-                let receipt = u32::from_le_bytes(argument);
-                guarded.remove(&receipt);
-                receipt
+                self.guarded.remove(&argument);
+                argument
+            }
+            LISTEN => {
+                self.listener = Some(attached()?);
+                0
             }
             other => return Err(Error::new(Kind::Internal, format!("the handler sent message {other}"))),
         };
-        // A handler that died before its answer shows as the end of the line in the next round.
-        if send(line, &receipt.to_le_bytes(), &[]).is_err() {
-            return Ok(());
-        }
+        Ok(self.answer(receipt, &[]))
     }
-    Ok(())
-}
 
-fn guard(received: Received, pid: i32) -> Result<Guarded> {
-    let mut descriptors = received.descriptors.into_iter();
-    let descriptor =
-        descriptors.next().ok_or_else(|| Error::new(Kind::Internal, "the handler sent no descriptor"))?;
-    let target = Pid::from_raw(pid).zip(descriptors.next()).map(|(pid, pidfd)| Target::adopt(pid, pidfd));
-    Ok(Guarded { descriptor, target })
-}
-
-/// Kills everything that runs on memory in custody, and lets go only when all of it has ended.
-fn stop_all(guarded: BTreeMap<u32, Guarded>) -> Vec<i32> {
-    let mut killed = Vec::new();
-    for target in guarded.values().filter_map(|guarded| guarded.target.as_ref()) {
-        let pid = target.pid().as_raw_nonzero().get();
-        if killed.contains(&pid) {
-            continue;
-        }
-        tracing::warn!(pid, "the handler died: killing a process whose memory it served");
-        killed.push(pid);
-        if let Err(error) = target.kill_tree() {
-            // Its faults go on waiting, because the copies below stay open until it has ended.
-            tracing::error!(%error, "kill it by hand");
-        }
+    fn guard(&mut self, descriptor: OwnedFd, target: Option<Target>) -> u32 {
+        self.next += 1;
+        self.guarded.insert(self.next, Guarded { descriptor, target });
+        self.next
     }
-    // What is not a userfaultfd (a connection) has no address space of its own to outlive.
-    let mut alive: Vec<UserFault> =
-        guarded.into_values().filter_map(|guarded| UserFault::adopt(guarded.descriptor).ok()).collect();
-    alive.retain(UserFault::is_alive);
-    while !alive.is_empty() {
-        // The end of an address space is not announced to whoever fills it.
-        std::thread::sleep(LOOK_AGAIN);
+
+    /// A handler that died before its answer shows as the end of the line, too.
+    fn answer(&self, receipt: u32, attached: &[BorrowedFd<'_>]) -> bool {
+        send(&self.line, &receipt.to_le_bytes(), attached).is_ok()
+    }
+
+    /// Accepts the one connection and tells the handler of it.
+    fn accept(&mut self) -> Result<bool> {
+        let Some(listener) = self.listener.take() else { return Ok(true) };
+        let connection = accept(&listener)?;
+        // One that is gone already, or out of sight, is for the handler to refuse.
+        let target = peer_of(&connection).ok();
+        let receipt = self.guard(connection.into(), target);
+        let connection = self.guarded[&receipt].descriptor.as_fd();
+        Ok(self.answer(receipt, &[connection]))
+    }
+
+    /// Kills everything that runs on memory in custody, and lets go only when all of it has ended.
+    fn stop_all(mut self) -> Vec<i32> {
+        // Whoever connected meanwhile may have sent descriptors already.
+        while let Some(listener) = self.listener.take_if(|listener| is_ready(listener)) {
+            match accept(&listener) {
+                Ok(connection) => {
+                    let target = peer_of(&connection).ok();
+                    self.guard(connection.into(), target);
+                    self.listener = Some(listener);
+                }
+                Err(error) => tracing::warn!(%error, "a waiting connection is gone"),
+            }
+        }
+        let mut killed = Vec::new();
+        for target in self.guarded.values().filter_map(|guarded| guarded.target.as_ref()) {
+            let pid = target.pid().as_raw_nonzero().get();
+            if killed.contains(&pid) {
+                continue;
+            }
+            tracing::warn!(pid, "the handler died: killing a process whose memory it served");
+            killed.push(pid);
+            if let Err(error) = target.kill_tree() {
+                // Its faults go on waiting, because the copies below stay open until it has ended.
+                tracing::error!(%error, "kill it by hand");
+            }
+        }
+        let copies = self.guarded.values().filter_map(|guarded| guarded.descriptor.try_clone().ok());
+        // What is not a userfaultfd (a connection) has no address space of its own to outlive.
+        let mut alive: Vec<UserFault> = copies.filter_map(|copy| UserFault::adopt(copy).ok()).collect();
         alive.retain(UserFault::is_alive);
+        while !alive.is_empty() {
+            // The end of an address space is not announced to whoever fills it.
+            std::thread::sleep(LOOK_AGAIN);
+            alive.retain(UserFault::is_alive);
+        }
+        killed
     }
-    killed
+}
+
+/// Whether a listening socket has a connection to accept.
+fn is_ready(listener: &OwnedFd) -> bool {
+    wait_readable(listener, Instant::now()).unwrap_or(false)
 }

@@ -1,20 +1,24 @@
-//! The kernel calls that safe Rust cannot make: userfaultfd ioctls and anonymous mappings.
+//! The kernel calls that safe Rust cannot make: userfaultfd ioctls, anonymous mappings, and messages with credentials.
 //!
 //! The crate `userfaultfd` covers creation, registration, waking and reading events. Filling pages goes through the three
 //! ioctls below instead, because that crate lacks POISON and drops how far a COPY or ZEROPAGE came before it stopped.
+//! Messages are received here because the sender's number may be 0 (out of sight), which rustix's type cannot hold.
 //!
 //! Invariants: every descriptor and mapping has exactly one owner here; every ioctl is wrapped once; nothing outside this
 //! module is `unsafe`.
-#![expect(unsafe_code, reason = "userfaultfd ioctls and mmap have no safe interface")]
+#![expect(unsafe_code, reason = "userfaultfd ioctls, mmap and control messages have no safe interface")]
 
 use std::ffi::c_void;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, opcode};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::net::RecvFlags;
+use rustix::process::Pid;
 use store::{Error, Kind, PAGE, Result};
 use userfaultfd::{EventBuffer, FeatureFlags, Uffd, UffdBuilder};
 
@@ -210,7 +214,6 @@ impl UserFault {
 const PROBE_ADDRESS: u64 = 1 << 20;
 
 fn descriptor_path(descriptor: &OwnedFd) -> String {
-    use std::os::fd::AsRawFd;
     format!("/proc/self/fd/{}", descriptor.as_raw_fd())
 }
 
@@ -242,6 +245,100 @@ impl From<userfaultfd::Event> for Event {
             }
             userfaultfd::Event::Fork { uffd } => Self::Fork(UserFault(uffd)),
         }
+    }
+}
+
+/// What one receive brought.
+#[derive(Debug, Default)]
+pub struct Received {
+    /// Zero when the other side has closed.
+    pub len_bytes: usize,
+    /// In the order they were sent, closed in children.
+    pub descriptors: Vec<OwnedFd>,
+    /// The process that sent it, where the socket asks for credentials and that process is in sight.
+    pub sender: Option<Pid>,
+}
+
+/// Room for control messages: 16 descriptors and credentials, aligned as the kernel wants.
+#[repr(C, align(8))]
+struct Control([MaybeUninit<u8>; 256]);
+
+/// Receives once from a socket, up to `buffer.len()` bytes.
+pub fn receive(socket: impl AsFd, buffer: &mut [u8], flags: RecvFlags) -> rustix::io::Result<Received> {
+    let mut control = Control([MaybeUninit::uninit(); 256]);
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all of a message header may be zero: null pointers and no lengths.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = size_of::<Control>();
+    let flags = flags.bits() as i32 | libc::MSG_CMSG_CLOEXEC;
+    let len = loop {
+        // SAFETY: the header points at `buffer` and `control`, both live and as long as it says, neither borrowed.
+        let len = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) };
+        if let Ok(len) = usize::try_from(len) {
+            break len;
+        }
+        match Errno::from_io_error(&std::io::Error::last_os_error()) {
+            Some(Errno::INTR) => {}
+            errno => return Err(errno.unwrap_or(Errno::IO)),
+        }
+    };
+    Ok(read_control(&message, len))
+}
+
+/// Takes ownership of what the control messages of a received message carry.
+fn read_control(message: &libc::msghdr, len_bytes: usize) -> Received {
+    let mut received = Received { len_bytes, ..Received::default() };
+    // SAFETY: the kernel filled the header's control buffer, which is still live; the macros walk inside its length.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    while !header.is_null() {
+        // SAFETY: not null, so it is a whole control header inside the buffer, with its data behind it.
+        let (kind, data, data_bytes) = unsafe {
+            let data = libc::CMSG_DATA(header);
+            let head_bytes = data.offset_from_unsigned(header.cast::<u8>());
+            (((*header).cmsg_level, (*header).cmsg_type), data, (*header).cmsg_len.saturating_sub(head_bytes))
+        };
+        match kind {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                let count = data_bytes / size_of::<RawFd>();
+                // SAFETY: the kernel put `count` descriptors there, new in this process and owned by nobody yet.
+                let descriptors = (0..count).map(|index| unsafe {
+                    OwnedFd::from_raw_fd(data.cast::<RawFd>().add(index).read_unaligned())
+                });
+                received.descriptors.extend(descriptors);
+            }
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if data_bytes >= size_of::<libc::ucred>() => {
+                // SAFETY: the data holds at least one such structure of plain integers.
+                let credentials = unsafe { data.cast::<libc::ucred>().read_unaligned() };
+                received.sender = Pid::from_raw(credentials.pid);
+            }
+            _ => {}
+        }
+        // SAFETY: `header` came from these macros over the same live message.
+        header = unsafe { libc::CMSG_NXTHDR(message, header) };
+    }
+    received
+}
+
+/// The process that connected the other end of a socket; `None` when it is out of sight, as in another pid namespace.
+pub fn peer(socket: impl AsFd) -> rustix::io::Result<Option<Pid>> {
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the option writes at most `len` bytes of plain integers into `credentials`.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut len,
+        )
+    };
+    match outcome {
+        0 => Ok(Pid::from_raw(credentials.pid)),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
     }
 }
 

@@ -4,9 +4,16 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use store::{Error, Kind, Result};
+
+use crate::socket::wait_readable;
+use crate::sys;
+
+/// How long killed processes may take to end before nobody waits for them any more.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A process, by pidfd.
 #[derive(Debug)]
@@ -54,7 +61,7 @@ impl Target {
         }
     }
 
-    /// Kills the process and all that descend from it now.
+    /// Kills the process and all that descend from it now, and waits a moment for their end.
     pub fn kill_tree(&self) -> Result<()> {
         // Children are listed before the parent dies: afterwards they would belong to somebody else.
         let descendants: Vec<Self> =
@@ -63,7 +70,13 @@ impl Target {
             // Its number may be another process's by now, and the list above that one's children.
             return Ok(());
         }
-        descendants.iter().try_for_each(|descendant| descendant.kill().map(drop))
+        descendants.iter().try_for_each(|descendant| descendant.kill().map(drop))?;
+        let deadline = Instant::now() + END_TIMEOUT;
+        for killed in descendants.iter().chain([self]) {
+            // One that takes longer hangs in the kernel, and runs no instruction of its own any more.
+            wait_readable(killed, deadline)?;
+        }
+        Ok(())
     }
 }
 
@@ -106,16 +119,14 @@ fn parent_in(stat: &[u8]) -> Option<Pid> {
     fields.split_ascii_whitespace().nth(1)?.parse().ok().and_then(Pid::from_raw)
 }
 
-/// The process on the other end of a connected socket.
+/// The process that connected the other end of a socket.
 ///
 /// # Errors
-/// `Unavailable` when it cannot be seen from here, as from another pid namespace.
+/// `Unavailable` when it is gone or cannot be seen from here, as from another pid namespace.
 pub fn peer_of(socket: impl AsFd) -> Result<Target> {
-    let credentials = rustix::net::sockopt::socket_peercred(&socket)
-        .map_err(|errno| Error::io("cannot tell who connected", "SO_PEERCRED", errno.into()))?;
-    Target::open(credentials.pid).map_err(|error| {
-        Error::new(Kind::Unavailable, "the process that connected is gone or out of sight").caused_by(error)
-    })
+    let out_of_sight = || Error::new(Kind::Unavailable, "the process that connected is gone or out of sight");
+    let pid = sys::peer(&socket).map_err(|errno| out_of_sight().caused_by(std::io::Error::from(errno)))?;
+    Target::open(pid.ok_or_else(out_of_sight)?).map_err(|error| out_of_sight().caused_by(error))
 }
 
 #[cfg(test)]
@@ -148,8 +159,7 @@ mod tests {
         target.kill_tree().expect("killed");
         shell.wait().expect("reaped");
         for child in children {
-            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-            assert!(crate::socket::wait_readable(&child, deadline).expect("polled"), "a child runs on");
+            assert!(wait_readable(&child, Instant::now()).expect("polled"), "a child runs on");
         }
         assert!(!target.kill().expect("gone"));
     }

@@ -13,7 +13,7 @@ use rustix::net::RecvFlags;
 use rustix::process::Pid;
 use store::{Error, Kind, Result};
 
-use crate::socket::receive;
+use crate::sys::receive;
 
 const RESTORE_FINISHED: i32 = 0x5253_5446;
 
@@ -31,43 +31,29 @@ pub enum Announcement {
 }
 
 /// Reads announcements from a connection.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Announcements {
-    stream: UnixStream,
     word: Vec<u8>,
     /// The task whose descriptor comes next.
     expected: Option<u32>,
 }
 
 impl Announcements {
-    /// From an accepted connection.
-    pub fn new(stream: UnixStream) -> Result<Self> {
-        stream
-            .set_nonblocking(true)
-            .map_err(|error| Error::io("cannot use the connection", "lazy-pages.socket", error))?;
-        Ok(Self { stream, word: Vec::new(), expected: None })
-    }
-
-    /// The connection, to wait on.
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
-    }
-
     /// The next announcement, or `None` when more bytes must come first.
     ///
     /// # Errors
     /// `Invalid` when the other side breaks the protocol.
-    pub fn next(&mut self) -> Result<Option<Announcement>> {
+    pub fn next(&mut self, stream: &UnixStream) -> Result<Option<Announcement>> {
         match self.expected {
-            Some(task) => self.peek_descriptor(task),
-            None => self.read_word(),
+            Some(task) => peek_descriptor(stream, task),
+            None => self.read_word(stream),
         }
     }
 
-    fn read_word(&mut self) -> Result<Option<Announcement>> {
+    fn read_word(&mut self, stream: &UnixStream) -> Result<Option<Announcement>> {
         let mut buffer = [0; 4];
         let wanted = buffer.len() - self.word.len();
-        let Some(received) = quiet(receive(&self.stream, &mut buffer[..wanted], RecvFlags::empty()))? else {
+        let Some(received) = quiet(receive(stream, &mut buffer[..wanted], RecvFlags::DONTWAIT))? else {
             return Ok(None);
         };
         if received.len_bytes == 0 {
@@ -85,32 +71,31 @@ impl Announcements {
             }
             task => {
                 self.expected = Some(task.unsigned_abs());
-                self.next()
+                self.next(stream)
             }
         }
     }
 
-    /// Looks at the descriptor without taking it: should this process die before the supervisor has a copy, the one in the
-    /// socket, which the supervisor holds too, keeps it open.
-    fn peek_descriptor(&mut self, task: u32) -> Result<Option<Announcement>> {
-        let Some(received) = quiet(receive(&self.stream, &mut [0], RecvFlags::PEEK))? else {
-            return Ok(None);
-        };
-        if received.len_bytes == 0 {
-            return Ok(Some(Announcement::Closed));
-        }
-        let sender = received.sender;
-        match <[OwnedFd; 1]>::try_from(received.descriptors) {
-            Ok([descriptor]) => Ok(Some(Announcement::Task { task, sender, descriptor })),
-            Err(_) => Err(broken("a task came without exactly one descriptor")),
-        }
-    }
-
     /// Takes the descriptor that was announced last out of the socket, once it is safe elsewhere.
-    pub fn take_descriptor(&mut self) -> Result<()> {
-        quiet(receive(&self.stream, &mut [0], RecvFlags::empty()))?;
+    pub fn take_descriptor(&mut self, stream: &UnixStream) -> Result<()> {
+        quiet(receive(stream, &mut [0], RecvFlags::DONTWAIT))?;
         self.expected = None;
         Ok(())
+    }
+}
+
+/// Looks at the descriptor without taking it: should this process die before the supervisor has a copy, the one in the
+/// socket, which the supervisor holds too, keeps it open.
+fn peek_descriptor(stream: &UnixStream, task: u32) -> Result<Option<Announcement>> {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let Some(received) = quiet(receive(stream, &mut [0], flags))? else { return Ok(None) };
+    if received.len_bytes == 0 {
+        return Ok(Some(Announcement::Closed));
+    }
+    let sender = received.sender;
+    match <[OwnedFd; 1]>::try_from(received.descriptors) {
+        Ok([descriptor]) => Ok(Some(Announcement::Task { task, sender, descriptor })),
+        Err(_) => Err(broken("a task came without exactly one descriptor")),
     }
 }
 
@@ -140,32 +125,32 @@ mod tests {
     fn tasks_zombies_and_the_mark_in_any_pieces() {
         let (criu, ours) = UnixStream::pair().expect("pair");
         let (reader, _writer) = std::io::pipe().expect("pipe");
-        let mut announcements = Announcements::new(ours).expect("announcements");
-        assert!(announcements.next().expect("quiet").is_none());
+        let mut announcements = Announcements::default();
+        assert!(announcements.next(&ours).expect("quiet").is_none());
         send(&criu, &[0x2A, 0], &[]).expect("sent");
-        assert!(announcements.next().expect("half a word").is_none());
+        assert!(announcements.next(&ours).expect("half a word").is_none());
         send(&criu, &[0, 0], &[]).expect("sent");
-        assert!(announcements.next().expect("no descriptor yet").is_none());
+        assert!(announcements.next(&ours).expect("no descriptor yet").is_none());
         send(&criu, &[0], &[reader.as_fd()]).expect("sent");
         for _ in 0..2 {
-            let next = announcements.next().expect("peeked twice");
+            let next = announcements.next(&ours).expect("peeked twice");
             assert!(matches!(next, Some(Announcement::Task { task: 42, .. })), "{next:?}");
         }
-        announcements.take_descriptor().expect("taken");
+        announcements.take_descriptor(&ours).expect("taken");
         send(&criu, &(-7i32).to_ne_bytes(), &[]).expect("sent");
-        assert!(matches!(announcements.next(), Ok(Some(Announcement::Zombie))));
+        assert!(matches!(announcements.next(&ours), Ok(Some(Announcement::Zombie))));
         send(&criu, &0x5253_5446u32.to_ne_bytes(), &[]).expect("sent");
-        assert!(matches!(announcements.next(), Ok(Some(Announcement::Finished))));
+        assert!(matches!(announcements.next(&ours), Ok(Some(Announcement::Finished))));
         drop(criu);
-        assert!(matches!(announcements.next(), Ok(Some(Announcement::Closed))));
+        assert!(matches!(announcements.next(&ours), Ok(Some(Announcement::Closed))));
     }
 
     #[test]
     fn a_task_without_its_descriptor_is_refused() {
         let (criu, ours) = UnixStream::pair().expect("pair");
-        let mut announcements = Announcements::new(ours).expect("announcements");
+        let mut announcements = Announcements::default();
         send(&criu, &5i32.to_ne_bytes(), &[]).expect("sent");
         send(&criu, &[0], &[]).expect("sent");
-        assert_eq!(announcements.next().expect_err("refused").kind(), Kind::Invalid);
+        assert_eq!(announcements.next(&ours).expect_err("refused").kind(), Kind::Invalid);
     }
 }

@@ -93,9 +93,12 @@ fn find_pages(images: &Path, names: &BTreeSet<String>) -> Result<Vec<TaskPages>>
             // A zombie has no memory.
             (false, false) => continue,
             (has_map, _) => {
-                return Err(Error::new(Kind::Invalid, "the dump is not complete: a file of a task is missing")
-                    .object(images.join(if has_map { mappings } else { name }).display())
-                    .advice("dump again, and capture what criu wrote as it is"));
+                return Err(Error::new(
+                    Kind::Invalid,
+                    "the dump is not complete: a file of a task is missing",
+                )
+                .object(images.join(if has_map { mappings } else { name }).display())
+                .advice("dump again, and capture what criu wrote as it is"));
             }
         }
         let map = read_records(images, &name, PageMap::parse)?;

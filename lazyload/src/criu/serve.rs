@@ -14,6 +14,7 @@ use store::{Error, Image, Kind, PAGE, Result, Store};
 use super::announce::{Announcement, Announcements};
 use super::entries::{PageMap, lazy_mappings};
 use super::{PROCESS_TREE, check_kind, mappings_name, page_map_name, read_file};
+use crate::connection::Connection;
 use crate::fault::AddressSpace;
 use crate::handler::Handler;
 use crate::pages::PageTable;
@@ -21,10 +22,8 @@ use crate::region::{Region, RegionMap};
 use crate::report::{ServeOptions, ServeReport};
 use crate::resolver::Resolver;
 use crate::served::{Abandon, Manners, Served};
-use crate::socket::Listener;
-use crate::supervisor::Custody;
 use crate::sys::UserFault;
-use crate::target::{Target, peer_of};
+use crate::target::Target;
 
 /// CRIU connects to this name in its work directory.
 const SOCKET: &str = "lazy-pages.socket";
@@ -48,22 +47,20 @@ pub fn serve(
 ) -> Result<ServeReport> {
     check_kind(image)?;
     check_same(store, image, images)?;
-    let listener = Listener::bind(&work_dir.join(SOCKET))?;
-    options.call_ready();
-    let stream = listener.accept(options.accept_timeout)?;
-    let restore = Arc::new(peer_of(&stream)?);
+    let connection = Connection::await_at(&work_dir.join(SOCKET), options)?;
     let mut serve = Serve {
         store,
         image,
         handler: Handler::new(options.custody.as_ref()),
-        restore: Some(Restore::new(Announcements::new(stream)?, restore, options)?),
+        connection: Some(connection),
+        announcements: Announcements::default(),
     };
-    while let Some(restore) = &serve.restore {
-        let stream = restore.announcements.stream().as_fd();
-        let ready = serve.handler.turn(&[stream], false)?;
+    let deadline = Instant::now() + options.restore_timeout;
+    while let Some(connection) = &serve.connection {
+        let ready = serve.handler.turn(&[connection.as_fd()], false)?;
         if ready.contains(&true) {
             serve.hear()?;
-        } else if Instant::now() > restore.deadline {
+        } else if Instant::now() > deadline {
             return Err(Error::new(Kind::Unavailable, "CRIU did not finish the restore in time")
                 .object(images.display())
                 .advice("see CRIU's log, or allow more time"));
@@ -75,62 +72,21 @@ pub fn serve(
     Ok(serve.handler.report())
 }
 
-/// The restore itself, while it goes on. Dropped before its end, it is killed with all tasks.
-struct Restore<'a> {
-    announcements: Announcements,
-    target: Arc<Target>,
-    custody: Option<(&'a Custody, crate::supervisor::Held)>,
-    deadline: Instant,
-    is_finished: bool,
-}
-
-impl<'a> Restore<'a> {
-    fn new(announcements: Announcements, target: Arc<Target>, options: &'a ServeOptions) -> Result<Self> {
-        let mut restore = Self {
-            announcements,
-            target,
-            custody: None,
-            deadline: Instant::now() + options.restore_timeout,
-            is_finished: false,
-        };
-        if let Some(custody) = &options.custody {
-            let held = custody.hold(restore.announcements.stream().as_fd(), Some(&restore.target))?;
-            restore.custody = Some((custody, held));
-        }
-        Ok(restore)
-    }
-
-    fn finish(mut self) {
-        self.is_finished = true;
-        if let Some((custody, held)) = self.custody.take() {
-            custody.release(held);
-        }
-    }
-}
-
-impl Drop for Restore<'_> {
-    fn drop(&mut self) {
-        if !self.is_finished
-            && let Err(error) = self.target.kill_tree()
-        {
-            tracing::error!(%error, "the restore could not be stopped");
-        }
-    }
-}
-
-/// Fields drop in order: first the tasks are stopped, while CRIU still holds them together.
+/// Fields drop in order: the tasks are stopped before the connection and CRIU.
 struct Serve<'a> {
     store: &'a Store,
     image: &'a Image,
     handler: Handler<'a>,
-    restore: Option<Restore<'a>>,
+    /// Until every task is in place.
+    connection: Option<Connection<'a>>,
+    announcements: Announcements,
 }
 
 impl Serve<'_> {
     /// Takes every announcement that is there.
     fn hear(&mut self) -> Result<()> {
-        while let Some(restore) = &mut self.restore {
-            match restore.announcements.next()? {
+        while let Some(connection) = &self.connection {
+            match self.announcements.next(connection.stream())? {
                 None => return Ok(()),
                 Some(Announcement::Zombie) => {}
                 Some(Announcement::Task { task, sender, descriptor }) => {
@@ -140,11 +96,11 @@ impl Serve<'_> {
                     let abandon = Abandon::Kill(Arc::new(target));
                     let resolver = Resolver::new(self.image.clone());
                     self.handler.add(Served::new(fault, space, resolver, MANNERS, abandon))?;
-                    restore.announcements.take_descriptor()?;
+                    self.announcements.take_descriptor(connection.stream())?;
                 }
                 Some(Announcement::Finished) => {
-                    if let Some(restore) = self.restore.take() {
-                        restore.finish();
+                    if let Some(connection) = self.connection.take() {
+                        connection.finish();
                     }
                 }
                 Some(Announcement::Closed) => {

@@ -13,7 +13,8 @@ use serde::Deserialize;
 use store::{Error, Kind, PAGE, Result};
 
 use crate::region::{Region, RegionMap};
-use crate::socket::{receive, wait_readable};
+use crate::socket::wait_readable;
+use crate::sys::receive;
 
 const READ_BYTES: usize = 64 << 10;
 /// Thousands of hot-plugged regions fit; more is not from Firecracker.

@@ -1,0 +1,207 @@
+//! Handlers killed at any moment: whoever they served sees right pages or dies, never a zero page.
+//!
+//! The last test is the control: without a supervisor the same death does produce zero pages, and they are found.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::time::Duration;
+
+use lazyload::criu;
+use rustix::process::{Pid, Signal, kill_process};
+use store::Image;
+
+use crate::guest::Saved;
+use crate::process::{Stamper, capture};
+use crate::support::{Fixture, Random, Running, json, start_handler, wait_for};
+
+const KILLS: u64 = 40;
+
+fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).expect("a process number"), signal).expect("signalled");
+}
+
+fn wait(random: &mut Random, longest_us: u64) {
+    std::thread::park_timeout(Duration::from_micros(random.below(longest_us)));
+}
+
+#[test]
+fn a_guest_never_sees_a_zero_page_when_its_handler_is_killed() {
+    let saved = Saved::new(4096);
+    let mut random = Random(0xDEAD);
+    let (mut killed, mut finished) = (0, 0);
+    for number in 0..KILLS {
+        let socket = saved.fixture.path("socket");
+        let flags: &[&str] =
+            if number % 2 == 0 { &["--supervised"] } else { &["--supervised", "--prefetch"] };
+        let (supervisor, handler) =
+            start_handler(flags, "firecracker", &saved.fixture, &saved.image, &socket);
+        let mut resume = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        resume.arg("resume").arg("--socket").arg(&socket).arg("--state").arg(&saved.state);
+        let machine = Running::start(resume.args(["--rounds", "2"]));
+        let pid = machine.pid();
+        wait(&mut random, 300_000);
+        // It may have ended with its machine already; its supervisor reaps it then.
+        let was_killed = kill_process(Pid::from_raw(handler).expect("a number"), Signal::KILL).is_ok();
+        let (status, line) = machine.finish();
+        match (status.code(), status.signal()) {
+            (Some(0), _) => finished += 1,
+            (_, Some(9)) => {
+                assert!(was_killed, "nobody killed the handler");
+                killed += 1;
+            }
+            // It connected to nobody: the handler died before it accepted.
+            (Some(101), _) if line.is_none() => {}
+            other => panic!("run {number}: {other:?} {line:?}"),
+        }
+        let (_, last) = supervisor.finish();
+        if status.signal() == Some(9) {
+            assert_eq!(json(last)["killed"], serde_json::json!([pid]), "run {number}");
+        }
+    }
+    assert!(killed >= 5, "only {killed} of {KILLS} machines lost their handler, {finished} finished before");
+}
+
+/// A dumped process and the image of it.
+struct Asleep {
+    fixture: Fixture,
+    stamper: Stamper,
+    image: Image,
+}
+
+impl Asleep {
+    fn new(pages: usize) -> Self {
+        let fixture = Fixture::new();
+        let mut stamper = Stamper::start(&fixture, pages, &[]);
+        let dumped = fixture.path("dumped");
+        stamper.dump(&dumped);
+        let (image, _) = capture(&fixture, &dumped, None);
+        criu::materialize(&image, &fixture.store, &fixture.path("images")).expect("materialized");
+        Self { fixture, stamper, image }
+    }
+
+    /// Starts a handler and a restore that it serves.
+    fn wake(&mut self, flags: &[&str]) -> (Running, i32) {
+        let images = self.fixture.path("images");
+        let (running, handler) = start_handler(flags, "criu", &self.fixture, &self.image, &images);
+        self.stamper.restore(&images, &[]);
+        (running, handler)
+    }
+
+    /// Until the process has ended and its number is free.
+    fn settle(&mut self) {
+        self.stamper.reap();
+        self.stamper.wait_until_free();
+    }
+}
+
+#[test]
+fn a_process_never_sees_a_zero_page_when_its_handler_is_killed() {
+    let mut asleep = Asleep::new(4096);
+    let mut random = Random(0xBEEF);
+    let (mut died, mut lived) = (0, 0);
+    for number in 0..KILLS {
+        let flags: &[&str] =
+            if number % 2 == 0 { &["--supervised"] } else { &["--supervised", "--prefetch"] };
+        let (supervisor, handler) = asleep.wake(flags);
+        let killer = std::thread::spawn({
+            let mut random = Random(random.next() | 1);
+            move || {
+                wait(&mut random, 400_000);
+                kill_process(Pid::from_raw(handler).expect("a number"), Signal::KILL).is_ok()
+            }
+        });
+        // Looks at every page again and again until the handler is dead and the outcome is clear.
+        let answer = wait_for("the outcome", || match asleep.stamper.try_ask("", "check") {
+            Some(answer) if answer != "ok" => Some(Some(answer)),
+            Some(_) if killer.is_finished() => asleep.stamper.try_ask("", "check").map(Some),
+            Some(_) => None,
+            None => asleep.stamper.has_ended().then_some(None),
+        });
+        killer.join().expect("the killer ends");
+        assert!(answer.is_none() || answer.as_deref() == Some("ok"), "run {number}: {answer:?}");
+        assert_eq!(asleep.stamper.bad_page(), None, "run {number}");
+        if answer.is_some() {
+            lived += 1;
+            asleep.stamper.end();
+        } else {
+            died += 1;
+            asleep.settle();
+        }
+        let (status, _) = supervisor.finish();
+        assert!(status.success(), "the supervisor does its work to the end");
+    }
+    assert!(died >= 5, "{died} of {KILLS} processes lost their handler in time, {lived} lived on");
+}
+
+/// Wakes the process without prefetch, lets it touch a little, and makes it wait for a page that nobody brings.
+fn wait_for_a_page(
+    asleep: &mut Asleep,
+    flags: &[&str],
+) -> (Running, i32, std::thread::JoinHandle<Option<String>>) {
+    let (running, handler) = asleep.wake(flags);
+    asleep.stamper.ask("where");
+    signal(handler, Signal::STOP);
+    let question = asleep.stamper.question("check");
+    wait_for("a page is waited for", || is_waiting(asleep.stamper.pid).then_some(()));
+    (running, handler, question)
+}
+
+/// Whether the supervisor says that it killed a process.
+fn was_killed(last_line: Option<String>, pid: i32) -> bool {
+    json(last_line)["killed"].as_array().expect("a list").iter().any(|killed| *killed == pid)
+}
+
+fn is_waiting(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|place| place.contains("userfault"))
+}
+
+#[test]
+fn a_process_in_the_middle_of_a_fault_dies_with_its_handler() {
+    let mut asleep = Asleep::new(1024);
+    for _ in 0..5 {
+        let (supervisor, handler, question) = wait_for_a_page(&mut asleep, &["--supervised"]);
+        signal(handler, Signal::KILL);
+        assert_eq!(question.join().expect("asked"), None, "it answered without its memory");
+        asleep.settle();
+        let (_, last) = supervisor.finish();
+        assert!(was_killed(last, asleep.stamper.pid));
+    }
+    assert_eq!(asleep.stamper.bad_page(), None);
+}
+
+#[test]
+fn a_supervisor_asked_to_end_stops_what_it_guards() {
+    let mut asleep = Asleep::new(1024);
+    for asked in [Signal::TERM, Signal::INT] {
+        let (supervisor, _, question) = wait_for_a_page(&mut asleep, &["--supervised"]);
+        signal(supervisor.pid() as i32, asked);
+        assert_eq!(question.join().expect("asked"), None, "it answered without its memory");
+        asleep.settle();
+        let (status, last) = supervisor.finish();
+        assert!(status.success());
+        assert!(was_killed(last, asleep.stamper.pid));
+    }
+    assert_eq!(asleep.stamper.bad_page(), None);
+}
+
+#[test]
+fn a_supervised_handler_that_does_its_work_leaves_the_process_alone() {
+    let mut asleep = Asleep::new(1024);
+    let (supervisor, _) = asleep.wake(&["--supervised", "--prefetch"]);
+    let (status, last) = supervisor.finish();
+    assert!(status.success());
+    assert_eq!(json(last)["killed"], serde_json::json!([]));
+    assert_eq!(asleep.stamper.ask("check"), "ok");
+    asleep.stamper.end();
+}
+
+#[test]
+fn without_a_supervisor_the_same_death_gives_zero_pages() {
+    let mut asleep = Asleep::new(1024);
+    let (_handler, pid, question) = wait_for_a_page(&mut asleep, &[]);
+    signal(pid, Signal::KILL);
+    let answer = question.join().expect("asked");
+    assert!(answer.as_deref().is_some_and(|answer| answer.starts_with("bad")), "{answer:?}");
+    assert!(asleep.stamper.bad_page().is_some());
+    asleep.stamper.end();
+}

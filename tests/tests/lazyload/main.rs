@@ -1,0 +1,13 @@
+//! Lazy memory on the real kernel: mapped images, KVM guests, processes dumped by CRIU, and handlers that die.
+//!
+//! - `support`   a store with an image in it, and the processes of a test
+//! - `mapping`   the image as memory of this process
+//! - `guest`     the tests' machine through the Firecracker handshake
+//! - `process`   CRIU: dump, capture, materialize, lazy restore, compare
+//! - `killed`    handlers killed at random: no page is ever zero in place of data
+
+mod guest;
+mod killed;
+mod mapping;
+mod process;
+mod support;
