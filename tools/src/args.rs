@@ -9,17 +9,20 @@ use crate::human;
 use crate::spec::{Label, PathSpec};
 
 const AFTER_HELP: &str = "\
-SPEC names a snapshot: a ref (`web`), an older entry of its history (`web~2` is two before the newest),
-or at least six digits of a snapshot id. `SPEC:path` names something inside its tree.
+SPEC names a snapshot: a ref (`web`), an older entry of its history (`web~2` is
+two before the newest), or at least six digits of a snapshot id.
+`SPEC:path` names something inside its tree.
 
-Exit codes: 0 done; 1 no, or not found; 2 error; 3 partly done (a backup that could not read some files).
-Answers go to standard output, everything for people to standard error.
+Exit codes: 0 done; 1 no, or not found; 2 error; 3 partly done (some files could
+not be read, or not be restored as they were). Answers go to standard output,
+everything for people to standard error.
 
-Environment: TORPOR_STORE, TORPOR_CONFIG (as --store and --config), TORPOR_LOG (a filter such as `debug`).";
+Environment: TORPOR_STORE and TORPOR_CONFIG stand for --store and --config,
+TORPOR_LOG is a log filter such as `debug`.";
 
 /// Content-addressed snapshots of file trees and memory: back up, mount, freeze, capture, resume.
 #[derive(Debug, Parser)]
-#[command(name = "snapctl", version, about, after_help = AFTER_HELP, propagate_version = false)]
+#[command(name = "snapctl", version, after_help = AFTER_HELP, propagate_version = false)]
 pub struct Arguments {
     #[command(flatten)]
     pub global: GlobalArguments,

@@ -30,11 +30,9 @@ enum Word {
 /// What the process reported, or that it ended without a word.
 pub fn start<T: DeserializeOwned>(log: &Path) -> anyhow::Result<T> {
     let failed = |source| Error::io("cannot start the background process", "snapctl", source);
-    let log_file = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .map_err(|source| Error::io("cannot open the log of the background process", log.display(), source))?;
+    let log_file = File::options().create(true).append(true).open(log).map_err(|source| {
+        Error::io("cannot open the log of the background process", log.display(), source)
+    })?;
     let mut child = respawn::command(Role::Background)?
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -160,7 +160,9 @@ impl ConfigFile {
                 "name `store` or `tiers.hot` too".into(),
             ));
         }
-        if self.tiers.warm.is_some() && self.tiers.warm.as_ref() == self.store.as_ref().or(self.tiers.hot.as_ref()) {
+        if self.tiers.warm.is_some()
+            && self.tiers.warm.as_ref() == self.store.as_ref().or(self.tiers.hot.as_ref())
+        {
             return Err(("`tiers.warm` is the hot tier's directory".into(), "give each tier its own".into()));
         }
         check_range("cache_bytes", self.cache_bytes, CACHE_BYTES_RANGE)?;
@@ -229,7 +231,8 @@ fn user_directory(variable: &str, below_home: &str) -> Option<PathBuf> {
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path).map_err(|source| Error::io("cannot make the path absolute", path.display(), source))
+    std::path::absolute(path)
+        .map_err(|source| Error::io("cannot make the path absolute", path.display(), source))
 }
 
 #[cfg(test)]

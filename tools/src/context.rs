@@ -11,29 +11,36 @@ use crate::telemetry;
 
 /// One run of snapctl.
 pub struct Context {
-    pub config: Config,
+    global: GlobalArguments,
     pub output: Output,
     pub progress: Progress,
     pub signals: Signals,
-    pub verbose: bool,
 }
 
 impl Context {
     /// Sets up a run as the global flags say.
-    pub fn new(arguments: &GlobalArguments, output: Output) -> Result<Context> {
-        let verbose = arguments.verbose > 0;
-        telemetry::install(arguments.quiet, arguments.verbose)?;
+    pub fn new(global: GlobalArguments) -> Result<Context> {
+        telemetry::install(global.quiet, global.verbose)?;
         Ok(Context {
-            config: Config::load(arguments)?,
-            output,
-            progress: Progress::new(arguments.json, arguments.quiet, verbose),
+            output: Output::new(global.json, global.quiet),
+            progress: Progress::new(global.json, global.quiet, global.verbose > 0),
             signals: Signals::listen()?,
-            verbose,
+            global,
         })
+    }
+
+    /// What is meant. Verbs that need no store do not ask, and work whatever the configuration is like.
+    pub fn config(&self) -> Result<Config> {
+        Config::load(&self.global)
     }
 
     /// Opens the configured store.
     pub fn store(&self) -> Result<Store> {
-        Store::open(&self.config.store())
+        Store::open(&self.config()?.store())
+    }
+
+    /// Whether to say more than usual.
+    pub fn is_verbose(&self) -> bool {
+        self.global.verbose > 0
     }
 }

@@ -155,7 +155,8 @@ struct ErrorDocument {
 fn report(error: &anyhow::Error, json: bool) {
     let told = Relayed::of(error);
     let text = format!("snapctl: {}", told.message);
-    let line = if json { serde_json::to_string(&ErrorDocument { error: told }).unwrap_or(text) } else { text };
+    let line =
+        if json { serde_json::to_string(&ErrorDocument { error: told }).unwrap_or(text) } else { text };
     complain(&line);
 }
 

@@ -63,7 +63,8 @@ pub fn parse_duration(typed: &str) -> Result<Duration, String> {
     for character in typed.chars() {
         if let Some(digit) = character.to_digit(10) {
             let value = number.unwrap_or(0_u64);
-            number = Some(value.checked_mul(10).and_then(|n| n.checked_add(digit.into())).ok_or_else(refuse)?);
+            number =
+                Some(value.checked_mul(10).and_then(|n| n.checked_add(digit.into())).ok_or_else(refuse)?);
             continue;
         }
         let unit_hours = match character {

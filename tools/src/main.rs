@@ -27,10 +27,9 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::args::{Arguments, Command};
+use crate::args::Arguments;
 use crate::context::Context;
 use crate::exit::Outcome;
-use crate::output::Output;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -39,20 +38,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
-    let global = arguments.global;
-    let mut output = Output::new(global.json, global.quiet);
-    match arguments.command {
-        Command::Completions(arguments) => commands::completions::run(&arguments, &mut output)?,
-        Command::Version => commands::version::run(&mut output)?,
-        command => {
-            let mut context = Context::new(&global, output)?;
-            let outcome = commands::run(command, &mut context);
-            context.progress.clear();
-            // What was answered before an error is still an answer.
-            let flushed = context.output.finish();
-            return outcome.and_then(|outcome| flushed.map(|()| outcome));
-        }
-    }
-    output.finish()?;
-    Ok(Outcome::Done)
+    let mut context = Context::new(arguments.global)?;
+    let outcome = commands::run(arguments.command, &mut context);
+    context.progress.clear();
+    // What was answered before an error is still an answer.
+    let flushed = context.output.finish();
+    outcome.and_then(|outcome| flushed.map(|()| outcome))
 }

@@ -106,6 +106,10 @@ impl Table {
         Table { headings: headings.collect(), rows: Vec::new() }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     pub fn row(&mut self, cells: Vec<String>) {
         assert_eq!(cells.len(), self.headings.len(), "a row has a cell for each heading");
         self.rows.push(cells);

@@ -49,7 +49,8 @@ impl store::Progress for Progress {
             Some(total) => (ProgressBar::new(total), WITH_TOTAL),
             None => (ProgressBar::no_length(), WITHOUT_TOTAL),
         };
-        let style = ProgressStyle::with_template(template).expect("the template is a constant that a test parses");
+        let style =
+            ProgressStyle::with_template(template).expect("the template is a constant that a test parses");
         bar.set_style(style.progress_chars("=> "));
         bar.set_message(what.to_owned());
         bar.enable_steady_tick(REDRAW_INTERVAL);

@@ -97,7 +97,9 @@ impl FromStr for Label {
 
     fn from_str(typed: &str) -> Result<Label, String> {
         match typed.split_once('=') {
-            Some((key, value)) if !key.is_empty() => Ok(Label { key: key.to_owned(), value: value.to_owned() }),
+            Some((key, value)) if !key.is_empty() => {
+                Ok(Label { key: key.to_owned(), value: value.to_owned() })
+            }
             _ => Err("a label is KEY=VALUE".to_owned()),
         }
     }

@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use lazyload::{Captured, criu, firecracker};
 use serde::Serialize;
-use store::{Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, SnapshotDraft, SnapshotId, Store, Writer};
+use store::{
+    Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, SnapshotDraft, SnapshotId, Store, Writer,
+};
 
 use crate::args::CaptureArguments;
 use crate::context::Context;

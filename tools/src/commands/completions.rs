@@ -3,10 +3,12 @@
 use clap::CommandFactory as _;
 
 use crate::args::{Arguments, CompletionsArguments};
-use crate::output::Output;
+use crate::context::Context;
+use crate::exit::Outcome;
 
-pub fn run(arguments: &CompletionsArguments, output: &mut Output) -> anyhow::Result<()> {
+pub fn run(arguments: &CompletionsArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Arguments::command(), "snapctl", &mut script);
-    output.data(&script)
+    context.output.data(&script)?;
+    Ok(Outcome::Done)
 }

@@ -87,12 +87,18 @@ fn policy(keep: &KeepArguments) -> Policy {
 }
 
 /// Drops just the named snapshots; all of them are looked up before anything is changed.
-fn forget_named(store: &Store, found: &Ref, named: &[String], dry_run: bool) -> anyhow::Result<Vec<Retained>> {
+fn forget_named(
+    store: &Store,
+    found: &Ref,
+    named: &[String],
+    dry_run: bool,
+) -> anyhow::Result<Vec<Retained>> {
     let mut dropped: HashSet<SnapshotId> = HashSet::new();
     for spec in named {
         let id = store.resolve(spec).asked()?;
         if !found.history.iter().any(|entry| entry.snapshot == id) {
-            let error = Error::new(Kind::NotFound, format!("{} has no such snapshot", found.name)).object(spec);
+            let error =
+                Error::new(Kind::NotFound, format!("{} has no such snapshot", found.name)).object(spec);
             return Err(error).asked();
         }
         dropped.insert(id);
@@ -100,7 +106,8 @@ fn forget_named(store: &Store, found: &Ref, named: &[String], dry_run: bool) -> 
     if !dry_run {
         store.forget(&found.name, |entry| dropped.contains(&entry.snapshot))?;
     }
-    let reasons = |entry: &RefEntry| if dropped.contains(&entry.snapshot) { vec![] } else { vec!["not named"] };
+    let reasons =
+        |entry: &RefEntry| if dropped.contains(&entry.snapshot) { vec![] } else { vec!["not named"] };
     Ok(found.history.iter().map(|entry| Retained { entry: *entry, reasons: reasons(entry) }).collect())
 }
 

@@ -13,6 +13,9 @@ use crate::exit::Outcome;
 use crate::human;
 use crate::output::{Show, Table};
 
+/// Verdict over what stays; shown to people only when they want more.
+const KEEP: &str = "keep";
+
 #[derive(Serialize)]
 struct Collected {
     dry_run: bool,
@@ -25,7 +28,7 @@ struct Collected {
     merged_index_runs: u64,
     elapsed_seconds: f64,
     #[serde(skip)]
-    with_reasons: bool,
+    with_kept: bool,
 }
 
 #[derive(Serialize)]
@@ -38,15 +41,15 @@ struct Object {
 
 impl Show for Collected {
     fn show(&self, out: &mut dyn Write) -> io::Result<()> {
-        if self.with_reasons {
-            let mut table = Table::new(&["what", "id", ">size", "verdict", "reason"]);
-            for (what, objects) in [("pack", &self.packs), ("snapshot", &self.snapshots)] {
-                for object in objects {
-                    let size = human::size(object.len_bytes);
-                    let (id, verdict) = (object.id.clone(), object.verdict.to_owned());
-                    table.row(vec![what.to_owned(), id, size, verdict, object.reason.clone()]);
-                }
+        let mut table = Table::new(&["what", "id", ">size", "verdict", "reason"]);
+        for (what, objects) in [("pack", &self.packs), ("snapshot", &self.snapshots)] {
+            for object in objects.iter().filter(|object| self.with_kept || object.verdict != KEEP) {
+                let size = human::size(object.len_bytes);
+                let (id, verdict) = (object.id.clone(), object.verdict.to_owned());
+                table.row(vec![what.to_owned(), id, size, verdict, object.reason.clone()]);
             }
+        }
+        if !table.is_empty() {
             table.show(out)?;
         }
         let (freed, pending) = (human::size(self.deleted_bytes), human::size(self.pending_bytes));
@@ -54,7 +57,10 @@ impl Show for Collected {
         let kept = human::size(self.kept_bytes);
         writeln!(out, "run {}: {verb} {freed} now; pending {pending}; in use {kept}", self.epoch)?;
         if self.pending_bytes > 0 {
-            writeln!(out, "what is pending is deleted by a run two later, if it stays unused: run `snapctl gc` again")?;
+            writeln!(
+                out,
+                "what is pending is deleted by a run two later, if it stays unused: run `snapctl gc` again"
+            )?;
         }
         Ok(())
     }
@@ -66,7 +72,7 @@ pub fn run(arguments: &GcArguments, context: &mut Context) -> anyhow::Result<Out
     let options = CollectOptions { dry_run: arguments.dry_run, cycles: arguments.cycles };
     let report = gc::collect(&store, &options, &context.progress)?;
     context.progress.clear();
-    let collected = describe(&report, context.verbose, begun);
+    let collected = describe(&report, context.is_verbose(), begun);
     if arguments.dry_run {
         context.output.answer(&collected)?;
     } else {
@@ -75,7 +81,7 @@ pub fn run(arguments: &GcArguments, context: &mut Context) -> anyhow::Result<Out
     Ok(Outcome::Done)
 }
 
-fn describe(report: &CollectReport, with_reasons: bool, begun: Instant) -> Collected {
+fn describe(report: &CollectReport, with_kept: bool, begun: Instant) -> Collected {
     Collected {
         dry_run: report.dry_run,
         epoch: report.epoch,
@@ -86,7 +92,7 @@ fn describe(report: &CollectReport, with_reasons: bool, begun: Instant) -> Colle
         snapshots: report.snapshots.iter().map(object).collect(),
         merged_index_runs: report.merged_runs,
         elapsed_seconds: begun.elapsed().as_secs_f64(),
-        with_reasons,
+        with_kept,
     }
 }
 
@@ -95,7 +101,7 @@ fn object<Id: std::fmt::Display>(planned: &Planned<Id>) -> Object {
         id: planned.id.to_string(),
         len_bytes: planned.len_bytes,
         verdict: match planned.verdict {
-            Verdict::Keep => "keep",
+            Verdict::Keep => KEEP,
             Verdict::TakeBack => "take_back",
             Verdict::Condemn => "condemn",
             Verdict::Wait => "wait",

@@ -22,8 +22,9 @@ impl Show for Made {
 }
 
 pub fn run(context: &mut Context) -> anyhow::Result<Outcome> {
-    let store = Store::init(&context.config.store())?;
-    let made = Made { store: store.id().to_string(), path: context.config.hot.display().to_string() };
+    let config = context.config()?;
+    let store = Store::init(&config.store())?;
+    let made = Made { store: store.id().to_string(), path: config.hot.display().to_string() };
     context.output.report(&made)?;
     Ok(Outcome::Done)
 }

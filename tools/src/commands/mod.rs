@@ -4,7 +4,7 @@ mod backup;
 mod capture;
 mod cat;
 mod check;
-pub mod completions;
+mod completions;
 mod diff;
 mod forget;
 mod freeze;
@@ -19,13 +19,13 @@ mod show;
 mod snapshots;
 mod stats;
 mod umount;
-pub mod version;
+mod version;
 
 use crate::args::Command;
 use crate::context::Context;
 use crate::exit::Outcome;
 
-/// Runs a verb that works on a store or a mount.
+/// Runs a verb.
 pub fn run(command: Command, context: &mut Context) -> anyhow::Result<Outcome> {
     match command {
         Command::Init => init::run(context),
@@ -46,13 +46,7 @@ pub fn run(command: Command, context: &mut Context) -> anyhow::Result<Outcome> {
         Command::Check(arguments) => check::run(&arguments, context),
         Command::Stats(arguments) => stats::run(&arguments, context),
         Command::Index(arguments) => index::run(&arguments, context),
-        Command::Completions(arguments) => {
-            completions::run(&arguments, &mut context.output)?;
-            Ok(Outcome::Done)
-        }
-        Command::Version => {
-            version::run(&mut context.output)?;
-            Ok(Outcome::Done)
-        }
+        Command::Completions(arguments) => completions::run(&arguments, context),
+        Command::Version => version::run(context),
     }
 }

@@ -164,7 +164,8 @@ fn canonical(mountpoint: &Path) -> store::Result<PathBuf> {
 }
 
 fn create_directory(path: &Path) -> store::Result<()> {
-    std::fs::create_dir_all(path).map_err(|source| Error::io("cannot create directory", path.display(), source))
+    std::fs::create_dir_all(path)
+        .map_err(|source| Error::io("cannot create directory", path.display(), source))
 }
 
 #[cfg(test)]

@@ -28,7 +28,11 @@ struct Restored {
 impl Show for Restored {
     fn show(&self, out: &mut dyn Write) -> io::Result<()> {
         let size = human::size(self.bytes);
-        writeln!(out, "restored {} files, {size}, to {} in {:.1} s", self.files, self.target, self.elapsed_seconds)
+        writeln!(
+            out,
+            "restored {} files, {size}, to {} in {:.1} s",
+            self.files, self.target, self.elapsed_seconds
+        )
     }
 }
 

@@ -81,7 +81,8 @@ fn supervise(context: &Context) -> anyhow::Result<Outcome> {
     let supervised = supervisor::run(respawn::command(Role::Handler)?)?;
     if !supervised.killed.is_empty() {
         let killed: Vec<String> = supervised.killed.iter().map(i32::to_string).collect();
-        let what = format!("the handler ended early ({}): what ran on its memory was killed", supervised.status);
+        let what =
+            format!("the handler ended early ({}): what ran on its memory was killed", supervised.status);
         let error = Error::new(Kind::Unavailable, what).object(format!("processes {}", killed.join(" ")));
         return Err(error.advice("resume again; the image is unharmed").into());
     }

@@ -64,7 +64,8 @@ impl Show for Description {
         if let Some(image) = &self.image {
             image.show(out)?;
         }
-        writeln!(out, "files     {}", self.files)?;
+        let counted = if self.tree.is_some() { "names" } else { "pages" };
+        writeln!(out, "{counted}     {}", self.files)?;
         writeln!(out, "size      {}", human::size(self.bytes))?;
         writeln!(out, "new       {}", human::size(self.new_bytes))?;
         writeln!(out, "stored    {}", human::size(self.stored_bytes))?;
@@ -80,10 +81,20 @@ impl ImageDescription {
         writeln!(out, "image     {} ({})", self.id, self.kind)?;
         for space in &self.spaces {
             let pages = human::size(space.pages.saturating_mul(store::PAGE as u64));
-            writeln!(out, "  space   {}: {}, of it not zero {pages}", space.id, human::size(space.len_bytes))?;
+            writeln!(
+                out,
+                "  space   {}: {}, of it not zero {pages}",
+                space.id,
+                human::size(space.len_bytes)
+            )?;
         }
         for blob in &self.blobs {
-            writeln!(out, "  blob    {}: {}", human::name(blob.name.as_bytes()), human::size(blob.len_bytes))?;
+            writeln!(
+                out,
+                "  blob    {}: {}",
+                human::name(blob.name.as_bytes()),
+                human::size(blob.len_bytes)
+            )?;
         }
         Ok(())
     }
@@ -123,10 +134,10 @@ fn describe_image(image: &Image) -> ImageDescription {
         len_bytes: space.len_bytes,
         pages: image.runs(index).iter().map(|run| u64::from(run.page_count)).sum(),
     });
-    let blobs = image.blobs().iter().map(|(name, content)| BlobDescription {
-        name: name.clone(),
-        len_bytes: content.len_bytes(),
-    });
+    let blobs = image
+        .blobs()
+        .iter()
+        .map(|(name, content)| BlobDescription { name: name.clone(), len_bytes: content.len_bytes() });
     ImageDescription {
         id: image.id().to_string(),
         kind: match image.kind() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use serde::Serialize;
-use store::{Error, Kind, Progress as _, Ref, Snapshot, Store};
+use store::{Error, Kind, Progress as _, Ref, RefEntry, Snapshot, Store};
 
 use crate::args::SnapshotsArguments;
 use crate::context::Context;
@@ -81,30 +81,23 @@ pub fn run(arguments: &SnapshotsArguments, context: &mut Context) -> anyhow::Res
         Some(name) => vec![get_ref(&store, name)?],
         None => store.refs().list()?,
     };
-    let mut table = Listing(Vec::new());
+    let mut listing = Listing(Vec::new());
     let mut first_error = None;
-    for item in refs {
-        for (index, entry) in item.history.iter().enumerate() {
-            let is_current = index + 1 == item.history.len();
-            match store.snapshot(&entry.snapshot) {
-                Ok(snapshot) => {
-                    let item = describe(&item.name, entry.snapshot.to_string(), snapshot, is_current);
-                    if context.output.is_json() {
-                        context.output.answer(&item)?;
-                    } else {
-                        table.0.push(item);
-                    }
-                }
-                // One damaged record hides none of the others.
-                Err(error) => {
-                    context.progress.note(&format!("snapctl: {}: {error}", item.name));
-                    first_error.get_or_insert(error);
-                }
+    for (item, entry) in refs.iter().flat_map(|item| item.history.iter().map(move |entry| (item, entry))) {
+        match store.snapshot(&entry.snapshot) {
+            Ok(snapshot) if context.output.is_json() => {
+                context.output.answer(&describe(item, entry, snapshot))?;
+            }
+            Ok(snapshot) => listing.0.push(describe(item, entry, snapshot)),
+            // One damaged record hides none of the others.
+            Err(error) => {
+                context.progress.note(&format!("snapctl: {}: {error}", item.name));
+                first_error.get_or_insert(error);
             }
         }
     }
     if !context.output.is_json() {
-        context.output.answer(&table)?;
+        context.output.answer(&listing)?;
     }
     first_error.map_or(Ok(Outcome::Done), |error| Err(error.into()))
 }
@@ -115,17 +108,19 @@ pub fn run(arguments: &SnapshotsArguments, context: &mut Context) -> anyhow::Res
 /// Absent when there is none; those of reading it.
 pub fn get_ref(store: &Store, name: &str) -> anyhow::Result<Ref> {
     let found = store.refs().get(name)?.ok_or_else(|| {
-        Error::new(Kind::NotFound, "there is no such ref").object(name).advice("`snapctl snapshots` lists them")
+        Error::new(Kind::NotFound, "there is no such ref")
+            .object(name)
+            .advice("`snapctl snapshots` lists them")
     });
     found.asked()
 }
 
-fn describe(name: &str, id: String, snapshot: Snapshot, current: bool) -> Item {
+fn describe(item: &Ref, entry: &RefEntry, snapshot: Snapshot) -> Item {
     Item {
-        name: name.to_owned(),
-        snapshot: id,
+        name: item.name.clone(),
+        snapshot: entry.snapshot.to_string(),
         time: human::rfc3339(snapshot.time),
-        current,
+        current: item.history.last() == Some(entry),
         has_tree: snapshot.tree.is_some(),
         has_image: snapshot.image.is_some(),
         files: snapshot.totals.files,

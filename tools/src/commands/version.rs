@@ -4,7 +4,9 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::output::{Output, Show};
+use crate::context::Context;
+use crate::exit::Outcome;
+use crate::output::Show;
 
 #[derive(Serialize)]
 struct Version {
@@ -22,11 +24,12 @@ impl Show for Version {
     }
 }
 
-pub fn run(output: &mut Output) -> anyhow::Result<()> {
-    output.answer(&Version {
+pub fn run(context: &mut Context) -> anyhow::Result<Outcome> {
+    context.output.answer(&Version {
         version: env!("CARGO_PKG_VERSION"),
         format_version: u32::from(store::wire::FORMAT_VERSION),
         target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
         features: &["tiers", "mount", "freeze", "criu", "firecracker", "raw"],
-    })
+    })?;
+    Ok(Outcome::Done)
 }

@@ -20,8 +20,6 @@ const PROGRAMS: &[Program] = &[
     Program { name: "git", package: "git" },
     Program { name: "python3", package: "python3" },
     Program { name: "sqlite3", package: "sqlite3" },
-    Program { name: "mkfs.ext4", package: "e2fsprogs" },
-    Program { name: "ip", package: "iproute2" },
     Program { name: "node", package: "nodejs" },
     Program { name: "npm", package: "npm" },
 ];

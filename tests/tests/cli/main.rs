@@ -1,0 +1,20 @@
+//! snapctl as its users meet it: the real binary, real directories, and everything that can be wrong with what it is given.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "all of this is test code: what is absent or fails is to stop the test"
+)]
+
+mod basics;
+mod config;
+mod disk;
+mod hostile_input;
+mod hostile_store;
+mod life;
+mod lock;
+mod memory;
+mod mounts;
+mod resume;
+mod sample;
+mod signals;
+mod wrong_paths;

@@ -1,0 +1,98 @@
+//! Memory images through the command line: captured, compared with their parent, described, and refused where they do not
+//! fit. That resumed memory is right is shown with real processes and machines elsewhere.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+
+use tests::snapctl::{Place, Run};
+
+use crate::sample;
+
+const PAGE: usize = 4096;
+
+fn capture(place: &Place, kind: &str, path: &Path, more: &[&str]) -> Run {
+    let mut arguments = vec![OsStr::new("capture"), OsStr::new(kind), path.as_os_str(), OsStr::new("--json")];
+    arguments.extend(more.iter().map(OsStr::new));
+    place.run(arguments)
+}
+
+#[test]
+fn a_second_capture_costs_what_changed() {
+    let place = Place::with_store();
+    let memory = place.path("memory");
+    let mut bytes = [sample::noise(31, 512 * PAGE), vec![0; 256 * PAGE]].concat();
+    fs::write(&memory, &bytes).unwrap();
+    let first = capture(&place, "--raw", &memory, &["app"]).expect(0).json();
+    assert_eq!((&first["zero_pages"], &first["new_pages"]), (&256.into(), &512.into()), "{first}");
+    bytes[10 * PAGE..11 * PAGE].copy_from_slice(&sample::noise(32, PAGE));
+    fs::write(&memory, &bytes).unwrap();
+    let second = capture(&place, "--raw", &memory, &["app", "--label", "n=2"]).expect(0).json();
+    assert_eq!((&second["new_pages"], &second["pages_same_as_parent"]), (&1.into(), &511.into()), "{second}");
+    assert!(second["stored_bytes"].as_u64().unwrap() < 64 * 1024, "{second}");
+    let other = capture(&place, "--raw", &memory, &["fork", "--parent", "app~1"]).expect(0).json();
+    assert_eq!(other["new_pages"], 1, "{other}");
+
+    let shown = place.run(["show", "app", "--json"]).expect(0).json();
+    assert_eq!((&shown["image"]["kind"], &shown["labels"]["n"]), (&"raw".into(), &"2".into()));
+    assert_eq!(shown["image"]["spaces"][0]["len_bytes"], bytes.len());
+    place.run(["ls", "app"]).expect(2).complains("memory");
+    place.run(["diff", "app~1", "app"]).expect(1);
+    assert!(place.run(["snapshots", "app"]).expect(0).text().contains("memory"));
+    place.run(["check", "--read-data"]).expect(0);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let place = Place::with_store();
+    let (memory, source) = (place.path("memory"), place.path("source"));
+    fs::write(&memory, sample::noise(33, 4 * PAGE)).unwrap();
+    fs::create_dir(&source).unwrap();
+    place.run(["backup".as_ref(), source.as_os_str(), "web".as_ref()]).expect(0);
+    capture(&place, "--raw", &memory, &["app", "--parent", "web"]).expect(2).complains("no memory image");
+    capture(&place, "--raw", &memory, &["app", "--parent", "nobody"]).expect(1).complains("nobody");
+    capture(&place, "--raw", &memory, &["app"]).expect(0);
+
+    let target = place.path("target");
+    let resume = |spec: &str, more: &[&OsStr]| {
+        let mut arguments = vec![OsStr::new("resume"), OsStr::new(spec)];
+        arguments.extend(more);
+        place.run(arguments)
+    };
+    let criu = [OsStr::new("--criu-dir"), target.as_os_str()];
+    resume("nobody", &criu).expect(1).complains("nobody");
+    resume("web", &criu).expect(2).complains("no memory image");
+    resume("app", &criu).expect(2);
+    let (socket, state) = (place.path("socket"), place.path("state"));
+    let machine = ["--uffd-socket".as_ref(), socket.as_os_str(), "--vmstate".as_ref(), state.as_os_str()];
+    resume("app", &machine).expect(2);
+    assert!(!state.exists() && !socket.exists());
+}
+
+#[test]
+fn a_machine_that_never_comes_is_not_waited_for_for_ever() {
+    let place = Place::with_store();
+    let (memory, state) = (place.path("memory"), place.path("vmstate"));
+    fs::write(&memory, sample::noise(34, 16 * PAGE)).unwrap();
+    fs::write(&state, "state of the devices").unwrap();
+    capture(&place, "--firecracker", &memory, &["--vmstate", state.to_str().unwrap(), "vm"]).expect(0);
+    let (socket, target) = (place.path("socket"), place.path("target"));
+    let typed: Vec<&OsStr> = vec![
+        "resume".as_ref(),
+        "vm".as_ref(),
+        "--json".as_ref(),
+        "--uffd-socket".as_ref(),
+        socket.as_os_str(),
+        "--vmstate".as_ref(),
+        target.as_os_str(),
+        "--accept-timeout".as_ref(),
+        "1".as_ref(),
+    ];
+    let run = place.run(&typed).expect(2);
+    let ready = &run.json_lines()[0];
+    assert_eq!((&ready["event"], &ready["socket"]), (&"ready".into(), &socket.to_str().unwrap().into()));
+    assert_eq!(run.json_error()["kind"], "unavailable");
+    assert_eq!(fs::read_to_string(&target).unwrap(), "state of the devices");
+    // The state file may belong to a machine that runs by now: it is not written over.
+    place.run(&typed).expect(2).complains("target");
+}

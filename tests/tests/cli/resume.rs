@@ -1,0 +1,252 @@
+//! Waking through the command line: a real process by real CRIU, a real machine through the Firecracker handshake, and
+//! what happens when CRIU or the handler fails.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tests::snapctl::Place;
+
+use crate::hostile_input;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Tries until there is an answer.
+fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = attempt() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{what} does not come");
+        std::thread::yield_now();
+    }
+}
+
+/// A `snapctl resume --json` under way; killed when dropped.
+struct Resume {
+    child: Child,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Resume {
+    fn start(place: &Place, typed: &[&OsStr]) -> Resume {
+        let mut command = place.command([&[OsStr::new("resume"), OsStr::new("--json")], typed].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Resume { child, stdout }
+    }
+
+    /// The next document, or nothing when there is no more.
+    fn next(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
+    }
+
+    /// The process that serves.
+    fn handler(&self) -> Pid {
+        let id = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        Pid::from_raw(children.trim().parse().unwrap()).unwrap()
+    }
+
+    fn finish(mut self) -> (ExitStatus, String) {
+        let status = wait_for("the end of the resume", || self.child.try_wait().unwrap());
+        let mut stderr = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        (status, stderr)
+    }
+}
+
+impl Drop for Resume {
+    fn drop(&mut self) {
+        // Of a process that has ended nothing is left to kill.
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
+    }
+}
+
+/// A place with a saved machine as `vm`.
+fn saved_machine() -> Place {
+    let place = Place::with_store();
+    let (memory, state) = (place.path("memory"), place.path("state"));
+    let mut save = Command::new(env!("CARGO_BIN_EXE_vmm"));
+    save.arg("save").arg("--memory").arg(&memory).arg("--state").arg(&state).args(["--pages", "8192"]);
+    assert!(save.stdout(Stdio::null()).status().unwrap().success());
+    let typed = ["capture".as_ref(), "vm".as_ref(), "--firecracker".as_ref(), memory.as_os_str()];
+    place.run([&typed, ["--vmstate".as_ref(), state.as_os_str()].as_slice()].concat()).expect(0);
+    place
+}
+
+fn resume_machine(place: &Place) -> (Resume, PathBuf, PathBuf) {
+    let (socket, state) = (place.path("socket"), place.path("state again"));
+    let typed = [
+        "vm".as_ref(),
+        "--uffd-socket".as_ref(),
+        socket.as_os_str(),
+        "--vmstate".as_ref(),
+        state.as_os_str(),
+    ];
+    let mut resume = Resume::start(place, &typed);
+    assert_eq!(resume.next().expect("it serves")["event"], "ready");
+    (resume, socket, state)
+}
+
+fn start_machine(socket: &Path, state: &Path, rounds: &str) -> Child {
+    let mut machine = Command::new(env!("CARGO_BIN_EXE_vmm"));
+    machine.arg("resume").arg("--socket").arg(socket).arg("--state").arg(state).args(["--rounds", rounds]);
+    machine.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn a_machine_wakes_with_every_page() {
+    let place = saved_machine();
+    let (mut resume, socket, state) = resume_machine(&place);
+    let status = start_machine(&socket, &state, "1").wait().unwrap();
+    assert_eq!(status.code(), Some(0), "a page is wrong");
+    let done = resume.next().expect("it reports");
+    assert_eq!((&done["event"], &done["poisoned_pages"]), (&"done".into(), &0.into()));
+    let served = done["pages"].as_u64().unwrap() + done["prefetched_pages"].as_u64().unwrap();
+    assert!(served >= 8192, "{done}");
+    let (status, stderr) = resume.finish();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+}
+
+#[test]
+fn a_machine_whose_handler_dies_is_stopped_and_never_runs_on() {
+    let place = saved_machine();
+    let (resume, socket, state) = resume_machine(&place);
+    let mut machine = start_machine(&socket, &state, "1000000");
+    let descriptors = format!("/proc/{}/fd", resume.child.id());
+    wait_for("the machine's memory in custody", || {
+        let open = fs::read_dir(&descriptors).ok()?.flatten();
+        let mut names = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+        names.any(|name| name.to_string_lossy().contains("userfaultfd")).then_some(())
+    });
+    kill_process(resume.handler(), Signal::KILL).unwrap();
+    let (status, stderr) = resume.finish();
+    assert_eq!(status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("the handler ended early"), "{stderr}");
+    let ended = wait_for("the end of the machine", || machine.try_wait().unwrap());
+    assert_eq!(ended.signal(), Some(9));
+    place.run(["check", "--read-data"]).expect(0);
+}
+
+/// A process with stamped memory that answers on a socket.
+struct Stamper {
+    socket: PathBuf,
+    pid: Pid,
+}
+
+impl Stamper {
+    fn start(place: &Place) -> (Stamper, Child) {
+        let socket = place.path("stamper");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stamper"));
+        command.arg(&socket).arg("4096").current_dir("/").stdin(Stdio::null());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let stamper = Stamper { socket, pid: Pid::from_child(&child) };
+        assert_eq!(stamper.ask("check"), "ok");
+        (stamper, child)
+    }
+
+    fn ask(&self, question: &str) -> String {
+        wait_for(question, || {
+            let mut stream = UnixStream::connect(&self.socket).ok()?;
+            stream.set_read_timeout(Some(PATIENCE)).ok()?;
+            writeln!(stream, "{question}").ok()?;
+            stream.shutdown(std::net::Shutdown::Write).ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).ok()?;
+            Some(answer.trim_end().to_owned()).filter(|answer| !answer.is_empty())
+        })
+    }
+
+    /// Dumps it, which ends it, and captures the dump.
+    fn sleep(&self, place: &Place, name: &str) -> Value {
+        let images = place.path(name);
+        fs::create_dir(&images).unwrap();
+        let mut criu = Command::new("criu");
+        criu.args(["dump", "-o", "dump.log", "-t"]).arg(self.pid.to_string()).arg("-D").arg(&images);
+        let status = criu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        let log = fs::read_to_string(images.join("dump.log")).unwrap_or_default();
+        assert!(status.success(), "{log}");
+        let typed =
+            ["capture".as_ref(), "app".as_ref(), "--criu".as_ref(), images.as_os_str(), "--json".as_ref()];
+        place.run(typed).expect(0).json()
+    }
+}
+
+#[test]
+fn a_process_sleeps_wakes_and_sleeps_again_for_what_it_changed() {
+    let place = Place::with_store();
+    let (stamper, mut child) = Stamper::start(&place);
+    let first = stamper.sleep(&place, "first");
+    wait_for("the process is gone", || child.try_wait().unwrap());
+    assert!(first["new_pages"].as_u64().unwrap() >= 4096, "{first}");
+
+    let images = place.path("images");
+    let typed = [
+        "app".as_ref(),
+        "--criu-dir".as_ref(),
+        images.as_os_str(),
+        "--restore".as_ref(),
+        "--".as_ref(),
+        "-v4".as_ref(),
+    ];
+    let mut resume = Resume::start(&place, &typed);
+    assert_eq!(resume.next().expect("it serves")["event"], "ready");
+    assert_eq!(stamper.ask("check"), "ok");
+    assert_eq!(stamper.ask("change 50 3"), "done");
+    assert_eq!(stamper.ask("check"), "ok");
+    let done = resume.next().expect("it reports");
+    assert_eq!((&done["event"], &done["poisoned_pages"]), (&"done".into(), &0.into()));
+    let second = stamper.sleep(&place, "second");
+    assert!(second["new_pages"].as_u64().unwrap() < 400, "{second}");
+    // A restore that was not told to detach lasts as long as what it restored, and so does the command.
+    let (status, stderr) = resume.finish();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+}
+
+/// A place with a made-up dump as `app`: good enough for everything but a restore.
+fn captured_dump() -> (Place, PathBuf) {
+    let place = Place::with_store();
+    let dump = place.path("dump");
+    hostile_input::write_dump(&dump, &hostile_input::dump());
+    place.run(["capture".as_ref(), "--criu".as_ref(), dump.as_os_str(), "app".as_ref()]).expect(0);
+    let images = place.path("images");
+    (place, images)
+}
+
+#[test]
+fn a_restore_that_fails_is_told_at_once() {
+    let (place, images) = captured_dump();
+    let begun = Instant::now();
+    let typed = ["app".as_ref(), "--criu-dir".as_ref(), images.as_os_str(), "--restore".as_ref()];
+    let (status, stderr) = Resume::start(&place, &typed).finish();
+    assert_eq!(status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("criu restore") && stderr.contains("restore.log"), "{stderr}");
+    assert!(begun.elapsed() < Duration::from_secs(30), "it waited for somebody who cannot come");
+}
+
+#[test]
+fn a_machine_without_criu_is_told_so() {
+    let (place, images) = captured_dump();
+    let typed =
+        ["resume".as_ref(), "app".as_ref(), "--criu-dir".as_ref(), images.as_os_str(), "--restore".as_ref()];
+    let output = place.command(typed).env("PATH", place.path("nothing")).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("cannot run criu"), "{stderr}");
+    assert!(!images.exists());
+}
