@@ -8,7 +8,7 @@ use crate::mark::Marker;
 use crate::plan::{Clock, Planned, Verdict};
 use std::collections::{HashMap, HashSet};
 use store::collector::{self, Condemned};
-use store::{Derived, FileLock, PackId, Progress, Result, SnapshotId, Store, index, session};
+use store::{Derived, FileLock, PackId, Progress, Result, SnapshotId, Store, Work, index, session};
 
 /// Runs are merged when there are more.
 const MAX_RUNS: usize = 8;
@@ -100,10 +100,12 @@ fn run(
     store.index().drop_damaged();
     store.index().adopt_uncovered(&store.tiers())?;
 
-    let inventory: HashSet<PackId> = packs.iter().map(|(id, _)| *id).collect();
+    // Packs are listed before the refs, to be judged, and after them, to be counted on: what a commit adds between the two
+    // is needed and not judged.
+    let inventory: HashSet<PackId> = store.packs()?.into_iter().map(|(id, _)| id).collect();
     let condemned = epochs(&lists, |list| &list.packs);
     let mut marker = Marker::new(store, &inventory, &condemned, table);
-    progress.begin("mark snapshots", Some(roots.len() as u64));
+    progress.begin("mark snapshots", Work::Items(roots.len() as u64));
     for root in &roots {
         marker.mark(root)?;
         progress.advance(1);

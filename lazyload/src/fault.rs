@@ -3,7 +3,9 @@
 //! Changes (remove, unmap, remap) and outcomes go in, answers come out. Invariants:
 //! - a page that was removed is answered with zero for ever, never with the image's bytes;
 //! - a page that has data and was not removed is never answered with zero;
-//! - an answer never crosses a border of regions, and fills only pages that are missing (but always the asked page).
+//! - a fill never crosses a border of regions, and only holds missing pages, but for the one asked for.
+//!
+//! An answer fills the one page that is waited for; its neighbours in the same group come after nobody waits any more.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -127,9 +129,18 @@ impl AddressSpace {
     pub fn answer(&self, address: u64) -> Answer {
         let Some(region) = self.regions.find(address) else { return Answer::Outside };
         match self.data_at(region.page_at(address)) {
-            Some(data) => Answer::Copy(self.around(&region, data)),
+            Some(data) => Answer::Copy(fill(&region, &data, data.place..data.place + 1)),
             None => self.zero_from(&region, address),
         }
+    }
+
+    /// The missing pages right behind and right before a page, in the same group: what to fill once it has its answer.
+    pub fn neighbours(&self, address: u64) -> [Option<Fill>; 2] {
+        let Some(region) = self.regions.find(address) else { return [None, None] };
+        let Some(data) = self.data_at(region.page_at(address)) else { return [None, None] };
+        let stretch = self.missing_around(&region, &data);
+        [data.place + 1..stretch.end, stretch.start..data.place]
+            .map(|places| (!places.is_empty()).then(|| fill(&region, &data, places)))
     }
 
     /// The next stretch of missing pages in image order, or `None` when nothing is missing. Until the stretch is reported
@@ -142,9 +153,8 @@ impl AddressSpace {
                 self.states.set_present(number);
                 continue;
             };
-            let fill = self.around(&region, data);
             self.cursor = number;
-            return Some(fill);
+            return Some(fill(&region, &data, self.missing_around(&region, &data)));
         }
     }
 
@@ -158,28 +168,16 @@ impl AddressSpace {
         self.table.find(page).filter(|data| self.states.get(data.number) != PageState::Removed)
     }
 
-    /// Widens a page over its missing neighbours in the same run and region.
-    fn around(&self, region: &Region, data: DataPage) -> Fill {
-        let usable = |place: &u32| {
+    /// The places of a page and of the missing pages around it, in the same run and region.
+    fn missing_around(&self, region: &Region, data: &DataPage) -> Range<u32> {
+        let is_missing = |place: &u32| {
             let number = data.number - u64::from(data.place) + u64::from(*place);
             self.states.get(number) == PageState::Missing
                 && region.address_of(data.run.first_page + u64::from(*place)).is_some()
         };
-        let (first, end) = if usable(&data.place) {
-            let before = (0..data.place).rev().take_while(usable).count() as u32;
-            let after = (data.place + 1..data.run.page_count).take_while(usable).count() as u32;
-            (data.place - before, data.place + 1 + after)
-        } else {
-            (data.place, data.place + 1)
-        };
-        let address = region.address_of(data.run.first_page + u64::from(first));
-        Fill {
-            address: address.expect("the asked page and its usable neighbours lie in the region"),
-            group: data.run.group,
-            first_slot: u32::from(data.run.first_slot) + first,
-            page_count: end - first,
-            first_number: data.number - u64::from(data.place) + u64::from(first),
-        }
+        let before = (0..data.place).rev().take_while(is_missing).count() as u32;
+        let behind = (data.place + 1..data.run.page_count).take_while(is_missing).count() as u32;
+        data.place - before..data.place + 1 + behind
     }
 
     /// Zeroes from the page of an address on, as far as a group reaches.
@@ -199,6 +197,18 @@ impl AddressSpace {
         }
         self.region_hint = regions.iter().position(|region| shows(&region))?;
         regions.get(self.region_hint).copied()
+    }
+}
+
+/// Some places of a page's run, as they are to be filled in. The region shows all of them.
+fn fill(region: &Region, data: &DataPage, places: Range<u32>) -> Fill {
+    let address = region.address_of(data.run.first_page + u64::from(places.start));
+    Fill {
+        address: address.expect("the region shows the places"),
+        group: data.run.group,
+        first_slot: u32::from(data.run.first_slot) + places.start,
+        page_count: places.end - places.start,
+        first_number: data.number - u64::from(data.place) + u64::from(places.start),
     }
 }
 

@@ -172,7 +172,7 @@ impl Served {
         child
     }
 
-    /// Answers all that wait; what meets a change in progress waits on.
+    /// Answers all that wait, then fills the neighbours of their pages. What meets a change in progress waits on.
     ///
     /// # Errors
     /// When a page can neither be filled nor poisoned.
@@ -194,7 +194,21 @@ impl Served {
                 Outcome::Failed(errno) => return Err(refused(*address, errno)),
             }
         }
+        if !self.is_complete {
+            waiting.iter().for_each(|address| self.fill_neighbours(*address, report));
+        }
         Ok(())
+    }
+
+    /// Fills what is missing around a page that was answered. Nobody waits for it, so any failure is left to whoever does
+    /// one day.
+    fn fill_neighbours(&mut self, address: u64, report: &mut ServeReport) {
+        for fill in self.space.neighbours(address).into_iter().flatten() {
+            match self.copy(&fill) {
+                Ok((_, filled_pages)) => report.pages += filled_pages,
+                Err(error) => tracing::debug!(%error, address, "neighbours of a page were not filled"),
+            }
+        }
     }
 
     fn answer(&mut self, address: u64, report: &mut ServeReport) -> Result<Outcome> {

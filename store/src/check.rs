@@ -8,7 +8,7 @@ use crate::id::{ChunkId, PackId, SnapshotId};
 use crate::index::{self, Run};
 use crate::lock::FileLock;
 use crate::pack::{self, Frame, PACK_HEADER_LEN, PackDirectory, read_directory};
-use crate::progress::Progress;
+use crate::progress::{Progress, Work};
 use crate::reach::Reached;
 use crate::refs;
 use crate::repo::Store;
@@ -81,7 +81,7 @@ fn check_records(store: &Store, report: &mut CheckReport) {
     let tier = store.hot();
     let read = [
         (superblock::KEY, Superblock::read(tier).map(|_| ())),
-        ("domains/", Domain::read(tier, domain::DEFAULT).map(|_| ())),
+        (&*Domain::key(domain::DEFAULT), Domain::read(tier, domain::DEFAULT).map(|_| ())),
         (collector::STATE_KEY, collector::read_epoch(tier).map(|_| ())),
         (collector::CONDEMNED_PREFIX, Condemned::read_all(tier).map(|_| ())),
         (session::PREFIX, session::alive(tier, store.state_dir(), false).map(|_| ())),
@@ -143,7 +143,7 @@ fn check_packs(
 ) -> Result<StoredChunks> {
     let packs = store.packs()?;
     let total = packs.iter().map(|(_, len)| *len).sum();
-    progress.begin("check packs", Some(total));
+    progress.begin("check packs", Work::Bytes(total));
     let mut stored = StoredChunks::new();
     for (id, len_bytes) in packs {
         report.packs += 1;
@@ -257,7 +257,7 @@ pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64
     let _lock = FileLock::take(&store.state_dir().join("gc.lock"), "index rebuild")?;
     let old = store.hot().list("index/")?;
     let packs = store.packs()?;
-    progress.begin("read pack directories", Some(packs.len() as u64));
+    progress.begin("read pack directories", Work::Items(packs.len() as u64));
     let mut directories = Vec::with_capacity(packs.len());
     for (id, _) in packs {
         directories.push(store.pack_directory(id)?);

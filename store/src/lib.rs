@@ -48,7 +48,7 @@ pub use error::{Error, Kind, Result};
 pub use id::{ChunkId, DirectoryId, ImageId, PackId, SnapshotId, StoreId, TreeId, WriterId};
 pub use image::{GROUP_PAGES, Image, ImageBuilder, ImageKind, ImageStats, Location, PAGE, PageRun, Space};
 pub use lock::FileLock;
-pub use progress::{Progress, Unwatched};
+pub use progress::{Progress, Unwatched, Work};
 pub use reach::{Reached, Visit, chunks_of_directory, chunks_of_image, chunks_of_tree};
 pub use refs::{Ref, RefEntry, Refs, check_name};
 pub use repo::{Pin, Store, StoreConfig};

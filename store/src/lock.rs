@@ -14,6 +14,15 @@ pub struct FileLock {
     path: PathBuf,
 }
 
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread is forking shares the open file until it executes.
+        if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::Unlock) {
+            tracing::debug!(path = %self.path.display(), %error, "lock is let go when its last copy closes");
+        }
+    }
+}
+
 impl FileLock {
     /// Takes the lock at once or fails, and writes `purpose` and the process id into it for others to read. Local state may
     /// be lost at any time, so the directory is made if it is not there.
@@ -73,6 +82,5 @@ impl FileLock {
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!(path = %self.path.display(), %error, "lock file stays");
         }
-        drop(self.file);
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
-use crate::progress::Progress;
+use crate::progress::{Progress, Work};
 use crate::repo::Store;
 use crate::tree::{Content, Directory, EntryInode, Extent, Inode, Metadata, Node, Tree};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
@@ -49,7 +49,8 @@ pub fn restore(
     let inode = tree.lookup_path(path)?.ok_or_else(|| {
         Error::new(Kind::NotFound, "no such path in the snapshot").object(String::from_utf8_lossy(path))
     })?;
-    progress.begin("restore", path.is_empty().then_some(record.totals.bytes));
+    progress
+        .begin("restore", if path.is_empty() { Work::Bytes(record.totals.bytes) } else { Work::SomeBytes });
     let mut job = Job { store, tree, progress, linked: HashMap::new(), report: RestoreReport::default() };
     match &inode.node {
         Node::Directory(_) => job.root(&inode, target)?,

@@ -5,12 +5,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use store::Work;
 
 use crate::exit::complain;
 
 const REDRAW_INTERVAL: Duration = Duration::from_millis(200);
-const WITH_TOTAL: &str = "{msg:<12} [{bar:30}] {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
-const WITHOUT_TOTAL: &str = "{msg:<12} {spinner} {bytes}  {bytes_per_sec}  {elapsed}";
+const BYTES: &str = "{msg:<12} [{bar:30}] {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+const SOME_BYTES: &str = "{msg:<12} {spinner} {bytes}  {bytes_per_sec}  {elapsed}";
+const ITEMS: &str = "{msg:<12} [{bar:30}] {pos}/{len}  {eta} left";
 
 /// What the libraries report to. One phase at a time; beginning the next ends the one before.
 pub struct Progress {
@@ -40,14 +42,15 @@ impl Progress {
 }
 
 impl store::Progress for Progress {
-    fn begin(&self, what: &str, total_bytes: Option<u64>) {
+    fn begin(&self, what: &str, work: Work) {
         self.clear();
         if !self.draw {
             return;
         }
-        let (bar, template) = match total_bytes {
-            Some(total) => (ProgressBar::new(total), WITH_TOTAL),
-            None => (ProgressBar::no_length(), WITHOUT_TOTAL),
+        let (bar, template) = match work {
+            Work::Bytes(total) => (ProgressBar::new(total), BYTES),
+            Work::SomeBytes => (ProgressBar::no_length(), SOME_BYTES),
+            Work::Items(total) => (ProgressBar::new(total), ITEMS),
         };
         let style =
             ProgressStyle::with_template(template).expect("the template is a constant that a test parses");
@@ -57,9 +60,9 @@ impl store::Progress for Progress {
         *self.bar() = Some(bar);
     }
 
-    fn advance(&self, bytes: u64) {
+    fn advance(&self, amount: u64) {
         if let Some(bar) = self.bar().as_ref() {
-            bar.inc(bytes);
+            bar.inc(amount);
         }
     }
 
@@ -84,7 +87,7 @@ mod tests {
 
     #[test]
     fn the_templates_parse() {
-        for template in [WITH_TOTAL, WITHOUT_TOTAL] {
+        for template in [BYTES, SOME_BYTES, ITEMS] {
             ProgressStyle::with_template(template).unwrap();
         }
     }

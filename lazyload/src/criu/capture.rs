@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use store::{Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, Result, Writer};
+use store::{Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, Result, Work, Writer};
 
 use super::entries::{PageMap, check_inventory, tasks};
 use super::{INVENTORY, PROCESS_TREE, RECORD_FILE_LIMIT_BYTES, mappings_name, page_map_name, pages_name};
@@ -44,7 +44,7 @@ pub fn capture(
     read_records(images, INVENTORY, check_inventory)?;
     let found = find_pages(images, &names)?;
     let bytes: u64 = found.iter().map(|pages| pages.map.pages_file_bytes()).sum();
-    progress.begin("capture", Some(bytes));
+    progress.begin("capture", Work::Bytes(bytes));
     let mut builder = ImageBuilder::new(writer, ImageKind::Criu, parent);
     for pages in &found {
         store_pages(&mut builder, images, pages, progress)?;

@@ -117,7 +117,12 @@ impl Pair {
             }
             Answer::Copy(fill) => {
                 assert!(is_data, "image bytes for a removed or empty page");
+                assert_eq!(fill.page_count, 1);
                 self.take(&fill, Some(page));
+                let neighbours = self.space.neighbours(page * PAGE_BYTES);
+                for fill in neighbours.into_iter().flatten() {
+                    self.take(&fill, None);
+                }
             }
         }
     }
@@ -182,9 +187,12 @@ fn a_fork_keeps_its_own_state() {
 #[test]
 fn a_second_fault_on_a_given_page_gets_its_bytes_again() {
     let mut space = AddressSpace::new(regions(), table());
-    let Answer::Copy(fill) = space.answer(16 * PAGE_BYTES) else { panic!("data") };
-    assert_eq!(fill.page_count, 16);
-    space.filled(&fill, 0..16);
+    let Answer::Copy(fill) = space.answer(18 * PAGE_BYTES) else { panic!("data") };
+    space.filled(&fill, 0..1);
+    let neighbours = space.neighbours(18 * PAGE_BYTES).map(|fill| fill.expect("both sides are missing"));
+    assert_eq!(neighbours.map(|fill| (fill.first_slot, fill.page_count)), [(3, 13), (0, 2)]);
+    neighbours.iter().for_each(|fill| space.filled(fill, 0..fill.page_count));
+    assert_eq!(space.neighbours(18 * PAGE_BYTES), [None, None]);
     let Answer::Copy(again) = space.answer(18 * PAGE_BYTES) else { panic!("data") };
     assert_eq!((again.page_count, again.first_slot, again.address), (1, 2, 18 * PAGE_BYTES));
 }

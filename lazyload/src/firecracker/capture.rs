@@ -11,7 +11,7 @@ use std::path::Path;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use store::{Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, Result, Store, Writer};
+use store::{Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, Result, Store, Work, Writer};
 
 use super::{VMSTATE, check_kind};
 use crate::report::Captured;
@@ -45,7 +45,7 @@ pub fn capture(
     let state = File::open(vmstate)
         .map_err(|error| Error::io("cannot open the state file", vmstate.display(), error))?;
     file.sync_all().map_err(failed)?;
-    progress.begin("capture", Some(len_bytes));
+    progress.begin("capture", Work::Bytes(len_bytes));
     let mut builder = ImageBuilder::new(writer, ImageKind::Firecracker, parent);
     builder.begin_space(0, len_bytes)?;
     let mut offset = 0;

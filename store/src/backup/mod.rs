@@ -6,7 +6,7 @@ mod walk;
 
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
-use crate::progress::Progress;
+use crate::progress::{Progress, Work};
 use crate::tree::{Metadata, TreeRoot};
 use crate::writer::{SnapshotDraft, WriteStats, Writer};
 use globset::{Glob, GlobSet, GlobSetBuilder};
@@ -60,7 +60,7 @@ pub fn backup(
     let store = writer.store().clone();
     let parent = store.refs().get(name)?.and_then(|found| found.current());
     let mut cache = stat_cache::StatCache::load(store.state_dir(), name, parent.as_ref());
-    progress.begin("back up", None);
+    progress.begin("back up", Work::SomeBytes);
     let mut walk = walk::Walk::new(writer, source, &exclude, options.one_file_system, progress, &mut cache)?;
     let parent_tree = match &parent {
         Some(id) => store.snapshot(id)?.tree.map(|tree| store.tree(&tree)).transpose()?,

@@ -123,7 +123,7 @@ impl Stamper {
     /// The first wrong page, looked for far and near.
     fn find_bad(&self) -> Option<usize> {
         let total: usize = self.areas.iter().map(|area| area.pages + area.zero_pages).sum();
-        let stride = (total / 2 | 1..).find(|stride| gcd(*stride, total) == 1).expect("primes are endless");
+        let stride = ((total / 2) | 1..).find(|stride| gcd(*stride, total) == 1).expect("primes are endless");
         (0..total).map(|step| step * stride % total).find(|page| {
             let split = self.areas[0].pages;
             let (area, place) =

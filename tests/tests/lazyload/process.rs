@@ -25,7 +25,10 @@ pub struct Stamper {
 impl Stamper {
     pub fn start(fixture: &Fixture, pages: usize, flags: &[&str]) -> Self {
         let socket = fixture.path("stamper");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stamper"));
+        // A program of its own: one that is replaced while it runs cannot be dumped.
+        let program = fixture.path("program");
+        std::fs::copy(env!("CARGO_BIN_EXE_stamper"), &program).expect("copied");
+        let mut command = Command::new(&program);
         command.arg(&socket).arg(pages.to_string()).args(flags).current_dir("/");
         let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = quiet.spawn().expect("started");

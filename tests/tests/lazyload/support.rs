@@ -139,10 +139,6 @@ impl Running {
     pub fn wait(&mut self) -> std::process::ExitStatus {
         wait_for("a program ends", || self.child.try_wait().expect("waited for"))
     }
-
-    pub fn kill(&mut self) {
-        self.child.kill().expect("killed");
-    }
 }
 
 impl Drop for Running {

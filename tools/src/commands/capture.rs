@@ -9,7 +9,8 @@ use std::time::Instant;
 use lazyload::{Captured, criu, firecracker};
 use serde::Serialize;
 use store::{
-    Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, SnapshotDraft, SnapshotId, Store, Writer,
+    Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, SnapshotDraft, SnapshotId, Store, Work,
+    Writer,
 };
 
 use crate::args::CaptureArguments;
@@ -145,7 +146,7 @@ fn capture_file(
         let what = format!("not a file of whole pages of {PAGE} bytes");
         return Err(Error::new(Kind::Invalid, what).object(path.display()));
     }
-    progress.begin("capture", Some(bytes));
+    progress.begin("capture", Work::Bytes(bytes));
     let mut builder = ImageBuilder::new(writer, ImageKind::Raw, parent);
     builder.begin_space(0, bytes)?;
     let mut buffer = vec![0; READ_BYTES];
