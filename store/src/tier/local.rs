@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Holds the lock and the next body of an object that is being swapped.
@@ -154,7 +154,8 @@ fn parent(path: &Path) -> &Path {
 /// As the system calls; `path` holds the old or the new bytes whole.
 pub fn replace_file(temporary: &Path, path: &Path, body: &[u8]) -> Result<()> {
     let failed = |error: io::Error| Error::io("cannot write", path.display(), error);
-    let mut file = File::create(temporary).map_err(failed)?;
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(temporary);
+    let mut file = file.map_err(failed)?;
     file.write_all(body).and_then(|()| file.sync_all()).map_err(failed)?;
     fs::rename(temporary, path).map_err(failed)?;
     sync_directory(parent(path))

@@ -271,7 +271,11 @@ impl Writer {
     fn flush(&mut self) -> Result<()> {
         let mut directories = self.pipeline.flush()?;
         for pack in std::mem::take(&mut self.adopted) {
-            directories.push(self.store.pack_directory(pack)?);
+            match self.store.pack_directory(pack) {
+                Ok(directory) => directories.push(directory),
+                Err(error) if error.kind() == Kind::NotFound => {} // refused before the ref is moved
+                Err(error) => return Err(error),
+            }
         }
         if directories.is_empty() {
             return Ok(());

@@ -169,7 +169,7 @@ fn unreadable_files_are_told_and_the_rest_is_kept() {
     fs::create_dir(&place).unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fill(&source);
-    fs::set_permissions(source.join("file-1"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(source.join("file-1"), fs::Permissions::from_mode(0o000)).unwrap();
     fs::set_permissions(source.join("sub"), fs::Permissions::from_mode(0o700)).unwrap();
     std::os::unix::fs::chown(&place, Some(1234), Some(1234)).unwrap();
     let (report, notes) = std::thread::scope(|scope| {
@@ -238,4 +238,27 @@ fn a_backup_of_what_changes_meanwhile_ends_and_is_whole() {
     let last = back_up(&store, source.path(), "web");
     assert_eq!(files_of_store(&store, &last.snapshot).unwrap(), files_of_host(source.path()));
     tests::model::assert_clean(&store, "after a restless source");
+}
+
+#[test]
+fn other_file_systems_are_left_out_when_asked() {
+    let source = tempfile::tempdir().unwrap();
+    let mounted = source.path().join("mounted");
+    fs::create_dir(&mounted).unwrap();
+    fs::write(source.path().join("here"), "x").unwrap();
+    rustix::mount::mount("tmpfs", &mounted, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    fs::write(mounted.join("there"), "y").unwrap();
+    let (scratch, _) = Scratch::in_memory();
+    let store = scratch.open();
+    let kept = |one_file_system: bool| {
+        let options = BackupOptions { one_file_system, ..BackupOptions::default() };
+        let mut writer = store.writer("test").unwrap();
+        let report = store::backup(&mut writer, source.path(), "web", &options, &Unwatched).unwrap();
+        let files = files_of_store(&store, &report.snapshot).unwrap();
+        files.into_keys().map(|path| String::from_utf8(path).unwrap()).collect::<Vec<_>>()
+    };
+    let (crossed, stayed) = (kept(false), kept(true));
+    rustix::mount::unmount(&mounted, rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert_eq!(crossed, ["", "here", "mounted", "mounted/there"]);
+    assert_eq!(stayed, ["", "here", "mounted"], "the mount point itself stays, empty");
 }

@@ -12,9 +12,10 @@ use tests::model::{Random, assert_clean, files_of_store, sample_files};
 const ROUNDS: u64 = 25;
 const SEED: u64 = 77;
 
-fn start(directory: &Path, first: u64) -> Child {
+/// A process that commits version `first`, the next, and so on.
+pub fn start(directory: &Path, seed: u64, first: u64) -> Child {
     Command::new(env!("CARGO_BIN_EXE_write_loop"))
-        .args([directory.as_os_str(), SEED.to_string().as_ref(), first.to_string().as_ref()])
+        .args([directory.as_os_str(), seed.to_string().as_ref(), first.to_string().as_ref()])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap()
@@ -22,7 +23,7 @@ fn start(directory: &Path, first: u64) -> Child {
 
 /// Runs the writer until a moment after its first acknowledgement that `random` picks; gives all of them.
 fn run_and_kill(directory: &Path, first: u64, random: &mut Random) -> Vec<(u64, SnapshotId)> {
-    let mut child = start(directory, first);
+    let mut child = start(directory, SEED, first);
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let (send, acks) = mpsc::channel();
     let reader = std::thread::spawn(move || {
@@ -43,7 +44,7 @@ fn run_and_kill(directory: &Path, first: u64, random: &mut Random) -> Vec<(u64, 
 }
 
 /// `ack <version> <snapshot>`.
-fn parse(line: &str) -> (u64, SnapshotId) {
+pub fn parse(line: &str) -> (u64, SnapshotId) {
     let mut words = line.strip_prefix("ack ").expect("an acknowledgement").split(' ');
     (words.next().unwrap().parse().unwrap(), words.next().unwrap().parse().unwrap())
 }

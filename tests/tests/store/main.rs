@@ -1,6 +1,8 @@
 //! The store against its oracle: every tier by one suite, random histories, every crash point, damage of every kind, real
 //! trees, and the format for ever.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics, its helpers too")]
+
 mod backups;
 mod conformance;
 mod crash;
@@ -11,6 +13,7 @@ mod fuzz;
 mod images;
 mod index;
 mod kill;
+mod power;
 mod random_histories;
 mod scratch;
 mod splices;

@@ -35,7 +35,8 @@ impl Scratch {
 
     /// Fresh local state for a tier that may hold a store or not.
     pub fn over(hot: Arc<dyn Tier>) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        // In memory where that is possible: nothing here is about the durability of local state.
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         Self { config: config(hot, &directory), directory }
     }
 

@@ -185,7 +185,8 @@ fn a_failing_source_fails_the_splice() {
     let mut writer = store.writer("test").unwrap();
     let reader = store.content(&Content::empty()).unwrap();
     let mut fail = |_: u64, _: &mut [u8]| Err(store::Error::new(store::Kind::Unavailable, "no bytes today"));
-    let error = store::splice(&mut writer, &reader, 100_000, &[0..100_000], &mut fail).unwrap_err();
+    let all = 0..100_000;
+    let error = store::splice(&mut writer, &reader, all.end, &[all], &mut fail).unwrap_err();
     assert_eq!(error.kind(), store::Kind::Unavailable);
     writer.put_chunk(b"the writer itself did not fail").unwrap();
 }

@@ -7,7 +7,11 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
-use store::{BackupOptions, BackupReport, Kind, Store, Unwatched};
+use store::wire::Encoder;
+use store::{
+    BackupOptions, BackupReport, Content, DirectoryId, Entry, EntryInode, Inode, Kind, Metadata, Node,
+    SnapshotDraft, Store, TreeRoot, Unwatched,
+};
 use tests::model::{Body, Files, Random, assert_clean, files_of_host, files_of_store};
 
 pub fn back_up(store: &Store, source: &Path, name: &str) -> BackupReport {
@@ -297,18 +301,23 @@ fn one_file_and_one_subdirectory_can_be_backed_up_and_restored_alone() {
     assert_eq!(fs::read_to_string(target.path().join("twin")).unwrap(), "alone");
 }
 
-/// As deep as paths can be; deeper is reported, and neither way runs out of stack.
+/// There and back on a stack that holds 400 bytes a level: neither way may recurse.
 #[test]
-fn very_deep_trees_are_kept_as_far_as_paths_go() {
+fn deep_trees_need_no_stack() {
+    let small = std::thread::Builder::new().stack_size(256 << 10);
+    small.spawn(deep_tree_there_and_back).unwrap().join().unwrap();
+}
+
+fn deep_tree_there_and_back() {
     let source = tempfile::tempdir().unwrap();
-    let levels = (4000 - source.path().as_os_str().len()) / 2;
+    let levels = 640;
     let mut deep = source.path().to_owned();
     for _ in 0..levels {
         deep.push("d");
         fs::create_dir(&deep).unwrap();
     }
     fs::write(deep.join("f"), "at the bottom").unwrap();
-    let scratch = Scratch::in_directory();
+    let (scratch, _) = Scratch::in_memory();
     let store = scratch.open();
     let report = back_up(&store, source.path(), "web");
     assert_eq!(report.directories, levels as u64 + 1);
@@ -318,4 +327,56 @@ fn very_deep_trees_are_kept_as_far_as_paths_go() {
     store::restore(&store, &report.snapshot, b"", target.path(), &Unwatched).unwrap();
     assert_same(&files_of_host(source.path()), &files_of_host(target.path()));
     assert_clean(&store, "a deep tree");
+}
+
+/// What a hostile writer may have stored: a name twice, first as a link that leads out, then as a directory.
+#[test]
+fn a_hostile_tree_reaches_nothing_outside_the_target() {
+    let place = tempfile::tempdir().unwrap();
+    let (target, outside) = (place.path().join("target"), place.path().join("outside"));
+    fs::create_dir(&outside).unwrap();
+    let (scratch, _) = Scratch::in_memory();
+    let store = scratch.open();
+    let mut writer = store.writer("test").unwrap();
+    let inode = |node: Node| Inode { metadata: Metadata { mode: 0o755, ..Metadata::default() }, node };
+    let own = |name: &str, node: Node| Entry { name: name.into(), inode: EntryInode::Own(inode(node)) };
+    let inner =
+        writer.put_directory(&[own("file", Node::File(Content::inline(b"escaped".to_vec())))]).unwrap();
+    let link = own("evil", Node::Symlink(b"../outside".to_vec()));
+    let link_again = own("evil/file", Node::Fifo);
+    assert!(writer.put_directory(&[link.clone(), link_again]).is_err(), "no name holds a slash");
+    let doubled = join(&[link, own("evil", Node::Directory(inner))]);
+    let climbing = rename(&join(&[own("xx", Node::Directory(inner))]), b"xx", b"..");
+    let absolute = rename(&join(&[own("/etc", Node::Directory(inner))]), b"/etc", b"/etc");
+    for (number, record) in [doubled, climbing, absolute].into_iter().enumerate() {
+        let directory = DirectoryId::from(writer.put_chunk(&record).unwrap());
+        let root = TreeRoot { metadata: Metadata::default(), directory, links: Default::default() };
+        let tree = Some(writer.put_tree(&root).unwrap());
+        let id = writer.commit("evil", SnapshotDraft { tree, ..SnapshotDraft::default() }).unwrap();
+        let target = target.join(number.to_string());
+        store::restore(&store, &id, b"", &target, &Unwatched).unwrap_err();
+        assert!(fs::read_dir(&outside).unwrap().next().is_none(), "tree {number} wrote outside");
+        assert!(!place.path().join("target/file").exists(), "tree {number} wrote outside");
+    }
+}
+
+/// A directory record of entries that no encoder would accept together: each encoded alone where it can be, then joined.
+fn join(entries: &[Entry]) -> Vec<u8> {
+    let mut records = Vec::new();
+    let mut out = Encoder::new();
+    out.bytes(b"TDIR").u16(1).u16(0).count(entries.len());
+    for entry in entries {
+        let harmless = Entry { name: vec![b'n'; entry.name.len()], ..entry.clone() };
+        let alone = store::tree::encode_directory(&[harmless.clone()]).unwrap();
+        out.count(records.len());
+        records.extend(rename(&alone[16..], &harmless.name, &entry.name));
+    }
+    out.bytes(&records);
+    out.finish()
+}
+
+/// The first `from` in a record becomes `to`.
+fn rename(record: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let at = record.windows(from.len()).position(|window| window == from).unwrap();
+    [&record[..at], to, &record[at + from.len()..]].concat()
 }

@@ -98,6 +98,73 @@ fn readers_go_on_beside_a_writer_and_see_new_refs_without_reopening() {
     }
 }
 
+/// One host: a writer that forgets what it wrote, a collector without pause, and readers that pin before they read.
+#[test]
+fn a_writer_the_collector_and_readers_work_beside_each_other() {
+    for scratch in [Scratch::in_memory().0, Scratch::in_directory()] {
+        let done = AtomicBool::new(false);
+        let reads = std::thread::scope(|scope| {
+            let collector = scope.spawn(|| {
+                let mut runs = 0;
+                while !done.load(Ordering::Acquire) {
+                    gc::collect(&scratch.open(), &gc::CollectOptions::default(), &Unwatched).unwrap();
+                    runs += 1;
+                }
+                runs
+            });
+            let readers: Vec<_> = (0..2).map(|_| scope.spawn(|| read_until(&scratch, &done))).collect();
+            let store = scratch.open();
+            for version in 0..40 {
+                let mut writer = store.writer("test").unwrap();
+                let tree = put_files(&mut writer, &sample_files(8, version)).unwrap();
+                let labels = [("version".to_owned(), version.to_string())].into();
+                let draft = SnapshotDraft { tree: Some(tree), labels, ..SnapshotDraft::default() };
+                let newest = writer.commit("web", draft).unwrap();
+                drop(writer);
+                store.forget("web", |entry| entry.snapshot != newest).unwrap();
+            }
+            done.store(true, Ordering::Release);
+            assert!(collector.join().unwrap() > 3);
+            readers.into_iter().map(|reader| reader.join().unwrap()).sum::<u64>()
+        });
+        assert!(reads > 10, "{reads} snapshots read");
+        gc::collect(&scratch.open(), &gc::CollectOptions { dry_run: false, cycles: 3 }, &Unwatched).unwrap();
+        assert_clean(&scratch.open(), "after all of it");
+        assert_eq!(scratch.open().snapshot_ids().unwrap().len(), 1);
+    }
+}
+
+/// Reads the newest snapshot again and again; gives how often it could.
+fn read_until(scratch: &Scratch, done: &AtomicBool) -> u64 {
+    let store = scratch.open();
+    let mut reads = 0;
+    while !done.load(Ordering::Acquire) {
+        let Some(id) = store.refs().get("web").unwrap().and_then(|found| found.current()) else { continue };
+        // It may have been forgotten since; what could be pinned stays.
+        let Ok(pin) = store.pin("reader", &[id]) else { continue };
+        let version = store.snapshot(&id).unwrap().labels["version"].parse().unwrap();
+        let cold = scratch.open();
+        let state = state_of_store(&cold, &id).unwrap_or_else(|error| panic!("version {version}: {error}"));
+        assert!(state.files == Some(sample_files(8, version)), "version {version} holds other files");
+        drop(pin);
+        reads += 1;
+    }
+    reads
+}
+
+#[test]
+fn a_cache_of_no_bytes_and_any_level_read_and_write_right() {
+    for (cache_bytes, level) in [(0, 1), (1, 22), (u64::MAX, 3)] {
+        let (scratch, _) = Scratch::in_memory();
+        let store = Store::open(&StoreConfig { cache_bytes, level, ..scratch.config.clone() }).unwrap();
+        let mut writer = store.writer("test").unwrap();
+        let tree = put_files(&mut writer, &sample_files(2, 2)).unwrap();
+        let id =
+            writer.commit("web", SnapshotDraft { tree: Some(tree), ..SnapshotDraft::default() }).unwrap();
+        assert!(state_of_store(&store, &id).unwrap().files == Some(sample_files(2, 2)));
+    }
+}
+
 #[test]
 fn a_writer_that_is_dropped_leaves_nothing_that_a_ref_reaches() {
     let (scratch, tier) = Scratch::in_memory();
