@@ -1,6 +1,7 @@
 //! Freezing: what changed becomes a new snapshot, at a cost that follows the change.
 //!
-//! All changes wait meanwhile, so the snapshot is one moment. Only dirty ranges of files are read, cut and hashed; only
+//! Changed files are stored once while everything goes on. Then changes wait: files that changed again meanwhile are stored
+//! once more, then all the rest, so the snapshot is one moment. Only dirty ranges of files are read, cut and hashed; only
 //! directories on the way from a change to the root are written; all else is taken over by id. Then the upper changes over
 //! to the new snapshot: commit -> journal of the new base in place of the old one (one rename) -> memory. A crash between
 //! the first two is seen at the next mount, because the journal says which tree was about to be committed.
@@ -51,8 +52,9 @@ impl Overlay {
         store::check_name(name)?;
         let mut writer = self.store().writer("a freeze")?;
         let started = Instant::now();
+        let prepared = prepare_files(self, &mut writer)?;
         let _stopped = self.stop_changes();
-        let (report, frozen) = self.commit_changes(&mut writer, name, labels)?;
+        let (report, frozen) = self.commit_changes(&mut writer, name, labels, prepared)?;
         let base = Arc::new(Base::open(self.store(), &report.snapshot)?);
         rebase(self, base, frozen)?;
         Ok(FreezeReport { elapsed: started.elapsed(), ..report })
@@ -64,8 +66,9 @@ impl Overlay {
         writer: &mut Writer,
         name: &str,
         labels: BTreeMap<String, String>,
+        prepared: HashMap<NodeId, Prepared>,
     ) -> Result<(FreezeReport, Frozen)> {
-        let mut freezer = Freezer::new(self);
+        let mut freezer = Freezer::new(self, prepared);
         let root = freezer.tree_root(writer)?;
         let tree = writer.put_tree(&root)?;
         self.announce(Change::Freezing { tree })?;
@@ -91,6 +94,21 @@ impl Overlay {
         Ok((report, freezer.frozen))
     }
 
+    /// Bytes of a file as of a version of its content; `None` when it has another version by now, or is gone.
+    fn read_version(&self, id: NodeId, version: u64, offset: u64, len: usize) -> Result<Option<Vec<u8>>> {
+        let bytes = self.read(id, offset, len);
+        // A change is noted after its bytes are written, so the version is looked at after they are read under its lock.
+        let current = self.lock().state.node(id).and_then(Node::file).map(|file| file.version);
+        match bytes {
+            Ok(bytes) => Ok((current == Some(version)).then_some(bytes)),
+            Err(_) if current != Some(version) => Ok(None),
+            Err(errno) => {
+                let node = format!("node {:016x}", id.0);
+                Err(Error::io("cannot read a changed file", node, errno.into()))
+            }
+        }
+    }
+
     /// Puts a change that only the next mount reads into the journal, durably.
     fn announce(&self, change: Change) -> Result<()> {
         let failed = |errno: Errno| {
@@ -102,12 +120,21 @@ impl Overlay {
     }
 }
 
+/// A file as it was stored while changes went on.
+pub(crate) struct Prepared {
+    version: u64,
+    content: Content,
+    changed_bytes: u64,
+}
+
 /// The work on one freeze.
 struct Freezer<'a> {
     overlay: &'a Overlay,
     base: Arc<Base>,
     /// Copies of all nodes that differ from the base.
     nodes: HashMap<NodeId, Node>,
+    /// Files that are stored already, unless they changed since.
+    prepared: HashMap<NodeId, Prepared>,
     /// Where the changed nodes stood in the base.
     standing: HashSet<Vec<u8>>,
     frozen: Frozen,
@@ -120,7 +147,7 @@ struct Freezer<'a> {
 }
 
 impl<'a> Freezer<'a> {
-    fn new(overlay: &'a Overlay) -> Self {
+    fn new(overlay: &'a Overlay, prepared: HashMap<NodeId, Prepared>) -> Self {
         let inner = overlay.lock();
         let changed = inner.state.nodes().filter(|(_, node)| node.dirty && !node.is_orphan());
         let nodes: HashMap<NodeId, Node> = changed.map(|(id, node)| (id, node.clone())).collect();
@@ -131,6 +158,7 @@ impl<'a> Freezer<'a> {
         Self {
             overlay,
             base: inner.state.base.clone(),
+            prepared,
             standing: origins.collect(),
             nodes,
             frozen: Frozen::default(),
@@ -161,12 +189,14 @@ impl<'a> Freezer<'a> {
 
     fn freeze_files(&mut self, writer: &mut Writer) -> Result<()> {
         for (id, node) in &self.nodes {
-            let Some(file) = node.file().filter(|file| !file.layout.is_clean(file.lower.len_bytes())) else {
-                continue;
+            let Some(file) = changed_content(node) else { continue };
+            let prepared = self.prepared.remove(id).filter(|prepared| prepared.version == file.version);
+            let stored = match prepared {
+                Some(prepared) => prepared,
+                None => store_file(self.overlay, writer, *id, file)?.ok_or_else(|| lost(*id))?,
             };
-            let (content, changed_bytes) = freeze_file(self.overlay, writer, *id, file)?;
-            self.changed_bytes += changed_bytes;
-            self.frozen.contents.insert(*id, content);
+            self.changed_bytes += stored.changed_bytes;
+            self.frozen.contents.insert(*id, stored.content);
         }
         Ok(())
     }
@@ -299,27 +329,52 @@ impl<'a> Freezer<'a> {
     }
 }
 
-fn freeze_file(
+/// The file part of a node whose content differs from the base.
+fn changed_content(node: &Node) -> Option<&FileBody> {
+    node.file().filter(|file| !file.layout.is_clean(file.lower.len_bytes()))
+}
+
+/// Stores all changed files while changes go on; a file that changes meanwhile is left for later.
+fn prepare_files(overlay: &Overlay, writer: &mut Writer) -> Result<HashMap<NodeId, Prepared>> {
+    let changed: Vec<(NodeId, FileBody)> = {
+        let inner = overlay.lock();
+        let named = inner.state.nodes().filter(|(_, node)| node.dirty && !node.is_orphan());
+        named.filter_map(|(id, node)| Some((id, changed_content(node)?.clone()))).collect()
+    };
+    let mut prepared = HashMap::new();
+    for (id, file) in changed {
+        if let Some(stored) = store_file(overlay, writer, id, &file)? {
+            prepared.insert(id, stored);
+        }
+    }
+    Ok(prepared)
+}
+
+/// Stores a file's content as it was when `file` was copied; `None` when it changed before all of it was read.
+fn store_file(
     overlay: &Overlay,
     writer: &mut Writer,
     id: NodeId,
     file: &FileBody,
-) -> Result<(Content, u64)> {
+) -> Result<Option<Prepared>> {
     let base = overlay.store().content(&file.lower)?;
-    let layout = &file.layout;
-    let dirty: Vec<Range<u64>> = layout.dirty(base.len_bytes());
+    let dirty: Vec<Range<u64>> = file.layout.dirty(base.len_bytes());
+    let mut changed = false;
     let mut read = |offset: u64, buffer: &mut [u8]| {
-        let bytes = overlay.read_locked(id, offset..offset + buffer.len() as u64).map_err(|errno| {
-            Error::io("cannot read a changed file", format!("node {:016x}", id.0), errno.into())
-        })?;
-        if bytes.len() != buffer.len() {
-            return Err(Error::new(Kind::Internal, "a file changed while it was frozen"));
+        let bytes =
+            if changed { None } else { overlay.read_version(id, file.version, offset, buffer.len())? };
+        match bytes.filter(|bytes| bytes.len() == buffer.len()) {
+            Some(bytes) => buffer.copy_from_slice(&bytes),
+            None => {
+                changed = true;
+                buffer.fill(0);
+            }
         }
-        buffer.copy_from_slice(&bytes);
         Ok(())
     };
-    let content = store::splice(writer, &base, layout.len_bytes(), &dirty, &mut read)?;
-    Ok((content, dirty.iter().map(|range| range.end - range.start).sum()))
+    let content = store::splice(writer, &base, file.layout.len_bytes(), &dirty, &mut read)?;
+    let changed_bytes = dirty.iter().map(|range| range.end - range.start).sum();
+    Ok((!changed).then_some(Prepared { version: file.version, content, changed_bytes }))
 }
 
 fn changed_slots(node: &Node) -> impl Iterator<Item = (&Vec<u8>, Option<NodeId>)> {

@@ -5,7 +5,7 @@
 //! machine was not rebooted, any whole frame behind it proves that; after a reboot, a frame behind it that was written
 //! when the hole was already durable. Layout: SEMANTICS.md ("Journal"). Never interprets payloads.
 
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::{self, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -22,6 +22,8 @@ const HEADER_LEN: usize = 88;
 const FRAME_MAGIC: &[u8; 4] = b"FRAM";
 /// Bytes of a frame before its payload.
 const FRAME_HEADER_LEN: usize = 32;
+/// Space that is kept for changes that make room when the disk is full: some thousand of them.
+const RESERVE_LEN: u64 = 256 << 10;
 /// Largest payload of a frame; larger ones are refused on both sides.
 pub const PAYLOAD_MAX: usize = 64 << 20;
 
@@ -42,6 +44,8 @@ pub struct Journal {
     file: Arc<File>,
     len_bytes: u64,
     durable_len_bytes: u64,
+    /// The disk has room for the file up to here.
+    reserved_len_bytes: u64,
     sequence: u64,
 }
 
@@ -51,6 +55,13 @@ pub struct Scan {
     end: u64,
     /// Number of whole frames.
     frames: u64,
+}
+
+impl Scan {
+    /// Length of the whole frames and the header in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.end
+    }
 }
 
 impl Journal {
@@ -67,8 +78,7 @@ impl Journal {
             fs::open(&temporary, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed(errno.into()))?;
         let file = Arc::new(File::from(file));
         file.write_all_at(&encode_header(header), 0).map_err(failed)?;
-        let mut journal =
-            Self { file, len_bytes: HEADER_LEN as u64, durable_len_bytes: HEADER_LEN as u64, sequence: 0 };
+        let mut journal = Self::at(file, HEADER_LEN as u64, 0);
         for payload in payloads {
             journal.append(&payload).map_err(|errno| failed(errno.into()))?;
         }
@@ -77,6 +87,19 @@ impl Journal {
         std::fs::rename(&temporary, path).map_err(failed)?;
         sync_directory(path.parent().unwrap_or(Path::new(".")))?;
         Ok(journal)
+    }
+
+    /// Makes an empty journal at `path` where there is none. It is not durable before its first sync.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn create(path: &Path, header: &Header) -> Result<Self> {
+        let failed = |error: std::io::Error| Error::io("cannot make the journal", path.display(), error);
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed(errno.into()))?;
+        let file = Arc::new(File::from(file));
+        file.write_all_at(&encode_header(header), 0).map_err(failed)?;
+        Ok(Self { durable_len_bytes: 0, ..Self::at(file, HEADER_LEN as u64, 0) })
     }
 
     /// Opens the journal for appending behind what `scan` read; a torn tail is cut off.
@@ -89,8 +112,29 @@ impl Journal {
         let file = File::from(fs::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?);
         file.set_len(scan.end).map_err(failed)?;
         file.sync_all().map_err(failed)?;
-        let file = Arc::new(file);
-        Ok(Self { file, len_bytes: scan.end, durable_len_bytes: scan.end, sequence: scan.frames })
+        Ok(Self::at(Arc::new(file), scan.end, scan.frames))
+    }
+
+    fn at(file: Arc<File>, len_bytes: u64, sequence: u64) -> Self {
+        Self { file, len_bytes, durable_len_bytes: len_bytes, reserved_len_bytes: 0, sequence }
+    }
+
+    /// Sees to it that changes that make room can be written also when nothing else can.
+    ///
+    /// # Errors
+    /// `ENOSPC` when there is no room left to keep.
+    pub fn reserve(&mut self) -> Result<(), Errno> {
+        if self.len_bytes + RESERVE_LEN / 2 <= self.reserved_len_bytes {
+            return Ok(());
+        }
+        match fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.len_bytes, RESERVE_LEN) {
+            // A file system that cannot reserve makes no promise.
+            Ok(()) | Err(Errno::OPNOTSUPP) => {
+                self.reserved_len_bytes = self.len_bytes + RESERVE_LEN;
+                Ok(())
+            }
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Appends one frame. Either all of it is there afterwards or none.
@@ -107,6 +151,7 @@ impl Journal {
         frame.u64(sum).bytes(payload);
         let frame = frame.finish();
         if let Err(error) = self.file.write_all_at(&frame, self.len_bytes) {
+            self.reserved_len_bytes = 0;
             self.file.set_len(self.len_bytes).map_err(|_| Errno::IO)?;
             return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
         }
@@ -125,22 +170,34 @@ impl Journal {
         (self.durable_len_bytes < self.len_bytes).then(|| (self.file.clone(), self.len_bytes))
     }
 
+    /// Whether nothing of it is durable yet, not even its name.
+    pub fn is_unnamed(&self) -> bool {
+        self.durable_len_bytes == 0
+    }
+
     /// Notes that the first `len_bytes` bytes are durable.
     pub fn synced(&mut self, len_bytes: u64) {
         self.durable_len_bytes = self.durable_len_bytes.max(len_bytes);
     }
 }
 
-/// Reads the header of the journal at `path`; `None` where there is no journal.
+/// Reads the header of the journal at `path`; `None` where there is no journal, or one that a power cut kept from ever
+/// becoming durable.
 ///
 /// # Errors
 /// `Corrupt`, `Invalid` for a newer version, and those of the file system.
 pub fn read_header(path: &Path) -> Result<Option<Header>> {
+    let failed = |error: std::io::Error| Error::io("cannot read the journal", path.display(), error);
+    let mut bytes = Vec::new();
     match File::open(path) {
-        Ok(mut file) => take_header(&mut file, path).map(Some),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("cannot open the journal", path.display(), error)),
+        Ok(file) => file.take(HEADER_LEN as u64).read_to_end(&mut bytes).map_err(failed)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(None);
     }
+    take_header(&mut bytes.as_slice(), path).map(Some)
 }
 
 /// Reads every whole frame in order. `boot` is the running kernel's boot id.

@@ -56,6 +56,8 @@ pub struct FileBody {
     pub holes_bytes: u64,
     /// Which bytes come from where.
     pub layout: Layout,
+    /// Differs after every change of the content from all numbers that any file had before.
+    pub version: u64,
     /// Whether its data file has writes that are not known to be durable.
     pub unsynced: bool,
 }
@@ -122,6 +124,7 @@ impl Node {
                 layout: Layout::over(content.len_bytes()),
                 lower: content,
                 holes_bytes: 0,
+                version: 0,
                 unsynced: false,
             }),
             store::Node::Symlink(target) => Body::Symlink(target),
@@ -141,6 +144,7 @@ impl Node {
             NewBody::File => Body::File(FileBody {
                 lower: Content::empty(),
                 holes_bytes: 0,
+                version: 0,
                 layout: Layout::over(0),
                 unsynced: false,
             }),

@@ -7,7 +7,7 @@
 
 use crate::change::{Change, Name, NodeId};
 use crate::lower::{BASE_BIT, Base, node_at, node_of_link};
-use crate::node::{Body, DirectoryBody, LowerPlace, Node, Origin, Slot};
+use crate::node::{Body, DirectoryBody, FileBody, LowerPlace, Node, Origin, Slot};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use store::{Entry, EntryInode, Error, Inode, Result};
@@ -23,6 +23,8 @@ pub struct State {
     /// Hard-linked files of the base that have no name left.
     dead_links: BTreeSet<u64>,
     next_new: u64,
+    /// Changes of content so far.
+    versions: u64,
     /// Earlier bases that files without a name still read.
     kept_bases: Vec<Arc<Base>>,
 }
@@ -40,6 +42,7 @@ impl State {
             links: HashMap::new(),
             dead_links: BTreeSet::new(),
             next_new,
+            versions: 0,
             kept_bases: Vec::new(),
         }
     }
@@ -209,17 +212,17 @@ impl State {
                 Ok(())
             }
             Change::Write { node, range } => {
-                let file = self.known_file(node)?;
+                let file = self.changed_file(node)?;
                 file.layout.write(range);
                 file.unsynced = true;
                 Ok(())
             }
             Change::Truncate { node, len_bytes } => {
-                self.known_file(node)?.layout.truncate(len_bytes);
+                self.changed_file(node)?.layout.truncate(len_bytes);
                 Ok(())
             }
             Change::Zero { node, blocks } => {
-                self.known_file(node)?.layout.zero(blocks);
+                self.changed_file(node)?.layout.zero(blocks);
                 Ok(())
             }
             Change::Synced { node } => {
@@ -295,7 +298,16 @@ impl State {
         self.nodes.get_mut(&id).ok_or_else(unknown)
     }
 
-    fn known_file(&mut self, id: NodeId) -> Result<&mut crate::node::FileBody> {
+    /// The file, whose content is about to change.
+    fn changed_file(&mut self, id: NodeId) -> Result<&mut FileBody> {
+        self.versions += 1;
+        let version = self.versions;
+        let file = self.known_file(id)?;
+        file.version = version;
+        Ok(file)
+    }
+
+    fn known_file(&mut self, id: NodeId) -> Result<&mut FileBody> {
         let node = self.known(id)?;
         node.dirty = true;
         let not_a_file = || Error::corrupt(format!("the journal uses node {} as a file", id.0));

@@ -46,8 +46,8 @@ impl Overlay {
         self.read_locked(id, offset..offset.saturating_add(len as u64))
     }
 
-    /// The bytes of `range` that are before the end of the file. The caller has the file's lock or keeps changes out.
-    pub(crate) fn read_locked(&self, id: NodeId, range: Range<u64>) -> Answer<Vec<u8>> {
+    /// The bytes of `range` that are before the end of the file. The caller has the file's lock.
+    fn read_locked(&self, id: NodeId, range: Range<u64>) -> Answer<Vec<u8>> {
         let segments = file_of(&self.lock().state, id)?.layout.segments(range.clone());
         let end = segments.last().map_or(range.start, |last| last.range.end);
         let mut bytes = vec![0; (end - range.start) as usize];
@@ -104,12 +104,23 @@ impl Overlay {
         if data.is_empty() {
             return Ok(false);
         }
-        self.write_blocks(id, offset, data)?;
+        let written = self
+            .write_blocks(id, offset, data)
+            .and_then(|()| self.note_written(id, offset..end, drops_set_id));
+        if written.is_err() {
+            // Whatever got behind the end of the file may never be seen there.
+            let len_bytes = file_of(&self.lock().state, id)?.layout.len_bytes();
+            self.cut_data_file(id, len_bytes)?;
+        }
+        written
+    }
+
+    fn note_written(&self, id: NodeId, range: Range<u64>, drops_set_id: bool) -> Answer<bool> {
         let mut inner = self.lock();
         let now = clock::now();
         let mut changes = Vec::new();
         inner.state.adopt(id, &mut changes);
-        changes.push(Change::Write { node: id, range: offset..end });
+        changes.push(Change::Write { node: id, range });
         let mut attributes = Attributes { mtime: now, ctime: now, ..node_of(&inner.state, id)?.attributes };
         let drops_now = drops_set_id && attributes.mode != without_set_id(attributes.mode);
         if drops_now {

@@ -166,6 +166,9 @@ impl Overlay {
             !node.is_some_and(Node::is_orphan)
         };
         let payload = encode_all(changes.iter().filter(lasting));
+        if changes.iter().any(Change::takes_space) {
+            journal.reserve()?;
+        }
         if !payload.is_empty() {
             journal.append(&payload).map_err(|errno| match errno {
                 Errno::IO => self.poison("the journal could not be written"),

@@ -27,39 +27,37 @@ impl Overlay {
         let upper = Upper::open(upper)?;
         let boot = boot_id()?;
         let base = Arc::new(Base::open(store, snapshot)?);
-        let header = Header { store: store.id(), base: *snapshot, boot };
         let path = upper.journal_path();
-        let finished = match journal::read_header(&path)? {
-            None => true,
-            Some(found) => !is_pending(&path, &found, &base, store.id())?,
+        let past = Past::of(&path, &base, store.id())?;
+        let mut state = State::new(base);
+        let mut is_stale = false;
+        let begin = |make: fn(&Path, &Header) -> Result<Journal>| match read_only {
+            true => Ok(None),
+            false => make(&path, &Header { store: store.id(), base: *snapshot, boot }).map(Some),
         };
-        let overlay = |inner| Self {
+        let journal = match past {
+            Past::Nothing => begin(Journal::create)?,
+            Past::Settled => begin(|path, header| Journal::replace(path, header, std::iter::empty()))?,
+            Past::Changes => {
+                let (scan, rebooted) = replay(&path, &boot, &mut state)?;
+                is_stale = rebooted || scan.len_bytes() > COMPACT_AT_OPEN_LEN;
+                if read_only { None } else { Some(Journal::open(&path, &scan)?) }
+            }
+        };
+        let overlay = Self {
             store: store.clone(),
             upper,
             read_only,
             barrier: RwLock::new(()),
             files: (0..FILE_LOCKS).map(|_| RwLock::new(())).collect(),
-            inner: Mutex::new(inner),
+            inner: Mutex::new(Inner { state, journal, long_len_bytes: COMPACT_LEN }),
             readers: Mutex::default(),
             listings: Mutex::default(),
             is_long: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
         };
-        let mut state = State::new(base);
-        if finished {
-            let journal = match read_only {
-                true => None,
-                false => Some(Journal::replace(&path, &header, std::iter::empty())?),
-            };
-            let overlay = overlay(Inner { state, journal, long_len_bytes: COMPACT_LEN });
-            return overlay.clean_up().map(|()| overlay);
-        }
-        let (scan, rebooted) = replay(&path, &boot, &mut state)?;
-        let journal = if read_only { None } else { Some(Journal::open(&path, &scan)?) };
-        let is_long = journal.as_ref().is_some_and(|journal| journal.len_bytes() > COMPACT_AT_OPEN_LEN);
-        let overlay = overlay(Inner { state, journal, long_len_bytes: COMPACT_LEN });
         overlay.clean_up()?;
-        if !read_only && (rebooted || is_long) {
+        if is_stale && !read_only {
             let synced = overlay.sync_everything();
             synced.map_err(|errno| {
                 Error::io("cannot sync the upper", overlay.upper.path().display(), errno.into())
@@ -105,38 +103,51 @@ pub fn base_of(upper: &Path) -> Result<Option<(StoreId, SnapshotId)>> {
     Ok(header.map(|header| (header.store, header.base)))
 }
 
-/// Whether the journal holds changes to `base`. It may also hold changes that were frozen into `base` by a freeze that was
-/// cut short right after its commit: they are in it already.
-fn is_pending(path: &Path, found: &Header, base: &Base, store: StoreId) -> Result<bool> {
-    if found.store == store && found.base == base.id {
-        return Ok(true);
-    }
-    if found.store == store
-        && base.snapshot.parent == Some(found.base)
-        && base.snapshot.tree == last_frozen(path)?
-    {
-        return Ok(false);
-    }
-    let what = match found.store == store {
-        true => format!("the upper holds changes to snapshot {}, not to {}", found.base, base.id),
-        false => format!("the upper belongs to the store {}, not to {store}", found.store),
-    };
-    Err(Error::new(Kind::Conflict, what)
-        .object(path.parent().unwrap_or(path).display())
-        .advice("mount that snapshot with it, or give this mount another upper"))
+/// What an upper was used for before.
+enum Past {
+    /// Nothing.
+    Nothing,
+    /// It holds no changes: there were none, or a freeze that was cut short right after its commit made the base of them.
+    Settled,
+    /// It holds changes to the base.
+    Changes,
 }
 
-/// The tree that all changes of the journal were frozen into, where a freeze was the last thing that happened.
-fn last_frozen(path: &Path) -> Result<Option<store::TreeId>> {
+impl Past {
+    fn of(path: &Path, base: &Base, store: StoreId) -> Result<Self> {
+        let Some(found) = journal::read_header(path)? else { return Ok(Self::Nothing) };
+        if found.store == store && found.base == base.id {
+            return Ok(Self::Changes);
+        }
+        let last = last_change(path)?;
+        let frozen = matches!(last, Some(Change::Freezing { tree }) if base.snapshot.tree == Some(tree));
+        if last.is_none() || (frozen && base.snapshot.parent == Some(found.base)) {
+            return Ok(Self::Settled);
+        }
+        Err(refused(
+            path,
+            match found.store == store {
+                true => format!("the upper holds changes to snapshot {}, not to {}", found.base, base.id),
+                false => format!("the upper belongs to the store {}, not to {store}", found.store),
+            },
+        ))
+    }
+}
+
+fn refused(journal: &Path, what: String) -> Error {
+    Error::new(Kind::Conflict, what)
+        .object(journal.parent().unwrap_or(journal).display())
+        .advice("mount that snapshot with it, or give this mount another upper")
+}
+
+/// The last change of the journal; `None` where it has none.
+fn last_change(path: &Path) -> Result<Option<Change>> {
     let mut last = None;
     journal::scan(path, &boot_id()?, &mut |_, payload| {
-        last = decode_all(payload)?.pop();
+        last = decode_all(payload)?.pop().or(last.take());
         Ok(())
     })?;
-    Ok(last.and_then(|change| match change {
-        Change::Freezing { tree } => Some(tree),
-        _ => None,
-    }))
+    Ok(last)
 }
 
 /// Applies the journal. After a reboot writes that no sync followed are left out: their bytes may be lost.

@@ -3,7 +3,7 @@
 use super::{Inner, Overlay};
 use crate::change::{Change, NodeId};
 use crate::errno::Answer;
-use crate::journal::{Header, Journal};
+use crate::journal::{Header, Journal, sync_directory};
 use crate::node::Node;
 use crate::upper::boot_id;
 use std::sync::atomic::Ordering;
@@ -40,7 +40,12 @@ impl Overlay {
     pub fn sync_journal(&self) -> Answer<()> {
         let unsynced = self.lock().journal.as_ref().and_then(Journal::unsynced);
         let Some((file, len_bytes)) = unsynced else { return Ok(()) };
+        let is_unnamed = self.lock().journal.as_ref().is_some_and(Journal::is_unnamed);
         rustix::fs::fdatasync(&file).map_err(|_| self.poison("the journal could not be synced"))?;
+        if is_unnamed {
+            let named = sync_directory(self.upper.path());
+            named.map_err(|_| self.poison("the name of the journal could not be synced"))?;
+        }
         if let Some(journal) = &mut self.lock().journal {
             journal.synced(len_bytes);
         }
@@ -102,7 +107,7 @@ impl Overlay {
     pub fn close(&self) -> Answer<()> {
         let _stopped = self.stop_changes();
         let synced = if self.read_only { Ok(()) } else { self.sync_everything() };
-        self.poison("it is unmounted");
+        self.poisoned.store(true, Ordering::Release);
         self.upper.unlock();
         synced
     }

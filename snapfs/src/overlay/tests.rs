@@ -130,11 +130,12 @@ fn a_freeze_that_is_cut_short_after_its_commit_is_finished_by_the_next_mount() {
     let overlay = world.open();
     overlay.write(node(&overlay, "a/file"), 0, b"frozen", false).unwrap();
     let mut writer = world.store.writer("test").unwrap();
-    let (report, _) = overlay.commit_changes(&mut writer, "base", BTreeMap::new()).unwrap();
+    let (report, _) = overlay.commit_changes(&mut writer, "base", BTreeMap::new(), HashMap::new()).unwrap();
     drop((writer, overlay));
     let over_new = Overlay::open(&world.store, &report.snapshot, &world.upper(), false).unwrap();
     assert!(!over_new.has_changes(), "they are in the snapshot");
     assert_eq!(&content(&over_new, "a/file")[..6], b"frozen");
+    make(&over_new, NodeId::ROOT, "after", NewBody::File);
     drop(over_new);
     let error = Overlay::open(&world.store, &world.base, &world.upper(), false).unwrap_err();
     assert_eq!(error.kind(), Kind::Conflict, "the upper is over the new snapshot now");
@@ -146,7 +147,7 @@ fn a_freeze_that_is_cut_short_and_written_to_again_still_belongs_to_the_old_base
     let overlay = world.open();
     overlay.write(node(&overlay, "a/file"), 0, b"frozen", false).unwrap();
     let mut writer = world.store.writer("test").unwrap();
-    let (report, _) = overlay.commit_changes(&mut writer, "base", BTreeMap::new()).unwrap();
+    let (report, _) = overlay.commit_changes(&mut writer, "base", BTreeMap::new(), HashMap::new()).unwrap();
     drop(writer);
     overlay.write(node(&overlay, "a/file"), 0, b"later!", false).unwrap();
     drop(overlay);
@@ -168,6 +169,9 @@ fn an_upper_serves_one_mount_of_one_base_of_one_store() {
     let foreign = Overlay::open(&other.store, &other.base, &world.upper(), false).unwrap_err();
     assert_eq!(foreign.kind(), Kind::Conflict, "{foreign}");
     assert_eq!(base_of(&world.upper()).unwrap(), Some((world.store.id(), world.base)));
+    drop(other.open());
+    let empty = Overlay::open(&world.store, &world.base, &other.upper(), false).unwrap();
+    assert!(!empty.has_changes(), "an upper without changes may be used for anything");
     assert_eq!(base_of(Path::new("/nonexistent")).unwrap(), None);
 }
 

@@ -9,6 +9,7 @@ use tests::snapfs_mount::World;
 use tests::snapfs_tree::assert_same;
 
 const RECORD_LEN: usize = 64;
+const WHOLE_LEN: usize = 512 << 10;
 
 fn record(number: u64) -> Vec<u8> {
     format!("{number:0width$}\n", width = RECORD_LEN - 1).into_bytes()
@@ -33,6 +34,16 @@ fn a_snapshot_taken_while_a_writer_appends_is_a_prefix_of_what_it_wrote() {
                 second.write_all(&record(number)).unwrap();
             }
         });
+        // One write, one request: all of the file is of one number at any moment.
+        scope.spawn(move || {
+            let file = File::create(served.path("whole")).unwrap();
+            for number in 0_u32.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                file.write_all_at(&number.to_le_bytes().repeat(WHOLE_LEN / 4), 0).unwrap();
+            }
+        });
         let snapshots: Vec<_> = (0..12).map(|_| served.freeze("base").snapshot).collect();
         stop.store(true, Ordering::Relaxed);
         snapshots
@@ -48,6 +59,12 @@ fn a_snapshot_taken_while_a_writer_appends_is_a_prefix_of_what_it_wrote() {
                 assert!(found == record(number as u64), "record {number} of snapshot {round}");
             }
         }
+        let whole = read("whole");
+        assert!(whole.is_empty() || whole.len() == WHOLE_LEN);
+        assert!(
+            whole.chunks(4).all(|number| number == &whole[..4]),
+            "snapshot {round} has parts of two writes"
+        );
         let (first, second) = (first.len() / RECORD_LEN, second.len() / RECORD_LEN);
         assert!(first == second || first == second + 1, "one moment: {first} and {second} records");
         assert!(first >= previous);

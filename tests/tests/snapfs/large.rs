@@ -1,10 +1,12 @@
 //! Sizes: what a mount and a write cost does not follow the size of the tree or of the file.
 
 use crate::HELPER;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::Instant;
+use store::{Content, Entry, EntryInode, Inode, Metadata, Node, SnapshotDraft, SnapshotId, TreeRoot};
 use tests::snapfs_mount::World;
 
 fn disk_bytes(directory: &Path) -> u64 {
@@ -26,7 +28,8 @@ fn a_write_into_a_large_file_costs_blocks() {
     }
     file.sync_all().unwrap();
     let data = disk_bytes(&served.upper.join("data"));
-    assert!(data <= 16 * 2 * 4096, "16 writes over the edge of two blocks take {data} bytes");
+    // The file system below takes a block or two to remember where they are.
+    assert!(data <= (16 * 2 + 4) * 4096, "16 writes over the edge of two blocks take {data} bytes");
     let mut expected = large;
     (0..16).for_each(|piece| expected[piece * (4 << 20) + 4090..][..7].copy_from_slice(b"changed"));
     assert!(fs::read(served.path("large")).unwrap() == expected);
@@ -38,17 +41,33 @@ fn a_write_into_a_large_file_costs_blocks() {
     served.unmount();
 }
 
+/// A snapshot of 100 directories with 1000 files each, made without any file.
+fn commit_many_files(world: &World) -> SnapshotId {
+    let metadata = |mode| Metadata { mode, ..Metadata::default() };
+    let mut writer = world.store.writer("test").unwrap();
+    let mut directories = Vec::new();
+    for directory in 0..100 {
+        let file = |number: u32| {
+            let node = Node::File(Content::inline(vec![number as u8; 20]));
+            let inode = Inode { metadata: metadata(0o644), node };
+            Entry { name: format!("{number:04}").into_bytes(), inode: EntryInode::Own(inode) }
+        };
+        let id = writer.put_directory(&(0..1000).map(file).collect::<Vec<_>>()).unwrap();
+        let inode = Inode { metadata: metadata(0o755), node: Node::Directory(id) };
+        directories
+            .push(Entry { name: format!("{directory:03}").into_bytes(), inode: EntryInode::Own(inode) });
+    }
+    let directory = writer.put_directory(&directories).unwrap();
+    let root = TreeRoot { metadata: metadata(0o755), directory, links: BTreeMap::new() };
+    let tree = writer.put_tree(&root).unwrap();
+    let draft = SnapshotDraft { tree: Some(tree), files: 100_101, ..SnapshotDraft::default() };
+    writer.commit("base", draft).unwrap()
+}
+
 #[test]
 fn a_tree_of_a_hundred_thousand_files_is_mounted_without_reading_it() {
     let world = World::new(HELPER);
-    let source = world.make("source");
-    for directory in 0..100 {
-        let directory = source.join(format!("{directory:03}"));
-        fs::create_dir(&directory).unwrap();
-        (0..1000).for_each(|file| fs::write(directory.join(format!("{file:04}")), [file as u8; 20]).unwrap());
-    }
-    world.backup(&source, "base");
-    let snapshot = world.store.resolve("base").unwrap();
+    let snapshot = commit_many_files(&world);
     let options = snapfs::MountOptions {
         snapshot,
         ref_name: "base".to_owned(),

@@ -1,4 +1,5 @@
 //! snapfs on a real kernel mount: what a user of a mounted snapshot relies on.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics, its helpers too")]
 
 mod applications;
 mod crashes;

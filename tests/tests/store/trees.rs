@@ -367,7 +367,7 @@ fn join(entries: &[Entry]) -> Vec<u8> {
     out.bytes(b"TDIR").u16(1).u16(0).count(entries.len());
     for entry in entries {
         let harmless = Entry { name: vec![b'n'; entry.name.len()], ..entry.clone() };
-        let alone = store::tree::encode_directory(&[harmless.clone()]).unwrap();
+        let alone = store::tree::encode_directory(std::slice::from_ref(&harmless)).unwrap();
         out.count(records.len());
         records.extend(rename(&alone[16..], &harmless.name, &entry.name));
     }
