@@ -20,6 +20,7 @@ pub mod image;
 pub mod index;
 mod lock;
 mod map;
+mod open;
 pub mod pack;
 mod progress;
 mod reach;

@@ -1,12 +1,12 @@
-//! The store as one thing: opening, reading, and handing out writers. Wiring only; formats live in their own modules.
+//! The store itself: its tiers, its index, its cache, and reading by name and by id. What is built on it (trees, images,
+//! writers) it does not know; `open.rs` joins them.
 
 use crate::cache::{ChunkBytes, FrameCache};
 use crate::clock;
 use crate::collector::Condemned;
 use crate::domain::{self, Domain};
 use crate::error::{Error, Kind, Result};
-use crate::id::{ChunkId, ImageId, PackId, SnapshotId, StoreId, TreeId};
-use crate::image::Image;
+use crate::id::{ChunkId, PackId, SnapshotId, StoreId};
 use crate::index::{Index, Location};
 use crate::pack::{Frame, PackDirectory, read_directory};
 use crate::refs::{Ref, RefEntry, Refs};
@@ -14,8 +14,6 @@ use crate::session::Session;
 use crate::snapshot::Snapshot;
 use crate::superblock::{self, Superblock};
 use crate::tier::{LocalTier, Tier};
-use crate::tree::{Content, ContentReader, Tree};
-use crate::writer::Writer;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -136,14 +134,6 @@ impl Store {
     /// The table of chunks known to this process.
     pub fn index(&self) -> &Index {
         &self.0.index
-    }
-
-    /// Begins writing: takes the writer's lock and opens a session.
-    ///
-    /// # Errors
-    /// `Conflict`, naming the holder, when another process writes; `Full` or `Invalid` as the tier.
-    pub fn writer(&self, purpose: &str) -> Result<Writer> {
-        Writer::open(self, purpose)
     }
 
     /// The bytes of a chunk, verified when they entered the cache.
@@ -306,30 +296,6 @@ impl Store {
             history.retain(|entry| !drop(entry));
             Ok(())
         })
-    }
-
-    /// Opens a tree: reads its root record only.
-    ///
-    /// # Errors
-    /// `NotFound`, `Corrupt`.
-    pub fn tree(&self, id: &TreeId) -> Result<Tree> {
-        Tree::open(self, id)
-    }
-
-    /// Opens a memory image: reads its page table.
-    ///
-    /// # Errors
-    /// `NotFound`, `Corrupt`.
-    pub fn image(&self, id: &ImageId) -> Result<Image> {
-        Image::open(self, id)
-    }
-
-    /// Opens a file's bytes for random reads.
-    ///
-    /// # Errors
-    /// `NotFound`, `Corrupt`: when its list of extents cannot be read.
-    pub fn content(&self, content: &Content) -> Result<ContentReader> {
-        ContentReader::open(self, content)
     }
 
     /// Pins snapshots against the collector until the pin is dropped. On a store that is mounted read-only nothing can be

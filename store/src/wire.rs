@@ -98,6 +98,19 @@ pub fn checksum(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(first)
 }
 
+/// Checks the four magic bytes and the version at the head of a record.
+pub fn expect_head(fields: &mut Decoder<'_>, magic: &[u8; 4], what: &str) -> Result<()> {
+    if fields.take(4)? != magic {
+        return Err(Error::corrupt(format!("not a {what} (wrong magic)")));
+    }
+    match fields.u16()? {
+        FORMAT_VERSION => Ok(()),
+        version => {
+            Err(Error::invalid(format!("{what} has format version {version}")).advice("use a newer snapctl"))
+        }
+    }
+}
+
 /// Appends fields to a buffer.
 #[derive(Default)]
 pub struct Encoder(Vec<u8>);

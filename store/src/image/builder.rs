@@ -2,7 +2,8 @@
 //! and what is neither zero nor equal goes into groups.
 
 use super::format::{self, Parts};
-use super::{GROUP_PAGES, Image, ImageKind, PAGE, PageRun, Space};
+use super::reader::Image;
+use super::table::{GROUP_PAGES, ImageKind, PAGE, PageRun, Space};
 use crate::blob;
 use crate::cache::ChunkBytes;
 use crate::error::{Error, Result};

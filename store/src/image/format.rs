@@ -1,7 +1,7 @@
 //! Encoding of an image's page table. Columns, not rows: each column of a table compresses far better than the rows.
 //! Table: docs/FORMAT.md.
 
-use super::{GROUP_PAGES, ImageKind, PAGE, PageRun, Space};
+use super::table::{GROUP_PAGES, ImageKind, PAGE, PageRun, Space};
 use crate::blob;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, ImageId};

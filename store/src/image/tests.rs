@@ -2,7 +2,9 @@
 
 use super::format::{Parts, decode, encode};
 use super::*;
+use crate::id::{ChunkId, ImageId};
 use crate::testing::{assert_total, memory_store};
+use crate::tree::Content;
 use crate::wire::Encoder;
 use proptest::prelude::*;
 use std::collections::BTreeMap;

@@ -1,13 +1,12 @@
 //! The bytes of a file: few of them inline in the directory, more as extents (chunks and holes), many as the id of a
 //! stored list of extents.
 
-use super::format::expect_head;
 use crate::blob;
 use crate::cache::ChunkBytes;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::repo::Store;
-use crate::wire::{Decoder, Encoder, FORMAT_VERSION};
+use crate::wire::{Decoder, Encoder, FORMAT_VERSION, expect_head};
 use crate::writer::Writer;
 
 /// Files up to this length stand in their directory.
@@ -223,8 +222,9 @@ impl ContentReader {
                 Vec::new()
             }
             Form::Listed { extents, .. } => extents.clone(),
-            Form::Stored { list, .. } => decode_stored(&super::read_blob(store, list)?, len_bytes)
-                .map_err(|error| error.object(list))?,
+            Form::Stored { list, .. } => {
+                decode_stored(&blob::read(store, list)?, len_bytes).map_err(|error| error.object(list))?
+            }
         };
         let mut offset = 0;
         let place = |extent: Extent| {

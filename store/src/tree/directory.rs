@@ -1,11 +1,11 @@
 //! A directory node: entries sorted by name behind a table of their offsets, so that opening parses nothing and a lookup
 //! is a binary search over the stored bytes.
 
-use super::format::{decode_inode, encode_inode, expect_head};
-use super::{Entry, EntryInode, check_entry_name};
+use super::format::{decode_inode, encode_inode};
+use super::inode::{Entry, EntryInode, check_entry_name};
 use crate::blob::Blob;
 use crate::error::{Error, Result};
-use crate::wire::{Decoder, Encoder, FORMAT_VERSION};
+use crate::wire::{Decoder, Encoder, FORMAT_VERSION, expect_head};
 use std::cmp::Ordering;
 
 /// First bytes of a directory node.

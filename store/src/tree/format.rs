@@ -1,10 +1,11 @@
 //! Encoding of inodes, tree roots and link tables. Tables: docs/FORMAT.md.
 
-use super::{Content, Inode, LinkedInode, Metadata, Node, TreeRoot};
+use super::content::Content;
+use super::inode::{Inode, LinkedInode, Metadata, Node, TreeRoot};
 use crate::blob;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, DirectoryId, TreeId};
-use crate::wire::{Decoder, Encoder, FORMAT_VERSION};
+use crate::wire::{Decoder, Encoder, FORMAT_VERSION, expect_head};
 use crate::writer::Writer;
 use std::collections::BTreeMap;
 
@@ -20,19 +21,6 @@ const CHAR_DEVICE: u8 = 4;
 const BLOCK_DEVICE: u8 = 5;
 const FIFO: u8 = 6;
 const SOCKET: u8 = 7;
-
-/// Checks the four magic bytes and the version at the head of a record.
-pub fn expect_head(fields: &mut Decoder<'_>, magic: &[u8; 4], what: &str) -> Result<()> {
-    if fields.take(4)? != magic {
-        return Err(Error::corrupt(format!("not a {what} (wrong magic)")));
-    }
-    match fields.u16()? {
-        FORMAT_VERSION => Ok(()),
-        version => {
-            Err(Error::invalid(format!("{what} has format version {version}")).advice("use a newer snapctl"))
-        }
-    }
-}
 
 fn encode_metadata(out: &mut Encoder, metadata: &Metadata) {
     out.u32(metadata.mode)

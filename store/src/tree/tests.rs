@@ -2,10 +2,17 @@
 
 use super::content::{decode_stored, encode_stored};
 use super::format::{decode_inode, decode_links, decode_root, encode_inode, encode_links};
+use super::inode::check_entry_name;
 use super::*;
+use crate::blob::Blob;
+use crate::clock::Time;
+use crate::error::{Kind, Result};
+use crate::id::{ChunkId, DirectoryId};
 use crate::testing::{assert_total, memory_store};
 use crate::wire::{Decoder, Encoder};
 use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 fn times() -> impl Strategy<Value = Time> {
     (any::<i64>(), 0..1_000_000_000u32).prop_map(|(seconds, nanos)| Time { seconds, nanos })

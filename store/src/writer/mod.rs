@@ -9,19 +9,16 @@ mod state;
 
 use crate::clock;
 use crate::error::{Error, Kind, Result};
-use crate::id::{ChunkId, DirectoryId, ImageId, PackId, SnapshotId, TreeId};
+use crate::id::{ChunkId, ImageId, PackId, SnapshotId, TreeId};
 use crate::index::{self, Run};
 use crate::lock::FileLock;
 use crate::pack::{MAX_FRAME_PLAIN, PackKind};
-use crate::refs::RefEntry;
+use crate::refs::{self, RefEntry};
 use crate::repo::Store;
 use crate::session::Session;
 use crate::snapshot::{Snapshot, Totals};
-use crate::tree::{Content, ContentWriter, Entry, TreeRoot, encode_directory, encode_tree};
-use crate::{blob, refs};
 use pipeline::Pipeline;
 use std::collections::{BTreeMap, HashSet};
-use std::io::Read;
 
 /// What a writer did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -193,38 +190,6 @@ impl Writer {
             self.failure.get_or_insert_with(|| error.to_string());
         }
         outcome
-    }
-
-    /// Chunks a stream of bytes by content.
-    ///
-    /// # Errors
-    /// Those of `reader`, as `Unavailable`, and of [`Self::put_chunk`].
-    pub fn put_content(&mut self, reader: &mut dyn Read) -> Result<Content> {
-        let mut content = self.content_writer();
-        content.copy_from(reader)?;
-        content.finish()
-    }
-
-    /// Writes a file's bytes piece by piece, with holes.
-    pub fn content_writer(&mut self) -> ContentWriter<'_> {
-        ContentWriter::new(self)
-    }
-
-    /// Stores a directory.
-    ///
-    /// # Errors
-    /// `Invalid` when names are not sorted, unique and possible; else as [`Self::put_chunk`].
-    pub fn put_directory(&mut self, entries: &[Entry]) -> Result<DirectoryId> {
-        let bytes = encode_directory(entries)?;
-        blob::put(self, &bytes).map(DirectoryId::from)
-    }
-
-    /// Stores the root record of a tree.
-    ///
-    /// # Errors
-    /// As [`Self::put_chunk`].
-    pub fn put_tree(&mut self, root: &TreeRoot) -> Result<TreeId> {
-        encode_tree(self, root)
     }
 
     /// Makes everything durable and moves the ref `name` to a new snapshot. What the draft takes over by id without

@@ -1,0 +1,124 @@
+//! An open image: its page table in memory, its pages read when asked for.
+
+use super::format;
+use super::table::{ImageKind, Location, PAGE, PageRun, Space};
+use crate::cache::ChunkBytes;
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, ImageId};
+use crate::repo::Store;
+use crate::tree::Content;
+use std::sync::Arc;
+
+/// An open image. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Image(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    id: ImageId,
+    kind: ImageKind,
+    spaces: Vec<Space>,
+    groups: Vec<ChunkId>,
+    blobs: Vec<(String, Content)>,
+}
+
+impl Image {
+    pub(crate) fn open(store: &Store, id: &ImageId) -> Result<Self> {
+        let table = crate::blob::read(store, &id.chunk())?;
+        let parts = format::decode(&table).map_err(|error| error.object(format!("image {id}")))?;
+        let format::Parts { kind, spaces, groups, blobs } = parts;
+        Ok(Self(Arc::new(Inner { store: store.clone(), id: *id, kind, spaces, groups, blobs })))
+    }
+
+    /// Its id.
+    pub fn id(&self) -> ImageId {
+        self.0.id
+    }
+
+    /// The store it is read from.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Whose memory it is.
+    pub fn kind(&self) -> ImageKind {
+        self.0.kind
+    }
+
+    /// Its address spaces.
+    pub fn spaces(&self) -> &[Space] {
+        &self.0.spaces
+    }
+
+    /// The index of the space with this id.
+    pub fn space(&self, id: u64) -> Option<usize> {
+        self.0.spaces.iter().position(|space| space.id == id)
+    }
+
+    /// Every stored run of a space, ascending.
+    pub fn runs(&self, space: usize) -> &[PageRun] {
+        self.0.spaces.get(space).map_or(&[], |space| &space.runs)
+    }
+
+    /// Where a page is stored; `None` for a zero page. A binary search over the runs.
+    pub fn locate(&self, space: usize, page: u64) -> Option<Location> {
+        let run = self.run_around(space, page)?;
+        Some(Location { group: run.group, slot: run.slot_of(page)? })
+    }
+
+    /// The run that holds a page; `None` for a zero page.
+    pub fn run_around(&self, space: usize, page: u64) -> Option<PageRun> {
+        let runs = self.runs(space);
+        let index = runs.partition_point(|run| run.end_page() <= page);
+        runs.get(index).filter(|run| run.first_page <= page).copied()
+    }
+
+    /// How many groups the image refers to.
+    pub fn group_count(&self) -> usize {
+        self.0.groups.len()
+    }
+
+    /// The pages of a group, verified: slot `n` is at `n * PAGE`.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn group(&self, group: u32) -> Result<ChunkBytes> {
+        let id = self.0.groups.get(group as usize);
+        let id =
+            id.ok_or_else(|| Error::corrupt(format!("page table has no group {group}")).object(self.0.id))?;
+        self.0.store.read_chunk(id)
+    }
+
+    /// Copies a page; zeroes where none is stored.
+    ///
+    /// # Errors
+    /// As [`Self::group`].
+    pub fn read_page(&self, space: usize, page: u64, buffer: &mut [u8; PAGE]) -> Result<()> {
+        let Some(Location { group, slot }) = self.locate(space, page) else {
+            buffer.fill(0);
+            return Ok(());
+        };
+        let start = slot as usize * PAGE;
+        let bytes = self.group(group)?;
+        let stored = bytes.get(start..start + PAGE);
+        buffer.copy_from_slice(
+            stored.ok_or_else(|| Error::corrupt("page lies outside its group").object(self.0.id))?,
+        );
+        Ok(())
+    }
+
+    /// Opaque state: names and contents.
+    pub fn blobs(&self) -> &[(String, Content)] {
+        &self.0.blobs
+    }
+
+    /// Opaque state of this name.
+    pub fn blob(&self, name: &str) -> Option<&Content> {
+        self.0.blobs.iter().find(|(found, _)| found == name).map(|(_, content)| content)
+    }
+
+    pub(super) fn group_id(&self, group: u32) -> Option<ChunkId> {
+        self.0.groups.get(group as usize).copied()
+    }
+}

@@ -1,0 +1,42 @@
+//! What a store opens for its users: trees, images, file contents, and the one writer. Wiring only.
+
+use crate::error::Result;
+use crate::id::{ImageId, TreeId};
+use crate::image::Image;
+use crate::repo::Store;
+use crate::tree::{Content, ContentReader, Tree};
+use crate::writer::Writer;
+
+impl Store {
+    /// Begins writing: takes the writer's lock and opens a session.
+    ///
+    /// # Errors
+    /// `Conflict`, naming the holder, when another process writes; `Full` or `Invalid` as the tier.
+    pub fn writer(&self, purpose: &str) -> Result<Writer> {
+        Writer::open(self, purpose)
+    }
+
+    /// Opens a tree: reads its root record only.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn tree(&self, id: &TreeId) -> Result<Tree> {
+        Tree::open(self, id)
+    }
+
+    /// Opens a memory image: reads its page table.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn image(&self, id: &ImageId) -> Result<Image> {
+        Image::open(self, id)
+    }
+
+    /// Opens a file's bytes for random reads.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`: when its list of extents cannot be read.
+    pub fn content(&self, content: &Content) -> Result<ContentReader> {
+        ContentReader::open(self, content)
+    }
+}

@@ -1,0 +1,102 @@
+//! What a tree holds: names, inodes and their metadata.
+
+use super::content::Content;
+use crate::clock::Time;
+use crate::error::{Error, Kind, Result};
+use crate::id::DirectoryId;
+use std::collections::BTreeMap;
+
+/// Longest name of an entry in bytes, as Linux has it.
+pub const MAX_NAME_LEN: usize = 255;
+
+/// What every inode has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// Permission bits, 0o7777.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last change of the contents.
+    pub mtime: Time,
+    /// Extended attributes, sorted by name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What an inode is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// A directory.
+    Directory(DirectoryId),
+    /// A regular file.
+    File(Content),
+    /// A symbolic link and where it points.
+    Symlink(Vec<u8>),
+    /// A character device and its number.
+    CharDevice(u64),
+    /// A block device and its number.
+    BlockDevice(u64),
+    /// A named pipe.
+    Fifo,
+    /// A unix socket.
+    Socket,
+}
+
+/// A file system object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inode {
+    /// What every inode has.
+    pub metadata: Metadata,
+    /// What it is.
+    pub node: Node,
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntryInode {
+    /// An inode of its own.
+    Own(Inode),
+    /// One of several names of the inode that the link table has under this number.
+    Link(u64),
+}
+
+/// A name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The name: not empty, not "." or "..", no slash, no NUL, at most 255 bytes.
+    pub name: Vec<u8>,
+    /// What it stands for.
+    pub inode: EntryInode,
+}
+
+/// An inode with several names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkedInode {
+    /// How many names it has in this tree.
+    pub count: u32,
+    /// The inode; never a directory.
+    pub inode: Inode,
+}
+
+/// What a tree's root record is made from.
+#[derive(Clone, Debug)]
+pub struct TreeRoot {
+    /// Of the root directory.
+    pub metadata: Metadata,
+    /// The root directory.
+    pub directory: DirectoryId,
+    /// The link table: numbers are free to choose, stable ones keep directories unchanged.
+    pub links: BTreeMap<u64, LinkedInode>,
+}
+
+/// Refuses what no Linux directory can hold.
+pub(super) fn check_entry_name(name: &[u8]) -> Result<()> {
+    let bad =
+        name.is_empty() || name.len() > MAX_NAME_LEN || name == b"." || name == b".." || name.contains(&b'/');
+    if bad || name.contains(&0) {
+        let shown = String::from_utf8_lossy(name).into_owned();
+        return Err(Error::new(Kind::Corrupt, "impossible file name").object(format!("{shown:?}")));
+    }
+    Ok(())
+}
