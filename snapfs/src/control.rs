@@ -4,8 +4,8 @@
 //! process may be gone. One request and one answer a connection, each a u32 length and that many bytes; root and the owner
 //! of the mount may ask.
 
+use crate::attachment::Shared;
 use crate::freeze::FreezeReport;
-use crate::mount::Shared;
 use crate::mountinfo;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::Shutdown;

@@ -34,7 +34,7 @@ pub struct FreezeReport {
     pub new_bytes: u64,
     /// What those take in the store.
     pub stored_bytes: u64,
-    /// How long it took, and for how long changes waited at most.
+    /// How long it took. Changes waited for a part of that.
     pub elapsed: Duration,
 }
 

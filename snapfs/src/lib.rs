@@ -5,6 +5,7 @@
 //! kernel needed), at `fuse` for its translation, at `state` for what a mount knows, at `journal` for what outlives it.
 //! Which POSIX promises are kept, and the journal's format, are in SEMANTICS.md.
 
+mod attachment;
 mod change;
 pub mod control;
 mod errno;
@@ -17,6 +18,7 @@ mod mount;
 mod mountinfo;
 mod node;
 mod overlay;
+mod panics;
 mod rebase;
 mod state;
 mod times;

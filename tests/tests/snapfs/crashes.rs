@@ -1,6 +1,7 @@
 //! The serving process dies, the disk is full, somebody is in the way.
 
 use crate::HELPER;
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use rustix::mount::{MountFlags, UnmountFlags};
 use snapfs::control;
 use std::fs::{self, File};
@@ -79,6 +80,23 @@ fn whoever_unmounts_ends_the_process_and_a_mount_in_use_says_so() {
     assert!(served.wait().success(), "the process ends by itself");
     assert!(!is_mounted(&served.mountpoint));
     assert!(!served.upper.join("control.sock").exists());
+}
+
+#[test]
+fn a_serving_thread_that_dies_ends_the_mount_instead_of_hanging_whoever_waits() {
+    let world = World::with_empty_base(HELPER);
+    let mut served = world.mount("base", "mnt", "upper", &[]);
+    fs::write(served.path("file"), "kept").unwrap();
+    // The FUSE library cannot subtract this time from 1970, and panics.
+    let impossible = Timespec { tv_sec: i64::MIN, tv_nsec: 1 };
+    let times = Timestamps { last_access: impossible, last_modification: impossible };
+    let answer = utimensat(CWD, served.path("file"), &times, AtFlags::empty());
+    assert!(answer.is_err(), "it is answered at all");
+    assert!(!served.wait().success(), "the process ends and says that something was wrong");
+    assert!(!is_mounted(&served.mountpoint), "nothing is left to hang on");
+    let served = world.mount("base", "mnt", "upper", &[]);
+    assert_eq!(fs::read(served.path("file")).unwrap(), b"kept");
+    served.unmount();
 }
 
 #[test]

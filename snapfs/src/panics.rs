@@ -1,0 +1,35 @@
+//! What happens when a serving thread panics: the mounts of this process end at once.
+//!
+//! The FUSE library gives no word of it, and the request at hand would never be answered: its caller would hang, and with
+//! the last thread everybody. Ended mounts say so to all callers; nothing that was answered is lost.
+
+use crate::attachment::Shared;
+use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
+
+/// The library names its threads so.
+const SERVING_PREFIX: &str = "fuser-";
+
+static WATCHED: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
+static HOOKED: Once = Once::new();
+
+/// Ends this mount when a serving thread of this process panics.
+pub fn watch(shared: &Arc<Shared>) {
+    let mut watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    watched.retain(|mount| mount.strong_count() > 0);
+    watched.push(Arc::downgrade(shared));
+    drop(watched);
+    HOOKED.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            previous(panic);
+            if std::thread::current().name().is_some_and(|name| name.starts_with(SERVING_PREFIX)) {
+                end_all();
+            }
+        }));
+    });
+}
+
+fn end_all() {
+    let watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    watched.iter().filter_map(Weak::upgrade).for_each(|mount| mount.abort());
+}
