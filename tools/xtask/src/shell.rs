@@ -67,6 +67,30 @@ pub fn command<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item
     command
 }
 
+/// Runs its arguments as a command that inherits the three standard descriptors and no others.
+const CLOSE_OTHERS: &str = r#"
+for path in /proc/self/fd/*; do
+  descriptor=${path##*/}
+  if ((descriptor > 2)); then eval "exec $descriptor>&-"; fi
+done
+exec "$@"
+"#;
+
+/// `command`, but without whatever descriptors this process got from those who started it: CRIU refuses to dump a
+/// process that holds one of another mount namespace, or a socket whose other end lies outside.
+pub fn sealed(command: &Command) -> Command {
+    let mut sealed = Command::new("bash");
+    sealed.args(["-c", CLOSE_OTHERS, "bash"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => sealed.env(name, value),
+            None => sealed.env_remove(name),
+        };
+    }
+    sealed.current_dir(command.get_current_dir().unwrap_or(Path::new(".")));
+    sealed
+}
+
 /// The cargo that runs us, at the workspace root.
 pub fn cargo(arguments: &[&str]) -> Command {
     let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
@@ -142,9 +166,10 @@ pub fn in_path(program: &str) -> bool {
 }
 
 fn describe(command: &Command) -> String {
-    let mut words = vec![command.get_program().to_string_lossy().into_owned()];
-    words.extend(command.get_args().map(|argument| argument.to_string_lossy().into_owned()));
-    words.join(" ")
+    let words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).collect();
+    let shown = if words.get(2).is_some_and(|word| *word == CLOSE_OTHERS) { &words[4..] } else { &words[..] };
+    let shown: Vec<_> = shown.iter().map(|word| word.to_string_lossy()).collect();
+    shown.join(" ")
 }
 
 fn stem(command: &Command) -> String {
@@ -155,4 +180,18 @@ fn stem(command: &Command) -> String {
 fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_command_inherits_the_standard_descriptors_only() {
+        // The listing's own descriptor is the one more.
+        let listed = output(&mut sealed(command("ls", ["/proc/self/fd"]).env("A", "1"))).expect("ls runs");
+        assert_eq!(listed.split_whitespace().count(), 4, "{listed}");
+        let failed = run(&mut sealed(&command("false", ["x"]))).expect_err("false fails");
+        assert!(failed.to_string().starts_with("false x failed"), "{failed}");
+    }
 }

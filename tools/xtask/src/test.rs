@@ -1,7 +1,7 @@
 //! `cargo xtask test`: setup, then every test of the workspace. Cargo's own lines close the output.
 
 use crate::setup;
-use crate::shell::{Result, cargo, run, step};
+use crate::shell::{Result, cargo, run, sealed, step};
 
 /// Sets up, builds, tests; `arguments` go to the last and longest `cargo test`, which says how long each suite took.
 pub fn run_all(arguments: &[&str]) -> Result<()> {
@@ -17,5 +17,5 @@ pub fn run_all(arguments: &[&str]) -> Result<()> {
     timed("programs", &["build", "--workspace", "--bins"])?;
     timed("tests built", &[SUITES.as_slice(), &["--no-run"]].concat())?;
     timed("doc tests", &["test", "--workspace", "--doc", "--no-fail-fast"])?;
-    run(cargo(&SUITES).arg("--no-fail-fast").args(arguments))
+    run(&mut sealed(cargo(&SUITES).arg("--no-fail-fast").args(arguments)))
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::janitor;
 use super::scene::{Answer, Scene};
 use crate::criu;
-use crate::shell::{Context, Failure, Result, command, run_quiet};
+use crate::shell::{Context, Failure, Result, command, run_quiet, sealed};
 
 const SCRIPT: &str = include_str!("server.js");
 /// How long anything here may take before the demo gives up.
@@ -37,6 +37,7 @@ impl Server {
         node.args([held_mib.to_string(), port.to_string()]);
         // CRIU cannot dump an io_uring.
         node.env("UV_USE_IO_URING", "0").current_dir("/");
+        let mut node = sealed(&node);
         node.stdin(Stdio::null()).stdout(log.try_clone().context(cannot)?).stderr(log);
         let child = node.spawn().context(|| "cannot start the Node server".into())?;
         let mut server = Server { process: child.id(), port, requests: 0 };
