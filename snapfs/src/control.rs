@@ -343,3 +343,32 @@ fn kind_code(kind: Kind) -> u8 {
 fn kind_of(code: u8) -> Kind {
     KINDS.get(usize::from(code)).copied().unwrap_or(Kind::Internal)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_is_cut_anywhere_is_refused() {
+        let mut out = Encoder::new();
+        out.u8(1).u8(1).string(b"name").count(1).string(b"key").string(b"value");
+        let whole = out.finish();
+        let Request::Freeze { name, labels } = decode_request(&whole).unwrap() else {
+            panic!("it is a freeze")
+        };
+        assert_eq!((name.as_deref(), labels.get("key").map(String::as_str)), (Some("name"), Some("value")));
+        for len in 0..whole.len() {
+            assert!(decode_request(&whole[..len]).is_err(), "cut at {len}");
+        }
+        assert!(decode_request(&[&whole[..], &[0]].concat()).is_err());
+        assert!(decode_request(&[9]).is_err());
+    }
+
+    #[test]
+    fn every_kind_of_error_crosses_the_socket() {
+        for kind in KINDS {
+            assert_eq!(kind_of(kind_code(kind)), kind);
+        }
+        assert_eq!(kind_of(200), Kind::Internal);
+    }
+}

@@ -394,6 +394,26 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_are_those_of_the_table_in_semantics_md() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = path_in(directory.path());
+        written(&path, 2);
+        let bytes = std::fs::read(&path).unwrap();
+        let head = [&b"TORPJRNL"[..], &[1, 0, 0, 0, 0, 0, 0, 0], &[2; 16], &[3; 32], &[1; 16]].concat();
+        assert_eq!(bytes[..80], head);
+        assert_eq!(bytes[80..88], blake3_of(&head));
+        let second = &bytes[88 + 32 + 10..];
+        let numbers = [&1_u64.to_le_bytes()[..], &88_u64.to_le_bytes()].concat();
+        assert_eq!(second[..24], [&b"FRAM"[..], &11_u32.to_le_bytes(), &numbers].concat());
+        assert_eq!(second[24..32], blake3_of(&[&numbers[..], &[1; 11]].concat()));
+        assert_eq!(second[32..], [1; 11]);
+    }
+
+    fn blake3_of(bytes: &[u8]) -> [u8; 8] {
+        checksum(bytes).to_le_bytes()
+    }
+
+    #[test]
     fn damage_in_the_middle_is_refused_not_taken_for_a_torn_tail() {
         let directory = tempfile::tempdir().unwrap();
         let path = path_in(directory.path());

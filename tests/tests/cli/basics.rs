@@ -168,8 +168,10 @@ fn progress_is_drawn_on_a_terminal_and_nowhere_else() {
         let snapctl = tests::snapctl::binary().display();
         let typed =
             format!("{snapctl} --store {} backup {} web {more}", place.store.display(), source.display());
-        let script = Command::new("script").args(["-qec", &typed, "/dev/null"]).stdin(Stdio::null()).output();
-        let script = script.unwrap();
+        let mut script = Command::new("script");
+        // A terminal that is called dumb, or not at all, gets no progress.
+        script.args(["-qec", &typed, "/dev/null"]).env("TERM", "xterm").stdin(Stdio::null());
+        let script = script.output().unwrap();
         assert!(script.status.success());
         String::from_utf8_lossy(&script.stdout).into_owned()
     };
