@@ -126,7 +126,7 @@ fn fetch(scene: &Scene, version: &str) -> Result<PathBuf> {
     let tarball = kept.join(format!("{PACKAGE}-{version}.tgz"));
     if !tarball.exists() {
         let package = format!("{PACKAGE}@{version}");
-        let mut pack = command("npm", ["pack", "--silent", &package]);
+        let mut pack = command("npm", ["pack", "--loglevel=error", &package]);
         run_quiet(pack.current_dir(&kept)).map_err(|failure| {
             Failure::new(format!("cannot fetch {package}: {failure}\ncheck that npm reaches its registry"))
         })?;
