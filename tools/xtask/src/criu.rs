@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::shell::{Context, Failure, Result, kept_dir, output, run_quiet};
 use crate::{apt, shell};
@@ -35,26 +34,11 @@ pub const BUILD_PACKAGES: [&str; 15] = [
     "xz-utils",
 ];
 
-/// A CRIU that is new enough.
-pub struct Installed {
-    pub program: String,
-    pub version: String,
-}
-
-/// The CRIU in PATH or at our prefix, when it is new enough.
-pub fn installed() -> Option<Installed> {
-    let programs = ["criu".to_owned(), format!("{PREFIX}/sbin/criu")];
-    programs.into_iter().find_map(|program| {
-        let text = output(&mut shell::command(&program, ["--version"])).ok()?;
-        let version = version_word(&text)?;
-        (parse_version(&version)? >= OLDEST).then_some(Installed { program, version })
-    })
-}
-
-/// `criu`, to be given its arguments.
-pub fn command() -> Result<Command> {
-    let missing = || Failure::new("no criu is installed: run cargo xtask setup");
-    installed().map(|criu| Command::new(criu.program)).ok_or_else(missing)
+/// The version of the CRIU that is there, when it is new enough.
+pub fn installed() -> Option<String> {
+    let text = output(&mut shell::command("criu", ["--version"])).ok()?;
+    let version = version_word(&text)?;
+    (parse_version(&version)? >= OLDEST).then_some(version)
 }
 
 /// Downloads, builds and installs CRIU. Needs the build packages.
@@ -69,8 +53,7 @@ pub fn install() -> Result<String> {
     run_quiet(shell::command("make", [format!("-j{jobs}"), "criu".into()]).current_dir(&source))?;
     run_quiet(shell::command("make", ["install-criu", &format!("PREFIX={PREFIX}")]).current_dir(&source))?;
     fs::remove_dir_all(&source).context(|| format!("cannot remove {}", source.display()))?;
-    let installed = installed().map(|criu| criu.version);
-    installed.ok_or_else(|| {
+    installed().ok_or_else(|| {
         Failure::new(format!("{} was built, but {PREFIX}/sbin/criu does not run", tarball.display()))
     })
 }

@@ -42,7 +42,7 @@ pub fn run() -> Result<()> {
         })?;
     }
     match criu {
-        Some(criu) => println!("{:<12} {} is installed", "criu", criu.version),
+        Some(version) => println!("{:<12} {version} is installed", "criu"),
         None => {
             step("criu", || Ok(format!("{} built and installed", criu::install()?)))?;
         }

@@ -3,7 +3,7 @@
 //! A quiet command writes to a log file; when it fails, the error carries the end of that log. Nothing here goes
 //! through a shell: every argument is passed as it is.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
@@ -60,11 +60,25 @@ pub fn kept_dir(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A command by name and arguments.
-pub fn command<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S>) -> Command {
+/// Where a program may lie that setup installed itself. A root shell need not search there.
+const OWN_PROGRAMS: &str = "/usr/local/sbin";
+
+/// A command by name and arguments. It, and what it runs, find what setup installed.
+pub fn command<S: AsRef<OsStr>>(
+    program: impl AsRef<OsStr>,
+    arguments: impl IntoIterator<Item = S>,
+) -> Command {
     let mut command = Command::new(program);
-    command.args(arguments);
+    command.args(arguments).env("PATH", search_path());
     command
+}
+
+fn search_path() -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|directory| directory == Path::new(OWN_PROGRAMS)) {
+        return path;
+    }
+    [OWN_PROGRAMS.into(), path].join(":".as_ref())
 }
 
 /// Runs its arguments as a command that inherits the three standard descriptors and no others.
@@ -161,8 +175,7 @@ pub fn seconds(duration: Duration) -> String {
 
 /// True when `program` stands in one of PATH's directories.
 pub fn in_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+    std::env::split_paths(&search_path()).any(|directory| directory.join(program).is_file())
 }
 
 fn describe(command: &Command) -> String {

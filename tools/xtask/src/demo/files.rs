@@ -64,7 +64,7 @@ pub fn mount_run_write_freeze(scene: &mut Scene, runtimes: &Runtimes) -> Result<
     mount(scene, "node~1", &mountpoint, &[])?;
     let node = mountpoint.join("bin/node");
     let start = Instant::now();
-    let said = output(command(&node.display().to_string(), ["--version"]).current_dir(&mountpoint))?;
+    let said = output(command(&node, ["--version"]).current_dir(&mountpoint))?;
     if said.trim() != format!("v{}", VERSIONS[0]) {
         return Err(Failure::new(format!("the mounted runtime says {said:?}")));
     }

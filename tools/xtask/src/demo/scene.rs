@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use super::janitor;
-use crate::shell::{Context, Result, output, seconds, target_dir};
+use crate::shell::{Context, Result, command, output, seconds, target_dir};
 
 /// The stage.
 pub struct Scene {
@@ -50,7 +50,7 @@ impl Scene {
 
     /// A program of the release build.
     pub fn program(&self, name: &str) -> Command {
-        Command::new(self.programs.join(name))
+        command(self.programs.join(name), [""; 0])
     }
 
     /// `snapctl` on the demo's store, whatever the machine's own configuration says.

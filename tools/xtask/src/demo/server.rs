@@ -4,12 +4,11 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use super::janitor;
 use super::scene::{Answer, Scene};
-use crate::criu;
 use crate::shell::{Context, Failure, Result, command, run_quiet, sealed};
 
 const SCRIPT: &str = include_str!("server.js");
@@ -76,9 +75,11 @@ impl Server {
     pub fn dump(&self, images: &Path) -> Result<()> {
         let process = self.process.to_string();
         run_quiet(
-            criu::command()?
-                .args(["dump", "--tree", &process, "--tcp-close", "--log-file", "dump.log", "--images-dir"])
-                .arg(images),
+            command(
+                "criu",
+                ["dump", "--tree", &process, "--tcp-close", "--log-file", "dump.log", "--images-dir"],
+            )
+            .arg(images),
         )
     }
 
@@ -91,8 +92,9 @@ impl Server {
 
 /// `criu restore` of `images` as a child that ends with the restored process.
 pub fn restore_eagerly(images: &Path) -> Result<Child> {
-    let mut restore: Command = criu::command()?;
-    restore.args(["restore", "--tcp-close", "--log-file", "restore.log", "--images-dir"]).arg(images);
+    let arguments = ["restore", "--tcp-close", "--log-file", "restore.log", "--images-dir"];
+    let mut restore = command("criu", arguments);
+    restore.arg(images);
     restore.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     restore.spawn().context(|| "cannot start criu".into())
 }
