@@ -3,15 +3,16 @@
 //!
 //! The exit code is 128 plus the signal's number, as shells expect.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals as SignalIterator;
-use store::{Error, Result};
+use store::Error;
 
 use crate::exit::complain;
 
-type Action = Box<dyn Fn() + Send>;
+/// What a signal does.
+pub type Action = Box<dyn Fn() + Send>;
 
 /// The listening thread's handle.
 pub struct Signals {
@@ -20,7 +21,7 @@ pub struct Signals {
 
 impl Signals {
     /// Starts the thread that waits for signals; it lives as long as the process.
-    pub fn listen() -> Result<Signals> {
+    pub fn listen() -> store::Result<Signals> {
         let failed = |source| Error::io("cannot listen for signals", "SIGINT, SIGTERM", source);
         let mut arriving = SignalIterator::new([SIGINT, SIGTERM]).map_err(failed)?;
         let action = Arc::new(Mutex::new(None::<Action>));
@@ -41,7 +42,22 @@ impl Signals {
 
     /// From now on a signal does this, on the listening thread, and the process goes on.
     pub fn on_stop(&self, action: impl Fn() + Send + 'static) {
-        *self.action.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(action));
+        *self.lock() = Some(Box::new(action));
+    }
+
+    /// A signal that comes while `begin` makes something waits until it is made, and does then what `begin` gave with it.
+    ///
+    /// # Errors
+    /// Those of `begin`; signals do what they did before.
+    pub fn on_stop_of<T, E>(&self, begin: impl FnOnce() -> Result<(T, Action), E>) -> Result<T, E> {
+        let mut action = self.lock();
+        let (made, on_stop) = begin()?;
+        *action = Some(on_stop);
+        Ok(made)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Action>> {
+        self.action.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

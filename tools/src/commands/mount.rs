@@ -15,6 +15,7 @@ use crate::context::Context;
 use crate::exit::{Asked as _, Outcome};
 use crate::output::Show;
 use crate::respawn::Role;
+use crate::signals::Action;
 
 /// Directory of uppers in the store's local state.
 const UPPERS: &str = "uppers";
@@ -70,8 +71,8 @@ fn serve_in_background(arguments: &MountArguments, context: &mut Context) -> any
     }
 }
 
-/// Mounts in this process.
-fn mount(arguments: &MountArguments, context: &Context) -> anyhow::Result<(Mount, Mounted)> {
+/// Mounts in this process; from then on a signal unmounts.
+fn mount(arguments: &MountArguments, context: &Context) -> anyhow::Result<(Arc<Mount>, Mounted)> {
     let store = context.store()?;
     let snapshot = store.resolve(&arguments.spec).asked()?;
     let upper = upper_of(arguments, &store)?;
@@ -91,7 +92,17 @@ fn mount(arguments: &MountArguments, context: &Context) -> anyhow::Result<(Mount
         read_only: arguments.read_only,
         allow_other: arguments.allow_other,
     };
-    Ok((snapfs::mount(&store, options)?, mounted))
+    let mount = context.signals.on_stop_of(|| -> store::Result<(_, Action)> {
+        let mount = Arc::new(snapfs::mount(&store, options)?);
+        let asked = Arc::clone(&mount);
+        let unmount = move || {
+            if let Err(error) = asked.unmount() {
+                tracing::warn!(%error, "cannot unmount");
+            }
+        };
+        Ok((mount, Box::new(unmount)))
+    })?;
+    Ok((mount, mounted))
 }
 
 /// The ref that a freeze without a name moves; empty when the SPEC names none.
@@ -101,15 +112,8 @@ fn ref_of(store: &Store, spec: &str) -> store::Result<String> {
     Ok(found.map(|found| found.name).unwrap_or_default())
 }
 
-/// Serves until somebody unmounts; a signal asks for just that.
-fn serve(mount: Mount, context: &Context) -> anyhow::Result<Outcome> {
-    let mount = Arc::new(mount);
-    let asked = Arc::clone(&mount);
-    context.signals.on_stop(move || {
-        if let Err(error) = asked.unmount() {
-            tracing::warn!(%error, "cannot unmount");
-        }
-    });
+/// Serves until somebody unmounts.
+fn serve(mount: Arc<Mount>, context: &Context) -> anyhow::Result<Outcome> {
     let ended = mount.wait();
     // Lets go of the mount, so that what it holds in the store is given back before this process ends.
     context.signals.on_stop(|| {});
