@@ -38,7 +38,7 @@ pub enum Reason {
         /// The first run that may delete it.
         until: u64,
     },
-    /// A writer that began before the condemnation may lean on it.
+    /// A writer that began before the condemnation was known may lean on it, or have stored it.
     OldWriter {
         /// That writer's epoch.
         epoch: u64,
@@ -85,7 +85,9 @@ impl Clock {
                 let until = condemned + GRACE_EPOCHS;
                 match self.oldest_writer {
                     _ if self.epoch < until => (Verdict::Wait, Reason::Grace { until }),
-                    Some(epoch) if epoch < condemned => (Verdict::Wait, Reason::OldWriter { epoch }),
+                    // A writer of the same epoch may have begun after that run raised it and before that run listed packs
+                    // or wrote its list: it knows nothing of the condemnation, and its own packs may be on the list.
+                    Some(epoch) if epoch <= condemned => (Verdict::Wait, Reason::OldWriter { epoch }),
                     _ => (Verdict::Delete, Reason::Expired { condemned }),
                 }
             }
@@ -120,7 +122,7 @@ mod tests {
                     assert_eq!(clock.decide(true, Some(condemned)).0, Verdict::TakeBack);
                     let deletes = clock.decide(false, Some(condemned)).0 == Verdict::Delete;
                     let ripe = epoch >= condemned + 2;
-                    let leaned_on = oldest_writer.is_some_and(|writer| writer < condemned);
+                    let leaned_on = oldest_writer.is_some_and(|writer| writer <= condemned);
                     assert_eq!(deletes, ripe && !leaned_on, "{clock:?} {condemned}");
                 }
             }

@@ -101,6 +101,46 @@ fn a_writer_survives_any_number_of_collections_between_any_two_of_its_steps() {
     }
 }
 
+/// A writer that opens between any two operations of a collection, stores something and leans on what is there, and
+/// commits only after further collections.
+#[test]
+fn a_writer_that_opens_during_a_collection_keeps_what_it_stored_and_what_it_leans_on() {
+    for cycles in 1..=4 {
+        let mut places = 0;
+        for operation in 0..MAX_OPERATIONS {
+            let garden = Arc::new(Garden::new());
+            garden.commit("old", &[1, 2]);
+            garden.open().forget("old", |_| true).unwrap();
+            let hooked = HookTier::new(Arc::new(garden.memory.clone()));
+            let store = garden.open_on(hooked.clone());
+            let (opened, writers) = std::sync::mpsc::channel();
+            let step = garden.clone();
+            hooked.arm(operation, move || {
+                let mut writer = step.open().writer("long").unwrap();
+                commit(&mut writer, "own", &[3]).unwrap();
+                step.open().forget("own", |_| true).unwrap();
+                let tree = put_tree(&mut writer, &[1, 2, 3]).unwrap();
+                opened.send((writer, tree)).unwrap();
+            });
+            gc::collect(&store, &gc::CollectOptions::default(), &store::Unwatched).unwrap();
+            if hooked.is_armed() {
+                break;
+            }
+            places += 1;
+            garden.collect(cycles);
+            let (mut writer, tree) = writers.recv().unwrap();
+            let labels = [("files".to_owned(), "3".to_owned())].into();
+            let draft = SnapshotDraft { tree: Some(tree), labels, ..SnapshotDraft::default() };
+            writer.commit("new", draft).unwrap();
+            drop(writer);
+            garden.assert_sound(&format!("opened before operation {operation}, {cycles} runs"));
+            garden.collect(4);
+            garden.assert_sound(&format!("opened before operation {operation}, {cycles} runs, four later"));
+        }
+        assert!(places >= 10, "only {places} places");
+    }
+}
+
 /// A reader that pins between any two operations of a collection either is refused or keeps what it pinned.
 #[test]
 fn a_reader_that_pins_during_a_collection_keeps_its_snapshot_or_is_refused() {
