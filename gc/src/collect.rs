@@ -7,8 +7,9 @@
 use crate::mark::Marker;
 use crate::plan::{Clock, Planned, Verdict};
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use store::collector::{self, Condemned};
-use store::{Derived, FileLock, PackId, Progress, Result, SnapshotId, Store, Work, index, session};
+use store::{Derived, FileLock, Kind, PackId, Progress, Result, SnapshotId, Store, Work, index, session};
 
 /// Runs are merged when there are more.
 const MAX_RUNS: usize = 8;
@@ -61,22 +62,30 @@ pub fn collect(store: &Store, options: &CollectOptions, progress: &dyn Progress)
         true => None,
         false => Some(FileLock::take(&state.join("gc.lock"), "snapctl gc")?),
     };
-    let table = match options.dry_run {
-        true => None,
-        false => Some(Derived::open(&state.join("marks"))?),
-    };
+    if options.dry_run {
+        return run(store, true, None, progress);
+    }
     let mut deleted = Vec::new();
     let mut report = CollectReport::default();
     for _ in 0..options.cycles.max(1) {
-        report = run(store, options.dry_run, table.as_ref(), progress)?;
-        if options.dry_run {
-            break;
-        }
+        report = store.with_reserve(|| run(store, false, open_marks(state)?.as_ref(), progress))?;
         deleted.extend(report.packs.iter().filter(|pack| pack.verdict == Verdict::Delete).copied());
         report.packs.retain(|pack| pack.verdict != Verdict::Delete);
     }
     report.packs.extend(deleted);
     Ok(report)
+}
+
+/// What earlier runs found; without it everything is walked.
+fn open_marks(state: &Path) -> Result<Option<Derived>> {
+    match Derived::open(&state.join("marks")) {
+        Ok(table) => Ok(Some(table)),
+        Err(error) if error.kind() == Kind::Conflict => Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "what earlier runs found is not used");
+            Ok(None)
+        }
+    }
 }
 
 fn run(
@@ -85,6 +94,33 @@ fn run(
     table: Option<&Derived>,
     progress: &dyn Progress,
 ) -> Result<CollectReport> {
+    let survey = survey(store, dry_run, table, progress).map_err(|error| match error.kind() {
+        Kind::Corrupt | Kind::NotFound => error.advice("nothing was deleted; run `snapctl check`"),
+        _ => error,
+    })?;
+    let Survey { mut report, lists, vanished, marked } = survey;
+    if !dry_run {
+        execute(store, &lists, vanished, &mut report)?;
+        if let Some(table) = table {
+            let live: HashSet<&[u8]> = marked.iter().map(|id| id.as_bytes().as_slice()).collect();
+            if let Err(error) = table.retain(|key| live.contains(key)).and_then(|()| table.flush()) {
+                tracing::warn!(%error, "what this run found may be computed again");
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// What is there, what is reached, and what is to happen.
+struct Survey {
+    report: CollectReport,
+    lists: Vec<Condemned>,
+    /// Condemned packs that an earlier run deleted before it could say so.
+    vanished: HashSet<PackId>,
+    marked: HashSet<SnapshotId>,
+}
+
+fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn Progress) -> Result<Survey> {
     let tier = store.hot();
     let epoch = match dry_run {
         true => collector::read_epoch(tier)? + 1,
@@ -102,7 +138,7 @@ fn run(
 
     // Packs are listed before the refs, to be judged, and after them, to be counted on: what a commit adds between the two
     // is needed and not judged.
-    let inventory: HashSet<PackId> = store.packs()?.into_iter().map(|(id, _)| id).collect();
+    let inventory: HashMap<PackId, u64> = store.packs()?.into_iter().collect();
     let condemned = epochs(&lists, |list| &list.packs);
     let mut marker = Marker::new(store, &inventory, &condemned, table);
     progress.begin("mark snapshots", Work::Items(roots.len() as u64));
@@ -120,20 +156,14 @@ fn run(
         let (verdict, reason) = plan(marker.reached().contains(&id), condemned.get(&id));
         report.packs.push(Planned { id, len_bytes, verdict, reason });
     }
-    let condemned = epochs(&lists, |list| &list.snapshots);
+    let marked = marker.marked().clone();
+    let condemned_records = epochs(&lists, |list| &list.snapshots);
     for id in records {
-        let (verdict, reason) = plan(marker.marked().contains(&id), condemned.get(&id));
+        let (verdict, reason) = plan(marked.contains(&id), condemned_records.get(&id));
         report.snapshots.push(Planned { id, len_bytes: 0, verdict, reason });
     }
-    if !dry_run {
-        execute(store, &lists, &mut report)?;
-        if let Some(table) = table {
-            let live: HashSet<&[u8]> = marker.marked().iter().map(|id| id.as_bytes().as_slice()).collect();
-            table.retain(|key| live.contains(key))?;
-            table.flush()?;
-        }
-    }
-    Ok(report)
+    let vanished = condemned.keys().filter(|id| !inventory.contains_key(id)).copied().collect();
+    Ok(Survey { report, lists, vanished, marked })
 }
 
 /// Every snapshot that must stay.
@@ -162,11 +192,18 @@ fn with_verdict<Id: Copy + Eq + std::hash::Hash>(
     planned.iter().filter(|object| verdicts.contains(&object.verdict)).map(|object| object.id).collect()
 }
 
-fn execute(store: &Store, lists: &[Condemned], report: &mut CollectReport) -> Result<()> {
+fn execute(
+    store: &Store,
+    lists: &[Condemned],
+    vanished: HashSet<PackId>,
+    report: &mut CollectReport,
+) -> Result<()> {
     let tier = store.hot();
-    // Waiting and doomed objects stay listed until they are gone; what was taken back, or is gone already, is dropped.
+    // Waiting and doomed objects stay listed until they are gone, from the index too; what was taken back is dropped.
     let listed = [Verdict::Wait, Verdict::Delete];
-    shorten(store, lists, &with_verdict(&report.packs, &listed), &with_verdict(&report.snapshots, &listed))?;
+    let mut listed_packs = with_verdict(&report.packs, &listed);
+    listed_packs.extend(&vanished);
+    shorten(store, lists, &listed_packs, &with_verdict(&report.snapshots, &listed))?;
     let fresh = Condemned {
         epoch: report.epoch,
         packs: with_verdict(&report.packs, &[Verdict::Condemn]).into_iter().collect(),
@@ -177,7 +214,12 @@ fn execute(store: &Store, lists: &[Condemned], report: &mut CollectReport) -> Re
     }
     let packs = with_verdict(&report.packs, &[Verdict::Delete]);
     let snapshots = with_verdict(&report.snapshots, &[Verdict::Delete]);
-    report.merged_runs = merge_index(store, &packs)?;
+    let gone = vanished.into_iter().chain(packs.iter().copied()).collect();
+    let merged = match merge_index(store, &gone) {
+        // On a full disk the packs have to go first. Until the index is merged, writers that lean on them are refused.
+        Err(error) if error.kind() == Kind::Full && !packs.is_empty() => None,
+        merged => Some(merged?),
+    };
     for snapshot in &snapshots {
         tier.delete(&store::Snapshot::key(snapshot))?;
     }
@@ -186,6 +228,10 @@ fn execute(store: &Store, lists: &[Condemned], report: &mut CollectReport) -> Re
             tier.delete(&pack.key())?;
         }
     }
+    report.merged_runs = match merged {
+        Some(merged) => merged,
+        None => merge_index(store, &gone)?,
+    };
     let waiting = [Verdict::Wait];
     shorten(store, lists, &with_verdict(&report.packs, &waiting), &with_verdict(&report.snapshots, &waiting))
 }
@@ -208,7 +254,7 @@ fn shorten(
     Ok(())
 }
 
-/// Takes packs out of the index before they go, puts in those whose writer died before it did (a mark may count on them in
+/// Takes packs that go, or are gone, out of the index, puts in those whose writer died before it did (a mark may count on them in
 /// place of others), and joins many short runs. Writers add runs meanwhile; those stay.
 fn merge_index(store: &Store, gone: &HashSet<PackId>) -> Result<u64> {
     let tier = store.hot();

@@ -1,9 +1,13 @@
 //! Mark: which packs the roots need. A snapshot's packs are computed once and kept in a derived table, so a run costs
-//! what is new since the last one; within a run every directory is visited once, however many snapshots share it.
+//! what is new since the last one; within a run every directory is visited once, however many snapshots share it. A pack
+//! that is shorter than it was when a chunk was put into it does not count as there.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
-use store::{ChunkId, Derived, DirectoryId, Error, Kind, PackId, Result, SnapshotId, Store, Tree};
+use store::{ChunkId, Derived, DirectoryId, Error, Kind, PackId, Result, SnapshotId, Store, Tree, index};
+
+/// Bytes of a pack's id and of how far into it a snapshot reaches, in the derived table.
+const NEED_LEN: usize = PackId::LEN + 8;
 
 /// Packs by number, sorted.
 type PackSet = Rc<[u32]>;
@@ -11,10 +15,12 @@ type PackSet = Rc<[u32]>;
 /// A mark under way.
 pub struct Marker<'a> {
     store: &'a Store,
-    inventory: &'a HashSet<PackId>,
+    /// The packs that are there, with their lengths in bytes.
+    inventory: &'a HashMap<PackId, u64>,
     condemned: &'a HashMap<PackId, u64>,
     table: Option<&'a Derived>,
-    packs: Vec<PackId>,
+    /// Packs by number, and how far into each what was marked reaches.
+    packs: Vec<(PackId, u64)>,
     numbers: HashMap<PackId, u32>,
     directories: HashMap<DirectoryId, PackSet>,
     marked: HashSet<SnapshotId>,
@@ -52,7 +58,7 @@ impl<'a> Marker<'a> {
     /// A mark over the packs of `inventory`; a chunk that lies in several counts for one that is not condemned.
     pub fn new(
         store: &'a Store,
-        inventory: &'a HashSet<PackId>,
+        inventory: &'a HashMap<PackId, u64>,
         condemned: &'a HashMap<PackId, u64>,
         table: Option<&'a Derived>,
     ) -> Self {
@@ -80,10 +86,9 @@ impl<'a> Marker<'a> {
         let packs = match self.remembered(snapshot)? {
             Some(packs) => packs,
             None => {
-                let refuse = |error: Error| error.advice("nothing was deleted; run `snapctl check`");
-                let packs = self.packs_of(snapshot).map_err(refuse)?;
-                self.remember(snapshot, &packs)?;
-                packs
+                let needs = self.needs_of(snapshot)?;
+                self.remember(snapshot, &needs);
+                needs.into_iter().map(|(pack, _)| pack).collect()
             }
         };
         self.reached.extend(packs);
@@ -101,24 +106,45 @@ impl<'a> Marker<'a> {
         &self.reached
     }
 
-    /// The packs kept for a snapshot by an earlier run, if all of them are still there, and its record too.
+    /// The packs kept for a snapshot by an earlier run, if all of them are still there and as long as they must be, and its
+    /// record too.
     fn remembered(&self, snapshot: &SnapshotId) -> Result<Option<Vec<PackId>>> {
         let Some(table) = self.table else { return Ok(None) };
         self.store.snapshot(snapshot)?;
-        let Some(bytes) = table.get(snapshot.as_bytes())? else { return Ok(None) };
-        let (packs, rest) = bytes.as_chunks();
-        let packs: Vec<PackId> = packs.iter().copied().map(PackId::from_bytes).collect();
-        let whole = rest.is_empty() && packs.iter().all(|pack| self.inventory.contains(pack));
-        Ok(whole.then_some(packs))
+        let bytes = table.get(snapshot.as_bytes()).unwrap_or_else(|error| {
+            tracing::warn!(%snapshot, %error, "what it needs is computed again");
+            None
+        });
+        Ok(bytes.and_then(|bytes| self.decode_needs(&bytes)))
     }
 
-    fn remember(&self, snapshot: &SnapshotId, packs: &[PackId]) -> Result<()> {
-        let Some(table) = self.table else { return Ok(()) };
-        let bytes: Vec<u8> = packs.iter().flat_map(|pack| pack.to_bytes()).collect();
-        table.put(snapshot.as_bytes(), &bytes)
+    fn decode_needs(&self, bytes: &[u8]) -> Option<Vec<PackId>> {
+        let (needs, rest) = bytes.as_chunks::<NEED_LEN>();
+        let mut packs = Vec::with_capacity(needs.len());
+        for need in needs {
+            let (pack, end) = need.split_first_chunk()?;
+            let (pack, end) = (PackId::from_bytes(*pack), u64::from_le_bytes(end.try_into().ok()?));
+            self.inventory.get(&pack).filter(|len_bytes| end <= **len_bytes)?;
+            packs.push(pack);
+        }
+        rest.is_empty().then_some(packs)
     }
 
-    fn packs_of(&mut self, id: &SnapshotId) -> Result<Vec<PackId>> {
+    /// Keeps what a snapshot needs for later runs. A disk that cannot keep it costs them time and nothing else.
+    fn remember(&self, snapshot: &SnapshotId, needs: &[(PackId, u64)]) {
+        let Some(table) = self.table else { return };
+        let mut bytes = Vec::with_capacity(needs.len() * NEED_LEN);
+        for (pack, end) in needs {
+            bytes.extend_from_slice(&pack.to_bytes());
+            bytes.extend_from_slice(&end.to_le_bytes());
+        }
+        if let Err(error) = table.put(snapshot.as_bytes(), &bytes) {
+            tracing::warn!(%snapshot, %error, "what it needs is not remembered");
+        }
+    }
+
+    /// The packs that a snapshot needs, and how far into each.
+    fn needs_of(&mut self, id: &SnapshotId) -> Result<Vec<(PackId, u64)>> {
         let (store, snapshot) = (self.store, self.store.snapshot(id)?);
         let mut packs = BTreeSet::new();
         if let Some(image) = &snapshot.image {
@@ -176,14 +202,23 @@ impl<'a> Marker<'a> {
     }
 
     fn pack_of(&mut self, id: &ChunkId) -> Option<u32> {
-        let (inventory, condemned) = (self.inventory, self.condemned);
-        let index = self.store.index();
-        let live = index.find_in(id, |pack| inventory.contains(pack) && !condemned.contains_key(pack));
-        let place = live.or_else(|| index.find_in(id, |pack| inventory.contains(pack)))?;
+        let whole =
+            |pack: &PackId, end: u64| self.inventory.get(pack).is_some_and(|len_bytes| end <= *len_bytes);
+        let mut places = self.store.index().find(id);
+        places.retain(|place| whole(&place.pack, end_of(place)));
+        let live = places.iter().find(|place| !self.condemned.contains_key(&place.pack));
+        let place = live.or(places.first())?;
         let packs = &mut self.packs;
-        Some(*self.numbers.entry(place.pack).or_insert_with(|| {
-            packs.push(place.pack);
+        let number = *self.numbers.entry(place.pack).or_insert_with(|| {
+            packs.push((place.pack, 0));
             (packs.len() - 1) as u32
-        }))
+        });
+        let (_, end) = &mut packs[number as usize];
+        *end = end_of(place).max(*end);
+        Some(number)
     }
+}
+
+fn end_of(place: &index::Location) -> u64 {
+    place.offset + place.len_bytes
 }

@@ -26,6 +26,7 @@ mod progress;
 mod reach;
 mod refs;
 mod repo;
+mod reserve;
 mod restore;
 pub mod session;
 mod snapshot;

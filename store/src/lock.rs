@@ -5,13 +5,33 @@ use crate::error::{Error, Kind, Result};
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// What can be seen of a lock from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockState {
+    /// Somebody holds it.
+    Held,
+    /// Its file is there, and nobody holds it.
+    Free,
+    /// It has no file.
+    Absent,
+}
 
 /// A held lock; dropping it lets go.
 #[derive(Debug)]
 pub struct FileLock {
     file: File,
     path: PathBuf,
+}
+
+/// Creates a directory of local state and what is missing above it, for this user alone.
+///
+/// # Errors
+/// As the system calls.
+pub fn create_private_directories(directory: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 impl Drop for FileLock {
@@ -32,10 +52,12 @@ impl FileLock {
     pub fn take(path: &Path, purpose: &str) -> Result<Self> {
         let failed = |error| Error::io("cannot lock", path.display(), error);
         if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(failed)?;
+            create_private_directories(directory).map_err(failed)?;
         }
-        let mut file =
-            File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+        // Whoever may open it may hold it.
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let mut file = options.open(path).map_err(failed)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -62,25 +84,30 @@ impl FileLock {
     ///
     /// # Errors
     /// As the system calls.
-    pub fn is_held(path: &Path) -> Result<bool> {
+    pub fn look(path: &Path) -> Result<LockState> {
         let failed = |error| Error::io("cannot look at lock", path.display(), error);
         let file = match File::open(path) {
             Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(LockState::Absent),
             Err(error) => return Err(failed(error)),
         };
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => Ok(false),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Ok(()) => Ok(LockState::Free),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(LockState::Held),
             Err(error) => Err(failed(error.into())),
+        }
+    }
+
+    /// Removes the file of a lock that nobody holds and nobody will take again.
+    pub fn remove_free(path: &Path) {
+        // A leftover lock file nobody holds means nothing, so a failure here harms nobody.
+        if let Err(error) = std::fs::remove_file(path) {
+            tracing::debug!(path = %path.display(), %error, "lock file stays");
         }
     }
 
     /// Removes the lock's file and lets go.
     pub fn remove(self) {
-        // A leftover lock file nobody holds means nothing, so a failure here harms nobody.
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "lock file stays");
-        }
+        Self::remove_free(&self.path);
     }
 }

@@ -8,12 +8,15 @@ use crate::domain::{self, Domain};
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackId, SnapshotId, StoreId};
 use crate::index::{Index, Location};
+use crate::lock::create_private_directories;
 use crate::pack::{Frame, PackDirectory, read_directory};
 use crate::refs::{Ref, RefEntry, Refs};
+use crate::reserve;
 use crate::session::Session;
 use crate::snapshot::Snapshot;
 use crate::superblock::{self, Superblock};
 use crate::tier::{LocalTier, Tier};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -81,7 +84,7 @@ impl Store {
         if config.hot.len_bytes(superblock::KEY)?.is_some() {
             return Err(there(&*config.hot));
         }
-        std::fs::create_dir_all(&config.state)
+        create_private_directories(&config.state)
             .map_err(|error| Error::io("cannot create directory", config.state.display(), error))?;
         config
             .hot
@@ -90,6 +93,7 @@ impl Store {
         if !config.hot.put_if_absent(superblock::KEY, &superblock.encode())? {
             return Err(there(&*config.hot));
         }
+        reserve::keep(&config.state);
         Self::open(config)
     }
 
@@ -247,6 +251,12 @@ impl Store {
             }
             None => (spec, 0),
         };
+        // A whole id means what it names, whatever a ref is called.
+        if let Ok(id) = spec.parse::<SnapshotId>()
+            && self.hot().len_bytes(&Snapshot::key(&id))?.is_some()
+        {
+            return Ok(id);
+        }
         let found = if crate::refs::check_name(name).is_ok() { self.refs().get(name)? } else { None };
         if let Some(found) = found {
             let entry = found.history.iter().rev().nth(back).map(|entry| entry.snapshot);
@@ -292,10 +302,25 @@ impl Store {
         if self.refs().get(name)?.is_none() {
             return Err(Error::new(Kind::NotFound, "no such ref").object(name));
         }
-        self.refs().update(name, |history| {
-            history.retain(|entry| !drop(entry));
-            Ok(())
+        self.with_reserve(|| {
+            self.refs().update(name, |history| {
+                history.retain(|entry| !drop(entry));
+                Ok(())
+            })
         })
+    }
+
+    /// Does what frees space. When the disk is full, it is done once more with the space that was kept back for it.
+    ///
+    /// # Errors
+    /// Those of `act`.
+    pub fn with_reserve<T>(&self, mut act: impl FnMut() -> Result<T>) -> Result<T> {
+        let done = match act() {
+            Err(error) if error.kind() == Kind::Full && reserve::give_back(self.state_dir()) => act(),
+            done => done,
+        };
+        reserve::keep(self.state_dir());
+        done
     }
 
     /// Pins snapshots against the collector until the pin is dropped. On a store that is mounted read-only nothing can be
@@ -336,19 +361,19 @@ impl Store {
         Err(failure.expect("a store has at least one tier"))
     }
 
-    /// Every pack on any tier with its length in bytes.
+    /// Every pack on any tier with the length in bytes of its longest copy.
     ///
     /// # Errors
     /// As the tiers.
     pub fn packs(&self) -> Result<Vec<(PackId, u64)>> {
-        let mut packs = Vec::new();
+        let mut packs: BTreeMap<PackId, u64> = BTreeMap::new();
         for tier in self.tiers() {
-            let infos = tier.list("packs/")?;
-            packs
-                .extend(infos.iter().filter_map(|info| Some((PackId::from_key(&info.key)?, info.len_bytes))));
+            for info in tier.list("packs/")? {
+                let Some(id) = PackId::from_key(&info.key) else { continue };
+                let len_bytes = packs.entry(id).or_default();
+                *len_bytes = info.len_bytes.max(*len_bytes);
+            }
         }
-        packs.sort_unstable();
-        packs.dedup_by_key(|(id, _)| *id);
-        Ok(packs)
+        Ok(packs.into_iter().collect())
     }
 }

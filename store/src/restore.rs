@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 /// How much of a file is written at once.
 const WRITE_LEN: usize = 1 << 20;
+/// Mode bits that lend the rights of owner and group.
+const SET_ID: u32 = 0o6000;
 
 /// What a restore did.
 #[derive(Clone, Debug, Default)]
@@ -205,14 +207,19 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Owner first (it clears setuid), then attributes, mode and time.
+    /// Owner first (it clears setuid), then attributes, mode and time. What runs with its owner's rights is not given those
+    /// of whoever restores it.
     fn metadata(&mut self, metadata: &Metadata, path: &Path) -> Result<()> {
         let Ok(stat) = rustix::fs::lstat(path) else { return Ok(()) }; // a device that was not permitted
         let kind = FileType::from_raw_mode(stat.st_mode);
+        let mut mode = metadata.mode;
         if (stat.st_uid, stat.st_gid) != (metadata.uid, metadata.gid) {
             let (uid, gid) = (Uid::from_raw(metadata.uid), Gid::from_raw(metadata.gid));
             match rustix::fs::chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW) {
-                Err(Errno::PERM) => self.not_permitted(path, "owner"),
+                Err(Errno::PERM) => {
+                    self.not_permitted(path, "owner");
+                    mode &= !SET_ID;
+                }
                 other => other.map_err(failed("cannot set owner", path))?,
             }
         }
@@ -225,8 +232,7 @@ impl Job<'_> {
             }
         }
         if kind != FileType::Symlink {
-            let mode = Mode::from_raw_mode(metadata.mode);
-            rustix::fs::chmod(path, mode).map_err(failed("cannot set mode", path))?;
+            rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(failed("cannot set mode", path))?;
         }
         let time = Timespec { tv_sec: metadata.mtime.seconds, tv_nsec: metadata.mtime.nanos.into() };
         let times = Timestamps { last_access: time, last_modification: time };

@@ -1,12 +1,13 @@
 //! Sessions: what the collector must respect besides refs. A writer's session says "I lean on packs that were live at
-//! this epoch"; a reader's pins snapshots. A session lives as long as its process holds the session's file lock on this
-//! host; the object alone, without a holder, is a dead session and is swept.
+//! this epoch"; a reader's pins snapshots. A session lives as long as its process holds the session's file lock in the local
+//! state: a lock file without a holder is a dead session and is swept. An object without a lock file was opened with other
+//! local state, or that was lost: nothing is known of its process, so it counts as alive.
 
 use crate::clock;
 use crate::collector::{self, Condemned};
 use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
-use crate::lock::FileLock;
+use crate::lock::{FileLock, LockState};
 use crate::tier::Tier;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::path::{Path, PathBuf};
@@ -171,22 +172,38 @@ impl Drop for Session {
 pub fn alive(tier: &dyn Tier, state: &Path, sweep: bool) -> Result<Vec<SessionRecord>> {
     let mut alive = Vec::new();
     for info in tier.list(PREFIX)? {
-        if !FileLock::is_held(&lock_path(state, &info.key))? {
+        let lock = FileLock::look(&lock_path(state, &info.key))?;
+        if lock == LockState::Free {
             if sweep {
                 tracing::info!(session = info.key, "ending the session of a dead process");
                 tier.delete(&info.key)?;
+                FileLock::remove_free(&lock_path(state, &info.key));
             }
             continue;
         }
         match tier.get(&info.key) {
             Ok(object) => {
-                alive.push(SessionRecord::decode(&object).map_err(|error| error.object(&info.key))?)
+                let record = SessionRecord::decode(&object).map_err(|error| error.object(&info.key))?;
+                if lock == LockState::Absent {
+                    warn_of_foreign(tier, &info.key, &record);
+                }
+                alive.push(record);
             }
             Err(error) if error.kind() == Kind::NotFound => {} // ended since it was listed
             Err(error) => return Err(error),
         }
     }
     Ok(alive)
+}
+
+fn warn_of_foreign(tier: &dyn Tier, key: &str, record: &SessionRecord) {
+    tracing::warn!(
+        session = key,
+        tier = tier.describe(),
+        purpose = record.purpose,
+        "a session of other local state counts as alive, and what it may need stays; if its process is gone, run \
+         `snapctl gc` with that state once, or delete the session's object",
+    );
 }
 
 #[cfg(test)]

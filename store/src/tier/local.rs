@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Holds the lock and the next body of an object that is being swapped.
@@ -161,9 +161,10 @@ pub fn replace_file(temporary: &Path, path: &Path, body: &[u8]) -> Result<()> {
     sync_directory(parent(path))
 }
 
-/// Creates `directory` and what is missing between it and `root`, syncing each directory that got a new name.
+/// Creates `directory` and what is missing between it and `root`, for this user alone, syncing each directory that got a
+/// new name.
 fn create_directories(root: &Path, directory: &Path) -> Result<()> {
-    match fs::create_dir(directory) {
+    match fs::DirBuilder::new().mode(0o700).create(directory) {
         Ok(()) => sync_directory(parent(directory)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound && directory != root => {

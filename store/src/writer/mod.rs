@@ -15,6 +15,7 @@ use crate::lock::FileLock;
 use crate::pack::{MAX_FRAME_PLAIN, PackKind};
 use crate::refs::{self, RefEntry};
 use crate::repo::Store;
+use crate::reserve;
 use crate::session::Session;
 use crate::snapshot::{Snapshot, Totals};
 use pipeline::Pipeline;
@@ -79,6 +80,7 @@ impl Writer {
         store.0.superblock.check_writable()?;
         let state = store.state_dir();
         let lock = FileLock::take(&state.join("lock"), purpose)?;
+        reserve::keep(state);
         let names = state::next_incarnation(state)?;
         let config = &store.0.config;
         let (session, lists) = Session::writer(&config.hot, state, purpose)?;

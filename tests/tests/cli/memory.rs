@@ -43,6 +43,23 @@ fn a_second_capture_costs_what_changed() {
 }
 
 #[test]
+fn a_parent_that_is_being_collected_is_refused() {
+    let place = Place::with_store();
+    let memory = place.path("memory");
+    fs::write(&memory, sample::noise(35, 64 * PAGE)).unwrap();
+    let first = capture(&place, "--raw", &memory, &["old"]).expect(0).json();
+    let parent = first["snapshot"].as_str().unwrap();
+    place.run(["forget", "old", parent]).expect(0);
+    place.run(["gc"]).expect(0);
+    capture(&place, "--raw", &memory, &["new", "--parent", parent]).expect(2).complains("being collected");
+    place.run(["show", "new"]).expect(1);
+    let alone = capture(&place, "--raw", &memory, &["new"]).expect(0).json();
+    assert_eq!(alone["new_pages"], 64, "{alone}");
+    place.run(["gc", "--cycles", "4"]).expect(0);
+    place.run(["check", "--read-data"]).expect(0);
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let place = Place::with_store();
     let (memory, source) = (place.path("memory"), place.path("source"));

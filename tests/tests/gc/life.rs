@@ -135,3 +135,54 @@ fn nothing_is_deleted_when_a_root_or_anything_reachable_is_hurt() {
         assert_eq!(hurt.memory.list("packs/").unwrap(), before, "{prefix}");
     }
 }
+
+/// Local state that the collector does not know, or that was lost, says nothing about the process behind a session.
+#[test]
+fn a_session_of_other_local_state_counts_as_alive() {
+    let garden = Garden::new();
+    let snapshot = garden.commit("app", &[1, 2]);
+    let reading = garden.open();
+    let pin = reading.pin("mount of app", &[snapshot]).unwrap();
+    garden.open().forget("app", |_| true).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut config = garden.config(std::sync::Arc::new(garden.memory.clone()));
+    config.state = elsewhere.path().to_owned();
+    let options = CollectOptions { dry_run: false, cycles: 4 };
+    collect(&store::Store::open(&config).unwrap(), &options, &Unwatched).unwrap();
+    std::fs::remove_dir_all(garden.state().join("sessions")).unwrap();
+    garden.collect(4);
+    assert_files(&reading, &snapshot, "pinned");
+    drop(pin);
+    garden.collect(4);
+    assert_eq!(garden.memory.list("packs/").unwrap(), []);
+}
+
+/// A pack that lost its end is damage like one that is gone, also for what earlier runs walked already.
+#[test]
+fn nothing_is_deleted_while_a_pack_that_is_needed_is_cut() {
+    for walked_before in [false, true] {
+        let garden = Garden::new();
+        garden.commit("app", &[1]);
+        if walked_before {
+            garden.collect(1);
+        }
+        garden.commit("garbage", &[7]);
+        garden.open().forget("garbage", |_| true).unwrap();
+        let pack = garden.memory.list("packs/").unwrap().remove(0);
+        let bytes = garden.memory.get(&pack.key).unwrap().to_vec();
+        for len in [0, 64, bytes.len() / 2] {
+            garden.memory.delete(&pack.key).unwrap();
+            garden.memory.put_if_absent(&pack.key, &bytes[..len]).unwrap();
+            let before = garden.memory.list("packs/").unwrap();
+            let options = CollectOptions { dry_run: false, cycles: 4 };
+            let error = collect(&garden.open(), &options, &Unwatched).unwrap_err();
+            assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+            assert!(error.to_string().contains("nothing was deleted"), "{error}");
+            assert_eq!(garden.memory.list("packs/").unwrap(), before);
+        }
+        garden.memory.delete(&pack.key).unwrap();
+        garden.memory.put_if_absent(&pack.key, &bytes).unwrap();
+        garden.collect(4);
+        garden.assert_sound("made whole again");
+    }
+}

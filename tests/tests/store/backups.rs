@@ -203,6 +203,42 @@ fn unreadable_files_are_told_and_the_rest_is_kept() {
     assert_eq!(error.unwrap_err().kind(), Kind::NotFound);
 }
 
+/// A program that runs with its owner's rights must not come back with those of whoever restores it.
+#[test]
+fn a_restore_by_another_user_lends_nobody_that_users_rights() {
+    let directory = tempfile::tempdir().unwrap();
+    let (source, place) = (directory.path().join("source"), directory.path().join("place"));
+    fs::create_dir(&source).unwrap();
+    fs::create_dir(&place).unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(source.join("tool"), "#!").unwrap();
+    fs::set_permissions(source.join("tool"), fs::Permissions::from_mode(0o6755)).unwrap();
+    std::os::unix::fs::chown(&place, Some(1234), Some(1234)).unwrap();
+    let refused = std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            become_user(1234);
+            let store = store::Store::init(&store::StoreConfig::directory(&place.join("store"))).unwrap();
+            let report = back_up(&store, &source, "web");
+            let target = place.join("target");
+            let restored = store::restore(&store, &report.snapshot, b"", &target, &Unwatched).unwrap();
+            restored.not_permitted
+        });
+        other.join().unwrap()
+    });
+    assert!(refused.iter().any(|what| what.contains("tool: owner")), "{refused:?}");
+    assert_eq!(mode_of(&place.join("target/tool")), 0o755);
+    // Root restores it as it was.
+    let store = store::Store::open(&store::StoreConfig::directory(&place.join("store"))).unwrap();
+    let snapshot = store.resolve("web").unwrap();
+    store::restore(&store, &snapshot, b"", &place.join("again"), &Unwatched).unwrap();
+    assert_eq!(mode_of(&place.join("again/tool")), 0o6755);
+    assert_eq!(mode_of(&place.join("store")), 0o700, "a store is its owner's alone");
+}
+
+fn mode_of(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
 /// Gives this thread alone the rights of another user.
 fn become_user(uid: u32) {
     rustix::thread::set_thread_groups(&[]).unwrap();

@@ -59,9 +59,14 @@ pub fn run(arguments: CaptureArguments, context: &mut Context) -> anyhow::Result
     let begun = Instant::now();
     store::check_name(&arguments.name)?;
     let store = context.store()?;
+    let purpose = format!("capture {}", arguments.name);
+    let mut writer = store.writer(&purpose)?;
     let current = store.refs().get(&arguments.name)?.and_then(|found| found.current());
-    let parent = parent_image(&store, &arguments, current)?;
-    let mut writer = store.writer(&format!("capture {}", arguments.name))?;
+    let named = arguments.parent.as_ref().map(|spec| store.resolve(spec).asked()).transpose()?;
+    let parent = named.or(current);
+    // What is taken over from the parent is not offered to the writer: it must stay until the commit names it.
+    let _pin = parent.map(|parent| store.pin(&purpose, &[parent])).transpose()?;
+    let parent = parent.map(|parent| parent_image(&store, &arguments, parent)).transpose()?.flatten();
     let captured = capture(&mut writer, &arguments, parent.as_ref(), &context.progress)?;
     let draft = SnapshotDraft {
         tree: None,
@@ -90,15 +95,13 @@ pub fn run(arguments: CaptureArguments, context: &mut Context) -> anyhow::Result
     Ok(Outcome::Done)
 }
 
-/// The image to compare with: the one that was named, else the ref's current one, if it has one.
+/// The parent's image, to compare with; a ref's current snapshot need not have one.
 fn parent_image(
     store: &Store,
     arguments: &CaptureArguments,
-    current: Option<SnapshotId>,
+    parent: SnapshotId,
 ) -> anyhow::Result<Option<Image>> {
-    let named = arguments.parent.as_ref().map(|spec| store.resolve(spec).asked()).transpose()?;
-    let Some(id) = named.or(current) else { return Ok(None) };
-    match (store.snapshot(&id)?.image, &arguments.parent) {
+    match (store.snapshot(&parent)?.image, &arguments.parent) {
         (Some(image), _) => Ok(Some(store.image(&image)?)),
         (None, None) => Ok(None),
         (None, Some(spec)) => {
