@@ -123,16 +123,23 @@ impl<'a> Refs<'a> {
     /// # Errors
     /// As the tier; `Corrupt` for a damaged ref, which is never passed over in silence.
     pub fn list(&self) -> Result<Vec<Ref>> {
-        let mut refs = Vec::new();
-        for info in self.tier.list(&prefix())? {
-            match self.tier.get(&info.key) {
-                Ok(object) => refs.push(decode_at(&info.key, &object)?),
-                Err(error) if error.kind() == Kind::NotFound => {} // removed since it was listed
-                Err(error) => return Err(error),
-            }
-        }
+        let mut refs = self.each()?.into_iter().collect::<Result<Vec<Ref>>>()?;
         refs.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(refs)
+    }
+
+    /// Every ref or what is wrong with it, by key: a damaged one hides no other.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn each(&self) -> Result<Vec<Result<Ref>>> {
+        let read = |key: &str| decode_at(key, &self.tier.get(key)?);
+        let infos = self.tier.list(&prefix())?;
+        let each = infos.iter().map(|info| read(&info.key));
+        // What is gone was removed since it was listed.
+        Ok(each
+            .filter(|found| found.as_ref().err().is_none_or(|error| error.kind() != Kind::NotFound))
+            .collect())
     }
 
     /// One ref, `None` when there is none of that name.

@@ -291,32 +291,32 @@ pub struct ForgetArguments {
 #[derive(Debug, Args)]
 pub struct KeepArguments {
     /// Keep the newest N
-    #[arg(long, value_name = "N", group = "what")]
+    #[arg(long, value_name = "N", group = "what", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_last: Option<u32>,
     /// Keep the newest of each of the last N hours that have one
-    #[arg(long, value_name = "N", group = "what")]
+    #[arg(long, value_name = "N", group = "what", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_hourly: Option<u32>,
     /// ... days
-    #[arg(long, value_name = "N", group = "what")]
+    #[arg(long, value_name = "N", group = "what", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_daily: Option<u32>,
     /// ... weeks
-    #[arg(long, value_name = "N", group = "what")]
+    #[arg(long, value_name = "N", group = "what", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_weekly: Option<u32>,
     /// ... months
-    #[arg(long, value_name = "N", group = "what")]
+    #[arg(long, value_name = "N", group = "what", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_monthly: Option<u32>,
     /// ... years
-    #[arg(long, value_name = "N", group = "what")]
+    #[arg(long, value_name = "N", group = "what", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_yearly: Option<u32>,
-    /// Keep what is younger, such as 12h, 30d, 1y6m (h, d, w, m = 30 days, y = 365 days)
+    /// Keep what is at most so much older than the newest: 12h, 30d, 1y6m (h, d, w, m = 30 days, y = 365 days)
     #[arg(long, value_name = "DURATION", group = "what", value_parser = human::parse_duration)]
     pub keep_within: Option<std::time::Duration>,
 }
 
 #[derive(Debug, Args)]
 pub struct GcArguments {
-    /// Only say what would be done
-    #[arg(long)]
+    /// Only say what the next cycle would do
+    #[arg(long, conflicts_with = "cycles")]
     pub dry_run: bool,
     /// Cycles to run; what one cycle condemns, a later one deletes
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]

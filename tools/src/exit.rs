@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 use store::Kind;
 
+use crate::human;
+
 /// Exit code of every error but an absence.
 const FAILED: u8 = 2;
 
@@ -108,6 +110,20 @@ pub fn finish(result: anyhow::Result<Outcome>, json: bool) -> ExitCode {
     }
 }
 
+/// Ends a run that was not understood, or that asked for help. Whether JSON was asked for is not known then, only whether the
+/// flag was typed.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    let typed_json = std::env::args_os().any(|argument| argument == "--json");
+    if error.use_stderr() && typed_json {
+        let message = error.render().to_string();
+        report(&store::Error::new(Kind::Invalid, message.trim_end()).into(), true);
+    } else {
+        // When it cannot be printed, nobody is left to tell.
+        let _ = error.print();
+    }
+    ExitCode::from(if error.use_stderr() { FAILED } else { 0 })
+}
+
 fn code_of(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Relayed>() {
         Some(relayed) => relayed.exit_code,
@@ -154,7 +170,7 @@ struct ErrorDocument {
 
 fn report(error: &anyhow::Error, json: bool) {
     let told = Relayed::of(error);
-    let text = format!("snapctl: {}", told.message);
+    let text = format!("snapctl: {}", human::lines(&told.message));
     let line =
         if json { serde_json::to_string(&ErrorDocument { error: told }).unwrap_or(text) } else { text };
     complain(&line);

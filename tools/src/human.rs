@@ -85,6 +85,16 @@ pub fn parse_duration(typed: &str) -> Result<Duration, String> {
     }
 }
 
+/// A text of several lines for a terminal: what it quotes cannot move the cursor or change colours.
+pub fn lines(text: &str) -> String {
+    let escaped = |character: char| match character {
+        '\n' => character.to_string(),
+        control if control.is_control() => control.escape_default().to_string(),
+        plain => plain.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
 /// A file name or path for a terminal: control characters, backslashes and bytes that are not UTF-8 are escaped, so that a
 /// name can neither move the cursor nor look like two lines.
 pub fn name(bytes: &[u8]) -> String {

@@ -32,7 +32,10 @@ use crate::context::Context;
 use crate::exit::Outcome;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return exit::usage(&error),
+    };
     let json = arguments.global.json;
     exit::finish(run(arguments), json)
 }

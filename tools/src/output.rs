@@ -87,7 +87,8 @@ fn output_error(source: io::Error) -> anyhow::Error {
     if source.kind() == io::ErrorKind::BrokenPipe {
         return OutputClosed.into();
     }
-    Error::io("cannot write the answer", "standard output", source).into()
+    let error = Error::io("cannot write the answer", "standard output", source);
+    error.advice("what the command did before that is done").into()
 }
 
 /// Rows under headings, columns as wide as needed. A column marked right is aligned at its right.

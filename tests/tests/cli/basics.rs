@@ -47,6 +47,30 @@ fn help_names_every_verb_and_every_verb_has_help() {
 }
 
 #[test]
+fn what_is_not_understood_is_told_to_programs_too() {
+    let place = Place::with_store();
+    for typed in [
+        &["forget", "web", "--keep-last", "0", "--json"][..],
+        &["gc", "--dry-run", "--cycles", "3", "--json"],
+        &["no-such-verb", "--json"],
+    ] {
+        let error = place.run(typed).expect(2).json_error();
+        assert_eq!((&error["kind"], &error["exit_code"]), (&"invalid".into(), &2.into()), "{error}");
+        assert!(!error["message"].as_str().unwrap().is_empty(), "{error}");
+    }
+}
+
+#[test]
+fn an_error_cannot_move_the_terminals_cursor() {
+    let place = Place::with_store();
+    let run = place.run(["show", "web\x1b]0;title\x07\x1b[31m"]).expect(1);
+    assert!(!run.stderr.contains(['\x1b', '\x07']), "{:?}", run.stderr);
+    let source = place.path("source\x1b[31m");
+    let run = place.run(["backup".as_ref(), source.as_os_str(), "web".as_ref()]).expect(2);
+    assert!(run.stderr.contains("source\\u{1b}[31m"), "{:?}", run.stderr);
+}
+
+#[test]
 fn version_says_what_this_build_reads() {
     let place = Place::new();
     let version = place.run(["version", "--json"]).expect(0).json();

@@ -37,6 +37,29 @@ fn two_snapshots() -> (Place, std::path::PathBuf, Value, Value) {
 }
 
 #[test]
+fn a_damaged_ref_hides_no_other() {
+    let (place, source, ..) = two_snapshots();
+    let other = backup(&place, &source, "other", &[]).expect(0).json();
+    fs::write(place.store.join("refs/default/web"), "damage").unwrap();
+    let listed = place.run(["snapshots", "--json"]).expect(2);
+    assert_eq!(listed.json()["ref"], "other");
+    listed.complains("put the ref's record back").complains("refs/default/web");
+    let shown = place.run(["show", "other", "--json"]).expect(0).json();
+    assert_eq!(shown["snapshot"], other["snapshot"]);
+    place.run(["gc"]).expect(2).complains("nothing was deleted");
+}
+
+/// However a ref is called, a whole id is the snapshot of that id.
+#[test]
+fn a_ref_that_looks_like_an_id_does_not_stand_before_it() {
+    let (place, source, first, _) = two_snapshots();
+    let id = first["snapshot"].as_str().unwrap();
+    let other = backup(&place, &source, id, &[]).expect(0).json();
+    assert_ne!(other["snapshot"], first["snapshot"]);
+    assert_eq!(place.run(["show", id, "--json"]).expect(0).json()["snapshot"], first["snapshot"]);
+}
+
+#[test]
 fn snapshots_are_made_listed_and_described() {
     let (place, _, first, second) = two_snapshots();
     assert_eq!(second["unreadable"], json!([]));

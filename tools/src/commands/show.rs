@@ -111,7 +111,8 @@ pub fn run(arguments: &ShowArguments, context: &mut Context) -> anyhow::Result<O
 
 fn describe(store: &Store, id: SnapshotId, snapshot: Snapshot) -> store::Result<Description> {
     let image = snapshot.image.as_ref().map(|image| store.image(image)).transpose()?;
-    let refs = store.refs().list()?;
+    // A damaged ref is no matter of this snapshot.
+    let refs: Vec<store::Ref> = store.refs().each()?.into_iter().flatten().collect();
     Ok(Description {
         snapshot: id.to_string(),
         refs: refs.into_iter().filter(|item| item.current() == Some(id)).map(|item| item.name).collect(),

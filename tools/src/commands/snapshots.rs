@@ -77,12 +77,12 @@ impl Show for Item {
 
 pub fn run(arguments: &SnapshotsArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.store()?;
+    let mut first_error = None;
     let refs = match &arguments.name {
         Some(name) => vec![get_ref(&store, name)?],
-        None => store.refs().list()?,
+        None => readable_refs(&store, context, &mut first_error)?,
     };
     let mut listing = Listing(Vec::new());
-    let mut first_error = None;
     for (item, entry) in refs.iter().flat_map(|item| item.history.iter().map(move |entry| (item, entry))) {
         match store.snapshot(&entry.snapshot) {
             Ok(snapshot) if context.output.is_json() => {
@@ -100,6 +100,28 @@ pub fn run(arguments: &SnapshotsArguments, context: &mut Context) -> anyhow::Res
         context.output.answer(&listing)?;
     }
     first_error.map_or(Ok(Outcome::Done), |error| Err(error.into()))
+}
+
+/// Every ref that can be read, by name; the others are told.
+fn readable_refs(
+    store: &Store,
+    context: &Context,
+    first_error: &mut Option<Error>,
+) -> store::Result<Vec<Ref>> {
+    let mut refs = Vec::new();
+    for found in store.refs().each()? {
+        match found {
+            Ok(found) => refs.push(found),
+            Err(error) => {
+                let error =
+                    error.advice("put the ref's record back from a copy, or delete it to give the ref up");
+                context.progress.note(&format!("snapctl: {error}"));
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    refs.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(refs)
 }
 
 /// The ref of a name.
