@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{
     Content, DirectoryId, Entry, EntryInode, Error, Inode, Kind, LinkedInode, Result, SnapshotDraft,
-    SnapshotId, TreeRoot, Writer,
+    SnapshotId, Store, TreeRoot, Writer,
 };
 
 /// What a freeze did.
@@ -42,7 +42,7 @@ impl Overlay {
     /// Makes a snapshot of the mount as it is now, moves the ref `name` to it, and goes on over it.
     ///
     /// # Errors
-    /// `Conflict` when another process writes to the store, `Invalid` for a read-only mount or an impossible name, and those
+    /// `Conflict` when another process writes to the store or the ref names what this mount is not based on, `Invalid` for a read-only mount or an impossible name, and those
     /// of the store. After an error the changes are still in the upper.
     pub fn freeze(&self, name: &str, labels: BTreeMap<String, String>) -> Result<FreezeReport> {
         if self.is_read_only() {
@@ -51,6 +51,7 @@ impl Overlay {
         }
         store::check_name(name)?;
         let mut writer = self.store().writer("a freeze")?;
+        check_follows(self.store(), name, &self.base().id)?;
         let started = Instant::now();
         let prepared = prepare_files(self, &mut writer)?;
         let _stopped = self.stop_changes();
@@ -327,6 +328,28 @@ impl<'a> Freezer<'a> {
         };
         Ok(Inode { metadata: node.metadata(), node: node_of_store })
     }
+}
+
+/// Refuses to put changes over a snapshot that they do not follow: what it holds would silently be gone from the ref's head.
+fn check_follows(store: &Store, name: &str, base: &SnapshotId) -> Result<()> {
+    let Some(current) = store.refs().get(name)?.and_then(|found| found.current()) else { return Ok(()) };
+    let mut ancestor = Some(*base);
+    while let Some(id) = ancestor {
+        if id == current {
+            return Ok(());
+        }
+        ancestor = match store.snapshot(&id) {
+            Ok(snapshot) => snapshot.parent,
+            Err(error) if error.kind() == Kind::NotFound => None, // collected long ago
+            Err(error) => return Err(error),
+        };
+    }
+    Err(Error::new(
+        Kind::Conflict,
+        format!("the ref names snapshot {current}, which this mount is not based on"),
+    )
+    .object(name)
+    .advice("freeze to another name, and compare with `snapctl diff`"))
 }
 
 /// The file part of a node whose content differs from the base.

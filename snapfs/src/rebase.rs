@@ -32,13 +32,19 @@ pub struct Frozen {
 /// Those of the file system; memory and journal are then as they were.
 pub fn rebase(overlay: &Overlay, base: Arc<Base>, frozen: Frozen) -> Result<()> {
     let header = Header { store: overlay.store().id(), base: base.id, boot: boot_id()? };
+    let (store, upper) = (overlay.store(), overlay.upper().path());
+    store.hold_for_upper(upper, &[overlay.base().id, base.id])?;
     let _files = overlay.stop_files();
     let mut inner = overlay.lock();
     inner.journal = Some(Journal::replace(&overlay.upper().journal_path(), &header, std::iter::empty())?);
     let emptied = settle(&mut inner.state, &frozen);
     let links = live_links(&inner.state);
+    let id = base.id;
     inner.state.restart(base, links);
     drop(inner);
+    if let Err(error) = store.hold_for_upper(upper, &[id]) {
+        tracing::warn!(%error, "the snapshot that was below stays pinned until the next freeze");
+    }
     overlay.forget_readers();
     emptied.into_iter().for_each(|id| overlay.upper().remove_data_file(id));
     Ok(())

@@ -12,7 +12,7 @@ use crate::lock::create_private_directories;
 use crate::pack::{Frame, PackDirectory, read_directory};
 use crate::refs::{Ref, RefEntry, Refs};
 use crate::reserve;
-use crate::session::Session;
+use crate::session::{self, Session};
 use crate::snapshot::Snapshot;
 use crate::superblock::{self, Superblock};
 use crate::tier::{LocalTier, Tier};
@@ -338,6 +338,29 @@ impl Store {
             self.snapshot(id)?;
         }
         Ok(Pin { _session: session })
+    }
+
+    /// Pins, without a process, the snapshots that the changes in `upper` (an absolute path) are changes to, in place of
+    /// those pinned for it before. The caller has them pinned. Nothing is pinned on a store that is mounted read-only.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn hold_for_upper(&self, upper: &Path, snapshots: &[SnapshotId]) -> Result<()> {
+        match session::hold_for_upper(self.hot(), upper, snapshots) {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::ROFS.raw_os_error()) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// The upper holds no changes any more.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn let_go_of_upper(&self, upper: &Path) -> Result<()> {
+        match session::let_go_of_upper(self.hot(), upper) {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::ROFS.raw_os_error()) => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// The packs that the collector condemned.

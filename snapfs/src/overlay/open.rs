@@ -29,6 +29,10 @@ impl Overlay {
         let base = Arc::new(Base::open(store, snapshot)?);
         let path = upper.journal_path();
         let past = Past::of(&path, &base, store.id())?;
+        if !read_only {
+            // Changes outlive this process, and are nothing without what they are changes to.
+            store.hold_for_upper(upper.path(), &[*snapshot])?;
+        }
         let mut state = State::new(base);
         let mut is_stale = false;
         let begin = |make: fn(&Path, &Header) -> Result<Journal>| match read_only {

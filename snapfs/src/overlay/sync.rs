@@ -107,8 +107,18 @@ impl Overlay {
     pub fn close(&self) -> Answer<()> {
         let _stopped = self.stop_changes();
         let synced = if self.read_only { Ok(()) } else { self.sync_everything() };
+        if !self.read_only && synced.is_ok() && !self.has_changes() {
+            self.let_go_of_base();
+        }
         self.poisoned.store(true, Ordering::Release);
         self.upper.unlock();
         synced
+    }
+
+    /// Without changes the upper needs no snapshot.
+    fn let_go_of_base(&self) {
+        if let Err(error) = self.store.let_go_of_upper(self.upper.path()) {
+            tracing::warn!(%error, "the snapshot below stays pinned until the next unmount");
+        }
     }
 }

@@ -194,6 +194,51 @@ fn what_was_synced_outlives_the_process_of_a_mount() {
     mounted.run(&["umount", "DIR"]).expect(0);
 }
 
+/// Changes are nothing without the snapshot that they are changes to: it stays while an upper needs it, mounted or not.
+#[test]
+fn what_an_upper_is_based_on_outlives_forget_and_gc() {
+    let mounted = Mounted::new();
+    let answer = mounted.run(&["mount", "web", "DIR", "--json"]).expect(0).json();
+    let base = answer["snapshot"].as_str().unwrap();
+    let path = mounted.directory.join("kept");
+    fs::write(&path, "kept").unwrap();
+    fs::File::open(&path).unwrap().sync_all().unwrap();
+    kill_process(pid_of(&answer), Signal::KILL).unwrap();
+    await_end(pid_of(&answer));
+    mounted.run(&["umount", "DIR", "--force"]).expect(0);
+
+    let source = mounted.place.path("source");
+    fs::write(source.join("newer"), "newer").unwrap();
+    mounted.place.run(["backup".as_ref(), source.as_os_str(), "web".as_ref()]).expect(0);
+    mounted.run(&["forget", "web", "--keep-last", "1"]).expect(0);
+    mounted.run(&["gc", "--cycles", "4"]).expect(0);
+    mounted.run(&["mount", "web", "DIR"]).expect(2).complains(base);
+    let again = mounted.run(&["mount", base, "DIR", "--json"]).expect(0).json();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "kept");
+    mounted.run(&["freeze", "DIR", "web"]).expect(2).complains("not based on");
+    mounted.run(&["freeze", "DIR", "mine"]).expect(0);
+    mounted.unmount(&again);
+    mounted.run(&["gc", "--cycles", "4"]).expect(0);
+    mounted.run(&["show", base]).expect(1);
+    assert_eq!(mounted.run(&["cat", "mine:kept"]).expect(0).text(), "kept");
+    mounted.run(&["check", "--read-data"]).expect(0);
+}
+
+/// The directory of an upper that is gone holds nothing back.
+#[test]
+fn a_removed_upper_lets_go_of_its_base() {
+    let mounted = Mounted::new();
+    let answer = mounted.run(&["mount", "web", "DIR", "--json"]).expect(0).json();
+    fs::write(mounted.directory.join("changed"), "changed").unwrap();
+    mounted.unmount(&answer);
+    mounted.run(&["forget", "web", answer["snapshot"].as_str().unwrap()]).expect(0);
+    mounted.run(&["gc", "--cycles", "4"]).expect(0);
+    mounted.run(&["show", answer["snapshot"].as_str().unwrap()]).expect(0);
+    fs::remove_dir_all(answer["upper"].as_str().unwrap()).unwrap();
+    mounted.run(&["gc", "--cycles", "4"]).expect(0);
+    mounted.run(&["show", answer["snapshot"].as_str().unwrap()]).expect(1);
+}
+
 #[test]
 fn a_mount_in_the_foreground_ends_cleanly_at_a_signal() {
     use std::io::{BufRead as _, BufReader};
