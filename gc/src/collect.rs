@@ -38,13 +38,22 @@ pub struct CollectReport {
     pub dry_run: bool,
     /// Every pack and what happens to it; deletions of all cycles.
     pub packs: Vec<Planned<PackId>>,
-    /// Every snapshot record and what happens to it.
+    /// Every snapshot record and what happens to it; deletions of all cycles.
     pub snapshots: Vec<Planned<SnapshotId>>,
     /// Index runs that became one.
     pub merged_runs: u64,
 }
 
 impl CollectReport {
+    /// This run's report with what earlier cycles deleted and merged.
+    fn after(mut self, earlier: Self) -> Self {
+        self.packs.extend(earlier.packs.into_iter().filter(|pack| pack.verdict == Verdict::Delete));
+        self.snapshots
+            .extend(earlier.snapshots.into_iter().filter(|record| record.verdict == Verdict::Delete));
+        self.merged_runs += earlier.merged_runs;
+        self
+    }
+
     /// Bytes of the packs with this verdict.
     pub fn bytes(&self, verdict: Verdict) -> u64 {
         self.packs.iter().filter(|pack| pack.verdict == verdict).map(|pack| pack.len_bytes).sum()
@@ -65,15 +74,12 @@ pub fn collect(store: &Store, options: &CollectOptions, progress: &dyn Progress)
     if options.dry_run {
         return run(store, true, None, progress);
     }
-    let mut deleted = Vec::new();
-    let mut report = CollectReport::default();
+    let mut total = CollectReport::default();
     for _ in 0..options.cycles.max(1) {
-        report = store.with_reserve(|| run(store, false, open_marks(state)?.as_ref(), progress))?;
-        deleted.extend(report.packs.iter().filter(|pack| pack.verdict == Verdict::Delete).copied());
-        report.packs.retain(|pack| pack.verdict != Verdict::Delete);
+        let last = store.with_reserve(|| run(store, false, open_marks(state)?.as_ref(), progress))?;
+        total = last.after(total);
     }
-    report.packs.extend(deleted);
-    Ok(report)
+    Ok(total)
 }
 
 /// What earlier runs found; without it everything is walked.

@@ -107,7 +107,7 @@ pub struct BackupArguments {
     /// Ref to move to the new snapshot; made if it is new
     #[arg(value_name = "REF")]
     pub name: String,
-    /// Leave out what matches; may be given again
+    /// Leave out what matches: a path below SOURCE, such as `logs/**` or `**/*.tmp`; may be given again
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
     /// Do not enter other file systems
@@ -227,7 +227,7 @@ pub struct CaptureArguments {
     #[arg(long, value_name = "MEMORY", group = "source", requires = "vmstate", value_hint = ValueHint::FilePath)]
     pub firecracker: Option<PathBuf>,
     /// State file of that Firecracker snapshot
-    #[arg(long, value_name = "FILE", requires = "firecracker", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", requires = "firecracker", conflicts_with_all = ["raw", "criu"], value_hint = ValueHint::FilePath)]
     pub vmstate: Option<PathBuf>,
     /// Memory as one plain file
     #[arg(long, value_name = "FILE", group = "source", value_hint = ValueHint::FilePath)]

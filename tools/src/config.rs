@@ -49,7 +49,7 @@ impl Config {
         let (cache_bytes, level) = (files.cache_bytes, files.level);
         let named = store.map(absolute).transpose()?;
         let location = match (named, files.location()) {
-            (Some(named), Some(location)) if location.hot == named => location,
+            (Some(named), Some(location)) if is_same(&location.hot, &named) => location,
             (Some(named), _) => Location::directory(named),
             (None, Some(location)) => location,
             (None, None) => Location::directory(default_store()?),
@@ -228,6 +228,11 @@ fn default_store() -> Result<PathBuf> {
 fn user_directory(variable: &str, below_home: &str) -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(below_home)))
+}
+
+/// Whether two paths name one directory, however they are spelt.
+fn is_same(one: &Path, other: &Path) -> bool {
+    one == other || one.canonicalize().is_ok_and(|one| other.canonicalize().is_ok_and(|other| one == other))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -46,5 +46,10 @@ fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
     context.progress.clear();
     // What was answered before an error is still an answer.
     let flushed = context.output.finish();
-    outcome.and_then(|outcome| flushed.map(|()| outcome))
+    let outcome = outcome?;
+    match flushed {
+        // Whoever read has seen enough; what the command found stays what it is.
+        Err(error) if error.is::<exit::OutputClosed>() => Ok(outcome),
+        flushed => flushed.map(|()| outcome),
+    }
 }

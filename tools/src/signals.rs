@@ -1,11 +1,11 @@
-//! SIGINT and SIGTERM. By default they end the process at once: every write of the store is safe against being cut off there,
+//! SIGINT, SIGTERM and SIGHUP. By default they end the process at once: every write of the store is safe against being cut off there,
 //! and a lock ends with its process. A command that holds something outside (a mount, a child) sets its own action.
 //!
 //! The exit code is 128 plus the signal's number, as shells expect.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals as SignalIterator;
 use store::Error;
 
@@ -22,8 +22,8 @@ pub struct Signals {
 impl Signals {
     /// Starts the thread that waits for signals; it lives as long as the process.
     pub fn listen() -> store::Result<Signals> {
-        let failed = |source| Error::io("cannot listen for signals", "SIGINT, SIGTERM", source);
-        let mut arriving = SignalIterator::new([SIGINT, SIGTERM]).map_err(failed)?;
+        let failed = |source| Error::io("cannot listen for signals", "SIGINT, SIGTERM, SIGHUP", source);
+        let mut arriving = SignalIterator::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
         let action = Arc::new(Mutex::new(None::<Action>));
         let current = Arc::clone(&action);
         std::thread::Builder::new()

@@ -176,7 +176,6 @@ impl<'a> Walk<'a> {
     }
 
     fn unreadable(&mut self, path: &Path, error: &Error) {
-        self.progress.note(&error.to_string());
         self.counts.unreadable.push(format!("{}: {error}", path.display()));
     }
 

@@ -1,7 +1,7 @@
 //! A process that commits one version after the other to a store and says so, until it is killed; or that holds the
 //! writer's lock until its input ends. For tests that need a process to kill or to wait for.
 //!
-//! `write_loop DIRECTORY SEED FIRST` or `write_loop DIRECTORY hold`; the store is DIRECTORY/store, its state
+//! `write_loop DIRECTORY SEED FIRST one|many` (one ref, or a new one for each version) or `write_loop DIRECTORY hold`; the store is DIRECTORY/store, its state
 //! DIRECTORY/state.
 
 use std::io::{Read, Write};
@@ -32,11 +32,13 @@ fn main() -> Result<()> {
     let number = |text: &str| text.parse::<u64>().expect("a number");
     let seed = number(&arguments[2]);
     let mut version = number(&arguments[3]);
+    let name = |version| if arguments[4] == "many" { format!("web-{version}") } else { "web".to_owned() };
     loop {
         let mut writer = store.writer("write loop")?;
         for _ in 0..COMMITS_OF_A_WRITER {
             let tree = put_files(&mut writer, &sample_files(seed, version))?;
-            let id = writer.commit("web", SnapshotDraft { tree: Some(tree), ..SnapshotDraft::default() })?;
+            let id = writer
+                .commit(&name(version), SnapshotDraft { tree: Some(tree), ..SnapshotDraft::default() })?;
             say(&format!("ack {version} {id}"));
             version += 1;
         }

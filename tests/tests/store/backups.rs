@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use store::{BackupOptions, Kind, Progress, Unwatched};
+use store::{BackupOptions, Kind, Unwatched};
 use tests::model::{Body, Random, files_of_host, files_of_store};
 
 fn fill(source: &Path) {
@@ -150,16 +150,6 @@ fn globs_leave_out_what_they_name_and_no_more() {
     assert_eq!(error.kind(), Kind::Invalid);
 }
 
-/// Collects what a backup tells.
-#[derive(Default)]
-struct Notes(std::sync::Mutex<Vec<String>>);
-
-impl Progress for Notes {
-    fn note(&self, message: &str) {
-        self.0.lock().unwrap().push(message.to_owned());
-    }
-}
-
 /// Nobody may read another's files; as this user is root, a thread of another user does the backup.
 #[test]
 fn unreadable_files_are_told_and_the_rest_is_kept() {
@@ -172,23 +162,19 @@ fn unreadable_files_are_told_and_the_rest_is_kept() {
     fs::set_permissions(source.join("file-1"), fs::Permissions::from_mode(0o000)).unwrap();
     fs::set_permissions(source.join("sub"), fs::Permissions::from_mode(0o700)).unwrap();
     std::os::unix::fs::chown(&place, Some(1234), Some(1234)).unwrap();
-    let (report, notes) = std::thread::scope(|scope| {
+    let report = std::thread::scope(|scope| {
         let other = scope.spawn(|| {
             become_user(1234);
             let config = store::StoreConfig::directory(&place.join("store"));
             let store = store::Store::init(&config).unwrap();
-            let notes = Notes::default();
             let mut writer = store.writer("test").unwrap();
-            let report =
-                store::backup(&mut writer, &source, "web", &BackupOptions::default(), &notes).unwrap();
-            (report, notes.0.into_inner().unwrap())
+            store::backup(&mut writer, &source, "web", &BackupOptions::default(), &Unwatched).unwrap()
         });
         other.join().unwrap()
     });
     assert_eq!(report.unreadable.len(), 2, "{:?}", report.unreadable);
     assert!(report.unreadable[0].contains("file-1"), "{:?}", report.unreadable);
     assert!(report.unreadable[1].contains("sub"), "{:?}", report.unreadable);
-    assert_eq!(notes.len(), 2);
     let store = store::Store::open(&store::StoreConfig::directory(&place.join("store"))).unwrap();
     let files = files_of_store(&store, &report.snapshot).unwrap();
     assert!(!files.contains_key(b"file-1".as_slice()));

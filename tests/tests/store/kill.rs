@@ -12,10 +12,11 @@ use tests::model::{Random, assert_clean, files_of_store, sample_files};
 const ROUNDS: u64 = 25;
 const SEED: u64 = 77;
 
-/// A process that commits version `first`, the next, and so on.
-pub fn start(directory: &Path, seed: u64, first: u64) -> Child {
+/// A process that commits version `first`, the next, and so on, to `one` ref or to `many`.
+pub fn start(directory: &Path, seed: u64, first: u64, refs: &str) -> Child {
     Command::new(env!("CARGO_BIN_EXE_write_loop"))
-        .args([directory.as_os_str(), seed.to_string().as_ref(), first.to_string().as_ref()])
+        .arg(directory)
+        .args([&seed.to_string(), &first.to_string(), refs])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap()
@@ -23,7 +24,7 @@ pub fn start(directory: &Path, seed: u64, first: u64) -> Child {
 
 /// Runs the writer until a moment after its first acknowledgement that `random` picks; gives all of them.
 fn run_and_kill(directory: &Path, first: u64, random: &mut Random) -> Vec<(u64, SnapshotId)> {
-    let mut child = start(directory, SEED, first);
+    let mut child = start(directory, SEED, first, "one");
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let (send, acks) = mpsc::channel();
     let reader = std::thread::spawn(move || {

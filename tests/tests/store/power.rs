@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use store::{LocalTier, SnapshotId, Store, StoreConfig, Unwatched};
 use tests::model::{Random, assert_clean, files_of_store, sample_files};
 
-const ROUNDS: u64 = 15;
+const ROUNDS: u64 = 24;
 const SEED: u64 = 78;
 
 /// An ext4 file system in a file, mounted while this lives.
@@ -76,8 +76,8 @@ impl Drop for Disk {
 }
 
 /// Lets a writer run, cuts the power at a moment after its first acknowledgement, and gives all of them.
-fn write_and_cut(disk: &Disk, first: u64, random: &mut Random) -> Vec<(u64, SnapshotId)> {
-    let mut child = start(&disk.mounted, SEED, first);
+fn write_and_cut(disk: &Disk, first: u64, refs: &str, random: &mut Random) -> Vec<(u64, SnapshotId)> {
+    let mut child = start(&disk.mounted, SEED, first, refs);
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let (send, acks) = mpsc::channel();
     let reader = std::thread::spawn(move || {
@@ -104,14 +104,16 @@ fn whatever_was_acknowledged_before_a_power_cut_is_there() {
     let mut acknowledged: Vec<(u64, SnapshotId)> = Vec::new();
     for round in 0..ROUNDS {
         let next = acknowledged.last().map_or(0, |(version, _)| version + 1);
-        acknowledged.extend(write_and_cut(&disk, next, &mut random));
+        // A ref that is new is linked under its name, one that is there is swapped.
+        let refs = if round % 3 == 0 { "one" } else { "many" };
+        acknowledged.extend(write_and_cut(&disk, next, refs, &mut random));
         disk.unmount();
         disk.mount();
         let store = disk.open();
-        let history = store.refs().get("web").unwrap().expect("it was acknowledged").history;
+        let refs = store.refs().list().unwrap();
         for (version, id) in &acknowledged {
             assert!(
-                history.iter().any(|entry| entry.snapshot == *id),
+                refs.iter().any(|found| found.history.iter().any(|entry| entry.snapshot == *id)),
                 "round {round}: version {version} is lost"
             );
             let files = files_of_store(&store, id).unwrap();

@@ -9,7 +9,7 @@ use crate::args::DiffArguments;
 use crate::commands::ls::json_path;
 use crate::compare::{Change, Comparison, Kind};
 use crate::context::Context;
-use crate::exit::{Asked as _, Outcome};
+use crate::exit::Outcome;
 use crate::human;
 use crate::output::Show;
 use crate::walk;
@@ -97,8 +97,9 @@ impl Show for Statistics {
 
 pub fn run(arguments: &DiffArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.store()?;
-    let before = store.snapshot(&store.resolve(&arguments.before).asked()?)?;
-    let after = store.snapshot(&store.resolve(&arguments.after).asked()?)?;
+    // Exit code 1 says that they differ, so that one is missing is an error here.
+    let before = store.snapshot(&store.resolve(&arguments.before)?)?;
+    let after = store.snapshot(&store.resolve(&arguments.after)?)?;
     let mut statistics = Statistics { image_differs: before.image != after.image, ..Statistics::default() };
     compare_trees(&store, &before, &after, |change| {
         statistics.count(&change);
