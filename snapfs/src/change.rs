@@ -119,15 +119,6 @@ impl Change {
         }
     }
 
-    /// Whether it makes the upper larger for long. The other ones must go on when the disk is full: they make room.
-    pub fn takes_space(&self) -> bool {
-        match self {
-            Self::Create { .. } | Self::Write { .. } | Self::Xattrs { .. } => true,
-            Self::Entry { node, .. } => node.is_some(),
-            _ => false,
-        }
-    }
-
     /// Appends the encoded change.
     pub fn encode(&self, out: &mut Encoder) {
         match self {

@@ -1,8 +1,8 @@
 //! The control socket of a mount and its client: freeze, unmount, status, from another process.
 //!
 //! The socket is `control.sock` in the upper. A client finds it through the mount table, so it never touches a mount whose
-//! process may be gone. One request and one answer a connection, each a u32 length and that many bytes; root and the owner
-//! of the mount may ask.
+//! process may be gone. One request and one answer a connection, each a u32 length and that many bytes, and before the answer
+//! one byte at once: the mount is at work. Root and the owner of the mount may ask.
 
 use crate::attachment::Shared;
 use crate::freeze::FreezeReport;
@@ -21,10 +21,16 @@ use store::wire::{Decoder, Encoder};
 use store::{Error, Kind, Result, SnapshotId};
 
 const SOCKET: &str = "control.sock";
+/// What a mount says when it has taken a request.
+const ALIVE: u8 = 1;
 /// Longest request or answer in bytes.
 const MESSAGE_MAX: u32 = 1 << 20;
 /// How long a client may take over its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a mount may take to say that it is there.
+const ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// When connections cannot be accepted (no descriptor is left), how long until the next attempt.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a mount says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,9 +114,12 @@ fn accept(listener: &UnixListener, shared: &Shared) {
                     tracing::warn!(%error, "a control request failed");
                 }
             }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             // Shut down.
-            Err(_) => return,
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => return,
+            Err(error) => {
+                tracing::warn!(%error, "a control connection could not be accepted");
+                std::thread::sleep(ACCEPT_AGAIN);
+            }
         }
     }
 }
@@ -120,7 +129,9 @@ fn answer(mut stream: UnixStream, shared: &Shared) -> Result<()> {
     stream.set_read_timeout(Some(REQUEST_TIMEOUT)).map_err(failed)?;
     stream.set_write_timeout(Some(REQUEST_TIMEOUT)).map_err(failed)?;
     let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(|errno| failed(errno.into()))?;
-    let request = receive(&mut stream)?;
+    let Some(request) = receive(&mut stream)? else { return Ok(()) };
+    // Whoever asks knows from now on that somebody works on the answer.
+    stream.write_all(&[ALIVE]).map_err(failed)?;
     let may_ask = peer.uid.is_root() || peer.uid == rustix::process::geteuid();
     let outcome = match may_ask {
         true => decode_request(&request).and_then(|request| perform(request, shared)),
@@ -228,13 +239,27 @@ impl Client {
     fn ask(&self, request: &[u8]) -> Result<Vec<u8>> {
         let mut stream = self.connect()?;
         send(&mut stream, request)?;
-        let answer = receive(&mut stream)?;
+        let answer = self.await_answer(&mut stream)?;
         let mut input = Decoder::new(&answer);
         if input.u8()? == 0 {
             return Ok(answer[1..].to_vec());
         }
         let kind = kind_of(input.u8()?);
         Err(Error::new(kind, input.text()?))
+    }
+
+    /// A stopped process accepts nothing: only once it has said that it is there, it may take its time.
+    fn await_answer(&self, stream: &mut UnixStream) -> Result<Vec<u8>> {
+        let silent = |error: std::io::Error| {
+            Error::new(Kind::Unavailable, "the process of the mount does not answer")
+                .object(self.mountpoint.display())
+                .caused_by(error)
+                .advice("see whether it is stopped; `snapctl umount --force` takes the mount away without it")
+        };
+        stream.set_read_timeout(Some(ALIVE_TIMEOUT)).map_err(silent)?;
+        stream.read_exact(&mut [0]).map_err(silent)?;
+        stream.set_read_timeout(None).map_err(silent)?;
+        receive(stream)?.ok_or_else(|| silent(std::io::ErrorKind::UnexpectedEof.into()))
     }
 
     fn connect(&self) -> Result<UnixStream> {
@@ -268,7 +293,7 @@ fn resolve_parent(path: &Path) -> Result<PathBuf> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(path) };
     let resolved = parent.canonicalize().map_err(failed)?.join(name);
     // A symbolic link to a mount point is not a mount point itself, so it can be followed.
-    match resolved.is_symlink() && mountinfo::upper_at(&resolved)?.is_none() {
+    match mountinfo::upper_at(&resolved)?.is_none() && resolved.is_symlink() {
         true => resolved.canonicalize().map_err(failed),
         false => Ok(resolved),
     }
@@ -311,17 +336,21 @@ fn send(stream: &mut UnixStream, message: &[u8]) -> Result<()> {
     stream.write_all(&framed).map_err(|error| Error::io("cannot write to the control socket", SOCKET, error))
 }
 
-fn receive(stream: &mut UnixStream) -> Result<Vec<u8>> {
+/// One message; `None` where the other side hung up before it said anything.
+fn receive(stream: &mut UnixStream) -> Result<Option<Vec<u8>>> {
     let failed = |error: std::io::Error| Error::io("cannot read from the control socket", SOCKET, error);
     let mut len = [0; 4];
-    stream.read_exact(&mut len).map_err(failed)?;
+    if stream.read(&mut len[..1]).map_err(failed)? == 0 {
+        return Ok(None);
+    }
+    stream.read_exact(&mut len[1..]).map_err(failed)?;
     let len = u32::from_le_bytes(len);
     if len == 0 || len > MESSAGE_MAX {
         return Err(Error::new(Kind::Invalid, format!("a control message of {len} bytes")));
     }
     let mut message = vec![0; len as usize];
     stream.read_exact(&mut message).map_err(failed)?;
-    Ok(message)
+    Ok(Some(message))
 }
 
 /// The numbers that kinds of errors have on the socket.

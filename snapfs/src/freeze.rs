@@ -8,10 +8,12 @@
 
 use crate::change::{Change, NodeId};
 use crate::errno::Errno;
+use crate::journal::{Header, Journal};
 use crate::lower::{Base, join};
 use crate::node::{Body, FileBody, Node, Origin, Slot};
 use crate::overlay::Overlay;
 use crate::rebase::{Frozen, rebase};
+use crate::upper::boot_id;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -55,9 +57,23 @@ impl Overlay {
         let started = Instant::now();
         let prepared = prepare_files(self, &mut writer)?;
         let _stopped = self.stop_changes();
+        // Space for the next journal is taken before there is no way back.
+        let header = Header { store: self.store().id(), base: self.base().id, boot: boot_id()? };
+        let journal = Journal::prepare(&self.upper().journal_path(), &header, std::iter::empty())?;
         let (report, frozen) = self.commit_changes(&mut writer, name, labels, prepared)?;
-        let base = Arc::new(Base::open(self.store(), &report.snapshot)?);
-        rebase(self, base, frozen)?;
+        let rebased = Base::open(self.store(), &report.snapshot)
+            .and_then(|base| rebase(self, Arc::new(base), frozen, journal));
+        rebased.map_err(|error| {
+            // What was journaled from now on would belong to neither snapshot.
+            self.poison("a freeze was committed, and the mount could not change over to it");
+            Error::new(
+                Kind::Unavailable,
+                format!("committed as {}, but the mount cannot go on", report.snapshot),
+            )
+            .object(name)
+            .caused_by(error)
+            .advice("unmount, then mount again with the same upper: nothing is lost")
+        })?;
         Ok(FreezeReport { elapsed: started.elapsed(), ..report })
     }
 
@@ -80,7 +96,7 @@ impl Overlay {
             parent: Some(base.id),
             labels,
             files: base.snapshot.totals.files.saturating_add_signed(freezer.files),
-            bytes: base.snapshot.totals.bytes.saturating_add_signed(freezer.bytes),
+            bytes: (i128::from(base.snapshot.totals.bytes) + freezer.bytes).clamp(0, u64::MAX.into()) as u64,
         };
         let snapshot = writer.commit(name, draft)?;
         let stats = writer.stats();
@@ -116,7 +132,7 @@ impl Overlay {
             Error::io("cannot write the journal", self.upper().path().display(), errno.into())
                 .advice("nothing was committed; the changes are still in the upper")
         };
-        self.commit(&mut self.lock(), vec![change]).map_err(failed)?;
+        self.commit_making_room(&mut self.lock(), vec![change]).map_err(failed)?;
         self.sync_journal().map_err(failed)
     }
 }
@@ -143,7 +159,7 @@ struct Freezer<'a> {
     /// Names more than the base has.
     files: i64,
     /// Bytes more than the base has.
-    bytes: i64,
+    bytes: i128,
     changed_bytes: u64,
 }
 
@@ -196,7 +212,7 @@ impl<'a> Freezer<'a> {
                 Some(prepared) => prepared,
                 None => store_file(self.overlay, writer, *id, file)?.ok_or_else(|| lost(*id))?,
             };
-            self.changed_bytes += stored.changed_bytes;
+            self.changed_bytes = self.changed_bytes.saturating_add(stored.changed_bytes);
             self.frozen.contents.insert(*id, stored.content);
         }
         Ok(())
@@ -226,7 +242,7 @@ impl<'a> Freezer<'a> {
         }
         self.links.extend(linked);
         let bytes = |links: &BTreeMap<u64, LinkedInode>| {
-            links.values().map(|linked| len_of(&linked.inode)).sum::<i64>()
+            links.values().map(|linked| len_of(&linked.inode)).sum::<i128>()
         };
         self.bytes += bytes(&self.links) - bytes(&old);
         Ok(())
@@ -307,7 +323,7 @@ impl<'a> Freezer<'a> {
     fn count(&mut self, inode: &EntryInode, names: i64) {
         self.files += names;
         if let EntryInode::Own(inode) = inode {
-            self.bytes += names * len_of(inode);
+            self.bytes += i128::from(names) * len_of(inode);
         }
     }
 
@@ -396,7 +412,7 @@ fn store_file(
         Ok(())
     };
     let content = store::splice(writer, &base, file.layout.len_bytes(), &dirty, &mut read)?;
-    let changed_bytes = dirty.iter().map(|range| range.end - range.start).sum();
+    let changed_bytes = dirty.iter().fold(0, |sum: u64, range| sum.saturating_add(range.end - range.start));
     Ok((!changed).then_some(Prepared { version: file.version, content, changed_bytes }))
 }
 
@@ -408,9 +424,9 @@ fn changed_slots(node: &Node) -> impl Iterator<Item = (&Vec<u8>, Option<NodeId>)
     })
 }
 
-fn len_of(inode: &Inode) -> i64 {
+fn len_of(inode: &Inode) -> i128 {
     match &inode.node {
-        store::Node::File(content) => content.len_bytes() as i64,
+        store::Node::File(content) => content.len_bytes().into(),
         _ => 0,
     }
 }

@@ -327,7 +327,7 @@ impl Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.reply_empty(self.overlay.sync_journal(), reply);
+        self.reply_empty(self.overlay.sync_names(), reply);
     }
 
     fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -446,7 +446,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -455,7 +455,9 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let mode = FallocateFlags::from_bits_retain(mode as u32);
-        self.reply_empty(self.overlay.allocate(node(ino), offset, length, mode), reply);
+        let range = offset..offset.saturating_add(length);
+        let allocated = self.overlay.allocate(node(ino), range, mode, request.uid() != 0);
+        self.reply_empty(allocated, reply);
     }
 
     fn lseek(

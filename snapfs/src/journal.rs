@@ -65,28 +65,40 @@ impl Scan {
 }
 
 impl Journal {
-    /// Puts a new journal with these payloads at `path`, atomically and durably, in place of what is there.
+    /// Writes a new journal with these payloads beside the one at `path`, durably.
     ///
     /// # Errors
-    /// Those of the file system; the old journal stays.
-    pub fn replace(path: &Path, header: &Header, payloads: impl Iterator<Item = Vec<u8>>) -> Result<Self> {
+    /// Those of the file system; nothing of the new one is left then.
+    pub fn prepare(
+        path: &Path,
+        header: &Header,
+        payloads: impl Iterator<Item = Vec<u8>>,
+    ) -> Result<Prepared> {
         let temporary = path.with_extension("new");
         let failed =
             |error: std::io::Error| Error::io("cannot write the journal", temporary.display(), error);
-        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC;
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file =
             fs::open(&temporary, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed(errno.into()))?;
-        let file = Arc::new(File::from(file));
-        file.write_all_at(&encode_header(header), 0).map_err(failed)?;
-        let mut journal = Self::at(file, HEADER_LEN as u64, 0);
+        let mut prepared = Prepared {
+            journal: Self::at(Arc::new(File::from(file)), HEADER_LEN as u64, 0),
+            temporary: temporary.clone(),
+        };
+        prepared.write_header(header)?;
         for payload in payloads {
-            journal.append(&payload).map_err(|errno| failed(errno.into()))?;
+            prepared.journal.append(&payload).map_err(|errno| failed(errno.into()))?;
         }
-        journal.file.sync_all().map_err(failed)?;
-        journal.durable_len_bytes = journal.len_bytes;
-        std::fs::rename(&temporary, path).map_err(failed)?;
-        sync_directory(path.parent().unwrap_or(Path::new(".")))?;
-        Ok(journal)
+        prepared.journal.file.sync_all().map_err(failed)?;
+        prepared.journal.durable_len_bytes = prepared.journal.len_bytes;
+        Ok(prepared)
+    }
+
+    /// Puts a new journal with these payloads at `path`, atomically and durably, in place of what is there.
+    ///
+    /// # Errors
+    /// Those of the file system; one of the two journals is there then.
+    pub fn replace(path: &Path, header: &Header, payloads: impl Iterator<Item = Vec<u8>>) -> Result<Self> {
+        Self::prepare(path, header, payloads)?.take_place(path)
     }
 
     /// Makes an empty journal at `path` where there is none. It is not durable before its first sync.
@@ -95,7 +107,7 @@ impl Journal {
     /// Those of the file system.
     pub fn create(path: &Path, header: &Header) -> Result<Self> {
         let failed = |error: std::io::Error| Error::io("cannot make the journal", path.display(), error);
-        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC;
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed(errno.into()))?;
         let file = Arc::new(File::from(file));
         file.write_all_at(&encode_header(header), 0).map_err(failed)?;
@@ -108,7 +120,7 @@ impl Journal {
     /// Those of the file system.
     pub fn open(path: &Path, scan: &Scan) -> Result<Self> {
         let failed = |error: std::io::Error| Error::io("cannot open the journal", path.display(), error);
-        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = File::from(fs::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?);
         file.set_len(scan.end).map_err(failed)?;
         file.sync_all().map_err(failed)?;
@@ -175,9 +187,64 @@ impl Journal {
         self.durable_len_bytes == 0
     }
 
-    /// Notes that the first `len_bytes` bytes are durable.
-    pub fn synced(&mut self, len_bytes: u64) {
-        self.durable_len_bytes = self.durable_len_bytes.max(len_bytes);
+    /// Notes that the first `len_bytes` bytes of `file` are durable. Another journal may be in its place by now.
+    pub fn synced(&mut self, file: &Arc<File>, len_bytes: u64) {
+        if Arc::ptr_eq(file, &self.file) {
+            self.durable_len_bytes = self.durable_len_bytes.max(len_bytes);
+        }
+    }
+}
+
+/// A whole, durable journal that is not in its place yet. Dropping it removes it.
+#[derive(Debug)]
+pub struct Prepared {
+    journal: Journal,
+    temporary: PathBuf,
+}
+
+impl Prepared {
+    /// Its length in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.journal.len_bytes
+    }
+
+    /// Gives it another header; takes no space.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn set_header(&mut self, header: &Header) -> Result<()> {
+        self.write_header(header)?;
+        self.journal.file.sync_all().map_err(|error| self.failed(error))
+    }
+
+    /// Takes the place of the journal at `path`.
+    ///
+    /// # Errors
+    /// Those of the file system; it is not known then which of the two is there.
+    pub fn take_place(self, path: &Path) -> Result<Journal> {
+        std::fs::rename(&self.temporary, path).map_err(|error| self.failed(error))?;
+        sync_directory(path.parent().unwrap_or(Path::new(".")))?;
+        let Journal { ref file, len_bytes, durable_len_bytes, reserved_len_bytes, sequence } = self.journal;
+        Ok(Journal { file: file.clone(), len_bytes, durable_len_bytes, reserved_len_bytes, sequence })
+    }
+
+    fn write_header(&self, header: &Header) -> Result<()> {
+        self.journal.file.write_all_at(&encode_header(header), 0).map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: std::io::Error) -> Error {
+        Error::io("cannot write the journal", self.temporary.display(), error)
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        // Once it is in its place there is nothing under this name.
+        if let Err(error) = std::fs::remove_file(&self.temporary)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::debug!(%error, path = %self.temporary.display(), "a journal that was not needed stays");
+        }
     }
 }
 
@@ -428,6 +495,20 @@ mod tests {
         }
     }
 
+    /// A sync takes its time; when another journal is in place at its end, it says nothing of that one.
+    #[test]
+    fn a_sync_of_the_journal_before_counts_for_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = path_in(directory.path());
+        let (file, long) = written(&path, 40).unsynced().unwrap();
+        file.sync_data().unwrap();
+        let mut journal = Journal::replace(&path, &header(), std::iter::empty()).unwrap();
+        journal.append(&[1; 20]).unwrap();
+        journal.synced(&file, long);
+        assert!(journal.unsynced().is_some());
+        assert!(!path.with_extension("new").exists());
+    }
+
     #[test]
     fn after_a_power_cut_a_hole_in_the_unsynced_tail_is_a_torn_tail_and_one_before_it_is_damage() {
         let directory = tempfile::tempdir().unwrap();
@@ -435,7 +516,7 @@ mod tests {
         let mut journal = written(&path, 2);
         let (file, durable) = journal.unsynced().unwrap();
         file.sync_data().unwrap();
-        journal.synced(durable);
+        journal.synced(&file, durable);
         (10..13).for_each(|frame| journal.append(&[frame; 20]).unwrap());
         let whole = std::fs::read(&path).unwrap();
 

@@ -2,7 +2,7 @@
 
 use crate::change::{Attributes, Name, NewBody, NodeId};
 use crate::extent::Layout;
-use crate::lower::LowerDirectory;
+use crate::lower::{Base, LowerDirectory};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use store::{Content, Inode, Metadata, Time};
@@ -60,6 +60,8 @@ pub struct FileBody {
     pub version: u64,
     /// Whether its data file has writes that are not known to be durable.
     pub unsynced: bool,
+    /// For a file without a name: the earlier base that it still reads.
+    pub kept_base: Option<Arc<Base>>,
 }
 
 /// What a node is.
@@ -126,6 +128,7 @@ impl Node {
                 holes_bytes: 0,
                 version: 0,
                 unsynced: false,
+                kept_base: None,
             }),
             store::Node::Symlink(target) => Body::Symlink(target),
             store::Node::CharDevice(rdev) => Body::CharDevice(rdev),
@@ -147,6 +150,7 @@ impl Node {
                 version: 0,
                 layout: Layout::over(0),
                 unsynced: false,
+                kept_base: None,
             }),
             NewBody::Directory => {
                 Body::Directory(DirectoryBody { lower: None, slots: BTreeMap::new(), parent: NodeId::ROOT })

@@ -6,8 +6,8 @@
 use crate::attachment::Shared;
 use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 
-/// The library names its threads so.
-const SERVING_PREFIX: &str = "fuser-";
+/// The library names its threads so, and the control service its own.
+const SERVING_PREFIXES: [&str; 2] = ["fuser-", "snapfs-control"];
 
 static WATCHED: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 static HOOKED: Once = Once::new();
@@ -22,7 +22,8 @@ pub fn watch(shared: &Arc<Shared>) {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             previous(panic);
-            if std::thread::current().name().is_some_and(|name| name.starts_with(SERVING_PREFIX)) {
+            let serves = |name: &str| SERVING_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+            if std::thread::current().name().is_some_and(serves) {
                 end_all();
             }
         }));

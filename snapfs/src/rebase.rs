@@ -5,7 +5,7 @@
 
 use crate::change::NodeId;
 use crate::extent::Layout;
-use crate::journal::{Header, Journal};
+use crate::journal::{Header, Prepared};
 use crate::lower::{Base, LowerDirectory, join};
 use crate::node::{Node, Origin, Slot};
 use crate::overlay::Overlay;
@@ -29,14 +29,16 @@ pub struct Frozen {
 /// Puts the mount over `base`, which holds everything that had changed. The caller keeps changes out.
 ///
 /// # Errors
-/// Those of the file system; memory and journal are then as they were.
-pub fn rebase(overlay: &Overlay, base: Arc<Base>, frozen: Frozen) -> Result<()> {
+/// Those of the file system and the store. What was journaled stays, and the next mount finishes this: the caller sees to it
+/// that nothing more is journaled.
+pub fn rebase(overlay: &Overlay, base: Arc<Base>, frozen: Frozen, mut journal: Prepared) -> Result<()> {
     let header = Header { store: overlay.store().id(), base: base.id, boot: boot_id()? };
     let (store, upper) = (overlay.store(), overlay.upper().path());
     store.hold_for_upper(upper, &[overlay.base().id, base.id])?;
+    journal.set_header(&header)?;
     let _files = overlay.stop_files();
     let mut inner = overlay.lock();
-    inner.journal = Some(Journal::replace(&overlay.upper().journal_path(), &header, std::iter::empty())?);
+    overlay.take_over(&mut inner, journal)?;
     let emptied = settle(&mut inner.state, &frozen);
     let links = live_links(&inner.state);
     let id = base.id;

@@ -12,6 +12,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use store::{Entry, EntryInode, Error, Inode, Result};
 
+/// Changes in a piece of a checkpoint: far below what a frame of the journal takes.
+const PIECE_LEN: usize = 100_000;
+
 /// Live and changed nodes over a base.
 #[derive(Debug)]
 pub struct State {
@@ -25,8 +28,6 @@ pub struct State {
     next_new: u64,
     /// Changes of content so far.
     versions: u64,
-    /// Earlier bases that files without a name still read.
-    kept_bases: Vec<Arc<Base>>,
 }
 
 impl State {
@@ -36,15 +37,7 @@ impl State {
         let root = Node::from_base(base.tree.root().clone(), place);
         let nodes = HashMap::from([(NodeId::ROOT, root)]);
         let next_new = NodeId::ROOT.0 + 1;
-        Self {
-            base,
-            nodes,
-            links: HashMap::new(),
-            dead_links: BTreeSet::new(),
-            next_new,
-            versions: 0,
-            kept_bases: Vec::new(),
-        }
+        Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new(), next_new, versions: 0 }
     }
 
     /// The node, where it is live.
@@ -369,7 +362,10 @@ impl State {
     /// The changes that make the unchanged base into this state, in pieces of bounded size, in an order that `apply` takes.
     pub fn checkpoint(&self) -> Vec<Vec<Change>> {
         let kept = || self.nodes.iter().filter(|(_, node)| node.dirty && !node.is_orphan());
-        let mut pieces: Vec<Vec<Change>> = kept().map(|(id, node)| node_changes(*id, node)).collect();
+        let mut pieces: Vec<Vec<Change>> = Vec::new();
+        for (id, node) in kept() {
+            pieces.extend(node_changes(*id, node).chunks(PIECE_LEN).map(<[Change]>::to_vec));
+        }
         for (id, node) in kept() {
             let Some(directory) = node.directory() else { continue };
             let changed = directory.slots.iter().filter_map(|(name, slot)| match slot {
@@ -396,9 +392,11 @@ impl State {
     /// Puts a state over a new base in which all of it is: see [`crate::rebase`], which alone calls this.
     pub(crate) fn restart(&mut self, base: Arc<Base>, links: HashMap<u64, NodeId>) {
         let old = std::mem::replace(&mut self.base, base);
-        match self.nodes.values().any(Node::is_orphan) {
-            true => self.kept_bases.push(old),
-            false => self.kept_bases.clear(),
+        // Files without a name are in no snapshot: they go on reading what they began from.
+        for node in self.nodes.values_mut().filter(|node| node.is_orphan()) {
+            if let Some(file) = node.file_mut().filter(|file| file.lower.len_bytes() > 0) {
+                file.kept_base.get_or_insert_with(|| old.clone());
+            }
         }
         self.links = links;
         self.dead_links.clear();

@@ -16,7 +16,9 @@ pub fn install(quiet: bool, verbose: u8) -> Result<()> {
         })?,
         _ => EnvFilter::new(default_level(quiet, verbose)),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // A mount's log may be on a disk that is full: what cannot be written is lost, and the process goes on.
+    let lines = tracing_subscriber::fmt().log_internal_errors(false);
+    lines.with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     Ok(())
 }
 

@@ -71,8 +71,14 @@ impl Overlay {
             push_capability_dropped(id, node, &mut changes);
         }
         let attributes = set.over(node, now, privileged);
+        let is_cut = set
+            .len_bytes
+            .is_some_and(|len_bytes| len_bytes < node.file().map_or(0, |file| file.layout.len_bytes()));
         changes.push(Change::Attributes { node: id, attributes });
-        self.commit(&mut inner, changes)?;
+        match is_cut {
+            true => self.commit_making_room(&mut inner, changes)?,
+            false => self.commit(&mut inner, changes)?,
+        }
         let stat = stat_of(&inner.state, id)?;
         drop(inner);
         if let Some(len_bytes) = set.len_bytes {

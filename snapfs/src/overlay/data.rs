@@ -210,7 +210,7 @@ impl Overlay {
     /// Copies up to `len_bytes` bytes, at most [`COPY_MAX`], from one file to another; gives how many.
     ///
     /// # Errors
-    /// As [`Self::read`] and [`Self::write`]; what was copied before stays.
+    /// As [`Self::read`] and [`Self::write`], when nothing was copied: the caller must hear of what was.
     pub fn copy(
         &self,
         from: (NodeId, u64),
@@ -222,14 +222,28 @@ impl Overlay {
         let mut done = 0;
         while done < len_bytes {
             let piece = (len_bytes - done).min(COPY_PIECE);
-            let bytes = self.read(from.0, from.1 + done, piece as usize)?;
-            if bytes.is_empty() {
-                break;
+            match self.copy_piece((from.0, from.1 + done), (to.0, to.1 + done), piece, drops_set_id) {
+                Ok(0) => break,
+                Ok(copied) => done += copied,
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(errno),
             }
-            self.write(to.0, to.1 + done, &bytes, drops_set_id)?;
-            done += bytes.len() as u64;
         }
         Ok(done)
+    }
+
+    fn copy_piece(
+        &self,
+        from: (NodeId, u64),
+        to: (NodeId, u64),
+        len: u64,
+        drops_set_id: bool,
+    ) -> Answer<u64> {
+        let bytes = self.read(from.0, from.1, len as usize)?;
+        if !bytes.is_empty() {
+            self.write(to.0, to.1, &bytes, drops_set_id)?;
+        }
+        Ok(bytes.len() as u64)
     }
 
     /// Zeroes the bytes of `range` that are before the end of the file and not in whole blocks; gives the whole blocks.

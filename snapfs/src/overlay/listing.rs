@@ -68,6 +68,15 @@ impl Overlay {
     /// # Errors
     /// As [`Self::listing`].
     pub fn list(&self, id: NodeId) -> Answer<Vec<Listed>> {
+        loop {
+            if let Some(lines) = self.try_list(id)? {
+                return Ok(lines);
+            }
+        }
+    }
+
+    /// As [`Self::list`]; `None` when a freeze changed what lies below while it was read.
+    fn try_list(&self, id: NodeId) -> Answer<Option<Vec<Listed>>> {
         let (lower, base) = {
             let inner = self.lock();
             (directory_of(&inner.state, id)?.lower.clone(), inner.state.base.clone())
@@ -81,13 +90,16 @@ impl Overlay {
         let inner = self.lock();
         let state = &inner.state;
         let directory = directory_of(state, id)?;
+        if !Arc::ptr_eq(&base, &state.base) {
+            return Ok(None);
+        }
         let line = |name: &[u8], id| Listed { name: name.to_vec(), id, kind: FileKind::Directory };
         let mut lines = Vec::with_capacity(2 + below.len());
         lines.push(line(b".", id));
         lines.push(line(b"..", directory.parent));
         let path = lower.map(|lower| lower.path.clone()).unwrap_or_default();
         merge(state, &path, &mut lines, below.into_iter().peekable(), directory.slots.iter().peekable());
-        Ok(lines)
+        Ok(Some(lines))
     }
 }
 

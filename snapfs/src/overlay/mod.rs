@@ -153,8 +153,17 @@ impl Overlay {
         Errno::IO
     }
 
-    /// Writes changes into the journal and takes them. Either all of them happen or none.
+    /// Writes the changes of an operation into the journal and takes them. Either all of them happen or none.
     pub(crate) fn commit(&self, inner: &mut Inner, changes: Vec<Change>) -> Answer<()> {
+        if let Some(journal) = &mut inner.journal {
+            journal.reserve()?;
+        }
+        self.commit_making_room(inner, changes)
+    }
+
+    /// As [`Self::commit`], for what must go on when the disk is full because it makes room, or says what is durable: the
+    /// space that the journal keeps back is for it alone.
+    pub(crate) fn commit_making_room(&self, inner: &mut Inner, changes: Vec<Change>) -> Answer<()> {
         if self.poisoned.load(Ordering::Acquire) {
             return Err(Errno::IO);
         }
@@ -166,9 +175,6 @@ impl Overlay {
             !node.is_some_and(Node::is_orphan)
         };
         let payload = encode_all(changes.iter().filter(lasting));
-        if changes.iter().any(Change::takes_space) {
-            journal.reserve()?;
-        }
         if !payload.is_empty() {
             journal.append(&payload).map_err(|errno| match errno {
                 Errno::IO => self.poison("the journal could not be written"),

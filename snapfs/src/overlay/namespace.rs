@@ -185,7 +185,7 @@ impl Overlay {
         changes.push(Change::Entry { parent, name: name.to_vec(), node: None });
         push_unlinked(&inner.state, id, now, &mut changes)?;
         changes.push(directory_changed(&inner.state, parent, now)?);
-        self.commit(&mut inner, changes)?;
+        self.commit_making_room(&mut inner, changes)?;
         let orphan = inner.state.release(id);
         self.discard(orphan);
         Ok(())
@@ -218,7 +218,10 @@ impl Overlay {
             RenameMode::Exchange => rename.exchange(&inner.state)?,
             RenameMode::Replace | RenameMode::NoReplace => rename.replace(&inner.state)?,
         };
-        self.commit(&mut inner, changes)?;
+        match target.is_some() && mode == RenameMode::Replace {
+            true => self.commit_making_room(&mut inner, changes)?,
+            false => self.commit(&mut inner, changes)?,
+        }
         let orphan = target.and_then(|target| inner.state.release(target));
         self.discard(orphan);
         Ok(())

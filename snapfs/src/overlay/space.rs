@@ -1,5 +1,6 @@
 //! Space: allocating, punching holes, zeroing, and what is left.
 
+use super::attributes::{push_capability_dropped, without_set_id};
 use super::{Overlay, file_of, node_of};
 use crate::change::{Attributes, Change, NodeId};
 use crate::errno::{Answer, Errno};
@@ -9,14 +10,23 @@ use std::ops::Range;
 use store::clock;
 
 impl Overlay {
-    /// Does what fallocate(2) does: allocates, punches a hole or zeroes.
+    /// Does what fallocate(2) does: allocates, punches a hole or zeroes. `drops_set_id`: the caller may not keep
+    /// set-user-id bits.
     ///
     /// # Errors
     /// `EOPNOTSUPP` for other modes, `EFBIG`, `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
-    pub fn allocate(&self, id: NodeId, offset: u64, len_bytes: u64, mode: FallocateFlags) -> Answer<()> {
+    pub fn allocate(
+        &self,
+        id: NodeId,
+        range: Range<u64>,
+        mode: FallocateFlags,
+        drops_set_id: bool,
+    ) -> Answer<()> {
         let _changing = self.begin_change()?;
         let _file = self.own_file(id);
-        let end = offset.checked_add(len_bytes).filter(|end| *end <= i64::MAX as u64).ok_or(Errno::FBIG)?;
+        if range.end > i64::MAX as u64 {
+            return Err(Errno::FBIG);
+        }
         let keeps_size = mode.contains(FallocateFlags::KEEP_SIZE);
         let zeroes = match mode - FallocateFlags::KEEP_SIZE {
             FallocateFlags::PUNCH_HOLE if keeps_size => true,
@@ -25,17 +35,23 @@ impl Overlay {
             _ => return Err(Errno::OPNOTSUPP),
         };
         let blocks = match zeroes {
-            true => self.zero_edges(id, offset..end)?,
+            true => self.zero_edges(id, range.clone())?,
             false => {
-                self.reserve(id, offset..end)?;
+                self.reserve(id, range.clone())?;
                 0..0
             }
         };
-        self.note_allocated(id, blocks.clone(), (!keeps_size).then_some(end))?;
+        self.note_allocated(id, blocks.clone(), (!keeps_size).then_some(range.end), drops_set_id)?;
         self.punch(id, blocks)
     }
 
-    fn note_allocated(&self, id: NodeId, blocks: Range<u64>, at_least_bytes: Option<u64>) -> Answer<()> {
+    fn note_allocated(
+        &self,
+        id: NodeId,
+        blocks: Range<u64>,
+        at_least_bytes: Option<u64>,
+        drops_set_id: bool,
+    ) -> Answer<()> {
         let mut inner = self.lock();
         let mut changes = Vec::new();
         inner.state.adopt(id, &mut changes);
@@ -48,9 +64,17 @@ impl Overlay {
             changes.push(Change::Truncate { node: id, len_bytes });
         }
         let now = clock::now();
-        let attributes = Attributes { mtime: now, ctime: now, ..node_of(&inner.state, id)?.attributes };
+        let node = node_of(&inner.state, id)?;
+        let mut attributes = Attributes { mtime: now, ctime: now, ..node.attributes };
+        if drops_set_id {
+            push_capability_dropped(id, node, &mut changes);
+            attributes.mode = without_set_id(attributes.mode);
+        }
         changes.push(Change::Attributes { node: id, attributes });
-        self.commit(&mut inner, changes)
+        match at_least_bytes {
+            None => self.commit_making_room(&mut inner, changes),
+            Some(_) => self.commit(&mut inner, changes),
+        }
     }
 
     /// Reserves space in the data file for the holes of `range`. Where the base shows through nothing is reserved.

@@ -2,8 +2,8 @@
 
 use super::{Inner, Overlay};
 use crate::change::{Change, NodeId};
-use crate::errno::Answer;
-use crate::journal::{Header, Journal, sync_directory};
+use crate::errno::{Answer, Errno};
+use crate::journal::{Header, Journal, Prepared, sync_directory};
 use crate::node::Node;
 use crate::upper::boot_id;
 use std::sync::atomic::Ordering;
@@ -28,26 +28,42 @@ impl Overlay {
         if self.lock().state.node(id).and_then(Node::file).is_some_and(|file| file.unsynced) {
             self.upper.sync_data_file(id).map_err(|_| self.poison("a data file could not be synced"))?;
             let mut inner = self.lock();
-            self.commit(&mut inner, vec![Change::Synced { node: id }])?;
+            self.commit_making_room(&mut inner, vec![Change::Synced { node: id }])?;
         }
         self.sync_journal()
     }
 
-    /// Makes everything that the journal says durable: all names and attributes.
+    /// Makes all names and attributes durable.
     ///
     /// # Errors
     /// As [`Self::sync`].
-    pub fn sync_journal(&self) -> Answer<()> {
-        let unsynced = self.lock().journal.as_ref().and_then(Journal::unsynced);
+    pub fn sync_names(&self) -> Answer<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        let _changing = self.begin_change()?;
+        self.sync_journal()
+    }
+
+    /// Makes everything that the journal says durable. The caller keeps another journal from taking its place, or nothing
+    /// of what was synced would be known.
+    pub(crate) fn sync_journal(&self) -> Answer<()> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(Errno::IO);
+        }
+        let (unsynced, is_unnamed) = {
+            let inner = self.lock();
+            let journal = inner.journal.as_ref();
+            (journal.and_then(Journal::unsynced), journal.is_some_and(Journal::is_unnamed))
+        };
         let Some((file, len_bytes)) = unsynced else { return Ok(()) };
-        let is_unnamed = self.lock().journal.as_ref().is_some_and(Journal::is_unnamed);
         rustix::fs::fdatasync(&file).map_err(|_| self.poison("the journal could not be synced"))?;
         if is_unnamed {
             let named = sync_directory(self.upper.path());
             named.map_err(|_| self.poison("the name of the journal could not be synced"))?;
         }
         if let Some(journal) = &mut self.lock().journal {
-            journal.synced(len_bytes);
+            journal.synced(&file, len_bytes);
         }
         Ok(())
     }
@@ -69,7 +85,7 @@ impl Overlay {
         synced.map_err(|_| self.poison("a data file could not be synced"))?;
         for id in unsynced {
             let mut inner = self.lock();
-            self.commit(&mut inner, vec![Change::Synced { node: id }])?;
+            self.commit_making_room(&mut inner, vec![Change::Synced { node: id }])?;
         }
         self.sync_journal()
     }
@@ -84,19 +100,36 @@ impl Overlay {
             return;
         }
         if let Err(error) = self.compact(&mut self.lock()) {
-            // The long journal is as good as a short one.
             tracing::warn!(%error, "the journal could not be compacted");
         }
     }
 
     /// Replaces the journal by its shortest form. All data files are durable.
+    ///
+    /// # Errors
+    /// Those of the file system. The long journal, as good as a short one, goes on, or the mount refuses changes.
     pub(crate) fn compact(&self, inner: &mut Inner) -> Result<()> {
         let header = Header { store: self.store.id(), base: inner.state.base.id, boot: boot_id()? };
         let payloads = inner.state.checkpoint();
         let encoded = payloads.into_iter().map(|changes| crate::change::encode_all(changes.iter()));
-        let journal = Journal::replace(&self.upper.journal_path(), &header, encoded)?;
+        let journal = Journal::prepare(&self.upper.journal_path(), &header, encoded).inspect_err(|_| {
+            // The next attempt is not at the next change.
+            inner.long_len_bytes = inner.journal.as_ref().map_or(0, Journal::len_bytes) + COMPACT_LEN;
+        })?;
         inner.long_len_bytes = COMPACT_LEN.max(4 * journal.len_bytes());
-        inner.journal = Some(journal);
+        self.take_over(inner, journal)
+    }
+
+    /// Puts a prepared journal in the place of the present one.
+    ///
+    /// # Errors
+    /// Those of the file system; the mount refuses changes then, because it is not known which of the two a power cut
+    /// would leave.
+    pub(crate) fn take_over(&self, inner: &mut Inner, journal: Prepared) -> Result<()> {
+        let placed = journal.take_place(&self.upper.journal_path());
+        inner.journal = Some(placed.inspect_err(|_| {
+            self.poison("a new journal could not be put in place");
+        })?);
         Ok(())
     }
 

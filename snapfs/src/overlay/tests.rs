@@ -200,7 +200,7 @@ fn a_compacted_journal_replays_to_the_same_state() {
     let overlay = world.open();
     let file = node(&overlay, "a/file");
     overlay.write(file, 4096 + 10, b"two", false).unwrap();
-    overlay.allocate(file, 2 * 4096, 4096, rustix::fs::FallocateFlags::ZERO_RANGE).unwrap();
+    overlay.allocate(file, 8192..12288, rustix::fs::FallocateFlags::ZERO_RANGE, false).unwrap();
     overlay.set_xattr(file, b"user.x", b"value", rustix::fs::XattrFlags::empty()).unwrap();
     overlay.unlink(node(&overlay, "c"), b"b").unwrap();
     overlay.unlink(NodeId::ROOT, b"b").unwrap();
@@ -238,4 +238,74 @@ fn node_numbers_are_the_same_at_every_mount_of_a_base() {
         assert_eq!(number(path), number(path), "{path}");
     }
     assert_eq!(number("b"), number("c/b"), "two names of one file");
+}
+
+/// However many pieces a file is in, each part of a checkpoint fits into a frame, and all of them make the file again.
+#[test]
+fn a_checkpoint_of_a_very_fragmented_file_is_in_parts() {
+    let world = World::new();
+    let overlay = world.open();
+    let file = make(&overlay, NodeId::ROOT, "fragments", NewBody::File);
+    let state = &mut overlay.lock().state;
+    state.apply(Change::Truncate { node: file, len_bytes: 3_000_000 * 8192 }).unwrap();
+    for block in 0..3_000_000_u64 {
+        state.apply(Change::Write { node: file, range: block * 8192..block * 8192 + 4096 }).unwrap();
+    }
+    let parts = state.checkpoint();
+    let longest = parts.iter().map(|part| encode_all(part.iter()).len()).max().unwrap();
+    assert!(longest < journal::PAYLOAD_MAX / 4, "{longest}");
+    let mut again = State::new(state.base.clone());
+    parts.into_iter().flatten().for_each(|change| again.apply(change).unwrap());
+    let layout = |state: &State| state.node(file).unwrap().file().unwrap().layout.clone();
+    assert!(layout(&again) == layout(state));
+}
+
+/// After a sync that failed nothing may be called durable.
+#[test]
+fn a_poisoned_mount_says_so_to_every_sync() {
+    let world = World::new();
+    let overlay = world.open();
+    make(&overlay, NodeId::ROOT, "name", NewBody::File);
+    overlay.poison("a test");
+    assert_eq!(overlay.sync_names(), Err(Errno::IO));
+    assert_eq!(overlay.sync(NodeId::ROOT), Err(Errno::IO));
+}
+
+/// Files of the greatest length there is: their sum is more than any number of bytes that a snapshot can state.
+#[test]
+fn huge_files_freeze() {
+    let world = World::new();
+    let overlay = world.open();
+    for name in ["one", "two", "three"] {
+        let file = make(&overlay, NodeId::ROOT, name, NewBody::File);
+        let set = SetAttributes { len_bytes: Some(i64::MAX as u64), ..SetAttributes::default() };
+        overlay.set_attributes(file, set, true).unwrap();
+    }
+    let report = overlay.freeze("huge", BTreeMap::new()).unwrap();
+    assert_eq!(world.store.snapshot(&report.snapshot).unwrap().totals.bytes, u64::MAX);
+    overlay.unlink(NodeId::ROOT, b"one").unwrap();
+    overlay.freeze("huge", BTreeMap::new()).unwrap();
+}
+
+/// What an open file without a name needs is kept once, not once for each freeze.
+#[test]
+fn freezes_beside_an_open_file_without_a_name_keep_no_more_each_time() {
+    let world = World::new();
+    let overlay = world.open();
+    let file = node(&overlay, "a/file");
+    overlay.unlink(node(&overlay, "a"), b"file").unwrap();
+    let new = make(&overlay, NodeId::ROOT, "new", NewBody::File);
+    overlay.unlink(NodeId::ROOT, b"new").unwrap();
+    let sessions = || world.store.hot().list("sessions/").unwrap().len();
+    let mut counts = Vec::new();
+    for round in 0..5 {
+        make(&overlay, NodeId::ROOT, &format!("round-{round}"), NewBody::File);
+        overlay.freeze("frozen", BTreeMap::new()).unwrap();
+        counts.push(sessions());
+    }
+    assert_eq!(counts[1..], [counts[0]; 4], "{counts:?}");
+    assert_eq!(overlay.read(file, 0, 9).unwrap(), [1; 9]);
+    overlay.forget(file, 2);
+    overlay.forget(new, 1);
+    assert_eq!(sessions(), counts[0] - 1);
 }

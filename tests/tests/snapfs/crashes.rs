@@ -4,14 +4,47 @@ use crate::HELPER;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use rustix::mount::{MountFlags, UnmountFlags};
 use snapfs::control;
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use store::Kind;
 use tests::snapfs_mount::{World, is_mounted};
 use tests::snapfs_tree::assert_same;
+
+/// A small file system of its own, taken away when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn at(path: &Path, options: &CStr) -> Self {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(options)).unwrap();
+        Self(path.to_owned())
+    }
+
+    /// Leaves not a byte.
+    fn fill(&self) {
+        let mut filler = File::create(self.0.join("filler")).unwrap();
+        while filler.write(&[1; 4096]).is_ok_and(|written| written > 0) {}
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+        assert!(unmounted.is_ok() || std::thread::panicking(), "{unmounted:?}");
+    }
+}
+
+fn names_in(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<String> = entries.map(|name| name.into_string().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
 
 #[test]
 fn after_a_kill_the_next_mount_has_everything_that_was_answered() {
@@ -126,9 +159,7 @@ fn a_full_disk_refuses_writes_keeps_the_rest_and_recovers_when_files_go() {
     let source = world.make("source");
     fs::write(source.join("base"), vec![3; 100_000]).unwrap();
     world.backup(&source, "base");
-    let disk = world.make("small");
-    let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("tmpfs", &disk, "tmpfs", flags, Some(c"size=3m")).unwrap();
+    let _disk = SmallDisk::at(&world.make("small"), c"size=3m");
     let served = world.mount("base", "mnt", "small/upper", &[]);
     fs::write(served.path("kept"), vec![1; 500_000]).unwrap();
     let filler = File::create(served.path("filler")).unwrap();
@@ -149,5 +180,55 @@ fn a_full_disk_refuses_writes_keeps_the_rest_and_recovers_when_files_go() {
     assert!(fs::read(served.path("again")).unwrap() == vec![4; 500_000]);
     assert!(fs::read(served.path("kept")).unwrap() == vec![1; 500_000]);
     served.unmount();
-    rustix::mount::unmount(&disk, UnmountFlags::empty()).unwrap();
+}
+
+/// Whatever filled the disk, small changes included: removing, cutting and punching go on.
+#[test]
+fn a_disk_full_of_small_changes_can_still_be_emptied() {
+    let world = World::new(HELPER);
+    let source = world.make("source");
+    for name in ["base-1", "base-2"] {
+        fs::write(source.join(name), vec![1; 65_536]).unwrap();
+    }
+    world.backup(&source, "base");
+    let disk = SmallDisk::at(&world.make("small"), c"size=4m");
+    let served = world.mount("base", "mnt", "small/upper", &[]);
+    fs::write(served.path("big"), vec![1; 65_536]).unwrap();
+    fs::write(served.path("cut"), vec![1; 65_536]).unwrap();
+    disk.fill();
+    let refused = (0..1_000_000).find_map(|round| {
+        let mode = fs::Permissions::from_mode(0o600 + (round & 1));
+        fs::set_permissions(served.path("big"), mode).err()
+    });
+    assert_eq!(refused.unwrap().kind(), std::io::ErrorKind::StorageFull);
+    fs::remove_file(served.path("base-1")).unwrap();
+    fs::rename(served.path("big"), served.path("base-2")).unwrap();
+    let cut = File::options().write(true).open(served.path("cut")).unwrap();
+    cut.set_len(10).unwrap();
+    cut.sync_all().unwrap();
+    drop(cut);
+    fs::remove_file(served.path("base-2")).unwrap();
+    served.unmount();
+    let served = world.mount("base", "mnt", "small/upper", &[]);
+    assert_eq!(names_in(&served.mountpoint), ["cut"]);
+}
+
+/// A freeze takes what it needs before it commits: a full disk cannot leave a ref that the mount does not follow.
+#[test]
+fn a_freeze_without_space_for_the_next_journal_commits_nothing() {
+    let world = World::with_empty_base(HELPER);
+    let disk = SmallDisk::at(&world.make("small"), c"size=4m");
+    let served = world.mount("base", "mnt", "small/upper", &[]);
+    fs::write(served.path("kept"), "kept").unwrap();
+    disk.fill();
+    let before = world.store.refs().get("base").unwrap();
+    let error = served.client().freeze(Some("base"), &Default::default()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Full, "{error}");
+    assert_eq!(world.store.refs().get("base").unwrap(), before);
+    fs::remove_file(world.path("small/filler")).unwrap();
+    served.freeze("base");
+    fs::write(served.path("more"), "more").unwrap();
+    served.unmount();
+    let served = world.mount("base", "mnt", "small/upper", &[]);
+    assert_eq!(names_in(&served.mountpoint), ["kept", "more"]);
 }
