@@ -111,12 +111,21 @@ impl<'a> Handler<'a> {
 
     fn drain(&mut self, ready: &[Ready]) -> Result<()> {
         let mut children = Vec::new();
-        for ((served, _), is_ready) in self.served.iter_mut().zip(ready) {
-            if *is_ready || served.has_waiting() {
-                children.append(&mut served.drain(&mut self.report)?);
+        for ((served, held), is_ready) in self.served.iter_mut().zip(ready) {
+            if !*is_ready && !served.has_waiting() {
+                continue;
             }
+            let place = self.custody.zip(held.as_ref());
+            served.drain(&mut self.report, |child| {
+                let held =
+                    place.map(|(custody, held)| custody.hold_forked(child.as_fd(), held)).transpose()?;
+                children.push((child, held));
+                Ok(())
+            })?;
         }
-        children.into_iter().try_for_each(|child| self.add(child))
+        self.report.spaces += children.len() as u64;
+        self.served.append(&mut children);
+        Ok(())
     }
 
     /// One stretch for the first address space that still misses something.

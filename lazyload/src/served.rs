@@ -17,8 +17,8 @@ use crate::sys::{Event, UserFault};
 use crate::target::Target;
 
 const PAGE_BYTES: u64 = PAGE as u64;
-/// Reads of a descriptor before faults get their turn: a flood of events cannot starve them.
-const READS_PER_TURN: usize = 16;
+/// Events that are read before faults get their turn: a flood of events cannot starve them.
+const EVENTS_PER_TURN: usize = 1024;
 
 /// What happens to an address space whose handler gives up.
 #[derive(Clone, Debug)]
@@ -134,33 +134,40 @@ impl Served {
         self.has_ended |= !self.fault.is_alive();
     }
 
-    /// Reads what is queued and applies it; forked children are returned.
-    pub fn drain(&mut self, report: &mut ServeReport) -> Result<Vec<Self>> {
-        let mut children = Vec::new();
-        for _ in 0..READS_PER_TURN {
-            let events = self.fault.read()?;
-            if events.is_empty() {
-                break;
-            }
-            for event in events {
-                match event {
-                    Event::Fault { address } => {
-                        report.faults += 1;
-                        self.waiting.push(address - address % PAGE_BYTES);
-                    }
-                    Event::Remove { start, end } => {
-                        report.removed_pages += end.saturating_sub(start) / PAGE_BYTES;
-                        self.space.change(Change::Remove { start, end });
-                    }
-                    Event::Unmap { start, end } => self.space.change(Change::Unmap { start, end }),
-                    Event::Remap { source, target, len_bytes } => {
-                        self.space.change(Change::Remap { source, target, len_bytes });
-                    }
-                    Event::Fork(fault) => children.push(self.fork(fault)),
-                }
+    /// Reads what is queued and applies it. A forked child is given to `adopt` before the next event is read: until it is
+    /// in custody, the death of this process would show it zeroes.
+    pub fn drain(
+        &mut self,
+        report: &mut ServeReport,
+        mut adopt: impl FnMut(Self) -> Result<()>,
+    ) -> Result<()> {
+        for _ in 0..EVENTS_PER_TURN {
+            let Some(event) = self.fault.read()? else { break };
+            if let Some(child) = self.apply(event, report) {
+                adopt(child)?;
             }
         }
-        Ok(children)
+        Ok(())
+    }
+
+    /// Takes note of one event; a forked child is returned.
+    fn apply(&mut self, event: Event, report: &mut ServeReport) -> Option<Self> {
+        match event {
+            Event::Fault { address } => {
+                report.faults += 1;
+                self.waiting.push(address - address % PAGE_BYTES);
+            }
+            Event::Remove { start, end } => {
+                report.removed_pages += end.saturating_sub(start) / PAGE_BYTES;
+                self.space.change(Change::Remove { start, end });
+            }
+            Event::Unmap { start, end } => self.space.change(Change::Unmap { start, end }),
+            Event::Remap { source, target, len_bytes } => {
+                self.space.change(Change::Remap { source, target, len_bytes });
+            }
+            Event::Fork(fault) => return Some(self.fork(fault)),
+        }
+        None
     }
 
     /// The child starts from the parent's state at the moment of the fork.
@@ -325,7 +332,7 @@ impl Served {
                 match drive(&self.fault, region.start..region.end(), poison, drop)?.0 {
                     Outcome::Done | Outcome::Gone => break,
                     // Events are read only so that the kernel lets go; what they say no longer matters.
-                    Outcome::Again => drop(self.fault.read()?),
+                    Outcome::Again => while self.fault.read()?.is_some() {},
                     Outcome::Failed(errno) => return Err(refused(region.start, errno)),
                 }
             }

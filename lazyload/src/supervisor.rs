@@ -4,19 +4,21 @@
 //! page, without an error to anyone. So the handler runs as a child of a supervisor, hands each descriptor over and waits
 //! for the receipt before it fills a page. When the handler is gone with anything still in custody, the supervisor kills
 //! the processes that run on that memory, waits until their address spaces have ended, and only then closes the copies.
+//! What it cannot kill goes on waiting for its pages, and the supervisor with it; it says so until somebody kills it.
 //!
 //! The supervisor never reads faults, never touches the store, and parses nothing but the fixed messages below. It must
 //! not be killed itself; interrupt and termination signals make it stop the handler first.
 //!
 //! Messages of the handler, one datagram each, a kind and a number (u32, little-endian); each is answered by a receipt
 //! number. `1, process number or 0` gives the attached descriptor away, with the pidfd of the process. `2, receipt` takes
-//! it back. `3, 0` attaches a listening socket: the supervisor accepts one connection on it and tells of it, unasked, by
+//! it back. `4, receipt` gives away the attached descriptor of a child that what runs on the memory of that receipt has
+//! forked. `3, 0` attaches a listening socket: the supervisor accepts one connection on it and tells of it, unasked, by
 //! one more receipt with the connection attached; the process on its other end counts as running on what it will bring.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -24,19 +26,24 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
-use rustix::process::Pid;
+use rustix::process::{Pid, Resource, Rlimit};
 use store::{Error, Kind, Result};
 
 use crate::socket::{Listener, accept, send, wait_readable};
 use crate::sys::{UserFault, receive};
-use crate::target::{Target, peer_of};
+use crate::target::{Target, kill_tree, peer_of, wait_for_ends, waiting_for_pages};
 
 const HOLD: u8 = 1;
 const RELEASE: u8 = 2;
 const LISTEN: u8 = 3;
+const HOLD_FORKED: u8 = 4;
 const MESSAGE_BYTES: usize = 5;
 /// How often killed address spaces are looked at until they have ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Descriptors that listing and killing processes takes at a time.
+const RESERVED: usize = 4;
+/// How often it is said that killing was not enough.
+const NEXT_WORD: Duration = Duration::from_secs(5);
 /// How long one wait lasts before signals are looked at again.
 const ROUND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
@@ -73,10 +80,15 @@ impl Custody {
     /// # Errors
     /// `Unavailable` when the supervisor is gone.
     pub(crate) fn hold(&self, descriptor: BorrowedFd<'_>, target: Option<&Target>) -> Result<Held> {
-        let pid = target.map_or(0, |target| target.pid().as_raw_nonzero().get());
+        let pid = target.map_or(0, Target::number);
         let mut attached = vec![descriptor];
         attached.extend(target.map(AsFd::as_fd));
         self.ask(HOLD, pid.to_le_bytes(), &attached).map(Held)
+    }
+
+    /// Gives a copy of the descriptor of a forked child away; it is killed with the process of its parent.
+    pub(crate) fn hold_forked(&self, descriptor: BorrowedFd<'_>, parent: &Held) -> Result<Held> {
+        self.ask(HOLD_FORKED, parent.0.to_le_bytes(), &[descriptor]).map(Held)
     }
 
     /// Takes a descriptor out of custody: nothing can go wrong with its memory any more.
@@ -134,10 +146,34 @@ pub struct Supervised {
     pub killed: Vec<i32>,
 }
 
-/// One thing in custody: a userfaultfd, or a connection on which more of them may be under way.
+/// One thing in custody.
 struct Guarded {
-    descriptor: OwnedFd,
-    target: Option<Target>,
+    kept: Kept,
+    /// The receipt under which the processes that run on it were first told of.
+    family: u32,
+}
+
+/// What is kept open.
+enum Kept {
+    /// The pages of an address space.
+    Space(UserFault),
+    /// More of them may be under way on it.
+    Connection(OwnedFd),
+}
+
+impl AsFd for Kept {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Space(space) => space.as_fd(),
+            Self::Connection(connection) => connection.as_fd(),
+        }
+    }
+}
+
+/// A process to kill, with all that descends from it.
+struct Family {
+    root: Target,
+    descendants: Vec<Target>,
 }
 
 /// Runs a handler as a child and stands by until it has ended. The child finds its line by [`Custody::from_stdin`].
@@ -149,6 +185,7 @@ pub fn run(mut command: Command) -> Result<Supervised> {
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|errno| Error::io("cannot make a line to the handler", "socketpair", errno.into()))?;
     let interrupted = watch_signals()?;
+    raise_descriptor_limit();
     let program = command.get_program().to_owned();
     let mut child = command
         .stdin(theirs)
@@ -156,16 +193,22 @@ pub fn run(mut command: Command) -> Result<Supervised> {
         .map_err(|error| Error::io("cannot start the handler", program.display(), error))?;
     // The command owns the child's end; while it lives, the line would never report an end.
     drop(command);
-    let mut guards = Guards { line: ours, guarded: BTreeMap::new(), listener: None, next: 0 };
+    let mut guards = Guards::new(ours);
     let attended = guards.attend(&interrupted);
-    if !guards.is_empty() || attended.is_err() || interrupted.load(Ordering::Relaxed) {
-        // A handler that merely closed the line could go on filling: its work is over.
-        child.kill().map_err(|error| Error::io("cannot stop the handler", child.id(), error))?;
-    }
-    let killed = guards.stop_all();
+    let is_over = guards.is_empty() && attended.is_ok() && !interrupted.load(Ordering::Relaxed);
+    let killed = if is_over { Vec::new() } else { guards.stop_all(&mut child)? };
     let status =
         child.wait().map_err(|error| Error::io("cannot wait for the handler", program.display(), error))?;
     attended.map(|()| Supervised { status, killed })
+}
+
+/// Every address space costs a descriptor, here and in the handler, which inherits the limit.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let highest = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, highest) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Set when this process is asked to end.
@@ -183,12 +226,22 @@ fn watch_signals() -> Result<Arc<AtomicBool>> {
 struct Guards {
     line: OwnedFd,
     guarded: BTreeMap<u32, Guarded>,
+    /// By the receipt of the first thing in custody that they run on.
+    families: BTreeMap<u32, Family>,
     /// A socket on which one connection is still to be accepted.
     listener: Option<OwnedFd>,
+    /// Copies of the line, closed to make room for killing when no descriptor is left.
+    reserve: Vec<OwnedFd>,
     next: u32,
 }
 
 impl Guards {
+    fn new(line: OwnedFd) -> Self {
+        let reserve = (0..RESERVED).filter_map(|_| line.try_clone().ok()).collect();
+        let (guarded, families) = (BTreeMap::new(), BTreeMap::new());
+        Self { line, guarded, families, listener: None, reserve, next: 0 }
+    }
+
     fn is_empty(&self) -> bool {
         self.guarded.is_empty() && self.listener.is_none()
     }
@@ -230,13 +283,19 @@ impl Guards {
             || descriptors.next().ok_or_else(|| Error::new(Kind::Internal, "the handler sent no descriptor"));
         let receipt = match message[0] {
             HOLD => {
-                let descriptor = attached()?;
+                let space = Kept::Space(UserFault::trust(attached()?));
                 let pid = i32::try_from(argument).ok().and_then(Pid::from_raw);
                 let target = pid.zip(descriptors.next()).map(|(pid, pidfd)| Target::adopt(pid, pidfd));
-                self.guard(descriptor, target)
+                self.guard(space, target)
+            }
+            HOLD_FORKED => {
+                let space = Kept::Space(UserFault::trust(attached()?));
+                let receipt = self.guard(space, None);
+                self.join_family(receipt, argument);
+                receipt
             }
             RELEASE => {
-                self.guarded.remove(&argument);
+                self.release(argument);
                 argument
             }
             LISTEN => {
@@ -248,10 +307,26 @@ impl Guards {
         Ok(self.answer(receipt, &[]))
     }
 
-    fn guard(&mut self, descriptor: OwnedFd, target: Option<Target>) -> u32 {
+    fn guard(&mut self, kept: Kept, target: Option<Target>) -> u32 {
         self.next += 1;
-        self.guarded.insert(self.next, Guarded { descriptor, target });
+        self.guarded.insert(self.next, Guarded { kept, family: self.next });
+        self.families.extend(target.map(|root| (self.next, Family { root, descendants: Vec::new() })));
         self.next
+    }
+
+    /// What runs on one thing in custody descends from what runs on another.
+    fn join_family(&mut self, receipt: u32, parent: u32) {
+        let Some(family) = self.guarded.get(&parent).map(|parent| parent.family) else { return };
+        if let Some(guarded) = self.guarded.get_mut(&receipt) {
+            guarded.family = family;
+        }
+    }
+
+    fn release(&mut self, receipt: u32) {
+        let Some(Guarded { family, .. }) = self.guarded.remove(&receipt) else { return };
+        if self.guarded.values().all(|other| other.family != family) {
+            self.families.remove(&family);
+        }
     }
 
     /// A handler that died before its answer shows as the end of the line, too.
@@ -265,47 +340,90 @@ impl Guards {
         let connection = accept(&listener)?;
         // One that is gone already, or out of sight, is for the handler to refuse.
         let target = peer_of(&connection).ok();
-        let receipt = self.guard(connection.into(), target);
-        let connection = self.guarded[&receipt].descriptor.as_fd();
-        Ok(self.answer(receipt, &[connection]))
+        let receipt = self.guard(Kept::Connection(connection.into()), target);
+        Ok(self.answer(receipt, &[self.guarded[&receipt].kept.as_fd()]))
     }
 
-    /// Kills everything that runs on memory in custody, and lets go only when all of it has ended.
-    fn stop_all(mut self) -> Vec<i32> {
-        // Whoever connected meanwhile may have sent descriptors already.
+    /// Kills everything that runs on memory in custody and the handler, and lets go only when all of it has ended.
+    fn stop_all(mut self, handler: &mut Child) -> Result<Vec<i32>> {
+        self.reserve.clear();
+        // First, because a descriptor may be on its way here, and while the handler lives it holds that one open.
+        let mut killed = self.kill_families();
+        // A handler that merely closed the line could go on filling: its work is over.
+        let stopped = handler.kill();
+        self.accept_waiting();
+        killed.append(&mut self.kill_families());
+        outlast(&self.guarded);
+        stopped.map_err(|error| Error::io("cannot stop the handler", handler.id(), error))?;
+        Ok(killed.into_iter().collect())
+    }
+
+    /// Whoever connected meanwhile may have sent descriptors already.
+    fn accept_waiting(&mut self) {
         while let Some(listener) = self.listener.take_if(|listener| is_ready(listener)) {
             match accept(&listener) {
                 Ok(connection) => {
                     let target = peer_of(&connection).ok();
-                    self.guard(connection.into(), target);
+                    self.guard(Kept::Connection(connection.into()), target);
                     self.listener = Some(listener);
                 }
                 Err(error) => tracing::warn!(%error, "a waiting connection is gone"),
             }
         }
-        let mut killed = Vec::new();
-        for target in self.guarded.values().filter_map(|guarded| guarded.target.as_ref()) {
-            let pid = target.pid().as_raw_nonzero().get();
-            if killed.contains(&pid) {
-                continue;
-            }
-            tracing::warn!(pid, "the handler died: killing a process whose memory it served");
-            killed.push(pid);
-            if let Err(error) = target.kill_tree() {
-                // Its faults go on waiting, because the copies below stay open until it has ended.
-                tracing::error!(%error, "kill it by hand");
+    }
+
+    /// Kills everybody, then waits a moment for their ends, and tells who was still there.
+    fn kill_families(&mut self) -> BTreeSet<i32> {
+        let mut killed = BTreeSet::new();
+        for family in self.families.values_mut() {
+            let (members, outcome) = kill_tree(&family.root, &mut family.descendants);
+            killed.extend(members);
+            if let Err(error) = outcome {
+                // Its faults go on waiting, because the copies stay open until it has ended.
+                tracing::error!(%error, "not everybody was killed who runs on memory without its handler");
             }
         }
-        let copies = self.guarded.values().filter_map(|guarded| guarded.descriptor.try_clone().ok());
-        // What is not a userfaultfd (a connection) has no address space of its own to outlive.
-        let mut alive: Vec<UserFault> = copies.filter_map(|copy| UserFault::adopt(copy).ok()).collect();
-        alive.retain(UserFault::is_alive);
-        while !alive.is_empty() {
-            // The end of an address space is not announced to whoever fills it.
-            std::thread::sleep(LOOK_AGAIN);
-            alive.retain(UserFault::is_alive);
+        if !killed.is_empty() {
+            tracing::warn!(?killed, "the handler is gone: what ran on its memory was killed");
         }
+        wait_for_ends(self.families.values().flat_map(Family::members));
         killed
+    }
+}
+
+impl Family {
+    /// The root first.
+    fn members(&self) -> impl Iterator<Item = &Target> {
+        std::iter::once(&self.root).chain(&self.descendants)
+    }
+}
+
+/// Returns when no address space in custody exists any more.
+fn outlast(guarded: &BTreeMap<u32, Guarded>) {
+    // A connection has no address space of its own.
+    let mut alive: Vec<&UserFault> = guarded
+        .values()
+        .filter_map(|guarded| match &guarded.kept {
+            Kept::Space(space) => Some(space),
+            Kept::Connection(_) => None,
+        })
+        .collect();
+    let mut next_word = Instant::now() + NEXT_WORD;
+    loop {
+        alive.retain(|space| space.is_alive());
+        if alive.is_empty() {
+            return;
+        }
+        if Instant::now() > next_word {
+            tracing::error!(
+                address_spaces = alive.len(),
+                candidates = ?waiting_for_pages(),
+                "processes run on without the handler and were not killed; kill those by hand that were resumed"
+            );
+            next_word = Instant::now() + NEXT_WORD;
+        }
+        // The end of an address space is not announced to whoever fills it.
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 

@@ -20,9 +20,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use rustix::net::RecvFlags;
 use rustix::process::Pid;
 use store::{Error, Kind, PAGE, Result};
-use userfaultfd::{EventBuffer, FeatureFlags, Uffd, UffdBuilder};
-
-const EVENTS_PER_READ: usize = 64;
+use userfaultfd::{FeatureFlags, Uffd, UffdBuilder};
 
 /// One message of the kernel about an address space, with addresses as that address space has them.
 #[derive(Debug)]
@@ -127,13 +125,15 @@ impl UserFault {
             return Err(Error::new(Kind::Invalid, "the received descriptor is not a userfaultfd")
                 .object(kind.to_string_lossy()));
         }
-        let set_nonblocking = rustix::fs::fcntl_getfl(&descriptor)
-            .and_then(|flags| rustix::fs::fcntl_setfl(&descriptor, flags | OFlags::NONBLOCK));
-        set_nonblocking.map_err(|errno| {
-            Error::io("cannot make a userfaultfd non-blocking", "userfaultfd", errno.into())
-        })?;
-        // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, and `Uffd` becomes its only owner.
-        Ok(Self(unsafe { Uffd::from_raw_fd(descriptor.into_raw_fd()) }))
+        set_nonblocking(&descriptor)?;
+        Ok(Self::trust(descriptor))
+    }
+
+    /// Takes over a descriptor of which whoever sent it knows what it is.
+    pub fn trust(descriptor: OwnedFd) -> Self {
+        // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, and `Uffd` becomes its only owner; on another
+        // kind of descriptor every call fails.
+        Self(unsafe { Uffd::from_raw_fd(descriptor.into_raw_fd()) })
     }
 
     /// Registers a mapping of this process: from now on its missing pages fault to this descriptor.
@@ -157,17 +157,17 @@ impl UserFault {
             .map_err(|error| Error::new(Kind::Internal, "cannot wake a faulting thread").caused_by(error))
     }
 
-    /// Reads the events that are queued now, up to 64; none queued is an empty list.
-    pub fn read(&self) -> Result<Vec<Event>> {
-        let mut buffer = EventBuffer::new(EVENTS_PER_READ);
-        let failed = |error: userfaultfd::Error| {
+    /// Reads the next event, if one is queued. One at a time, so that a forked child can be made safe before the next.
+    pub fn read(&self) -> Result<Option<Event>> {
+        let event = self.0.read_event().map_err(|error| {
             Error::new(Kind::Unavailable, "cannot read userfaultfd events").caused_by(error)
-        };
-        self.0
-            .read_events(&mut buffer)
-            .map_err(failed)?
-            .map(|event| event.map(Event::from).map_err(failed))
-            .collect()
+        })?;
+        let event = event.map(Event::from);
+        if let Some(Event::Fork(child)) = &event {
+            // It behaves as the parent's did when it was made, not as it does now.
+            set_nonblocking(child)?;
+        }
+        Ok(event)
     }
 
     /// Fills the pages from `address` on with `bytes` and wakes who waits for them. Both are whole pages.
@@ -212,6 +212,12 @@ impl UserFault {
 
 /// Any address that a range check accepts: above the lowest mappable one.
 const PROBE_ADDRESS: u64 = 1 << 20;
+
+fn set_nonblocking(descriptor: impl AsFd) -> Result<()> {
+    rustix::fs::fcntl_getfl(&descriptor)
+        .and_then(|flags| rustix::fs::fcntl_setfl(&descriptor, flags | OFlags::NONBLOCK))
+        .map_err(|errno| Error::io("cannot make a userfaultfd non-blocking", "userfaultfd", errno.into()))
+}
 
 fn descriptor_path(descriptor: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", descriptor.as_raw_fd())
@@ -259,13 +265,18 @@ pub struct Received {
     pub sender: Option<Pid>,
 }
 
-/// Room for control messages: 16 descriptors and credentials, aligned as the kernel wants.
+/// Room for control messages: the 253 descriptors of the longest, and credentials, aligned as the kernel wants.
 #[repr(C, align(8))]
-struct Control([MaybeUninit<u8>; 256]);
+struct Control([MaybeUninit<u8>; CONTROL_BYTES]);
+
+const CONTROL_BYTES: usize = 1280;
 
 /// Receives once from a socket, up to `buffer.len()` bytes.
+///
+/// # Errors
+/// `MFILE` when descriptors came for which this process had no room; those that came are closed.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8], flags: RecvFlags) -> rustix::io::Result<Received> {
-    let mut control = Control([MaybeUninit::uninit(); 256]);
+    let mut control = Control([MaybeUninit::uninit(); CONTROL_BYTES]);
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all of a message header may be zero: null pointers and no lengths.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -285,7 +296,11 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8], flags: RecvFlags) -> rustix
             errno => return Err(errno.unwrap_or(Errno::IO)),
         }
     };
-    Ok(read_control(&message, len))
+    let received = read_control(&message, len);
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Err(Errno::MFILE);
+    }
+    Ok(received)
 }
 
 /// Takes ownership of what the control messages of a received message carry.

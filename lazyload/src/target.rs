@@ -3,9 +3,11 @@
 //! Held by pidfd from the moment its number is learned, so a reused number is never hit.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroI32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use store::{Error, Kind, Result};
 
@@ -35,10 +37,12 @@ impl Target {
     /// # Errors
     /// `NotFound` when there is none with this number.
     pub fn open(pid: Pid) -> Result<Self> {
-        let descriptor = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| {
-            Error::io("cannot take hold of a process", pid.as_raw_nonzero(), errno.into())
-        })?;
-        Ok(Self { pid, descriptor })
+        let what = "cannot take hold of a process";
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(descriptor) => Ok(Self { pid, descriptor }),
+            Err(Errno::SRCH) => Err(Error::new(Kind::NotFound, what).object(pid.as_raw_nonzero())),
+            Err(errno) => Err(Error::io(what, pid.as_raw_nonzero(), errno.into())),
+        }
     }
 
     /// Takes over a pidfd that another process opened.
@@ -47,67 +51,136 @@ impl Target {
     }
 
     /// The process number.
-    pub fn pid(&self) -> Pid {
-        self.pid
+    pub fn number(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
     }
 
     /// Kills the process, and tells whether it was still there.
     pub fn kill(&self) -> Result<bool> {
         match rustix::process::pidfd_send_signal(&self.descriptor, Signal::KILL) {
             Ok(()) => Ok(true),
-            Err(rustix::io::Errno::SRCH) => Ok(false),
+            Err(Errno::SRCH) => Ok(false),
             Err(errno) => Err(Error::io("cannot kill a process", self.pid.as_raw_nonzero(), errno.into())
                 .advice("kill it by hand: its memory is incomplete")),
         }
     }
 
+    /// Whether it has ended; its number may be another process's then.
+    fn has_ended(&self) -> bool {
+        wait_readable(self, Instant::now()).unwrap_or(false)
+    }
+
     /// Kills the process and all that descend from it now, and waits a moment for their end.
+    ///
+    /// # Errors
+    /// When one may live on. All others are killed all the same.
     pub fn kill_tree(&self) -> Result<()> {
-        // Children are listed before the parent dies: afterwards they would belong to somebody else.
-        let descendants: Vec<Self> =
-            descendants(self.pid)?.into_iter().filter_map(|pid| Self::open(pid).ok()).collect();
-        if !self.kill()? {
-            // Its number may be another process's by now, and the list above that one's children.
-            return Ok(());
-        }
-        descendants.iter().try_for_each(|descendant| descendant.kill().map(drop))?;
-        let deadline = Instant::now() + END_TIMEOUT;
-        for killed in descendants.iter().chain([self]) {
-            // One that takes longer hangs in the kernel, and runs no instruction of its own any more.
-            wait_readable(killed, deadline)?;
-        }
-        Ok(())
+        let mut descendants = Vec::new();
+        let killed = kill_tree(self, &mut descendants).1;
+        wait_for_ends(descendants.iter().chain([self]));
+        killed
     }
 }
 
-/// All processes below one, parents before children.
-fn descendants(root: Pid) -> Result<Vec<Pid>> {
-    let listed =
-        std::fs::read_dir("/proc").map_err(|error| Error::io("cannot list processes", "/proc", error))?;
+/// Kills a process, those known to descend from it and those that descend from any of them now. Waits for nobody. Tells
+/// who was still there; those found join the known ones.
+pub fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Result<()>) {
+    let mut killed = BTreeSet::new();
+    let mut kill = |one: &Target| one.kill().map(|was_there| killed.extend(was_there.then(|| one.number())));
+    // Children are listed before the parent dies: afterwards they would belong to somebody else. But whatever goes
+    // wrong with one, it must not save the others.
+    let (found, mut outcome) = match unknown_descendants(root, known) {
+        Ok(found) => (found, Ok(())),
+        Err(error) => (Vec::new(), Err(error)),
+    };
+    outcome = std::iter::once(root).chain(known.iter()).map(&mut kill).fold(outcome, Result::and);
+    for pid in found {
+        let mut opened = Target::open(pid);
+        while is_refused(&opened) && known.pop().is_some() {
+            // There may be no room for one more: let go of one that is killed already.
+            opened = Target::open(pid);
+        }
+        match opened {
+            Ok(one) => {
+                outcome = outcome.and(kill(&one));
+                known.push(one);
+            }
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
+    }
+    (killed, outcome)
+}
+
+/// Whether a process may be there that could not be opened.
+fn is_refused(opened: &Result<Target>) -> bool {
+    opened.as_ref().is_err_and(|error| error.kind() != Kind::NotFound)
+}
+
+/// Waits a moment for the end of killed processes.
+pub fn wait_for_ends<'a>(killed: impl Iterator<Item = &'a Target>) {
+    let deadline = Instant::now() + END_TIMEOUT;
+    for one in killed {
+        // One that takes longer hangs in the kernel, and runs no instruction of its own any more.
+        if let Err(error) = wait_readable(one, deadline) {
+            tracing::warn!(%error, "the end of a killed process was not waited for");
+        }
+    }
+}
+
+/// Every process that descends from `root`, or from a known one, and is not known yet. Known ones that have ended are
+/// dropped.
+fn unknown_descendants(root: &Target, known: &mut Vec<Target>) -> Result<Vec<Pid>> {
+    let parents = parents()?;
+    // Looked at after the list was made: whoever lives now had its number to itself then.
+    known.retain(|one| !one.has_ended());
+    let living = known.iter().chain([root]).filter(|one| !one.has_ended());
+    Ok(below(living.map(|one| one.pid.as_raw_nonzero()).collect(), &parents))
+}
+
+/// Every process there is, with its parent.
+fn parents() -> Result<Vec<(Pid, Pid)>> {
+    let failed = |error| Error::io("cannot list processes", "/proc", error);
     let mut parents = Vec::new();
-    for entry in listed {
-        let name = entry.map_err(|error| Error::io("cannot list processes", "/proc", error))?.file_name();
+    for entry in std::fs::read_dir("/proc").map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
             continue;
         };
-        // A process that ends while the list is read has no parent any more, and needs no killing.
-        if let Ok(stat) = std::fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero()))
-            && let Some(parent) = parent_in(&stat)
-        {
-            parents.push((pid, parent));
+        match std::fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())) {
+            Ok(stat) => parents.extend(parent_in(&stat).map(|parent| (pid, parent))),
+            // It ended while the list was read: it has no parent any more, and needs no killing.
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::SRCH)) => {}
+            Err(error) => return Err(failed(error)),
         }
     }
-    let mut known = BTreeSet::from([root.as_raw_nonzero()]);
+    Ok(parents)
+}
+
+/// The processes that have memory whose missing pages somebody else brings, as far as they can be looked into.
+pub fn waiting_for_pages() -> Vec<i32> {
+    let is_such = |pid: &i32| {
+        let maps = std::fs::read(format!("/proc/{pid}/smaps")).unwrap_or_default();
+        let maps = String::from_utf8_lossy(&maps);
+        let mut flags = maps.lines().filter_map(|line| line.strip_prefix("VmFlags:"));
+        flags.any(|flags| flags.split_ascii_whitespace().any(|flag| flag == "um"))
+    };
+    let listed = parents().unwrap_or_default();
+    listed.iter().map(|(pid, _)| pid.as_raw_nonzero().get()).filter(is_such).collect()
+}
+
+/// All processes below some, which are not among them, parents before children.
+fn below(mut known: BTreeSet<NonZeroI32>, parents: &[(Pid, Pid)]) -> Vec<Pid> {
     let mut found = Vec::new();
     loop {
         let before = found.len();
-        for (pid, parent) in &parents {
+        for (pid, parent) in parents {
             if known.contains(&parent.as_raw_nonzero()) && known.insert(pid.as_raw_nonzero()) {
                 found.push(*pid);
             }
         }
         if found.len() == before {
-            return Ok(found);
+            return found;
         }
     }
 }
@@ -152,10 +225,12 @@ mod tests {
         let mut line = [0; 6];
         std::io::Read::read_exact(shell.stdout.as_mut().expect("piped"), &mut line).expect("ready");
         let pid = Pid::from_raw(shell.id() as i32).expect("pid");
-        let open = |pid: Pid| Target::open(pid).expect("opened");
-        let children: Vec<Target> = descendants(pid).expect("listed").into_iter().map(open).collect();
+        let target = Target::open(pid).expect("opened");
+        let children = unknown_descendants(&target, &mut Vec::new()).expect("listed");
+        let mut children: Vec<Target> =
+            children.into_iter().map(|pid| Target::open(pid).expect("opened")).collect();
         assert_eq!(children.len(), 2);
-        let target = open(pid);
+        assert!(unknown_descendants(&target, &mut children).expect("listed").is_empty());
         target.kill_tree().expect("killed");
         shell.wait().expect("reaped");
         for child in children {

@@ -2,7 +2,8 @@
 //!
 //! `stamper SOCKET PAGES [--family]` stamps PAGES pages in two areas and answers on a unix socket, one line per line:
 //! `check` looks at every byte; `change COUNT VERSION` stamps pages anew; `discard FIRST COUNT` gives pages back; `move`
-//! moves the second area and grows it; `fork` lets a new child check everything; `where` lists the areas.
+//! moves the second area and grows it; `fork` lets a new child check everything; `brood COUNT` forks children that check
+//! everything once SOCKET.go exists, and names them; `where` lists the areas.
 //! With `--family` a child does the same on SOCKET.child, and another child is a zombie.
 //! A page that is neither its stamp nor rightly zero is answered with `bad PAGE` and noted in SOCKET.bad.
 
@@ -181,6 +182,27 @@ impl Stamper {
         if status.exit_status() == Some(0) { "ok".to_owned() } else { format!("bad child {status:?}") }
     }
 
+    /// Forks children that wait for the file SOCKET.go and then look at everything.
+    fn brood(&self, children: usize) -> String {
+        let mut pids = Vec::new();
+        for _ in 0..children {
+            match fork() {
+                0 => {
+                    // SAFETY: nothing in this child uses a descriptor that it has inherited.
+                    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+                    let go = format!("{}.go", self.socket);
+                    while !std::path::Path::new(&go).exists() {
+                        std::thread::park_timeout(std::time::Duration::from_millis(5));
+                    }
+                    self.check();
+                    std::process::exit(0);
+                }
+                pid => pids.push(pid.to_string()),
+            }
+        }
+        pids.join(" ")
+    }
+
     fn answer(&mut self, line: &str) -> String {
         let words: Vec<&str> = line.split_whitespace().collect();
         let number = |index: usize| words[index].parse().expect("a number");
@@ -190,6 +212,7 @@ impl Stamper {
             "change" => self.change(number(1), number(2) as u64),
             "discard" => self.discard(number(1), number(2)),
             "move" => self.relocate(),
+            "brood" => return self.brood(number(1)),
             "where" => {
                 let listed = self.areas.iter().map(|area| format!("{} {}", area.address, area.pages));
                 return listed.collect::<Vec<_>>().join(" ");

@@ -184,6 +184,31 @@ fn a_supervisor_asked_to_end_stops_what_it_guards() {
     assert_eq!(asleep.stamper.bad_page(), None);
 }
 
+/// Lets every child of a brood look at its memory, and waits until nobody of the process's group is left.
+fn see_the_group_end(stamper: &Stamper) {
+    std::fs::write(format!("{}.go", stamper.socket.display()), "").expect("written");
+    let group = Pid::from_raw(stamper.pid).expect("a process number");
+    wait_for("the end of the whole group", || {
+        (rustix::process::test_kill_process_group(group) == Err(rustix::io::Errno::SRCH)).then_some(())
+    });
+}
+
+#[test]
+fn a_supervisor_without_room_for_one_more_descriptor_kills_them_all() {
+    let mut asleep = Asleep::new(256);
+    let (supervisor, _) = asleep.wake(&["--supervised"]);
+    asleep.stamper.ask("where");
+    let number = Pid::from_raw(supervisor.pid() as i32);
+    let limit = rustix::process::Rlimit { current: Some(30), maximum: Some(30) };
+    rustix::process::prlimit(number, rustix::process::Resource::Nofile, limit).expect("limited");
+    // Killed in the middle of it.
+    assert_eq!(asleep.stamper.try_ask("", "brood 60"), None);
+    let (status, _) = supervisor.finish();
+    assert!(!status.success(), "the supervisor says what went wrong");
+    see_the_group_end(&asleep.stamper);
+    assert_eq!(asleep.stamper.bad_page(), None);
+}
+
 #[test]
 fn a_supervised_handler_that_does_its_work_leaves_the_process_alone() {
     let mut asleep = Asleep::new(1024);
