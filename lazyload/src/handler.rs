@@ -59,6 +59,12 @@ impl<'a> Handler<'a> {
         self.retire();
     }
 
+    /// Ends those whose memory no longer exists.
+    pub fn end_those_gone(&mut self) {
+        self.served.iter_mut().for_each(|(served, _)| served.end_if_gone());
+        self.retire();
+    }
+
     /// One turn. Waits up to a second for something to do, and tells which of `others` became readable.
     ///
     /// # Errors

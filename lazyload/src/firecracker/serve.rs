@@ -1,6 +1,7 @@
 //! The page fault handler of one virtual machine, until its monitor is gone.
 //!
-//! The monitor keeps its own copy of the userfaultfd and of the socket, so its end shows as the end of the connection.
+//! Firecracker keeps its own copy of the userfaultfd and of the socket to its end, so that the end of the connection is a
+//! sign of its own; but another monitor may close both and run on. What counts is whether the memory is still there.
 //! Nothing but this handler answers its faults: if serving fails, the monitor is killed rather than left waiting.
 
 use std::os::fd::AsFd;
@@ -44,10 +45,12 @@ pub fn serve(_store: &Store, image: &Image, socket: &Path, options: &ServeOption
     let abandon = Abandon::Kill(Arc::clone(connection.peer()));
     let mut handler = Handler::new(options.custody.as_ref());
     handler.add(Served::new(fault, memory, Resolver::new(image.clone()), MANNERS, abandon))?;
+    let mut watched = Some(connection.as_fd());
     while !handler.is_idle() {
-        let ready = handler.turn(&[connection.as_fd()], options.prefetch)?;
+        let ready = handler.turn(watched.as_slice(), options.prefetch)?;
         if ready.contains(&true) && is_closed(connection.stream())? {
-            handler.end_all();
+            watched = None;
+            handler.end_those_gone();
         }
     }
     connection.finish();

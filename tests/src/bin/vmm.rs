@@ -1,11 +1,12 @@
 //! A small virtual machine on the command line: stamps pages and is saved, or is resumed and checks them.
 //!
 //! `vmm save --memory FILE --state FILE --pages N`
-//! `vmm resume --socket SOCKET --state FILE [--rounds N] [--discard N] [--page-size BYTES]`
+//! `vmm resume --socket SOCKET --state FILE [--rounds N] [--discard N] [--page-size BYTES] [--hang-up]`
 //!
 //! `resume` prints one line of JSON and ends with 0 when every page was right, 3 when one was wrong, 4 when the machine
 //! was stopped. With `--discard`, N times a stretch of the last quarter of the pages is given back while the guest runs,
-//! and must read as zero from then on. `--page-size` is only what the handshake says.
+//! and must read as zero from then on. `--page-size` is only what the handshake says. With `--hang-up` the monitor closes
+//! its socket and its userfaultfd before the guest runs.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,8 +32,11 @@ fn main() -> ExitCode {
         }
         (Some("resume"), _, Some(state), Some(socket)) => {
             let start = Instant::now();
-            let machine =
+            let mut machine =
                 Machine::resume(&socket, &state, number("--page-size", 4096)).expect("the handler answers");
+            if arguments.iter().any(|argument| argument == "--hang-up") {
+                machine.hang_up();
+            }
             resume(machine, start, number("--rounds", 1), number("--discard", 0))
         }
         _ => {

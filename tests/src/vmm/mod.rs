@@ -168,6 +168,11 @@ impl Machine {
         Ok(checked)
     }
 
+    /// Closes its own ends of the page faults: those that others hold must do.
+    pub fn hang_up(&mut self) {
+        self.handler = None;
+    }
+
     /// The region that holds the stamped pages.
     pub fn stamped(&self) -> Arc<Region> {
         Arc::clone(&self.regions[1])

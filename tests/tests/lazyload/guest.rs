@@ -85,6 +85,18 @@ fn every_page_of_a_resumed_guest_is_right() {
 }
 
 #[test]
+fn a_monitor_that_hangs_up_is_served_to_its_end() {
+    let saved = Saved::new(1024);
+    for prefetch in [false, true] {
+        let (report, machine) = resume(&saved, prefetch, &["--hang-up"]);
+        let (status, line) = machine.finish();
+        assert_eq!(status.code(), Some(0), "{line:?}");
+        let report = report.expect("served");
+        assert!(report.pages + report.prefetched >= 1024, "{report:?}");
+    }
+}
+
+#[test]
 fn pages_given_back_are_zero_and_never_the_old_ones_again() {
     let saved = Saved::new(PAGES);
     for prefetch in [false, true] {
