@@ -48,7 +48,7 @@ pub struct Handshake {
 ///
 /// # Errors
 /// `Unavailable` when it does not come in time or the other side closes, `Invalid` when it is not understood, has pages
-/// of another size than 4096 bytes, or shows memory behind the end of the image.
+/// of another size than 4096 bytes, or shows memory behind the end of the image or the same memory twice.
 pub fn accept(stream: &UnixStream, image_bytes: u64, timeout: Duration) -> Result<Handshake> {
     let mut deadline = Instant::now() + timeout;
     let mut text = Vec::new();
@@ -114,8 +114,20 @@ fn parse(text: &[u8], image_bytes: u64) -> Result<Option<RegionMap>> {
     if listed.is_empty() {
         return Err(refused("the machine has no memory"));
     }
-    let regions = listed.iter().map(|region| region.check(image_bytes)).collect::<Result<_>>()?;
+    let regions: Vec<Region> =
+        listed.iter().map(|region| region.check(image_bytes)).collect::<Result<_>>()?;
+    check_disjoint(&listed)?;
     RegionMap::new(regions).map(Some)
+}
+
+/// A page has one state: shown at two places it would be given at one of them only.
+fn check_disjoint(listed: &[GuestRegion]) -> Result<()> {
+    let mut shown: Vec<(u64, u64)> = listed.iter().map(|region| (region.offset, region.size)).collect();
+    shown.sort_unstable();
+    if shown.windows(2).any(|pair| pair[1].0 - pair[0].0 < pair[0].1) {
+        return Err(refused("two regions show the same part of the image"));
+    }
+    Ok(())
 }
 
 impl GuestRegion {
@@ -200,6 +212,7 @@ mod tests {
             r#"[{"base_host_virt_addr":0,"size":0,"offset":0}]"#,
             r#"[{"base_host_virt_addr":0,"size":8192,"offset":0},{"base_host_virt_addr":4096,"size":4096,"offset":0}]"#,
             r#"[{"base_host_virt_addr":-1,"size":4096,"offset":0}]"#,
+            r#"[{"base_host_virt_addr":0,"size":8192,"offset":4096},{"base_host_virt_addr":65536,"size":8192,"offset":0}]"#,
         ];
         for text in refused {
             assert_eq!(parse_text(text).expect_err(text).kind(), Kind::Invalid);
