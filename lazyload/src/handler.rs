@@ -12,7 +12,7 @@ use store::{Error, Result};
 
 use crate::report::ServeReport;
 use crate::served::Served;
-use crate::supervisor::{Custody, Held};
+use crate::supervisor::{Custody, Held, lost};
 
 /// How often an idle loop looks whether its address spaces still exist.
 const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -92,7 +92,7 @@ impl<'a> Handler<'a> {
         Ok(others_ready)
     }
 
-    /// Polls the descriptors of all address spaces, the processes behind them, and the others.
+    /// Polls the descriptors of all address spaces, the processes behind them, the others, and the line to the supervisor.
     fn wait(&mut self, others: &[BorrowedFd<'_>], timeout: &Timespec) -> Result<(Vec<Ready>, Vec<Ready>)> {
         let watched: Vec<usize> =
             (0..self.served.len()).filter(|index| self.served[*index].0.watched_target().is_some()).collect();
@@ -102,9 +102,15 @@ impl<'a> Handler<'a> {
         polled.extend(self.served.iter().map(|(served, _)| PollFd::new(served, PollFlags::IN)));
         let targets = watched.iter().filter_map(|index| self.served[*index].0.watched_target());
         polled.extend(targets.map(|target| PollFd::new(target, PollFlags::IN)));
+        // Of this one only the end is of interest, and that is reported unasked.
+        polled.extend(self.custody.map(|custody| PollFd::new(custody, PollFlags::empty())));
         match poll(&mut polled, Some(timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(Error::io("cannot wait for faults", "poll", errno.into())),
+        }
+        if self.custody.is_some() && polled.last().is_some_and(|line| !line.revents().is_empty()) {
+            // Should this process die now, nobody would keep zeroes from the owners.
+            return Err(lost(std::io::ErrorKind::BrokenPipe.into()));
         }
         let ready: Vec<Ready> = polled.iter().map(|entry| !entry.revents().is_empty()).collect();
         let (others_ready, rest) = ready.split_at(others.len());

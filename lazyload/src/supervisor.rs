@@ -4,7 +4,8 @@
 //! page, without an error to anyone. So the handler runs as a child of a supervisor, hands each descriptor over and waits
 //! for the receipt before it fills a page. When the handler is gone with anything still in custody, the supervisor kills
 //! the processes that run on that memory, waits until their address spaces have ended, and only then closes the copies.
-//! What it cannot kill goes on waiting for its pages, and the supervisor with it; it says so until somebody kills it.
+//! Who escapes, such as a forked child whose parent ended before it was seen, gets SIGBUS in place of each missing page,
+//! and the supervisor waits for its end, saying so all the time.
 //!
 //! The supervisor never reads faults, never touches the store, and parses nothing but the fixed messages below. It must
 //! not be killed itself; interrupt and termination signals make it stop the handler first.
@@ -13,9 +14,11 @@
 //! number. `1, process number or 0` gives the attached descriptor away, with the pidfd of the process. `2, receipt` takes
 //! it back. `4, receipt` gives away the attached descriptor of a child that what runs on the memory of that receipt has
 //! forked. `3, 0` attaches a listening socket: the supervisor accepts one connection on it and tells of it, unasked, by
-//! one more receipt with the connection attached; the process on its other end counts as running on what it will bring.
+//! one more receipt with the connection attached; a message for whose descriptors there was no room is answered by 2^32 - 1
+//! once, is sent again, and is the last; the process on its other end counts as running on what it will bring.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus};
@@ -27,23 +30,30 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, Resource, Rlimit};
-use store::{Error, Kind, Result};
+use store::{Error, Kind, PAGE, Result};
 
-use crate::socket::{Listener, accept, send, wait_readable};
-use crate::sys::{UserFault, receive};
-use crate::target::{Target, kill_tree, peer_of, wait_for_ends, waiting_for_pages};
+use crate::socket::{Listener, accept, send, timespec, wait_readable};
+use crate::sys::{Stop, UserFault, receive};
+use crate::target::{Target, kill_tree, peer_of, take_hold_of_descendants, wait_for_ends, waiting_for_pages};
 
 const HOLD: u8 = 1;
 const RELEASE: u8 = 2;
 const LISTEN: u8 = 3;
 const HOLD_FORKED: u8 = 4;
+const NO_ROOM: u32 = u32::MAX;
 const MESSAGE_BYTES: usize = 5;
 /// How often killed address spaces are looked at until they have ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Descriptors that listing and killing processes takes at a time.
 const RESERVED: usize = 4;
 /// How often it is said that killing was not enough.
-const NEXT_WORD: Duration = Duration::from_secs(5);
+const NEXT_WORD: Duration = Duration::from_secs(3);
+/// How long a handler that has something to say may take to say it.
+const QUIET: Duration = Duration::from_millis(50);
+/// How long a killed handler may take to end.
+const END_OF_LINE: Duration = Duration::from_secs(5);
+/// How long after a fork the child is looked for, so that it is known should its parent end.
+const FORK_SHOWS: Duration = Duration::from_millis(20);
 /// How long one wait lasts before signals are looked at again.
 const ROUND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
@@ -55,6 +65,13 @@ pub struct Held(u32);
 #[derive(Debug)]
 pub struct Custody {
     socket: OwnedFd,
+}
+
+impl AsFd for Custody {
+    /// The line: hung up once the supervisor is gone.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Custody {
@@ -118,8 +135,13 @@ impl Custody {
     fn ask(&self, kind: u8, argument: [u8; 4], attached: &[BorrowedFd<'_>]) -> Result<u32> {
         let mut message = [kind; MESSAGE_BYTES];
         message[1..].copy_from_slice(&argument);
-        send(&self.socket, &message, attached).map_err(|errno| lost(errno.into()))?;
-        self.answer().map(|(receipt, _)| receipt)
+        loop {
+            send(&self.socket, &message, attached).map_err(|errno| lost(errno.into()))?;
+            let (receipt, _) = self.answer()?;
+            if receipt != NO_ROOM {
+                return Ok(receipt);
+            }
+        }
     }
 
     fn answer(&self) -> Result<(u32, Option<OwnedFd>)> {
@@ -133,7 +155,8 @@ impl Custody {
     }
 }
 
-fn lost(source: std::io::Error) -> Error {
+/// The error of a handler without its supervisor.
+pub fn lost(source: std::io::Error) -> Error {
     Error::new(Kind::Unavailable, "the supervisor is gone").caused_by(source).advice("resume again")
 }
 
@@ -232,6 +255,8 @@ struct Guards {
     listener: Option<OwnedFd>,
     /// Copies of the line, closed to make room for killing when no descriptor is left.
     reserve: Vec<OwnedFd>,
+    /// When to look for the children that were forked meanwhile.
+    next_look: Option<Instant>,
     next: u32,
 }
 
@@ -239,7 +264,7 @@ impl Guards {
     fn new(line: OwnedFd) -> Self {
         let reserve = (0..RESERVED).filter_map(|_| line.try_clone().ok()).collect();
         let (guarded, families) = (BTreeMap::new(), BTreeMap::new());
-        Self { line, guarded, families, listener: None, reserve, next: 0 }
+        Self { line, guarded, families, listener: None, reserve, next_look: None, next: 0 }
     }
 
     fn is_empty(&self) -> bool {
@@ -251,7 +276,12 @@ impl Guards {
         while !interrupted.load(Ordering::Relaxed) {
             let mut polled = vec![PollFd::new(&self.line, PollFlags::IN)];
             polled.extend(self.listener.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
-            match poll(&mut polled, Some(&ROUND)) {
+            let until_look = self.next_look.map(|time| time.saturating_duration_since(Instant::now()));
+            match poll(&mut polled, Some(&until_look.map_or(ROUND, timespec))) {
+                Ok(0) if self.next_look.take().is_some() => {
+                    self.look_for_children();
+                    continue;
+                }
                 Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => {}
                 Err(errno) => return Err(Error::io("cannot wait for the handler", "poll", errno.into())),
@@ -275,6 +305,15 @@ impl Guards {
             Ok(received) if received.len_bytes == 0 => return Ok(false),
             Ok(received) => received,
             Err(Errno::CONNRESET) => return Ok(false),
+            Err(Errno::MFILE) if !self.reserve.is_empty() => {
+                self.reserve.clear();
+                // It sends the same again, and that is the last.
+                if self.answer(NO_ROOM, &[]) {
+                    self.hear()?;
+                }
+                return Err(Error::io("cannot hear the handler", "socket", Errno::MFILE.into())
+                    .advice("allow more open files"));
+            }
             Err(errno) => return Err(Error::io("cannot hear the handler", "socket", errno.into())),
         };
         let argument = u32::from_le_bytes([message[1], message[2], message[3], message[4]]);
@@ -292,6 +331,7 @@ impl Guards {
                 let space = Kept::Space(UserFault::trust(attached()?));
                 let receipt = self.guard(space, None);
                 self.join_family(receipt, argument);
+                self.next_look.get_or_insert_with(|| Instant::now() + FORK_SHOWS);
                 receipt
             }
             RELEASE => {
@@ -305,6 +345,15 @@ impl Guards {
             other => return Err(Error::new(Kind::Internal, format!("the handler sent message {other}"))),
         };
         Ok(self.answer(receipt, &[]))
+    }
+
+    /// Takes hold of what was forked meanwhile.
+    fn look_for_children(&mut self) {
+        for Family { root, descendants } in self.families.values_mut() {
+            if let Err(error) = take_hold_of_descendants(root, descendants) {
+                tracing::warn!(%error, "a forked child may be missed");
+            }
+        }
     }
 
     fn guard(&mut self, kept: Kept, target: Option<Target>) -> u32 {
@@ -347,15 +396,31 @@ impl Guards {
     /// Kills everything that runs on memory in custody and the handler, and lets go only when all of it has ended.
     fn stop_all(mut self, handler: &mut Child) -> Result<Vec<i32>> {
         self.reserve.clear();
-        // First, because a descriptor may be on its way here, and while the handler lives it holds that one open.
         let mut killed = self.kill_families();
+        // Only now, because a child's descriptor may be on its way here: while the handler lives, it holds that one open.
+        self.hear_out(QUIET);
         // A handler that merely closed the line could go on filling: its work is over.
         let stopped = handler.kill();
+        self.hear_out(END_OF_LINE);
         self.accept_waiting();
         killed.append(&mut self.kill_families());
         outlast(&self.guarded);
         stopped.map_err(|error| Error::io("cannot stop the handler", handler.id(), error))?;
         Ok(killed.into_iter().collect())
+    }
+
+    /// Takes what the handler still has to say, until it says nothing for a while.
+    fn hear_out(&mut self, patience: Duration) {
+        while wait_readable(&self.line, Instant::now() + patience).unwrap_or(false) {
+            match self.hear() {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::error!(%error, "the memory of a forked child may be lost");
+                    return;
+                }
+            }
+        }
     }
 
     /// Whoever connected meanwhile may have sent descriptors already.
@@ -387,6 +452,8 @@ impl Guards {
             tracing::warn!(?killed, "the handler is gone: what ran on its memory was killed");
         }
         wait_for_ends(self.families.values().flat_map(Family::members));
+        // Room for what the handler may still have to hand over.
+        self.families.values_mut().for_each(|family| family.descendants.clear());
         killed
     }
 }
@@ -415,15 +482,36 @@ fn outlast(guarded: &BTreeMap<u32, Guarded>) {
             return;
         }
         if Instant::now() > next_word {
+            let waiting = waiting_for_pages();
             tracing::error!(
                 address_spaces = alive.len(),
-                candidates = ?waiting_for_pages(),
+                candidates = ?waiting.keys(),
                 "processes run on without the handler and were not killed; kill those by hand that were resumed"
             );
+            for (space, range) in
+                alive.iter().flat_map(|space| waiting.values().flatten().map(move |range| (space, range)))
+            {
+                mark_lost(space, range.clone());
+            }
             next_word = Instant::now() + NEXT_WORD;
         }
         // The end of an address space is not announced to whoever fills it.
         std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Has whoever touches what is missing in a range killed. Harmless to other address spaces than the one of `space`.
+fn mark_lost(space: &UserFault, range: Range<u64>) {
+    let mut next = range.start;
+    while next < range.end {
+        let filled = space.poison(next, range.end - next);
+        next += filled.done_bytes;
+        match filled.stop {
+            None => {}
+            Some(Stop::Exists) => next += PAGE as u64,
+            // Nothing of this address space, or it is changing: there is a next time.
+            Some(_) => return,
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! Held by pidfd from the moment its number is learned, so a reused number is never hit.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroI32;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -128,6 +129,21 @@ pub fn wait_for_ends<'a>(killed: impl Iterator<Item = &'a Target>) {
     }
 }
 
+/// Adds to `known` every process that descends from `root`, or from a known one, and is not known yet.
+///
+/// # Errors
+/// When one may have been missed.
+pub fn take_hold_of_descendants(root: &Target, known: &mut Vec<Target>) -> Result<()> {
+    for pid in unknown_descendants(root, known)? {
+        match Target::open(pid) {
+            Ok(one) => known.push(one),
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Every process that descends from `root`, or from a known one, and is not known yet. Known ones that have ended are
 /// dropped.
 fn unknown_descendants(root: &Target, known: &mut Vec<Target>) -> Result<Vec<Pid>> {
@@ -157,16 +173,33 @@ fn parents() -> Result<Vec<(Pid, Pid)>> {
     Ok(parents)
 }
 
-/// The processes that have memory whose missing pages somebody else brings, as far as they can be looked into.
-pub fn waiting_for_pages() -> Vec<i32> {
-    let is_such = |pid: &i32| {
+/// The processes that have memory whose missing pages somebody else brings, and where, as far as can be seen.
+pub fn waiting_for_pages() -> BTreeMap<i32, Vec<Range<u64>>> {
+    let listed = parents().unwrap_or_default().into_iter().map(|(pid, _)| pid.as_raw_nonzero().get());
+    let with_ranges = listed.map(|pid| {
         let maps = std::fs::read(format!("/proc/{pid}/smaps")).unwrap_or_default();
-        let maps = String::from_utf8_lossy(&maps);
-        let mut flags = maps.lines().filter_map(|line| line.strip_prefix("VmFlags:"));
-        flags.any(|flags| flags.split_ascii_whitespace().any(|flag| flag == "um"))
-    };
-    let listed = parents().unwrap_or_default();
-    listed.iter().map(|(pid, _)| pid.as_raw_nonzero().get()).filter(is_such).collect()
+        (pid, waiting_in(&String::from_utf8_lossy(&maps)))
+    });
+    with_ranges.filter(|(_, ranges)| !ranges.is_empty()).collect()
+}
+
+/// The mappings in a `/proc/PID/smaps` text that carry the flag of missing pages.
+fn waiting_in(maps: &str) -> Vec<Range<u64>> {
+    let mut ranges = Vec::new();
+    let mut current = 0..0;
+    for line in maps.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            if flags.split_ascii_whitespace().any(|flag| flag == "um") {
+                ranges.push(current.clone());
+            }
+        } else if let Some((start, rest)) = line.split_once('-')
+            && let Ok(start) = u64::from_str_radix(start, 16)
+            && let Some(Ok(end)) = rest.split(' ').next().map(|end| u64::from_str_radix(end, 16))
+        {
+            current = start..end;
+        }
+    }
+    ranges
 }
 
 /// All processes below some, which are not among them, parents before children.
@@ -213,6 +246,15 @@ mod tests {
         assert_eq!(pid(b"12 (sh) S 0 12"), None);
         assert_eq!(pid(b"12 (sh"), None);
         assert_eq!(pid(b""), None);
+    }
+
+    #[test]
+    fn mappings_that_wait_are_found() {
+        let maps = "7f00-8000 rw-p 00000000 00:00 0 \nRss: 4 kB\nVmFlags: rd wr um sd\n\
+                    9000-a000 r--p 00000000 00:00 0  /a-b um\nVmFlags: rd mr\n\
+                    ffffa000-ffffb000 rw-p 00000000 00:00 0\nVmFlags: um\n";
+        assert_eq!(waiting_in(maps), [0x7F00..0x8000, 0xFFFF_A000..0xFFFF_B000]);
+        assert!(waiting_in("").is_empty());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The last test is the control: without a supervisor the same death does produce zero pages, and they are found.
 
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -184,9 +185,66 @@ fn a_supervisor_asked_to_end_stops_what_it_guards() {
     assert_eq!(asleep.stamper.bad_page(), None);
 }
 
-/// Lets every child of a brood look at its memory, and waits until nobody of the process's group is left.
+#[test]
+fn a_handler_without_its_supervisor_stops_what_it_serves() {
+    let mut asleep = Asleep::new(256);
+    let (mut supervisor, handler) = asleep.wake(&["--supervised"]);
+    asleep.stamper.ask("where");
+    signal(supervisor.pid() as i32, Signal::KILL);
+    supervisor.wait();
+    asleep.settle();
+    wait_for("the end of the handler", || (!Path::new(&format!("/proc/{handler}")).exists()).then_some(()));
+    assert_eq!(asleep.stamper.bad_page(), None);
+}
+
+#[test]
+fn a_child_whose_parent_has_ended_dies_with_the_handler() {
+    let mut asleep = Asleep::new(256);
+    let (supervisor, handler) = asleep.wake(&["--supervised"]);
+    let child = asleep.stamper.ask("brood 1");
+    let held = format!("/proc/{}/fdinfo", supervisor.pid());
+    wait_for("the child is known", || {
+        let files = std::fs::read_dir(&held).ok()?.flatten();
+        let mut texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+        texts.any(|text| text.lines().any(|line| line == format!("Pid:\t{child}"))).then_some(())
+    });
+    signal(asleep.stamper.pid, Signal::KILL);
+    asleep.stamper.reap();
+    signal(handler, Signal::KILL);
+    let (_, last) = supervisor.finish();
+    assert!(was_killed(last, child.parse().expect("a number")));
+    asleep.stamper.release_brood();
+    see_the_group_end(&asleep.stamper);
+    assert_eq!(asleep.stamper.bad_page(), None);
+}
+
+#[test]
+fn a_child_that_nobody_saw_dies_rather_than_see_zero() {
+    let mut asleep = Asleep::new(256);
+    let (supervisor, handler) = asleep.wake(&["--supervised"]);
+    asleep.stamper.ask("where");
+    signal(supervisor.pid() as i32, Signal::STOP);
+    // The handler waits for its receipt, and with it all others who fork.
+    let question = asleep.stamper.question("brood 1");
+    wait_for("the child", || asleep.stamper.has_child().then_some(()));
+    signal(asleep.stamper.pid, Signal::KILL);
+    asleep.stamper.reap();
+    question.join().expect("asked");
+    signal(supervisor.pid() as i32, Signal::CONT);
+    wait_for("the child in custody", || {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", supervisor.pid())).ok()?.flatten();
+        let names = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        (names.filter(|name| name.to_string_lossy().contains("userfaultfd")).count() == 1).then_some(())
+    });
+    signal(handler, Signal::KILL);
+    asleep.stamper.release_brood();
+    supervisor.finish();
+    see_the_group_end(&asleep.stamper);
+    assert_eq!(asleep.stamper.bad_page(), None);
+}
+
+/// Waits until nobody of the process's group is left.
 fn see_the_group_end(stamper: &Stamper) {
-    std::fs::write(format!("{}.go", stamper.socket.display()), "").expect("written");
     let group = Pid::from_raw(stamper.pid).expect("a process number");
     wait_for("the end of the whole group", || {
         (rustix::process::test_kill_process_group(group) == Err(rustix::io::Errno::SRCH)).then_some(())
@@ -203,6 +261,7 @@ fn a_supervisor_without_room_for_one_more_descriptor_kills_them_all() {
     rustix::process::prlimit(number, rustix::process::Resource::Nofile, limit).expect("limited");
     // Killed in the middle of it.
     assert_eq!(asleep.stamper.try_ask("", "brood 60"), None);
+    asleep.stamper.release_brood();
     let (status, _) = supervisor.finish();
     assert!(!status.success(), "the supervisor says what went wrong");
     see_the_group_end(&asleep.stamper);

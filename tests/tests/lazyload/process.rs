@@ -67,6 +67,17 @@ impl Stamper {
         wait_for(line, || self.try_ask("", line))
     }
 
+    /// Lets the children of a brood look at their memory.
+    pub fn release_brood(&self) {
+        std::fs::write(format!("{}.go", self.socket.display()), "").expect("written");
+    }
+
+    /// Whether it has forked a child that runs.
+    pub fn has_child(&self) -> bool {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid));
+        children.is_ok_and(|children| !children.trim().is_empty())
+    }
+
     /// The page that it found wrong, if it ever did.
     pub fn bad_page(&self) -> Option<String> {
         std::fs::read_to_string(format!("{}.bad", self.socket.display())).ok()
