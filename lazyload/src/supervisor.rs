@@ -32,7 +32,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair}
 use rustix::process::{Pid, Resource, Rlimit};
 use store::{Error, Kind, PAGE, Result};
 
-use crate::socket::{Listener, accept, send, timespec, wait_readable};
+use crate::socket::{Listener, accept, is_silent_end, send, timespec, wait_readable};
 use crate::sys::{Stop, UserFault, receive};
 use crate::target::{Target, kill_tree, peer_of, take_hold_of_descendants, wait_for_ends, waiting_for_pages};
 
@@ -428,9 +428,11 @@ impl Guards {
         while let Some(listener) = self.listener.take_if(|listener| is_ready(listener)) {
             match accept(&listener) {
                 Ok(connection) => {
-                    let target = peer_of(&connection).ok();
-                    self.guard(Kept::Connection(connection.into()), target);
                     self.listener = Some(listener);
+                    if !is_silent_end(&connection) {
+                        let target = peer_of(&connection).ok();
+                        self.guard(Kept::Connection(connection.into()), target);
+                    }
                 }
                 Err(error) => tracing::warn!(%error, "a waiting connection is gone"),
             }

@@ -47,7 +47,8 @@ pub fn serve(
 ) -> Result<ServeReport> {
     check_kind(image)?;
     check_same(store, image, images)?;
-    let connection = Connection::await_at(&work_dir.join(SOCKET), options)?;
+    let connection = Connection::await_at(&work_dir.join(SOCKET), options, options.restore_timeout)?;
+    let deadline = Instant::now() + connection.left_of(options.restore_timeout);
     let mut serve = Serve {
         store,
         image,
@@ -55,7 +56,6 @@ pub fn serve(
         connection: Some(connection),
         announcements: Announcements::default(),
     };
-    let deadline = Instant::now() + options.restore_timeout;
     while let Some(connection) = &serve.connection {
         let ready = serve.handler.turn(&[connection.as_fd()], false)?;
         if ready.contains(&true) {

@@ -38,8 +38,9 @@ pub fn serve(_store: &Store, image: &Image, socket: &Path, options: &ServeOption
             Error::new(Kind::Corrupt, "a machine's image has not exactly one memory").object(image.id())
         );
     };
-    let connection = Connection::await_at(socket, options)?;
-    let handshake = handshake::accept(connection.stream(), space.len_bytes, options.accept_timeout)?;
+    let connection = Connection::await_at(socket, options, options.accept_timeout)?;
+    let timeout = connection.left_of(options.accept_timeout);
+    let handshake = handshake::accept(connection.stream(), space.len_bytes, timeout)?;
     let fault = UserFault::adopt(handshake.descriptor)?;
     let memory = AddressSpace::new(handshake.regions, Arc::new(PageTable::new(image.runs(0))));
     let abandon = Abandon::Kill(Arc::clone(connection.peer()));

@@ -186,6 +186,23 @@ fn a_supervisor_asked_to_end_stops_what_it_guards() {
 }
 
 #[test]
+fn whoever_only_tries_the_socket_is_let_go_and_the_machine_is_served() {
+    let saved = Saved::new(1024);
+    for flags in [&["--supervised"][..], &[]] {
+        let socket = saved.fixture.path("socket");
+        let (serving, _) = start_handler(flags, "firecracker", &saved.fixture, &saved.image, &socket);
+        for _ in 0..2 {
+            drop(std::os::unix::net::UnixStream::connect(&socket).expect("somebody listens"));
+        }
+        let mut resume = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        resume.arg("resume").arg("--socket").arg(&socket).arg("--state").arg(&saved.state);
+        let (status, line) = Running::start(&mut resume).finish();
+        assert_eq!(status.code(), Some(0), "{line:?}");
+        assert!(serving.finish().0.success());
+    }
+}
+
+#[test]
 fn a_handler_without_its_supervisor_stops_what_it_serves() {
     let mut asleep = Asleep::new(256);
     let (mut supervisor, handler) = asleep.wake(&["--supervised"]);
