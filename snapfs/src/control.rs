@@ -28,7 +28,7 @@ const MESSAGE_MAX: u32 = 1 << 20;
 /// How long a client may take over its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a mount may take to say that it is there.
-const ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// When connections cannot be accepted (no descriptor is left), how long until the next attempt.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -192,6 +192,8 @@ impl Client {
     /// # Errors
     /// Those of the freeze; `Unavailable` when the process of the mount is gone.
     pub fn freeze(&self, name: Option<&str>, labels: &BTreeMap<String, String>) -> Result<FreezeReport> {
+        // Whoever touches a mount that answers nobody waits for ever.
+        self.status()?;
         self.write_back()?;
         let mut out = Encoder::new();
         out.u8(1).u8(name.is_some().into()).string(name.unwrap_or_default().as_bytes()).count(labels.len());

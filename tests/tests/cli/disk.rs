@@ -1,6 +1,8 @@
 //! Disks that are full or read-only.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -161,4 +163,20 @@ fn a_read_only_store_is_read_and_refuses_writes() {
     disk.remount("rw");
     assert_eq!(fingerprint(&place.store), before);
     place.run(["backup".as_ref(), source.as_os_str(), "web".as_ref()]).expect(0);
+}
+
+#[test]
+fn a_mount_whose_log_cannot_be_written_goes_on_answering() {
+    let mounted = Mounted::new();
+    let disk = Disk::new(&mounted.place, "2m");
+    let upper = disk.0.join("upper");
+    mounted.run(&["mount", "web", "DIR", "--upper", upper.to_str().unwrap()]).expect(0);
+    fs::write(disk.0.join("filler"), vec![1; 4 << 20]).unwrap_err();
+    for _ in 0..200 {
+        // Something to complain about; the connection ends when that was done.
+        let mut client = UnixStream::connect(upper.join("control.sock")).unwrap();
+        client.write_all(&[0; 4]).unwrap();
+        client.read_to_end(&mut Vec::new()).unwrap();
+    }
+    mounted.run(&["umount", "DIR"]).expect(0);
 }

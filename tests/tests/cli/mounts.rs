@@ -21,7 +21,7 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    fn new() -> Mounted {
+    pub fn new() -> Mounted {
         Mounted::on(Place::with_store())
     }
 
@@ -237,6 +237,24 @@ fn a_removed_upper_lets_go_of_its_base() {
     fs::remove_dir_all(answer["upper"].as_str().unwrap()).unwrap();
     mounted.run(&["gc", "--cycles", "4"]).expect(0);
     mounted.run(&["show", answer["snapshot"].as_str().unwrap()]).expect(1);
+}
+
+#[test]
+fn a_mount_whose_process_is_stopped_is_said_to_be_and_can_be_taken_away() {
+    let mounted = Mounted::new();
+    let answer = mounted.run(&["mount", "web", "DIR", "--json"]).expect(0).json();
+    let pid = pid_of(&answer);
+    kill_process(pid, Signal::STOP).unwrap();
+    let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    while !state().contains(") T ") {
+        std::thread::yield_now();
+    }
+    mounted.run(&["freeze", "DIR"]).expect(2).complains("stopped");
+    mounted.run(&["umount", "DIR"]).expect(2).complains("stopped");
+    mounted.run(&["umount", "DIR", "--force"]).expect(0);
+    assert!(!mounted.is_mounted());
+    kill_process(pid, Signal::CONT).unwrap();
+    await_end(pid);
 }
 
 #[test]
