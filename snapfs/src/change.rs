@@ -164,7 +164,7 @@ impl Change {
             2 => Self::AdoptLink { node, number: input.u64()? },
             3 => Self::Create { node, body: decode_body(input)?, attributes: decode_attributes(input)? },
             4 => {
-                let name = input.string()?.to_vec();
+                let name = decode_name(input)?;
                 let target = input.u64()?;
                 Self::Entry { parent: node, name, node: (target != 0).then_some(NodeId(target)) }
             }
@@ -175,7 +175,7 @@ impl Change {
                 Self::Xattrs { node, xattrs: (0..count).map(|_| xattr()).collect::<Result<_>>()? }
             }
             7 => Self::Write { node, range: decode_range(input)? },
-            8 => Self::Truncate { node, len_bytes: input.u64()? },
+            8 => Self::Truncate { node, len_bytes: decode_len(input)? },
             9 => Self::Zero { node, blocks: decode_range(input)? },
             10 => Self::Synced { node },
             _ => return Err(Error::corrupt(format!("unknown change {kind} in the journal"))),
@@ -210,6 +210,9 @@ fn encode_attributes<'a>(out: &'a mut Encoder, attributes: &Attributes) -> &'a m
 
 fn decode_attributes(input: &mut Decoder<'_>) -> Result<Attributes> {
     let (mode, uid, gid, nlink) = (input.u32()?, input.u32()?, input.u32()?, input.u32()?);
+    if mode > 0o7777 {
+        return Err(Error::corrupt(format!("impossible mode {mode:o} in the journal")));
+    }
     Ok(Attributes { mode, uid, gid, nlink, atime: input.time()?, mtime: input.time()?, ctime: input.time()? })
 }
 
@@ -236,6 +239,26 @@ fn decode_body(input: &mut Decoder<'_>) -> Result<NewBody> {
         7 => NewBody::Socket,
         kind => return Err(Error::corrupt(format!("unknown node kind {kind} in the journal"))),
     })
+}
+
+fn decode_name(input: &mut Decoder<'_>) -> Result<Name> {
+    match input.string()? {
+        [] | b"." | b".." => Err(Error::corrupt("impossible name in the journal")),
+        name if name.len() > 255 || name.contains(&b'/') || name.contains(&0) => {
+            Err(Error::corrupt("impossible name in the journal"))
+        }
+        name => Ok(name.to_vec()),
+    }
+}
+
+/// A length of a file.
+fn decode_len(input: &mut Decoder<'_>) -> Result<u64> {
+    match input.u64()? {
+        len_bytes if len_bytes > i64::MAX as u64 => {
+            Err(Error::corrupt(format!("impossible length {len_bytes} in the journal")))
+        }
+        len_bytes => Ok(len_bytes),
+    }
 }
 
 fn decode_range(input: &mut Decoder<'_>) -> Result<Range<u64>> {

@@ -118,7 +118,7 @@ fn accept(listener: &UnixListener, shared: &Shared) {
             Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => return,
             Err(error) => {
                 tracing::warn!(%error, "a control connection could not be accepted");
-                std::thread::sleep(ACCEPT_AGAIN);
+                std::thread::park_timeout(ACCEPT_AGAIN);
             }
         }
     }

@@ -24,6 +24,8 @@ const FRAME_MAGIC: &[u8; 4] = b"FRAM";
 const FRAME_HEADER_LEN: usize = 32;
 /// Space that is kept for changes that make room when the disk is full: some thousand of them.
 const RESERVE_LEN: u64 = 256 << 10;
+/// How far behind a hole frames are looked for.
+const SEARCH_MAX: u64 = 256 << 20;
 /// Largest payload of a frame; larger ones are refused on both sides.
 pub const PAYLOAD_MAX: usize = 64 << 20;
 
@@ -312,11 +314,18 @@ fn refuse_damage(path: &Path, scan: &Scan, same_boot: bool) -> Result<()> {
     let mut rest = Vec::new();
     let mut reader = BufReader::new(&file);
     std::io::copy(&mut (&mut reader).take(scan.end), &mut std::io::sink()).map_err(failed)?;
-    reader.read_to_end(&mut rest).map_err(failed)?;
+    reader.take(SEARCH_MAX).read_to_end(&mut rest).map_err(failed)?;
+    let mut budget = 16 * SEARCH_MAX;
     for at in 1..rest.len().saturating_sub(FRAME_HEADER_LEN) {
         let Some(frame) = FrameHeader::parse(&rest[at..at + FRAME_HEADER_LEN]) else { continue };
         let payload = rest[at + FRAME_HEADER_LEN..].get(..frame.len);
-        if payload.is_some_and(|payload| frame.holds(payload)) && (same_boot || frame.durable_len > scan.end)
+        // No tail that was torn holds so much of what looks like frames.
+        let hashed = payload.map_or(0, <[u8]>::len) as u64;
+        let is_hostile = hashed > budget;
+        budget = budget.saturating_sub(hashed);
+        if is_hostile
+            || payload.is_some_and(|payload| frame.holds(payload))
+                && (same_boot || frame.durable_len > scan.end)
         {
             return Err(Error::corrupt(format!("the journal is damaged at byte {}", scan.end))
                 .object(path.display())

@@ -380,6 +380,28 @@ impl State {
         pieces
     }
 
+    /// Refuses a state in which going down from the root does not end: a directory in itself, or with two names.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn check_shape(&self) -> Result<()> {
+        let mut seen = BTreeSet::new();
+        let mut pending = vec![NodeId::ROOT];
+        while let Some(id) = pending.pop() {
+            let directory =
+                self.directory(id).map_err(|_| Error::corrupt("the journal's root is no directory"))?;
+            if !seen.insert(id) {
+                return Err(Error::corrupt(format!("the journal gives directory {:016x} two names", id.0)));
+            }
+            let named = directory.slots.values().filter_map(|slot| match slot {
+                Slot::Known(id) | Slot::Changed(Some(id)) => Some(*id),
+                Slot::Changed(None) => None,
+            });
+            pending.extend(named.filter(|id| self.directory(*id).is_ok()));
+        }
+        Ok(())
+    }
+
     /// Drops what the journal ended up not needing: nodes without a name.
     pub fn drop_orphans(&mut self) {
         let orphans: Vec<NodeId> =

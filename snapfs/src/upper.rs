@@ -30,6 +30,32 @@ pub struct Upper {
     lock: Mutex<Option<FileLock>>,
 }
 
+/// Stands in an upper whose mount had a sync that failed.
+const POISONED: &str = "poisoned";
+
+/// Data files without a journal that says what they are belong to changes that were never durable, or the journal was
+/// damaged: they are moved to a directory `lost-N` of the upper and not deleted.
+fn set_aside(upper: &Path) -> Result<()> {
+    let data = upper.join("data");
+    let failed = |error: std::io::Error| Error::io("cannot set changes aside", upper.display(), error);
+    let is_empty = std::fs::read_dir(&data).map_err(failed)?.next().is_none();
+    let journal_path = journal::path_in(upper);
+    if is_empty || journal::read_header(&journal_path)?.is_some() {
+        return Ok(());
+    }
+    let free = |number: &u32| !upper.join(format!("lost-{number}")).exists();
+    let lost = upper.join(format!("lost-{}", (1..).find(free).unwrap_or(u32::MAX)));
+    std::fs::create_dir(&lost).map_err(failed)?;
+    std::fs::rename(&data, lost.join("data")).map_err(failed)?;
+    match std::fs::rename(&journal_path, lost.join("journal")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    std::fs::create_dir(&data).map_err(failed)?;
+    tracing::warn!(set_aside = %lost.display(), "the upper's journal was never durable, or was damaged at its begin");
+    Ok(())
+}
+
 impl Upper {
     /// Opens or makes the upper at `path` and locks it.
     ///
@@ -48,6 +74,8 @@ impl Upper {
                 .advice("unmount that one first, or give this mount an upper of its own"),
             _ => error,
         })?;
+        set_aside(&path)?;
+        let data_path = path.join("data");
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let data = fs::open(&data_path, flags, Mode::empty())
             .map_err(|errno| Error::io("cannot open the upper", data_path.display(), errno.into()))?;
@@ -70,6 +98,32 @@ impl Upper {
         journal::path_in(&self.path)
     }
 
+    /// Notes, as well as it can be noted, that a sync failed: what is not known to be durable may be lost.
+    pub fn mark_poisoned(&self) {
+        if let Err(error) = std::fs::write(self.path.join(POISONED), []) {
+            tracing::error!(%error, upper = %self.path.display(), "the next mount will not know of a failed sync");
+        }
+    }
+
+    /// Whether a sync failed and no mount has settled it since.
+    pub fn is_poisoned(&self) -> bool {
+        self.path.join(POISONED).exists()
+    }
+
+    /// What may be lost was left out.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn unmark_poisoned(&self) -> Result<()> {
+        let path = self.path.join(POISONED);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("cannot remove the note of a failed sync", path.display(), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The data file of `node`; `None` where it has none.
     ///
     /// # Errors
@@ -78,7 +132,12 @@ impl Upper {
         if let Some(file) = self.cached(node) {
             return Ok(Some(file));
         }
-        match fs::openat(&self.data, name_of(node), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+        match fs::openat(
+            &self.data,
+            name_of(node),
+            OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+            Mode::empty(),
+        ) {
             Ok(file) => Ok(Some(self.keep_open(node, file))),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno),
@@ -93,7 +152,7 @@ impl Upper {
         if let Some(file) = self.data_file(node)? {
             return Ok(file);
         }
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = fs::openat(&self.data, name_of(node), flags, Mode::RUSR | Mode::WUSR)?;
         self.names_unsynced.store(true, Ordering::Release);
         Ok(self.keep_open(node, file))

@@ -34,7 +34,7 @@ impl Overlay {
             store.hold_for_upper(upper.path(), &[*snapshot])?;
         }
         let mut state = State::new(base);
-        let mut is_stale = false;
+        let (mut is_stale, mut may_miss_bytes) = (false, false);
         let begin = |make: fn(&Path, &Header) -> Result<Journal>| match read_only {
             true => Ok(None),
             false => make(&path, &Header { store: store.id(), base: *snapshot, boot }).map(Some),
@@ -43,8 +43,10 @@ impl Overlay {
             Past::Nothing => begin(Journal::create)?,
             Past::Settled => begin(|path, header| Journal::replace(path, header, std::iter::empty()))?,
             Past::Changes => {
-                let (scan, rebooted) = replay(&path, &boot, &mut state)?;
-                is_stale = rebooted || scan.len_bytes() > COMPACT_AT_OPEN_LEN;
+                let rebooted = journal::read_header(&path)?.is_some_and(|header| header.boot != boot);
+                may_miss_bytes = rebooted || upper.is_poisoned();
+                let scan = replay(&path, &boot, may_miss_bytes, &mut state)?;
+                is_stale = may_miss_bytes || scan.len_bytes() > COMPACT_AT_OPEN_LEN;
                 if read_only { None } else { Some(Journal::open(&path, &scan)?) }
             }
         };
@@ -66,7 +68,12 @@ impl Overlay {
             synced.map_err(|errno| {
                 Error::io("cannot sync the upper", overlay.upper.path().display(), errno.into())
             })?;
-            overlay.compact(&mut overlay.lock())?;
+            match overlay.compact(&mut overlay.lock()) {
+                // A long journal is as good as a short one.
+                Err(error) if !may_miss_bytes => tracing::warn!(%error, "the journal could not be compacted"),
+                compacted => compacted?,
+            }
+            overlay.upper.unmark_poisoned()?;
         }
         Ok(overlay)
     }
@@ -154,22 +161,22 @@ fn last_change(path: &Path) -> Result<Option<Change>> {
     Ok(last)
 }
 
-/// Applies the journal. After a reboot writes that no sync followed are left out: their bytes may be lost.
-fn replay(path: &Path, boot: &[u8; 16], state: &mut State) -> Result<(Scan, bool)> {
-    let rebooted = journal::read_header(path)?.is_some_and(|header| header.boot != *boot);
-    let synced = if rebooted { last_syncs(path, boot)? } else { HashMap::new() };
+/// Applies the journal. After a reboot or a failed sync writes that no sync followed are left out: their bytes may be lost.
+fn replay(path: &Path, boot: &[u8; 16], may_miss_bytes: bool, state: &mut State) -> Result<Scan> {
+    let synced = if may_miss_bytes { last_syncs(path, boot)? } else { HashMap::new() };
     let scan = journal::scan(path, boot, &mut |frame, payload| {
         for (index, change) in decode_all(payload)?.into_iter().enumerate() {
             let lost = |node| synced.get(&node).is_none_or(|last| *last < (frame, index));
             match &change {
-                Change::Write { node, .. } if rebooted && lost(*node) => {}
+                Change::Write { node, .. } if may_miss_bytes && lost(*node) => {}
                 _ => state.apply(change).map_err(|error| error.object(path.display()))?,
             }
         }
         Ok(())
     })?;
     state.drop_orphans();
-    Ok((scan, rebooted))
+    state.check_shape().map_err(|error| error.object(path.display()))?;
+    Ok(scan)
 }
 
 /// Where in the journal each file was synced last.

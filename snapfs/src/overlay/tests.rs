@@ -1,13 +1,13 @@
 //! The file system without a kernel: what outlives a crash, a power cut and a freeze that was cut short.
 
 use super::*;
-use crate::change::NewBody;
+use crate::change::{Attributes, NewBody};
 use crate::journal::{self, Header};
 use crate::overlay::Caller;
 use crate::upper::boot_id;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
-use store::{BackupOptions, Kind, SnapshotId, StoreConfig, Unwatched};
+use store::{BackupOptions, Kind, SnapshotId, StoreConfig, Unwatched, clock};
 
 struct World {
     directory: tempfile::TempDir,
@@ -308,4 +308,81 @@ fn freezes_beside_an_open_file_without_a_name_keep_no_more_each_time() {
     overlay.forget(file, 2);
     overlay.forget(new, 1);
     assert_eq!(sessions(), counts[0] - 1);
+}
+
+/// A sync that failed may have lost what was written since the one before, whatever the page cache still shows.
+#[test]
+fn after_a_failed_sync_the_next_mount_has_what_was_durable() {
+    let world = World::new();
+    let overlay = world.open();
+    let file = node(&overlay, "a/file");
+    overlay.write(file, 0, &[2; 4096], false).unwrap();
+    overlay.sync(file).unwrap();
+    overlay.write(file, 4096, &[3; 4096], false).unwrap();
+    overlay.poison("a test");
+    drop(overlay);
+    for _ in 0..2 {
+        let overlay = world.open();
+        assert_eq!(content(&overlay, "a/file"), [[2; 4096], [1; 4096], [1; 4096]].concat());
+        assert!(!overlay.upper().is_poisoned());
+    }
+}
+
+/// What cannot be told from changes that never became durable is kept for a person to look at.
+#[test]
+fn changes_whose_journal_lost_its_begin_are_set_aside() {
+    let world = World::new();
+    for round in 1..3 {
+        let overlay = world.open();
+        let file = make(&overlay, NodeId::ROOT, "precious", NewBody::File);
+        overlay.write(file, 0, b"precious", false).unwrap();
+        overlay.sync(file).unwrap();
+        drop(overlay);
+        let path = journal::path_in(&world.upper());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[..88].fill(0);
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(find(&world.open(), "precious").is_none());
+        let lost = world.upper().join(format!("lost-{round}"));
+        assert_eq!(std::fs::read(lost.join("journal")).unwrap(), bytes);
+        let data = std::fs::read_dir(lost.join("data")).unwrap().next().unwrap().unwrap();
+        assert!(std::fs::read(data.path()).unwrap().starts_with(b"precious"));
+    }
+}
+
+/// Journals that no mount writes: each is refused, and none makes opening or freezing run on for ever.
+#[test]
+fn impossible_journals_are_refused() {
+    let time = clock::now();
+    let attributes =
+        Attributes { mode: 0o755, uid: 0, gid: 0, nlink: 1, atime: time, mtime: time, ctime: time };
+    let directory = |node| Change::Create { node: NodeId(node), body: NewBody::Directory, attributes };
+    let entry = |parent, name: &str, node| Change::Entry {
+        parent: NodeId(parent),
+        name: name.as_bytes().to_vec(),
+        node: Some(NodeId(node)),
+    };
+    let root = NodeId::ROOT.0;
+    let bad_mode = Attributes { mode: 0o177_777, ..attributes };
+    for changes in [
+        vec![entry(root, "loop", root)],
+        vec![directory(50), entry(root, "a", 50), entry(50, "b", 50)],
+        vec![directory(50), entry(root, "a", 50), entry(root, "b", 50)],
+        vec![directory(50), entry(root, "..", 50)],
+        vec![directory(50), entry(root, "a/b", 50)],
+        vec![Change::Create { node: NodeId(50), body: NewBody::File, attributes: bad_mode }],
+        vec![Change::Create { node: NodeId::ROOT, body: NewBody::File, attributes }],
+        vec![
+            Change::Create { node: NodeId(50), body: NewBody::File, attributes },
+            Change::Truncate { node: NodeId(50), len_bytes: u64::MAX },
+        ],
+    ] {
+        let world = World::new();
+        drop(world.open());
+        let path = journal::path_in(&world.upper());
+        let header = journal::read_header(&path).unwrap().unwrap();
+        Journal::replace(&path, &header, std::iter::once(encode_all(changes.iter()))).unwrap();
+        let refused = Overlay::open(&world.store, &world.base, &world.upper(), false);
+        assert_eq!(refused.unwrap_err().kind(), Kind::Corrupt, "{changes:?}");
+    }
 }
