@@ -27,7 +27,11 @@ impl Stamper {
         let socket = fixture.path("stamper");
         // A program of its own: one that is replaced while it runs cannot be dumped.
         let program = fixture.path("program");
-        std::fs::copy(env!("CARGO_BIN_EXE_stamper"), &program).expect("copied");
+        // Copied by another process: a file that this one has open for writing, a program that another test is just
+        // starting has open, too, for a moment, and it could not be run.
+        let copied =
+            Command::new("cp").arg(env!("CARGO_BIN_EXE_stamper")).arg(&program).status().expect("cp");
+        assert!(copied.success(), "the program is copied");
         let mut command = Command::new(&program);
         command.arg(&socket).arg(pages.to_string()).args(flags).current_dir("/");
         let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
