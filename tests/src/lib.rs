@@ -6,6 +6,7 @@ pub mod garden;
 pub mod golden;
 pub mod hook;
 pub mod model;
+pub mod power_disk;
 pub mod snapctl;
 pub mod snapfs_mount;
 pub mod snapfs_tree;

@@ -7,6 +7,7 @@ mod freezes;
 mod large;
 mod model;
 mod operations;
+mod power;
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;

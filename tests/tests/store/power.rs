@@ -3,80 +3,31 @@
 
 use crate::kill::{parse, start};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use store::{LocalTier, SnapshotId, Store, StoreConfig, Unwatched};
 use tests::model::{Random, assert_clean, files_of_store, sample_files};
+use tests::power_disk::PowerDisk;
 
 const ROUNDS: u64 = 24;
 const SEED: u64 = 78;
 
-/// An ext4 file system in a file, mounted while this lives.
-struct Disk {
-    image: PathBuf,
-    mounted: PathBuf,
-    _directory: tempfile::TempDir,
+fn open(disk: &PowerDisk) -> Store {
+    Store::open(&config(disk)).unwrap()
 }
 
-fn run(program: &str, arguments: &[&str], path: &Path) {
-    let output = Command::new(program).args(arguments).arg(path).output().unwrap();
-    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-impl Disk {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let (image, mounted) = (directory.path().join("image"), directory.path().join("mounted"));
-        std::fs::File::create(&image).unwrap().set_len(256 << 20).unwrap();
-        std::fs::create_dir(&mounted).unwrap();
-        run("mkfs.ext4", &["-q", "-F"], &image);
-        let disk = Self { image, mounted, _directory: directory };
-        disk.mount();
-        disk
-    }
-
-    fn mount(&self) {
-        run("mount", &["-o", "loop", &self.image.display().to_string()], &self.mounted);
-    }
-
-    fn unmount(&self) {
-        run("umount", &[], &self.mounted);
-    }
-
-    /// EXT4_IOC_SHUTDOWN without flushing the journal: from here on every operation fails and nothing more is written.
-    fn cut_power(&self) {
-        let script =
-            "open(my $d, '<', $ARGV[0]) or die $!; my $f = pack('L', 2); ioctl($d, 0x8004587d, $f) or die $!";
-        run("perl", &["-e", script], &self.mounted);
-    }
-
-    fn open(&self) -> Store {
-        Store::open(&self.config()).unwrap()
-    }
-
-    fn config(&self) -> StoreConfig {
-        StoreConfig {
-            hot: Arc::new(LocalTier::new(self.mounted.join("store"))),
-            warm: None,
-            state: self.mounted.join("state"),
-            cache_bytes: 1 << 20,
-            level: 1,
-        }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // A failed test may leave it busy: detached, it goes when its last user does.
-        let detached = Command::new("umount").arg("-l").arg(&self.mounted).status();
-        assert!(detached.is_ok());
+fn config(disk: &PowerDisk) -> StoreConfig {
+    StoreConfig {
+        hot: Arc::new(LocalTier::new(disk.mounted.join("store"))),
+        warm: None,
+        state: disk.mounted.join("state"),
+        cache_bytes: 1 << 20,
+        level: 1,
     }
 }
 
 /// Lets a writer run, cuts the power at a moment after its first acknowledgement, and gives all of them.
-fn write_and_cut(disk: &Disk, first: u64, refs: &str, random: &mut Random) -> Vec<(u64, SnapshotId)> {
+fn write_and_cut(disk: &PowerDisk, first: u64, refs: &str, random: &mut Random) -> Vec<(u64, SnapshotId)> {
     let mut child = start(&disk.mounted, SEED, first, refs);
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let (send, acks) = mpsc::channel();
@@ -98,8 +49,8 @@ fn write_and_cut(disk: &Disk, first: u64, refs: &str, random: &mut Random) -> Ve
 
 #[test]
 fn whatever_was_acknowledged_before_a_power_cut_is_there() {
-    let disk = Disk::new();
-    Store::init(&disk.config()).unwrap();
+    let disk = PowerDisk::new();
+    Store::init(&config(&disk)).unwrap();
     let mut random = Random::new(SEED);
     let mut acknowledged: Vec<(u64, SnapshotId)> = Vec::new();
     for round in 0..ROUNDS {
@@ -109,7 +60,7 @@ fn whatever_was_acknowledged_before_a_power_cut_is_there() {
         acknowledged.extend(write_and_cut(&disk, next, refs, &mut random));
         disk.unmount();
         disk.mount();
-        let store = disk.open();
+        let store = open(&disk);
         let refs = store.refs().list().unwrap();
         for (version, id) in &acknowledged {
             assert!(
@@ -124,12 +75,12 @@ fn whatever_was_acknowledged_before_a_power_cut_is_there() {
         }
         assert_clean(&store, &format!("round {round}"));
     }
-    let store = disk.open();
+    let store = open(&disk);
     gc::collect(&store, &gc::CollectOptions { dry_run: false, cycles: 3 }, &Unwatched).unwrap();
     assert_clean(&store, "after all rounds");
     drop(store);
     println!("{ROUNDS} power cuts, {} commits acknowledged, none lost", acknowledged.len());
     disk.unmount();
     disk.mount();
-    assert_clean(&disk.open(), "after a clean unmount");
+    assert_clean(&open(&disk), "after a clean unmount");
 }
