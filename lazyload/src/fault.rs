@@ -63,13 +63,15 @@ pub struct AddressSpace {
     cursor: u64,
     /// Index of the region that held the last prefetched page: pages follow each other, so the next is likely there too.
     region_hint: usize,
+    /// Image pages that forked children see as zero.
+    wiped_on_fork: Vec<Range<u64>>,
 }
 
 impl AddressSpace {
     /// Everything that regions show is missing; data pages that no region shows need nothing.
     pub fn new(regions: RegionMap, table: Arc<PageTable>) -> Self {
         let states = PageStates::all_missing(table.len());
-        let mut space = Self { regions, table, states, cursor: 0, region_hint: 0 };
+        let mut space = Self { regions, table, states, cursor: 0, region_hint: 0, wiped_on_fork: Vec::new() };
         let mut shown: Vec<Range<u64>> = space
             .regions
             .regions()
@@ -156,6 +158,20 @@ impl AddressSpace {
             self.cursor = number;
             return Some(fill(&region, &data, self.missing_around(&region, &data)));
         }
+    }
+
+    /// In forked children these image pages are zero, whatever is here.
+    pub fn wipe_on_fork(&mut self, pages: Range<u64>) {
+        self.wiped_on_fork.push(pages);
+    }
+
+    /// What a child that is forked now starts from.
+    pub fn forked(&self) -> Self {
+        let mut child = self.clone();
+        for pages in &self.wiped_on_fork {
+            child.states.set_removed(child.table.numbers_in(pages.clone()));
+        }
+        child
     }
 
     /// Records that pages of a fill are there now.

@@ -173,8 +173,10 @@ impl Served {
     /// The child starts from the parent's state at the moment of the fork.
     fn fork(&self, fault: UserFault) -> Self {
         let mut child =
-            Self::new(fault, self.space.clone(), self.resolver.fork(), self.manners, self.abandon.clone());
+            Self::new(fault, self.space.forked(), self.resolver.fork(), self.manners, self.abandon.clone());
         child.is_fork = true;
+        // What a parent shares with its children, each of them would hold for itself: they get what they touch.
+        child.may_prefetch = false;
         child.is_target_alive = self.is_target_alive;
         child
     }

@@ -105,11 +105,23 @@ fn page_entry(record: &[u8]) -> Result<PageEntry> {
     })
 }
 
-/// The address ranges of a task that CRIU registers for lazy restore, from `mm-*.img`. Ascending, disjoint.
-pub fn lazy_mappings(bytes: &[u8]) -> Result<Vec<Range<u64>>> {
+/// CRIU keeps one bit for each advice of madvise(2); this is `MADV_WIPEONFORK`.
+const WIPE_ON_FORK: u64 = 1 << 18;
+
+/// A mapping that CRIU registers for lazy restore.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LazyMapping {
+    /// Its addresses.
+    pub range: Range<u64>,
+    /// Forked children see zero in it, whatever their parent has there (`MADV_WIPEONFORK`).
+    pub is_wiped_on_fork: bool,
+}
+
+/// The mappings of a task that CRIU registers for lazy restore, from `mm-*.img`. Ascending, disjoint.
+pub fn lazy_mappings(bytes: &[u8]) -> Result<Vec<LazyMapping>> {
     let records = records(bytes, ImageFile::Mappings)?;
     let [record] = records[..] else { return Err(corrupt("a task has not exactly one list of mappings")) };
-    let mut found: Vec<Range<u64>> = Vec::new();
+    let mut found: Vec<LazyMapping> = Vec::new();
     for field in Fields::new(record) {
         let (14, Value::Bytes(mapping)) = field? else { continue };
         let (Some(start), Some(end)) = (integer(mapping, 1)?, integer(mapping, 2)?) else {
@@ -123,11 +135,12 @@ pub fn lazy_mappings(bytes: &[u8]) -> Result<Vec<Range<u64>>> {
         if !is_lazy {
             continue;
         }
-        let mapping = range(start, Some(end))?;
-        if found.last().is_some_and(|last| last.end > mapping.start) {
+        let advice = integer(mapping, 9)?.unwrap_or(0);
+        let range = range(start, Some(end))?;
+        if found.last().is_some_and(|last| last.range.end > range.start) {
             return Err(corrupt("the mappings of a task are out of order"));
         }
-        found.push(mapping);
+        found.push(LazyMapping { range, is_wiped_on_fork: advice & WIPE_ON_FORK != 0 });
     }
     Ok(found)
 }

@@ -5,7 +5,7 @@
 //! image holds.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use store::{Content, Error, Image, Kind, PAGE, Result, Store};
@@ -23,7 +23,8 @@ const COPY_BYTES: usize = 1 << 20;
 pub fn materialize(image: &Image, store: &Store, target: &Path) -> Result<()> {
     check_kind(image)?;
     let failed = |error| Error::io("cannot make the image directory", target.display(), error);
-    std::fs::create_dir_all(target).map_err(failed)?;
+    // A process's memory is nobody else's to read.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(target).map_err(failed)?;
     if std::fs::read_dir(target).map_err(failed)?.next().is_some() {
         return Err(Error::new(Kind::Invalid, "the image directory is not empty")
             .object(target.display())
@@ -53,6 +54,7 @@ fn create(target: &Path, name: &str) -> Result<File> {
     OpenOptions::new()
         .write(true)
         .create_new(true)
+        .mode(0o600)
         .open(&path)
         .map_err(|error| Error::io("cannot create an image file", path.display(), error))
 }

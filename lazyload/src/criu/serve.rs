@@ -12,8 +12,8 @@ use rustix::process::Pid;
 use store::{Error, Image, Kind, PAGE, Result, Store};
 
 use super::announce::{Announcement, Announcements};
-use super::entries::{PageMap, lazy_mappings};
-use super::{PROCESS_TREE, check_kind, mappings_name, page_map_name, read_file};
+use super::entries::{LazyMapping, PageMap, lazy_mappings};
+use super::{PROCESS_TREE, check_kind, mappings_name, page_map_name, read_content, read_file};
 use crate::connection::Connection;
 use crate::fault::AddressSpace;
 use crate::handler::Handler;
@@ -24,6 +24,9 @@ use crate::resolver::Resolver;
 use crate::served::{Abandon, Manners, Served};
 use crate::sys::UserFault;
 use crate::target::Target;
+
+/// What differs between two dumps of the same processes: registers, mappings, which pages there are.
+const TASK_FILES: [&str; 3] = ["core-", "mm-", "pagemap-"];
 
 /// CRIU connects to this name in its work directory.
 const SOCKET: &str = "lazy-pages.socket";
@@ -91,7 +94,7 @@ impl Serve<'_> {
                 Some(Announcement::Zombie) => {}
                 Some(Announcement::Task { task, sender, descriptor }) => {
                     let fault = UserFault::adopt(descriptor)?;
-                    let target = target_of(task, sender)?;
+                    let target = target_of(sender)?;
                     let space = address_space(self.store, self.image, task)?;
                     let abandon = Abandon::Kill(Arc::new(target));
                     let resolver = Resolver::new(self.image.clone());
@@ -114,40 +117,47 @@ impl Serve<'_> {
     }
 }
 
-/// The process of a task: who sent the announcement, or else the one with the task's number.
-fn target_of(task: u32, sender: Option<Pid>) -> Result<Target> {
-    let by_number = || i32::try_from(task).ok().and_then(Pid::from_raw);
-    let pid = sender.or_else(by_number).ok_or_else(|| Error::new(Kind::Invalid, "a task has no process"))?;
-    Target::open(pid)
+/// The process of a task: who sent the announcement. A task's number is one of its own PID namespace, and means somebody
+/// else here.
+fn target_of(sender: Option<Pid>) -> Result<Target> {
+    let nobody = || Error::new(Kind::Invalid, "a task was announced by nobody who can be seen from here");
+    Target::open(sender.ok_or_else(nobody)?)
 }
 
 /// What a task's memory is to be, before its first page is served.
 fn address_space(store: &Store, image: &Image, task: u32) -> Result<AddressSpace> {
     let mappings = lazy_mappings(&read_file(store, image, &mappings_name(task))?)?;
     let map = PageMap::parse(&read_file(store, image, &page_map_name(task))?)?;
-    let region = |mapping: std::ops::Range<u64>| Region {
-        start: mapping.start,
-        len_bytes: mapping.end - mapping.start,
-        first_page: mapping.start / PAGE as u64,
+    let region = |mapping: &LazyMapping| Region {
+        start: mapping.range.start,
+        len_bytes: mapping.range.end - mapping.range.start,
+        first_page: mapping.range.start / PAGE as u64,
     };
-    let regions = RegionMap::new(mappings.into_iter().map(region).collect())?;
+    let regions = RegionMap::new(mappings.iter().map(region).collect())?;
     let runs = image.space(task.into()).map_or(&[][..], |space| image.runs(space));
     let mut space = AddressSpace::new(regions, Arc::new(PageTable::new(runs)));
     for entry in map.entries.iter().filter(|entry| !entry.is_lazy) {
         space.set_present(entry.pages());
+    }
+    for LazyMapping { range, .. } in mappings.iter().filter(|mapping| mapping.is_wiped_on_fork) {
+        space.wipe_on_fork(range.start / PAGE as u64..range.end / PAGE as u64);
     }
     Ok(space)
 }
 
 /// Refuses a directory that was not written from this image: its tasks would get each other's pages.
 fn check_same(store: &Store, image: &Image, images: &Path) -> Result<()> {
-    let path = images.join(PROCESS_TREE);
-    let found = std::fs::read(&path)
-        .map_err(|error| Error::io("cannot read an image file", path.display(), error))?;
-    if found == read_file(store, image, PROCESS_TREE)? {
-        return Ok(());
+    let tells_apart =
+        |name: &str| name == PROCESS_TREE || TASK_FILES.iter().any(|kind| name.starts_with(kind));
+    for (name, content) in image.blobs().iter().filter(|(name, _)| tells_apart(name)) {
+        let path = images.join(name);
+        let found = std::fs::read(&path)
+            .map_err(|error| Error::io("cannot read an image file", path.display(), error))?;
+        if found != read_content(store, content)? {
+            return Err(Error::new(Kind::Invalid, "the image directory is of another image")
+                .object(path.display())
+                .advice("materialize the image into a new directory"));
+        }
     }
-    Err(Error::new(Kind::Invalid, "the image directory is of another image")
-        .object(images.display())
-        .advice("materialize the image into a new directory"))
+    Ok(())
 }

@@ -206,3 +206,20 @@ fn eager_and_unmapped_pages_are_not_prefetched() {
     let nothing_mapped = AddressSpace::new(RegionMap::default(), table());
     assert!(nothing_mapped.is_complete());
 }
+
+/// MADV_WIPEONFORK: the child must see zero where its parent sees data, given already or not; nothing else changes.
+#[test]
+fn a_forked_child_sees_zero_where_forks_wipe() {
+    let mut parent = AddressSpace::new(regions(), table());
+    parent.wipe_on_fork(100..104);
+    let child = parent.forked();
+    let address = |page: u64| {
+        let shown = parent.regions().iter().find_map(|region| region.address_of(page));
+        shown.expect("a region shows it")
+    };
+    for page in 100..108 {
+        assert!(matches!(parent.answer(address(page)), Answer::Copy(_)), "parent, page {page}");
+        let is_zero = matches!(child.answer(address(page)), Answer::Zero { .. });
+        assert_eq!(is_zero, page < 104, "child, page {page}");
+    }
+}

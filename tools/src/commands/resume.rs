@@ -57,7 +57,11 @@ impl Show for Done {
             out,
             "served {} faults: {} pages, {} zero pages; {} pages fetched ahead",
             self.faults, self.pages, self.zero_pages, self.prefetched_pages,
-        )
+        )?;
+        if self.poisoned_pages > 0 {
+            writeln!(out, "{} pages are lost", self.poisoned_pages)?;
+        }
+        Ok(())
     }
 }
 
@@ -137,6 +141,14 @@ fn handle(
     context.output.report(&done(&report))?;
     context.output.finish()?;
     restore.map_or(Ok(()), Restore::wait)?;
+    if report.poisoned > 0 {
+        let lost =
+            format!("{} pages could not be read; what touched them was ended by SIGBUS", report.poisoned);
+        return Err(Error::new(Kind::Corrupt, lost)
+            .object(&arguments.spec)
+            .advice("run `snapctl check`")
+            .into());
+    }
     Ok(Outcome::Done)
 }
 

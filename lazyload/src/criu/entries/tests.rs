@@ -83,7 +83,21 @@ fn page_maps_with_and_without_flags() {
 #[test]
 fn only_private_anonymous_unlocked_mappings_are_lazy() {
     let found = lazy_mappings(&sample_mappings()).expect("parsed");
-    assert_eq!(found, [0x50_0000..0x60_0000, 0x7F00_0000_0000..0x7F00_0001_0000]);
+    let ranges: Vec<_> = found.into_iter().map(|mapping| mapping.range).collect();
+    assert_eq!(ranges, [0x50_0000..0x60_0000, 0x7F00_0000_0000..0x7F00_0001_0000]);
+}
+
+#[test]
+fn a_mapping_that_forks_wipe_is_known() {
+    let fields = |advice| [(1, 0x1000), (2, 0x2000), (6, 0x22), (7, 1), (9, advice)];
+    for (advice, is_wiped) in [(0, false), (1 << 18, true), (1 << 18 | 1 << 10, true), (1 << 10, false)] {
+        let mut record = message(&[]);
+        let mapping = message(&fields(advice));
+        record.extend([14 << 3 | 2, mapping.len() as u8]);
+        record.extend(mapping);
+        let found = lazy_mappings(&file(&[0x5456_4319, 0x5749_2820], &[record])).expect("parsed");
+        assert_eq!(found, [LazyMapping { range: 0x1000..0x2000, is_wiped_on_fork: is_wiped }]);
+    }
 }
 
 #[test]
@@ -146,7 +160,7 @@ fn try_all(bytes: &[u8]) {
         entries.for_each(|pair| assert!(pair[0].pages().end <= pair[1].pages().start));
     }
     if let Ok(found) = lazy_mappings(bytes) {
-        found.windows(2).for_each(|pair| assert!(pair[0].end <= pair[1].start));
+        found.windows(2).for_each(|pair| assert!(pair[0].range.end <= pair[1].range.start));
     }
     drop((tasks(bytes), check_inventory(bytes)));
 }
