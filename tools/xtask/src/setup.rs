@@ -22,6 +22,7 @@ const PROGRAMS: &[Program] = &[
     Program { name: "sqlite3", package: "sqlite3" },
     Program { name: "node", package: "nodejs" },
     Program { name: "npm", package: "npm" },
+    Program { name: "restic", package: "restic" },
 ];
 
 /// Libraries that have no program to look for. libclang is what userfaultfd's bindings are generated with.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::files::Runtimes;
 use super::scene::{Scene, directory_len_bytes, megabytes};
 use super::server::{Server, restore_eagerly};
-use crate::shell::{Context, Failure, Result, command, in_path, run_quiet};
+use crate::shell::{Context, Failure, Result, command, run_quiet};
 
 /// A server of a few hundred MB, and one whose 40 MB are nearly all Node's own.
 const LARGE_MIB: u32 = 300;
@@ -127,16 +127,8 @@ fn wait_until_whole(resume: &mut Child) -> Result<()> {
     if is_whole { Ok(()) } else { Err(Failure::new("snapctl resume ended before all memory was in place")) }
 }
 
-/// The same two image directories in restic, when this machine has it.
+/// The same two image directories in restic.
 fn peer(scene: &mut Scene, first: &Path, second: &Path) -> Result<()> {
-    if !in_path("restic") {
-        scene.happened(
-            "small: peer",
-            "no restic here; known: about 4 MB for the second sleep",
-            Duration::ZERO,
-        );
-        return Ok(());
-    }
     let repository = scene.path("restic");
     let restic = |words: &[&str], directory: &Path| {
         let mut restic = command("restic", ["--quiet", "--no-cache", "--repo"]);
