@@ -126,7 +126,7 @@ fn trees_are_listed_read_and_compared() {
         (&json!(2), &json!(1), &json!(2))
     );
     assert_eq!(place.run(["diff", "web", "web"]).expect(0).text(), "");
-    place.run(["diff", "web", "nobody"]).expect(1).complains("nobody");
+    place.run(["diff", "web", "nobody"]).expect(2).complains("nobody");
 }
 
 #[test]
