@@ -260,8 +260,8 @@ fn shorten(
     Ok(())
 }
 
-/// Takes packs that go, or are gone, out of the index, puts in those whose writer died before it did (a mark may count on them in
-/// place of others), and joins many short runs. Writers add runs meanwhile; those stay.
+/// Takes packs that go, or are gone, out of the index, puts in those whose writer died before it did (a mark may count on
+/// them in place of others), and joins many short runs. Writers add runs meanwhile; those stay.
 fn merge_index(store: &Store, gone: &HashSet<PackId>) -> Result<u64> {
     let tier = store.hot();
     let runs = store.index().runs();

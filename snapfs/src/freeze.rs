@@ -44,8 +44,9 @@ impl Overlay {
     /// Makes a snapshot of the mount as it is now, moves the ref `name` to it, and goes on over it.
     ///
     /// # Errors
-    /// `Conflict` when another process writes to the store or the ref names what this mount is not based on, `Invalid` for a read-only mount or an impossible name, and those
-    /// of the store. After an error the changes are still in the upper.
+    /// `Conflict` when another process writes to the store or the ref names what this mount is not based on, `Invalid` for a
+    /// read-only mount or an impossible name, and those of the store. After an error the changes are still in the upper;
+    /// after `Unavailable` they are committed too, and the mount has to be made anew.
     pub fn freeze(&self, name: &str, labels: BTreeMap<String, String>) -> Result<FreezeReport> {
         if self.is_read_only() {
             return Err(Error::new(Kind::Invalid, "a read-only mount has nothing to freeze")

@@ -48,6 +48,16 @@ pub struct Mount {
 pub fn mount(store: &Store, options: MountOptions) -> Result<Mount> {
     let mountpoint = check_mountpoint(&options.mountpoint)?;
     let overlay = Arc::new(Overlay::open(store, &options.snapshot, &options.upper, options.read_only)?);
+    let started = start(overlay.clone(), options, mountpoint);
+    if started.is_err()
+        && let Err(errno) = overlay.close()
+    {
+        tracing::warn!(%errno, "the upper of a mount that did not come about could not be closed");
+    }
+    started
+}
+
+fn start(overlay: Arc<Overlay>, options: MountOptions, mountpoint: PathBuf) -> Result<Mount> {
     if overlay.upper().path().starts_with(&mountpoint) {
         return Err(Error::new(Kind::Invalid, "the upper may not be below the mount point")
             .object(overlay.upper().path().display())

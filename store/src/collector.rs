@@ -2,7 +2,7 @@
 //!
 //! Only formats and reads live here; the crate `gc` decides and writes. The protocol, in short: the collector raises the
 //! epoch, then lists sessions, then refs; what no root reaches is condemned at that epoch and deleted two epochs later or
-//! more, if still unreached and if no writer's session is older than the condemnation. A writer's session carries the
+//! more, if still unreached and if no open writer's session is as old as the condemnation, or older. A writer's session carries the
 //! epoch that was current after the session became visible, and a writer does not lean on packs condemned by then. So
 //! either the collector sees the session or the writer sees the condemnation; no wall clock is read.
 

@@ -329,11 +329,8 @@ impl Store {
     /// # Errors
     /// `NotFound` when one of them is gone or condemned; else as the tier.
     pub fn pin(&self, purpose: &str, snapshots: &[SnapshotId]) -> Result<Pin> {
-        let session = match Session::reader(&self.0.config.hot, self.state_dir(), purpose, snapshots) {
-            Ok(session) => Some(session),
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::ROFS.raw_os_error()) => None,
-            Err(error) => return Err(error),
-        };
+        let session =
+            where_writable(Session::reader(&self.0.config.hot, self.state_dir(), purpose, snapshots))?;
         for id in snapshots {
             self.snapshot(id)?;
         }
@@ -346,10 +343,7 @@ impl Store {
     /// # Errors
     /// As the tier.
     pub fn hold_for_upper(&self, upper: &Path, snapshots: &[SnapshotId]) -> Result<()> {
-        match session::hold_for_upper(self.hot(), upper, snapshots) {
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::ROFS.raw_os_error()) => Ok(()),
-            outcome => outcome,
-        }
+        where_writable(session::hold_for_upper(self.hot(), upper, snapshots)).map(drop)
     }
 
     /// The upper holds no changes any more.
@@ -357,10 +351,7 @@ impl Store {
     /// # Errors
     /// As the tier.
     pub fn let_go_of_upper(&self, upper: &Path) -> Result<()> {
-        match session::let_go_of_upper(self.hot(), upper) {
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::ROFS.raw_os_error()) => Ok(()),
-            outcome => outcome,
-        }
+        where_writable(session::let_go_of_upper(self.hot(), upper)).map(drop)
     }
 
     /// The packs that the collector condemned.
@@ -398,5 +389,13 @@ impl Store {
             }
         }
         Ok(packs.into_iter().collect())
+    }
+}
+
+/// `None` where the file system is read-only: nothing can be collected from here either.
+fn where_writable<T>(outcome: Result<T>) -> Result<Option<T>> {
+    match outcome {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::ROFS.raw_os_error()) => Ok(None),
+        outcome => outcome.map(Some),
     }
 }

@@ -1,5 +1,6 @@
 //! Space kept back in the local state, so that a full disk can be freed: to forget and to collect is to write little before
-//! much is deleted. It is kept from the moment a store is made or written, and helps where local state and hot tier share a disk, as in a store in one directory.
+//! much is deleted. It is kept from the moment a store is made or written, and helps where local state and hot tier share a
+//! disk, as in a store in one directory.
 
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use std::path::Path;

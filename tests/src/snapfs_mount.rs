@@ -22,7 +22,12 @@ pub struct World {
 impl World {
     /// A new store. `helper` is the mount_helper binary.
     pub fn new(helper: &str) -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        Self::below(&std::env::temp_dir(), helper)
+    }
+
+    /// A new store in a temporary directory below `parent`.
+    pub fn below(parent: &Path, helper: &str) -> Self {
+        let directory = tempfile::tempdir_in(parent).expect("a temporary directory");
         let config = StoreConfig::directory(&directory.path().join("store"));
         let store = Store::init(&config).expect("a new store");
         Self { directory, store, helper: PathBuf::from(helper) }

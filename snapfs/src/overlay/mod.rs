@@ -149,7 +149,6 @@ impl Overlay {
     pub(crate) fn poison(&self, why: &str) -> Errno {
         if !self.poisoned.swap(true, Ordering::AcqRel) {
             tracing::error!(why, upper = %self.upper.path().display(), "the mount refuses changes from now on");
-            self.upper.mark_poisoned();
         }
         Errno::IO
     }

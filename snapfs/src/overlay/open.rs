@@ -73,6 +73,8 @@ impl Overlay {
                 Err(error) if !may_miss_bytes => tracing::warn!(%error, "the journal could not be compacted"),
                 compacted => compacted?,
             }
+        }
+        if !read_only {
             overlay.upper.unmark_poisoned()?;
         }
         Ok(overlay)

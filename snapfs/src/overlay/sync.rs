@@ -26,7 +26,7 @@ impl Overlay {
         let _changing = self.begin_change()?;
         let _file = self.own_file(id);
         if self.lock().state.node(id).and_then(Node::file).is_some_and(|file| file.unsynced) {
-            self.upper.sync_data_file(id).map_err(|_| self.poison("a data file could not be synced"))?;
+            self.upper.sync_data_file(id).map_err(|_| self.sync_failed("a data file could not be synced"))?;
             let mut inner = self.lock();
             self.commit_making_room(&mut inner, vec![Change::Synced { node: id }])?;
         }
@@ -57,15 +57,21 @@ impl Overlay {
             (journal.and_then(Journal::unsynced), journal.is_some_and(Journal::is_unnamed))
         };
         let Some((file, len_bytes)) = unsynced else { return Ok(()) };
-        rustix::fs::fdatasync(&file).map_err(|_| self.poison("the journal could not be synced"))?;
+        rustix::fs::fdatasync(&file).map_err(|_| self.sync_failed("the journal could not be synced"))?;
         if is_unnamed {
             let named = sync_directory(self.upper.path());
-            named.map_err(|_| self.poison("the name of the journal could not be synced"))?;
+            named.map_err(|_| self.sync_failed("the name of the journal could not be synced"))?;
         }
         if let Some(journal) = &mut self.lock().journal {
             journal.synced(&file, len_bytes);
         }
         Ok(())
+    }
+
+    /// What was written since the sync before may be lost, whatever the page cache shows: the next mount must know, too.
+    pub(crate) fn sync_failed(&self, why: &str) -> Errno {
+        self.upper.mark_poisoned();
+        self.poison(why)
     }
 
     /// Makes everything durable. The caller keeps changes out.
@@ -82,7 +88,7 @@ impl Overlay {
             0..=SINGLE_SYNCS_MAX => unsynced.iter().try_for_each(|id| self.upper.sync_data_file(*id)),
             _ => self.upper.sync_all_data(),
         };
-        synced.map_err(|_| self.poison("a data file could not be synced"))?;
+        synced.map_err(|_| self.sync_failed("a data file could not be synced"))?;
         for id in unsynced {
             let mut inner = self.lock();
             self.commit_making_room(&mut inner, vec![Change::Synced { node: id }])?;

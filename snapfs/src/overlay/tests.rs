@@ -319,7 +319,7 @@ fn after_a_failed_sync_the_next_mount_has_what_was_durable() {
     overlay.write(file, 0, &[2; 4096], false).unwrap();
     overlay.sync(file).unwrap();
     overlay.write(file, 4096, &[3; 4096], false).unwrap();
-    overlay.poison("a test");
+    overlay.sync_failed("a test");
     drop(overlay);
     for _ in 0..2 {
         let overlay = world.open();
@@ -385,4 +385,29 @@ fn impossible_journals_are_refused() {
         let refused = Overlay::open(&world.store, &world.base, &world.upper(), false);
         assert_eq!(refused.unwrap_err().kind(), Kind::Corrupt, "{changes:?}");
     }
+}
+
+/// A mount that refuses changes for another reason than a failed sync has lost nothing, and its freeze least of all.
+#[test]
+fn what_was_written_outlives_a_mount_that_refused_changes() {
+    let world = World::new();
+    let overlay = world.open();
+    overlay.write(node(&overlay, "a/file"), 0, &[2; 4096], false).unwrap();
+    overlay.poison("a test");
+    drop(overlay);
+    let overlay = world.open();
+    assert_eq!(content(&overlay, "a/file"), [[2; 4096], [1; 4096], [1; 4096]].concat());
+    // Settled by a freeze whose mount never changed over: nothing of the failure before is left either.
+    overlay.sync_failed("a test");
+    drop(overlay);
+    let overlay = world.open();
+    overlay.write(node(&overlay, "a/file"), 4096, &[3; 4096], false).unwrap();
+    let report = overlay.freeze("frozen", BTreeMap::new()).unwrap();
+    overlay.upper().mark_poisoned();
+    drop(overlay);
+    let reopen = || Overlay::open(&world.store, &report.snapshot, &world.upper(), false).unwrap();
+    let overlay = reopen();
+    overlay.write(node(&overlay, "a/file"), 8192, &[4; 4096], false).unwrap();
+    drop(overlay);
+    assert_eq!(content(&reopen(), "a/file")[8192..], [4; 4096]);
 }

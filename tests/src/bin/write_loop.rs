@@ -1,8 +1,8 @@
 //! A process that commits one version after the other to a store and says so, until it is killed; or that holds the
 //! writer's lock until its input ends. For tests that need a process to kill or to wait for.
 //!
-//! `write_loop DIRECTORY SEED FIRST one|many` (one ref, or a new one for each version) or `write_loop DIRECTORY hold`; the store is DIRECTORY/store, its state
-//! DIRECTORY/state.
+//! `write_loop DIRECTORY SEED FIRST one|many` (one ref, or a new one for each version) or
+//! `write_loop DIRECTORY hold`; the store is DIRECTORY/store, its state DIRECTORY/state.
 
 use std::io::{Read, Write};
 use std::path::Path;
