@@ -127,7 +127,7 @@ struct Survey {
 }
 
 fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn Progress) -> Result<Survey> {
-    let tier = store.hot();
+    let tier = store.home();
     let epoch = match dry_run {
         true => collector::read_epoch(tier)? + 1,
         false => collector::raise_epoch(tier)?,
@@ -204,7 +204,7 @@ fn execute(
     vanished: HashSet<PackId>,
     report: &mut CollectReport,
 ) -> Result<()> {
-    let tier = store.hot();
+    let tier = store.home();
     // Waiting and doomed objects stay listed until they are gone, from the index too; what was taken back is dropped.
     let listed = [Verdict::Wait, Verdict::Delete];
     let mut listed_packs = with_verdict(&report.packs, &listed);
@@ -254,7 +254,7 @@ fn shorten(
         shorter.packs.retain(|id| packs.contains(id));
         shorter.snapshots.retain(|id| snapshots.contains(id));
         if shorter != *list {
-            shorter.write(store.hot())?;
+            shorter.write(store.home())?;
         }
     }
     Ok(())
@@ -263,7 +263,7 @@ fn shorten(
 /// Takes packs that go, or are gone, out of the index, puts in those whose writer died before it did (a mark may count on
 /// them in place of others), and joins many short runs. Writers add runs meanwhile; those stay.
 fn merge_index(store: &Store, gone: &HashSet<PackId>) -> Result<u64> {
-    let tier = store.hot();
+    let tier = store.home();
     let runs = store.index().runs();
     let runs: Vec<&index::Run> = runs.iter().map(|run| &**run).collect();
     let stored: Vec<&index::Run> = runs.iter().copied().filter(|run| run.is_stored()).collect();

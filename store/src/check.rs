@@ -69,7 +69,7 @@ pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> R
     check_records(store, &mut report);
     // Refs and their snapshots are read before the index: what a commit adds meanwhile is then never missed.
     let snapshots = check_refs(store, &mut report)?;
-    store.index().refresh(store.hot())?;
+    store.index().refresh(store.home())?;
     let chunks = check_packs(store, options, progress, &mut report)?;
     check_runs(store, &mut report)?;
     check_snapshots(store, &snapshots, &chunks, &mut report);
@@ -78,7 +78,7 @@ pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> R
 
 /// The few records that opening, writing or collecting cannot do without.
 fn check_records(store: &Store, report: &mut CheckReport) {
-    let tier = store.hot();
+    let tier = store.home();
     let read = [
         (superblock::KEY, Superblock::read(tier).map(|_| ())),
         (&*Domain::key(domain::DEFAULT), Domain::read(tier, domain::DEFAULT).map(|_| ())),
@@ -96,8 +96,8 @@ fn check_records(store: &Store, report: &mut CheckReport) {
 /// The snapshots that refs name and the refs that name them.
 fn check_refs(store: &Store, report: &mut CheckReport) -> Result<BTreeMap<SnapshotId, Vec<String>>> {
     let mut snapshots: BTreeMap<SnapshotId, Vec<String>> = BTreeMap::new();
-    for info in store.hot().list("refs/")? {
-        let read = store.hot().get(&info.key).and_then(|object| refs::decode_at(&info.key, &object));
+    for info in store.home().list("refs/")? {
+        let read = store.home().get(&info.key).and_then(|object| refs::decode_at(&info.key, &object));
         match read {
             Ok(found) => {
                 report.refs += 1;
@@ -120,8 +120,8 @@ fn check_refs(store: &Store, report: &mut CheckReport) -> Result<BTreeMap<Snapsh
 
 /// Every run of the index, also those that readers pass over.
 fn check_runs(store: &Store, report: &mut CheckReport) -> Result<()> {
-    for info in store.hot().list("index/")? {
-        let run = store.hot().get(&info.key).and_then(|object| Run::open(&info.key, object));
+    for info in store.home().list("index/")? {
+        let run = store.home().get(&info.key).and_then(|object| Run::open(&info.key, object));
         match run.and_then(|run| run.verify()) {
             Err(error) if error.kind() != Kind::NotFound => {
                 report.problem(&info.key, &error.advice("run `snapctl index rebuild`"));
@@ -255,7 +255,7 @@ fn hurt_by(
 /// `Conflict` while a collector works; `Corrupt` when a pack's directory cannot be read: nothing is removed then.
 pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64)> {
     let _lock = FileLock::take(&store.state_dir().join("gc.lock"), "index rebuild")?;
-    let old = store.hot().list("index/")?;
+    let old = store.home().list("index/")?;
     let packs = store.packs()?;
     progress.begin("read pack directories", Work::Items(packs.len() as u64));
     let mut directories = Vec::with_capacity(packs.len());
@@ -266,11 +266,11 @@ pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64
     progress.end();
     let name = crate::WriterId::from_bytes(crate::clock::random_bytes());
     let key = format!("index/{name}/rebuilt");
-    store.hot().put_if_absent(&key, &index::encode(&directories)?)?;
+    store.home().put_if_absent(&key, &index::encode(&directories)?)?;
     for run in old {
-        store.hot().delete(&run.key)?;
+        store.home().delete(&run.key)?;
     }
-    store.index().refresh(store.hot())?;
+    store.index().refresh(store.home())?;
     let chunks = directories.iter().map(|directory| directory.entries.len() as u64).sum();
     Ok((directories.len() as u64, chunks))
 }

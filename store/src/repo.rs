@@ -4,6 +4,7 @@
 use crate::cache::{ChunkBytes, FrameCache};
 use crate::clock;
 use crate::collector::Condemned;
+use crate::config::StoreConfig;
 use crate::domain::{self, Domain};
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackId, SnapshotId, StoreId};
@@ -15,41 +16,13 @@ use crate::reserve;
 use crate::session::{self, Session};
 use crate::snapshot::Snapshot;
 use crate::superblock::{self, Superblock};
-use crate::tier::{LocalTier, Tier};
+use crate::tier::Tier;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Fewest digits of a snapshot id that `resolve` takes.
 const MIN_PREFIX_DIGITS: usize = 6;
-
-/// Where a store is and how it is used.
-#[derive(Clone, Debug)]
-pub struct StoreConfig {
-    /// Where writes land and all metadata stays.
-    pub hot: Arc<dyn Tier>,
-    /// Where packs may lie besides.
-    pub warm: Option<Arc<dyn Tier>>,
-    /// Local state of this host: locks, uppers, derived tables. Never shared between hosts.
-    pub state: PathBuf,
-    /// Hard limit of the decoded cache in bytes.
-    pub cache_bytes: u64,
-    /// zstd level of new frames, 1 to 22.
-    pub level: i32,
-}
-
-impl StoreConfig {
-    /// A store in one directory, its local state below it.
-    pub fn directory(path: &Path) -> Self {
-        Self {
-            hot: Arc::new(LocalTier::new(path)),
-            warm: None,
-            state: path.join("local"),
-            cache_bytes: 256 << 20,
-            level: 3,
-        }
-    }
-}
 
 /// An open store. Clones share it; any number of threads may read.
 #[derive(Clone, Debug)]
@@ -81,17 +54,17 @@ impl Store {
                 .object(tier.describe())
                 .advice("use it, or choose another place")
         };
-        if config.hot.len_bytes(superblock::KEY)?.is_some() {
-            return Err(there(&*config.hot));
+        if config.home.len_bytes(superblock::KEY)?.is_some() {
+            return Err(there(&*config.home));
         }
         create_private_directories(&config.state)
             .map_err(|error| Error::io("cannot create directory", config.state.display(), error))?;
         config
-            .hot
+            .home
             .put_if_absent(&Domain::key(domain::DEFAULT), &Domain::new(clock::random_bytes()).encode())?;
         let superblock = Superblock::new(StoreId::from_bytes(clock::random_bytes()));
-        if !config.hot.put_if_absent(superblock::KEY, &superblock.encode())? {
-            return Err(there(&*config.hot));
+        if !config.home.put_if_absent(superblock::KEY, &superblock.encode())? {
+            return Err(there(&*config.home));
         }
         reserve::keep(&config.state);
         Self::open(config)
@@ -102,8 +75,8 @@ impl Store {
     /// # Errors
     /// `NotFound` when there is none, `Corrupt`, or `Invalid` when a newer build wrote it.
     pub fn open(config: &StoreConfig) -> Result<Self> {
-        let superblock = Superblock::read(&*config.hot)?;
-        let domain = Domain::read(&*config.hot, domain::DEFAULT)?;
+        let superblock = Superblock::read(&*config.home)?;
+        let domain = Domain::read(&*config.home, domain::DEFAULT)?;
         let inner = Inner {
             superblock,
             domain,
@@ -111,7 +84,7 @@ impl Store {
             cache: FrameCache::new(config.cache_bytes),
             config: config.clone(),
         };
-        inner.index.refresh(&*config.hot)?;
+        inner.index.refresh(&*config.home)?;
         Ok(Self(Arc::new(inner)))
     }
 
@@ -125,14 +98,14 @@ impl Store {
         &self.0.config.state
     }
 
-    /// The tier that holds metadata and takes writes.
-    pub fn hot(&self) -> &dyn Tier {
-        &*self.0.config.hot
+    /// The tier that holds the records.
+    pub fn home(&self) -> &dyn Tier {
+        &*self.0.config.home
     }
 
     /// Every tier that may hold packs, fastest first.
     pub fn tiers(&self) -> Vec<&dyn Tier> {
-        std::iter::once(&self.0.config.hot).chain(&self.0.config.warm).map(|tier| &**tier).collect()
+        self.0.config.tiers.iter().map(|tier| &*tier.tier).collect()
     }
 
     /// The table of chunks known to this process.
@@ -151,7 +124,7 @@ impl Store {
             Err(error) => Some(error),
         };
         // Another process may have added runs, or moved what this one knows; then runs may be damaged or missing.
-        self.0.index.refresh(self.hot())?;
+        self.0.index.refresh(self.home())?;
         if let Some(bytes) = self.read_known(id).ok().flatten() {
             return Ok(bytes);
         }
@@ -211,7 +184,7 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Corrupt`.
     pub fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
-        match self.hot().get(&Snapshot::key(id)) {
+        match self.home().get(&Snapshot::key(id)) {
             Ok(object) => {
                 Snapshot::decode(id, &object).map_err(|error| error.object(format!("snapshot {id}")))
             }
@@ -228,7 +201,7 @@ impl Store {
     /// As the tier.
     pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
         let prefix = Snapshot::prefix();
-        let infos = self.hot().list(&prefix)?;
+        let infos = self.home().list(&prefix)?;
         Ok(infos.iter().filter_map(|info| info.key[prefix.len()..].parse().ok()).collect())
     }
 
@@ -253,7 +226,7 @@ impl Store {
         };
         // A whole id means what it names, whatever a ref is called.
         if let Ok(id) = spec.parse::<SnapshotId>()
-            && self.hot().len_bytes(&Snapshot::key(&id))?.is_some()
+            && self.home().len_bytes(&Snapshot::key(&id))?.is_some()
         {
             return Ok(id);
         }
@@ -290,7 +263,7 @@ impl Store {
 
     /// The store's refs.
     pub fn refs(&self) -> Refs<'_> {
-        Refs::new(self.hot())
+        Refs::new(self.home())
     }
 
     /// Drops snapshots from a ref's history; they stay readable by id until the collector deletes them. Gives the ref as
@@ -330,7 +303,7 @@ impl Store {
     /// `NotFound` when one of them is gone or condemned; else as the tier.
     pub fn pin(&self, purpose: &str, snapshots: &[SnapshotId]) -> Result<Pin> {
         let session =
-            where_writable(Session::reader(&self.0.config.hot, self.state_dir(), purpose, snapshots))?;
+            where_writable(Session::reader(&self.0.config.home, self.state_dir(), purpose, snapshots))?;
         for id in snapshots {
             self.snapshot(id)?;
         }
@@ -343,7 +316,7 @@ impl Store {
     /// # Errors
     /// As the tier.
     pub fn hold_for_upper(&self, upper: &Path, snapshots: &[SnapshotId]) -> Result<()> {
-        where_writable(session::hold_for_upper(self.hot(), upper, snapshots)).map(drop)
+        where_writable(session::hold_for_upper(self.home(), upper, snapshots)).map(drop)
     }
 
     /// The upper holds no changes any more.
@@ -351,7 +324,7 @@ impl Store {
     /// # Errors
     /// As the tier.
     pub fn let_go_of_upper(&self, upper: &Path) -> Result<()> {
-        where_writable(session::let_go_of_upper(self.hot(), upper)).map(drop)
+        where_writable(session::let_go_of_upper(self.home(), upper)).map(drop)
     }
 
     /// The packs that the collector condemned.
@@ -359,7 +332,7 @@ impl Store {
     /// # Errors
     /// As the tier; `Corrupt`.
     pub fn condemned(&self) -> Result<Vec<Condemned>> {
-        Condemned::read_all(self.hot())
+        Condemned::read_all(self.home())
     }
 
     /// The directory of a pack, from the first tier that has it whole.

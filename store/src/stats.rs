@@ -50,7 +50,7 @@ pub fn stats(store: &Store) -> Result<StoreStats> {
         sum.packs += 1;
         sum.stored_bytes += len_bytes;
     }
-    store.index().refresh(store.hot())?;
+    store.index().refresh(store.home())?;
     for run in store.index().runs().iter() {
         sum.index_runs += 1;
         sum.chunks += run.entry_count() as u64;

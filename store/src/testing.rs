@@ -1,7 +1,8 @@
 //! What the unit tests share: a store in memory, and the abuse that every decoder must take.
 
+use crate::config::StoreConfig;
 use crate::error::Result;
-use crate::repo::{Store, StoreConfig};
+use crate::repo::Store;
 use crate::tier::MemoryTier;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -10,11 +11,9 @@ use std::sync::Arc;
 pub fn memory_store() -> (Store, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let config = StoreConfig {
-        hot: Arc::new(MemoryTier::new()),
-        warm: None,
-        state: directory.path().to_owned(),
         cache_bytes: 1 << 20,
         level: 1,
+        ..StoreConfig::on(Arc::new(MemoryTier::new()), directory.path().to_owned())
     };
     (Store::init(&config).unwrap(), directory)
 }

@@ -34,7 +34,7 @@ impl Garden {
 
     /// The same local state over another view of the tier.
     pub fn config(&self, hot: Arc<dyn Tier>) -> StoreConfig {
-        StoreConfig { hot, warm: None, state: self.state(), cache_bytes: 1 << 20, level: 1 }
+        StoreConfig { cache_bytes: 1 << 20, level: 1, ..StoreConfig::on(hot, self.state()) }
     }
 
     /// Local state of the host.

@@ -118,5 +118,5 @@ pub fn make(directory: &std::path::Path, state: &std::path::Path) -> Result<()> 
 /// The store in a directory, with its local state elsewhere.
 pub fn config(directory: &std::path::Path, state: &std::path::Path) -> StoreConfig {
     let hot = Arc::new(LocalTier::new(directory));
-    StoreConfig { hot, warm: None, state: state.to_owned(), cache_bytes: 1 << 20, level: 19 }
+    StoreConfig { cache_bytes: 1 << 20, level: 19, ..StoreConfig::on(hot, state.to_owned()) }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
-use store::{Error, Kind, LocalTier, Result, StoreConfig, Tier};
+use store::{DataTier, Error, Kind, LocalTier, Result, StoreConfig, TierClass};
 
 use crate::args::GlobalArguments;
 
@@ -60,7 +60,9 @@ impl Config {
     /// The same in the store's own terms.
     pub fn store(&self) -> StoreConfig {
         let mut config = StoreConfig::directory(&self.hot);
-        config.warm = self.warm.as_ref().map(|warm| Arc::new(LocalTier::new(warm)) as Arc<dyn Tier>);
+        if let Some(warm) = &self.warm {
+            config = config.with_tier(DataTier::new(TierClass::Warm, Arc::new(LocalTier::new(warm))));
+        }
         if let Some(state) = &self.state {
             config.state.clone_from(state);
         }

@@ -296,7 +296,7 @@ fn freezes_beside_an_open_file_without_a_name_keep_no_more_each_time() {
     overlay.unlink(node(&overlay, "a"), b"file").unwrap();
     let new = make(&overlay, NodeId::ROOT, "new", NewBody::File);
     overlay.unlink(NodeId::ROOT, b"new").unwrap();
-    let sessions = || world.store.hot().list("sessions/").unwrap().len();
+    let sessions = || world.store.home().list("sessions/").unwrap().len();
     let mut counts = Vec::new();
     for round in 0..5 {
         make(&overlay, NodeId::ROOT, &format!("round-{round}"), NewBody::File);

@@ -83,14 +83,14 @@ impl Writer {
         reserve::keep(state);
         let names = state::next_incarnation(state)?;
         let config = &store.0.config;
-        let (session, lists) = Session::writer(&config.hot, state, purpose)?;
+        let (session, lists) = Session::writer(&config.home, state, purpose)?;
         // Only what is known after the session became visible may be leaned on.
-        store.index().refresh(store.hot())?;
+        store.index().refresh(store.home())?;
         if store.index().runs().is_empty() {
             store.index().adopt_uncovered(&store.tiers())?;
         }
         Ok(Self {
-            pipeline: Pipeline::new(config.hot.clone(), config.level, names)?,
+            pipeline: Pipeline::new(config.landing(), config.level, names)?,
             store: store.clone(),
             fresh: HashSet::new(),
             leaned_on: HashSet::new(),
@@ -216,7 +216,7 @@ impl Writer {
 
     fn try_commit(&mut self, name: &str, draft: SnapshotDraft) -> Result<SnapshotId> {
         let store = self.store.clone();
-        let tier = store.hot();
+        let tier = store.home();
         self.flush()?;
         let WriteStats { new_bytes, stored_bytes, .. } = self.stats();
         let time = clock::now();
@@ -250,7 +250,7 @@ impl Writer {
         let names = self.pipeline.names();
         let key = format!("index/{}/{}-{}", names.writer, names.epoch, self.run_count);
         self.run_count += 1;
-        let tier = self.store.hot();
+        let tier = self.store.home();
         if !tier.put_if_absent(&key, &index::encode(&directories)?)? {
             return Err(Error::new(Kind::Internal, "an index run of this name is there already").object(key));
         }

@@ -39,7 +39,8 @@ impl PackNames {
 
 /// The open end of the store.
 pub struct Pipeline {
-    tier: Arc<dyn Tier>,
+    /// A pack is stored on each in turn.
+    landing: Vec<Arc<dyn Tier>>,
     level: i32,
     names: PackNames,
     drafts: [FrameDraft; 2],
@@ -58,10 +59,10 @@ impl Pipeline {
     ///
     /// # Errors
     /// `Unavailable` when the system gives no thread.
-    pub fn new(tier: Arc<dyn Tier>, level: i32, names: PackNames) -> Result<Self> {
+    pub fn new(landing: Vec<Arc<dyn Tier>>, level: i32, names: PackNames) -> Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
-            tier,
+            landing,
             level,
             names,
             drafts: [FrameDraft::new(PackKind::Data), FrameDraft::new(PackKind::Meta)],
@@ -135,12 +136,17 @@ impl Pipeline {
 
     fn store_pack(&mut self, kind: PackKind) -> Result<()> {
         let Some(pack) = self.packs[kind as usize].take() else { return Ok(()) };
-        let tier = self.tier.clone();
+        let landing = self.landing.clone();
         let (id, bytes, directory) = pack.finish();
         self.stored_bytes += bytes.len() as u64;
-        self.storing.push_back(self.storer.run(move || match tier.put_if_absent(&id.key(), &bytes)? {
-            true => Ok(directory),
-            false => Err(Error::new(Kind::Internal, "a pack of this name is there already").object(id)),
+        self.storing.push_back(self.storer.run(move || {
+            for tier in landing {
+                if !tier.put_if_absent(&id.key(), &bytes)? {
+                    let there = Error::new(Kind::Internal, "a pack of this name is there already");
+                    return Err(there.object(format!("{id} in {}", tier.describe())));
+                }
+            }
+            Ok(directory)
         }));
         while self.storing.len() > PACKS_IN_FLIGHT {
             self.await_stored()?;

@@ -17,11 +17,9 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let directory = Path::new(&arguments[1]);
     let store = Store::open(&StoreConfig {
-        hot: Arc::new(LocalTier::new(directory.join("store"))),
-        warm: None,
-        state: directory.join("state"),
         cache_bytes: 1 << 20,
         level: 1,
+        ..StoreConfig::on(Arc::new(LocalTier::new(directory.join("store"))), directory.join("state"))
     })?;
     if arguments[2] == "hold" {
         let _writer = store.writer("write loop")?;

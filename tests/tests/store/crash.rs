@@ -149,11 +149,9 @@ fn assert_survived(store: &Store, acks: &Acks, context: &str) {
 /// Reopens what survived, with local state as given.
 fn recover(survivor: &MemoryTier, state: &Path, acks: &Acks, context: &str) {
     let config = StoreConfig {
-        hot: Arc::new(survivor.fork()),
-        warm: None,
-        state: state.to_owned(),
         cache_bytes: 4 << 20,
         level: 1,
+        ..StoreConfig::on(Arc::new(survivor.fork()), state.to_owned())
     };
     let store = match Store::open(&config) {
         Ok(store) => store,
@@ -236,5 +234,5 @@ fn the_scenario_ends_well_without_a_fault() {
     collect(&store, 3).unwrap();
     let named: usize = acks.done.values().map(Vec::len).sum();
     assert_eq!(store.snapshot_ids().unwrap().len(), named);
-    assert!(store.hot().list("sessions/").unwrap().is_empty());
+    assert!(store.home().list("sessions/").unwrap().is_empty());
 }

@@ -5,8 +5,8 @@ use crate::scratch::{Scratch, copy_of, overwrite};
 use std::sync::Arc;
 use store::pack::read_directory;
 use store::{
-    CheckOptions, Kind, LocalTier, MemoryTier, PackId, Result, Snapshot, SnapshotDraft, Store, StoreConfig,
-    Tier, Unwatched,
+    CheckOptions, DataTier, Kind, LocalTier, MemoryTier, PackId, Result, Snapshot, SnapshotDraft, Store,
+    StoreConfig, Tier, TierClass, Unwatched,
 };
 use tests::model::{
     Files, Item, Memory, Pages, Random, State, put_files, put_memory, sample_files, state_of_store,
@@ -292,7 +292,7 @@ fn a_damaged_hot_copy_is_read_from_the_warm_tier() {
         let bytes = small.tier.get(&info.key).unwrap().to_vec();
         overwrite(&small.tier, &info.key, &vec![0; bytes.len()]);
     }
-    let config = StoreConfig { warm: Some(warm), ..small.scratch.config.clone() };
+    let config = small.scratch.config.clone().with_tier(DataTier::new(TierClass::Warm, warm));
     assert!(read_all(&config).unwrap() == small.expected);
     assert!(read_all(&small.scratch.config).is_err(), "without it they are gone");
     let report =

@@ -154,7 +154,7 @@ fn the_golden_store_opens_checks_clean_and_restores_to_known_bytes() {
         assert_eq!(vm.parent.is_some(), version == 1);
     }
     assert_eq!(store.condemned().unwrap().len(), 1);
-    assert_eq!(store::collector::read_epoch(store.hot()).unwrap(), 1);
+    assert_eq!(store::collector::read_epoch(store.home()).unwrap(), 1);
 }
 
 #[test]
@@ -162,8 +162,7 @@ fn an_old_store_takes_new_writes() {
     let (store, _state) = golden_store();
     let scratch = tempfile::tempdir().unwrap();
     let hot = Arc::new(copy_of(&golden_tier()));
-    let config =
-        StoreConfig { hot, warm: None, state: scratch.path().into(), cache_bytes: 1 << 20, level: 3 };
+    let config = StoreConfig { cache_bytes: 1 << 20, level: 3, ..StoreConfig::on(hot, scratch.path()) };
     let copy = Store::open(&config).unwrap();
     let mut writer = copy.writer("test").unwrap();
     golden::write(&mut writer).unwrap();
@@ -184,7 +183,7 @@ fn the_same_contents_are_encoded_to_the_same_ids_today() {
     }
     let state = tempfile::tempdir().unwrap();
     let hot = Arc::new(tier);
-    let config = StoreConfig { hot, warm: None, state: state.path().into(), cache_bytes: 1 << 20, level: 19 };
+    let config = StoreConfig { cache_bytes: 1 << 20, level: 19, ..StoreConfig::on(hot, state.path()) };
     let today = Store::open(&config).unwrap();
     golden::write(&mut today.writer("test").unwrap()).unwrap();
     for name in ["shop/web-1", "shop/web-1~1", "vm", "vm~1"] {
@@ -393,7 +392,7 @@ fn assert_frame(document: &Document, bytes: &[u8]) {
 fn metadata_chunks(store: &Store) -> Vec<Vec<u8>> {
     let mut chunks = Vec::new();
     for (id, _) in store.packs().unwrap() {
-        let directory = read_directory(store.hot(), id).unwrap();
+        let directory = read_directory(store.home(), id).unwrap();
         if directory.kind == PackKind::Meta {
             let read = |id: &ChunkId| store.read_chunk(id).unwrap().to_vec();
             chunks.extend(directory.entries.iter().map(|entry| read(&entry.id)));

@@ -136,7 +136,7 @@ fn use_store(config: &StoreConfig, also_write: bool) -> store::Result<()> {
     }
     let _ = store.resolve("web~1");
     let _ = store.condemned();
-    let _ = store::collector::read_epoch(store.hot());
+    let _ = store::collector::read_epoch(store.home());
     let _ = store::stats(&store);
     for id in store.snapshot_ids()? {
         let _ = store.snapshot(&id);
@@ -271,8 +271,7 @@ fn metadata_survives_mutation() {
     }
     writer.commit("fuzz", SnapshotDraft::default()).unwrap();
     drop(writer);
-    let store =
-        Store::open(&StoreConfig { hot: Arc::new(copy_of(&tier)), ..scratch.config.clone() }).unwrap();
+    let store = Store::open(&StoreConfig::on(Arc::new(copy_of(&tier)), &scratch.config.state)).unwrap();
     for id in ids {
         if let Ok(tree) = store.tree(&TreeId::from(id)) {
             walk(&store, &tree);
@@ -305,7 +304,7 @@ fn image_over(id: &ChunkId) -> Vec<u8> {
 fn metadata_records(store: &Store) -> Vec<Vec<u8>> {
     let mut records = Vec::new();
     for (id, _) in store.packs().unwrap() {
-        let directory = read_directory(store.hot(), id).unwrap();
+        let directory = read_directory(store.home(), id).unwrap();
         if directory.kind == store::pack::PackKind::Meta {
             records
                 .extend(directory.entries.iter().map(|entry| store.read_chunk(&entry.id).unwrap().to_vec()));

@@ -23,7 +23,7 @@ fn filled(scratch: &Scratch) -> Histories {
     for version in 0..3 {
         commit(&mut writer, version, &mut model);
     }
-    assert_eq!(store.hot().list("index/").unwrap().len(), 3);
+    assert_eq!(store.home().list("index/").unwrap().len(), 3);
     model
 }
 
@@ -31,7 +31,7 @@ fn filled(scratch: &Scratch) -> Histories {
 fn listing(store: &Store) -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
     for (pack, _) in store.packs().unwrap() {
-        for entry in store::pack::read_directory(store.hot(), pack).unwrap().entries {
+        for entry in store::pack::read_directory(store.home(), pack).unwrap().entries {
             let places: Vec<Location> = store.index().find(&entry.id);
             assert!(places.iter().any(|place| place.pack == pack), "{pack} holds {} unknown", entry.id);
             found.extend(places.iter().map(|place| (entry.id.to_string(), format!("{place:?}"))));
@@ -52,7 +52,7 @@ fn a_store_without_index_reads_everything_and_a_rebuild_gives_the_same_listing()
         let model = filled(&scratch);
         let open_before = scratch.open();
         let before = listing(&open_before);
-        delete_index(&*scratch.config.hot);
+        delete_index(&*scratch.config.home);
         assert_holds(&open_before, &model, "open before the index went");
         let cold = scratch.open();
         assert_holds(&cold, &model, "opened without index");
@@ -65,7 +65,7 @@ fn a_store_without_index_reads_everything_and_a_rebuild_gives_the_same_listing()
             assert_eq!(listing(store), before);
             assert_clean(store, "after the rebuild");
         }
-        assert_eq!(scratch.config.hot.list("index/").unwrap().len(), 1);
+        assert_eq!(scratch.config.home.list("index/").unwrap().len(), 1);
         let again = store::rebuild_index(&cold, &Unwatched).unwrap();
         assert_eq!(again, (packs, chunks), "a rebuild of what is whole changes nothing");
     }
@@ -88,7 +88,7 @@ fn runs_that_are_no_runs_are_passed_over() {
     for scratch in [Scratch::in_memory().0, Scratch::in_directory()] {
         let model = filled(&scratch);
         let tier = scratch.open();
-        let tier = tier.hot();
+        let tier = tier.home();
         let runs = tier.list("index/").unwrap();
         let right = tier.get(&runs[1].key).unwrap().to_vec();
         let mut newer = right.clone();

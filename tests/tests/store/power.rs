@@ -18,11 +18,9 @@ fn open(disk: &PowerDisk) -> Store {
 
 fn config(disk: &PowerDisk) -> StoreConfig {
     StoreConfig {
-        hot: Arc::new(LocalTier::new(disk.mounted.join("store"))),
-        warm: None,
-        state: disk.mounted.join("state"),
         cache_bytes: 1 << 20,
         level: 1,
+        ..StoreConfig::on(Arc::new(LocalTier::new(disk.mounted.join("store"))), disk.mounted.join("state"))
     }
 }
 

@@ -132,8 +132,8 @@ impl World {
     }
 
     fn delete_index(&mut self) -> String {
-        for run in self.store.hot().list("index/").unwrap() {
-            self.store.hot().delete(&run.key).unwrap();
+        for run in self.store.home().list("index/").unwrap() {
+            self.store.home().delete(&run.key).unwrap();
         }
         if self.random.once_in(2) {
             self.reopen();

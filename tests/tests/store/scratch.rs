@@ -47,7 +47,7 @@ impl Scratch {
 }
 
 fn config(hot: Arc<dyn Tier>, directory: &TempDir) -> StoreConfig {
-    StoreConfig { hot, warm: None, state: directory.path().join("state"), cache_bytes: 4 << 20, level: 1 }
+    StoreConfig { cache_bytes: 4 << 20, level: 1, ..StoreConfig::on(hot, directory.path().join("state")) }
 }
 
 /// A tier in memory with the same objects as another tier.

@@ -62,7 +62,7 @@ pub fn run(arguments: &CheckArguments, context: &mut Context) -> anyhow::Result<
     }
     let what = format!("the store has {count} problems");
     Err(Error::new(Kind::Corrupt, what)
-        .object(store.hot().describe())
+        .object(store.home().describe())
         .advice("restore what is hurt from another copy; what is not named is whole")
         .into())
 }

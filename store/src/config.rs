@@ -1,0 +1,102 @@
+//! Where a store is and how it is used: the tier that holds its records, the tiers that hold its packs, and this host's
+//! own state.
+//!
+//! Records (superblock, domains, snapshots, refs, sessions, index runs, the collector's state) live at the store's *home*.
+//! Packs live on data tiers, fastest first. In a store of one host the home is the hot tier. In a shared store the home is
+//! the bucket that all hosts see, and a host's hot tier holds copies of what is in the bucket and nothing else.
+
+use crate::tier::{LocalTier, Tier};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The latency class of a data tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TierClass {
+    /// Local flash: where writes land and metadata stays.
+    Hot,
+    /// Local disks.
+    Warm,
+    /// A bucket, or anything a round trip away.
+    Cold,
+}
+
+impl fmt::Display for TierClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hot => "hot",
+            Self::Warm => "warm",
+            Self::Cold => "cold",
+        })
+    }
+}
+
+/// A tier that holds packs.
+#[derive(Clone, Debug)]
+pub struct DataTier {
+    /// How far away it is.
+    pub class: TierClass,
+    /// The place.
+    pub tier: Arc<dyn Tier>,
+    /// Packs may take this many bytes; `None`: as many as fit.
+    pub limit_bytes: Option<u64>,
+}
+
+impl DataTier {
+    /// A tier without a limit of its own.
+    pub fn new(class: TierClass, tier: Arc<dyn Tier>) -> Self {
+        Self { class, tier, limit_bytes: None }
+    }
+}
+
+/// Where a store is and how it is used.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Where records live.
+    pub home: Arc<dyn Tier>,
+    /// Where packs live, fastest first; at least one.
+    pub tiers: Vec<DataTier>,
+    /// Whether other hosts use the same home. Then every pack is on the last tier before anything names it.
+    pub is_shared: bool,
+    /// Local state of this host: locks, uppers, derived tables. Never shared between hosts.
+    pub state: PathBuf,
+    /// Hard limit of the decoded cache in bytes.
+    pub cache_bytes: u64,
+    /// zstd level of new frames, 1 to 22.
+    pub level: i32,
+}
+
+impl StoreConfig {
+    /// A store of one host whose records and packs are on `tier`.
+    pub fn on(tier: Arc<dyn Tier>, state: impl Into<PathBuf>) -> Self {
+        Self {
+            home: tier.clone(),
+            tiers: vec![DataTier::new(TierClass::Hot, tier)],
+            is_shared: false,
+            state: state.into(),
+            cache_bytes: 256 << 20,
+            level: 3,
+        }
+    }
+
+    /// A store in one directory, its local state below it.
+    pub fn directory(path: &Path) -> Self {
+        Self::on(Arc::new(LocalTier::new(path)), path.join("local"))
+    }
+
+    /// The same with one more data tier, slower than those before.
+    pub fn with_tier(mut self, tier: DataTier) -> Self {
+        self.tiers.push(tier);
+        self
+    }
+
+    /// The tiers that a new pack is stored on before anything names it, in the order in which it is stored: when the second
+    /// has it, the first has it, too.
+    pub fn landing(&self) -> Vec<Arc<dyn Tier>> {
+        let tiers = match (self.is_shared, self.tiers.as_slice()) {
+            (true, [hot, .., shared]) => vec![shared, hot],
+            (_, tiers) => tiers.iter().take(1).collect(),
+        };
+        tiers.into_iter().map(|tier| tier.tier.clone()).collect()
+    }
+}
