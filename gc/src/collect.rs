@@ -4,11 +4,13 @@
 //! if anything is missing; write the condemned lists; take deleted packs out of the index; delete; shorten the lists. Each
 //! step leaves a state from which the next run goes on. No wall clock is read.
 
+use crate::fence::fence_stale;
 use crate::mark::Marker;
 use crate::plan::{Clock, Planned, Verdict};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use store::collector::{self, Condemned};
+use store::session::Listed;
 use store::{Derived, FileLock, Kind, PackId, Progress, Result, SnapshotId, Store, Work, index, session};
 
 /// Runs are merged when there are more.
@@ -104,11 +106,12 @@ fn run(
         Kind::Corrupt | Kind::NotFound => error.advice("nothing was deleted; run `snapctl check`"),
         _ => error,
     })?;
-    let Survey { mut report, lists, vanished, marked } = survey;
+    let Survey { mut report, lists, sessions, vanished, marked } = survey;
     if !dry_run {
         execute(store, &lists, vanished, &mut report)?;
         if let Some(table) = table {
-            let live: HashSet<&[u8]> = marked.iter().map(|id| id.as_bytes().as_slice()).collect();
+            let mut live: HashSet<&[u8]> = marked.iter().map(|id| id.as_bytes().as_slice()).collect();
+            live.extend(sessions.iter().map(|listed| listed.key.as_bytes()));
             if let Err(error) = table.retain(|key| live.contains(key)).and_then(|()| table.flush()) {
                 tracing::warn!(%error, "what this run found may be computed again");
             }
@@ -121,6 +124,7 @@ fn run(
 struct Survey {
     report: CollectReport,
     lists: Vec<Condemned>,
+    sessions: Vec<Listed>,
     /// Condemned packs that an earlier run deleted before it could say so.
     vanished: HashSet<PackId>,
     marked: HashSet<SnapshotId>,
@@ -132,7 +136,10 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
         true => collector::read_epoch(tier)? + 1,
         false => collector::raise_epoch(tier)?,
     };
-    let sessions = session::alive(tier, store.state_dir(), !dry_run)?;
+    if let Some(table) = table.filter(|_| store.is_shared() && !dry_run) {
+        fence_stale(store, table, epoch)?;
+    }
+    let sessions = session::alive(store.sessions(), !dry_run)?;
     let lists = Condemned::read_all(tier)?;
     let packs = store.packs()?;
     let records = store.snapshot_ids()?;
@@ -154,8 +161,8 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     }
     progress.end();
 
-    let oldest_writer = sessions.iter().filter_map(|session| session.writer_epoch).min();
-    let clock = Clock { epoch, oldest_writer };
+    let oldest_writer = sessions.iter().filter_map(|listed| listed.record.writer_epoch).min();
+    let clock = Clock { epoch, oldest_writer, is_shared: store.is_shared() };
     let plan = |reached, condemned: Option<&u64>| clock.decide(reached, condemned.copied());
     let mut report = CollectReport { epoch, dry_run, ..CollectReport::default() };
     for (id, len_bytes) in packs {
@@ -169,12 +176,13 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
         report.snapshots.push(Planned { id, len_bytes: 0, verdict, reason });
     }
     let vanished = condemned.keys().filter(|id| !inventory.contains_key(id)).copied().collect();
-    Ok(Survey { report, lists, vanished, marked })
+    Ok(Survey { report, lists, sessions, vanished, marked })
 }
 
 /// Every snapshot that must stay.
-fn roots(store: &Store, sessions: &[session::SessionRecord]) -> Result<Vec<SnapshotId>> {
-    let mut roots: Vec<SnapshotId> = sessions.iter().flat_map(|session| session.pinned.clone()).collect();
+fn roots(store: &Store, sessions: &[Listed]) -> Result<Vec<SnapshotId>> {
+    let mut roots: Vec<SnapshotId> =
+        sessions.iter().flat_map(|listed| listed.record.pinned.clone()).collect();
     for found in store.refs().list()? {
         roots.extend(found.history.iter().map(|entry| entry.snapshot));
     }
@@ -206,7 +214,7 @@ fn execute(
 ) -> Result<()> {
     let tier = store.home();
     // Waiting and doomed objects stay listed until they are gone, from the index too; what was taken back is dropped.
-    let listed = [Verdict::Wait, Verdict::Delete];
+    let listed = [Verdict::Wait, Verdict::Avoid, Verdict::Delete];
     let mut listed_packs = with_verdict(&report.packs, &listed);
     listed_packs.extend(&vanished);
     shorten(store, lists, &listed_packs, &with_verdict(&report.snapshots, &listed))?;
@@ -238,7 +246,7 @@ fn execute(
         Some(merged) => merged,
         None => merge_index(store, &gone)?,
     };
-    let waiting = [Verdict::Wait];
+    let waiting = [Verdict::Wait, Verdict::Avoid];
     shorten(store, lists, &with_verdict(&report.packs, &waiting), &with_verdict(&report.snapshots, &waiting))
 }
 

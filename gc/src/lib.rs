@@ -5,6 +5,7 @@
 //! The protocol with writers is in `store::collector`; ARCHITECTURE.md tells the life of a collection.
 
 mod collect;
+mod fence;
 mod mark;
 mod plan;
 pub mod retention;

@@ -13,6 +13,8 @@ pub enum Verdict {
     Keep,
     /// Stays, and is no longer condemned.
     TakeBack,
+    /// Stays, and stays condemned: no writer leans on it again.
+    Avoid,
     /// Is condemned in this run.
     Condemn,
     /// Was condemned and waits.
@@ -72,6 +74,8 @@ pub struct Clock {
     pub epoch: u64,
     /// The oldest epoch of an open writer's session.
     pub oldest_writer: Option<u64>,
+    /// Whether collectors of other hosts may be at work, or be stalled between two steps.
+    pub is_shared: bool,
 }
 
 impl Clock {
@@ -79,6 +83,9 @@ impl Clock {
     pub fn decide(&self, reached: bool, condemned: Option<u64>) -> (Verdict, Reason) {
         match (reached, condemned) {
             (true, None) => (Verdict::Keep, Reason::Reached),
+            // A stalled collector of another host may yet delete what it saw condemned and unreached. It is right as long as
+            // nobody leans on that anew.
+            (true, Some(condemned)) if self.is_shared => (Verdict::Avoid, Reason::ReachedAgain { condemned }),
             (true, Some(condemned)) => (Verdict::TakeBack, Reason::ReachedAgain { condemned }),
             (false, None) => (Verdict::Condemn, Reason::Unreached),
             (false, Some(condemned)) => {
@@ -116,10 +123,13 @@ mod tests {
     fn nothing_reached_is_ever_deleted_and_nothing_is_deleted_in_haste() {
         for epoch in 1..12 {
             for oldest_writer in (0..12).map(Some).chain([None]) {
-                let clock = Clock { epoch, oldest_writer };
+                let clock = Clock { epoch, oldest_writer, is_shared: false };
                 assert_eq!(clock.decide(false, None).0, Verdict::Condemn);
+                let shared = Clock { is_shared: true, ..clock };
                 for condemned in 1..=epoch {
                     assert_eq!(clock.decide(true, Some(condemned)).0, Verdict::TakeBack);
+                    assert_eq!(shared.decide(true, Some(condemned)).0, Verdict::Avoid);
+                    assert_eq!(shared.decide(false, Some(condemned)), clock.decide(false, Some(condemned)));
                     let deletes = clock.decide(false, Some(condemned)).0 == Verdict::Delete;
                     let ripe = epoch >= condemned + 2;
                     let leaned_on = oldest_writer.is_some_and(|writer| writer <= condemned);

@@ -84,7 +84,7 @@ fn check_records(store: &Store, report: &mut CheckReport) {
         (&*Domain::key(domain::DEFAULT), Domain::read(tier, domain::DEFAULT).map(|_| ())),
         (collector::STATE_KEY, collector::read_epoch(tier).map(|_| ())),
         (collector::CONDEMNED_PREFIX, Condemned::read_all(tier).map(|_| ())),
-        (session::PREFIX, session::alive(tier, store.state_dir(), false).map(|_| ())),
+        (session::PREFIX, session::alive(store.sessions(), false).map(|_| ())),
     ];
     for (object, outcome) in read {
         if let Err(error) = outcome {

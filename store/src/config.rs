@@ -62,6 +62,8 @@ pub struct StoreConfig {
     pub state: PathBuf,
     /// Hard limit of the decoded cache in bytes.
     pub cache_bytes: u64,
+    /// Hard limit of the flat-file cache of slower tiers' frames in bytes; 0 keeps none.
+    pub flat_cache_bytes: u64,
     /// zstd level of new frames, 1 to 22.
     pub level: i32,
 }
@@ -75,6 +77,7 @@ impl StoreConfig {
             is_shared: false,
             state: state.into(),
             cache_bytes: 256 << 20,
+            flat_cache_bytes: 1 << 30,
             level: 3,
         }
     }
@@ -88,15 +91,5 @@ impl StoreConfig {
     pub fn with_tier(mut self, tier: DataTier) -> Self {
         self.tiers.push(tier);
         self
-    }
-
-    /// The tiers that a new pack is stored on before anything names it, in the order in which it is stored: when the second
-    /// has it, the first has it, too.
-    pub fn landing(&self) -> Vec<Arc<dyn Tier>> {
-        let tiers = match (self.is_shared, self.tiers.as_slice()) {
-            (true, [hot, .., shared]) => vec![shared, hot],
-            (_, tiers) => tiers.iter().take(1).collect(),
-        };
-        tiers.into_iter().map(|tier| tier.tier.clone()).collect()
     }
 }

@@ -2,7 +2,7 @@
 //! images, snapshots and refs.
 //!
 //! Start at [`Store`] for reading and [`Writer`] for writing. The crate knows nothing of FUSE, userfaultfd or command
-//! lines, never prints, never deletes (the collector does), and is blocking throughout.
+//! lines, never prints, never deletes a last copy (the collector does), and is blocking throughout.
 
 mod backup;
 mod blob;
@@ -16,6 +16,7 @@ mod config;
 mod derived;
 mod domain;
 mod error;
+mod flat_cache;
 mod id;
 pub mod image;
 pub mod index;
@@ -23,6 +24,7 @@ mod lock;
 mod map;
 mod open;
 pub mod pack;
+mod placement;
 mod progress;
 mod reach;
 mod refs;
@@ -36,6 +38,7 @@ mod stats;
 mod superblock;
 #[cfg(test)]
 mod testing;
+mod throttle;
 pub mod tier;
 pub mod tree;
 pub mod wire;
@@ -49,9 +52,11 @@ pub use clock::Time;
 pub use config::{DataTier, StoreConfig, TierClass};
 pub use derived::Derived;
 pub use error::{Error, Kind, Result};
+pub use flat_cache::{CacheUsage, FlatCache};
 pub use id::{ChunkId, DirectoryId, ImageId, PackId, SnapshotId, StoreId, TreeId, WriterId};
 pub use image::{GROUP_PAGES, Image, ImageBuilder, ImageKind, ImageStats, Location, PAGE, PageRun, Space};
 pub use lock::FileLock;
+pub use placement::{Moved, Placement, TierUsage};
 pub use progress::{Progress, Unwatched, Work};
 pub use reach::{Reached, Visit, chunks_of_directory, chunks_of_image, chunks_of_tree};
 pub use refs::{Ref, RefEntry, Refs, check_name};
@@ -60,7 +65,8 @@ pub use restore::{RestoreReport, restore};
 pub use snapshot::{Snapshot, Totals};
 pub use splice::{is_zero, splice, write_with_holes};
 pub use stats::{StoreStats, stats};
-pub use tier::{LocalTier, MemoryTier, Object, ObjectInfo, Tier};
+pub use throttle::Throttle;
+pub use tier::{Breaker, LocalTier, MemoryTier, MirrorTier, Object, ObjectInfo, Tier};
 pub use tree::{
     Content, ContentReader, ContentWriter, Directory, Entry, EntryInode, Extent, INLINE_MAX, Inode,
     LinkedInode, Metadata, Node, Tree, TreeRoot,

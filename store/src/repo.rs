@@ -4,18 +4,21 @@
 use crate::cache::{ChunkBytes, FrameCache};
 use crate::clock;
 use crate::collector::Condemned;
-use crate::config::StoreConfig;
+use crate::config::{DataTier, StoreConfig, TierClass};
 use crate::domain::{self, Domain};
 use crate::error::{Error, Kind, Result};
+use crate::flat_cache::FlatCache;
 use crate::id::{ChunkId, PackId, SnapshotId, StoreId};
 use crate::index::{Index, Location};
 use crate::lock::create_private_directories;
-use crate::pack::{Frame, PackDirectory, read_directory};
+use crate::pack::{Frame, PackDirectory, PackKind, read_directory};
+use crate::placement::{Moved, Placement, Touched};
 use crate::refs::{Ref, RefEntry, Refs};
 use crate::reserve;
-use crate::session::{self, Session};
+use crate::session::{self, Session, SessionPlace};
 use crate::snapshot::Snapshot;
 use crate::superblock::{self, Superblock};
+use crate::throttle::Throttle;
 use crate::tier::Tier;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,6 +38,10 @@ pub(crate) struct Inner {
     pub(crate) domain: Domain,
     pub(crate) index: Index,
     cache: FrameCache,
+    flat: FlatCache,
+    pub(crate) placement: Arc<Placement>,
+    touched: Touched,
+    sessions: SessionPlace,
 }
 
 /// A reader's session: the pinned snapshots stay while this lives.
@@ -82,6 +89,10 @@ impl Store {
             domain,
             index: Index::default(),
             cache: FrameCache::new(config.cache_bytes),
+            flat: FlatCache::new(config.state.join("frames"), config.flat_cache_bytes),
+            placement: Arc::new(Placement::new(config)),
+            touched: Touched::default(),
+            sessions: session_place(config)?,
             config: config.clone(),
         };
         inner.index.refresh(&*config.home)?;
@@ -105,7 +116,27 @@ impl Store {
 
     /// Every tier that may hold packs, fastest first.
     pub fn tiers(&self) -> Vec<&dyn Tier> {
-        self.0.config.tiers.iter().map(|tier| &*tier.tier).collect()
+        self.0.placement.tiers().iter().map(|tier| &*tier.tier).collect()
+    }
+
+    /// Where sessions are kept, and whose they are.
+    pub fn sessions(&self) -> &SessionPlace {
+        &self.0.sessions
+    }
+
+    /// Whether other hosts use the store, too.
+    pub fn is_shared(&self) -> bool {
+        self.0.config.is_shared
+    }
+
+    /// Where packs lie, and what moves.
+    pub fn placement(&self) -> &Placement {
+        &self.0.placement
+    }
+
+    /// The flat-file cache of this host.
+    pub fn flat_cache(&self) -> &FlatCache {
+        &self.0.flat
     }
 
     /// The table of chunks known to this process.
@@ -164,19 +195,55 @@ impl Store {
         }
     }
 
-    /// Fetches, decodes and verifies a frame from the first tier that has it whole.
+    /// Fetches, decodes and verifies a frame from the first tier that has it whole; between the hot tier and the slower ones
+    /// stands the flat-file cache.
     fn fetch_frame(&self, place: &Location) -> Result<Frame> {
         let key = place.pack.key();
         let mut failure = None;
-        for tier in self.tiers() {
+        for DataTier { class, tier, .. } in self.0.placement.tiers() {
+            let is_near = *class == TierClass::Hot;
+            if !is_near && let Some(frame) = self.cached_frame(place) {
+                return Ok(frame);
+            }
             let bytes = tier.get_range(&key, place.offset, place.len_bytes);
-            match bytes.and_then(|bytes| Frame::decode(&bytes, |plain| self.0.domain.chunk_id(plain))) {
-                Ok(frame) => return Ok(frame),
+            match bytes.and_then(|bytes| Ok((self.decode_frame(&bytes)?, bytes))) {
+                Ok((frame, _)) if is_near => {
+                    self.0.touched.note(&**tier, place.pack);
+                    return Ok(frame);
+                }
+                Ok((frame, bytes)) => {
+                    self.keep_near(place, &frame, &bytes);
+                    return Ok(frame);
+                }
                 Err(error) if error.kind() == Kind::NotFound => failure = failure.or(Some(error)),
                 Err(error) => failure = Some(error.object(format!("{key} at byte {}", place.offset))),
             }
         }
         Err(failure.expect("a store has at least one tier"))
+    }
+
+    fn decode_frame(&self, bytes: &[u8]) -> Result<Frame> {
+        Frame::decode(bytes, |plain| self.0.domain.chunk_id(plain))
+    }
+
+    fn cached_frame(&self, place: &Location) -> Option<Frame> {
+        let bytes = self.0.flat.get(place.pack, place.offset, place.len_bytes)?;
+        self.decode_frame(&bytes).inspect_err(|_| self.0.flat.remove(place.pack, place.offset)).ok()
+    }
+
+    /// A frame came from far away: it is kept on local flash; of metadata, which is read piece by piece, the whole pack is.
+    fn keep_near(&self, place: &Location, frame: &Frame, stored: &[u8]) {
+        let promoted = match frame.kind {
+            PackKind::Data => Ok(false),
+            PackKind::Meta => {
+                self.0.placement.promote(place.pack, &mut Throttle::new(None), &mut Moved::default())
+            }
+        };
+        match promoted {
+            Ok(true) => {}
+            Ok(false) => self.0.flat.insert(place.pack, place.offset, stored),
+            Err(error) => tracing::debug!(pack = %place.pack, %error, "metadata is not brought near"),
+        }
     }
 
     /// A snapshot's record.
@@ -297,13 +364,13 @@ impl Store {
     }
 
     /// Pins snapshots against the collector until the pin is dropped. On a store that is mounted read-only nothing can be
-    /// collected from here and nothing is pinned.
+    /// collected from here and nothing is pinned; while the bucket of a shared store is silent nothing can be pinned, and
+    /// what is near is read all the same.
     ///
     /// # Errors
     /// `NotFound` when one of them is gone or condemned; else as the tier.
     pub fn pin(&self, purpose: &str, snapshots: &[SnapshotId]) -> Result<Pin> {
-        let session =
-            where_writable(Session::reader(&self.0.config.home, self.state_dir(), purpose, snapshots))?;
+        let session = where_writable(Session::reader(self.sessions(), purpose, snapshots))?;
         for id in snapshots {
             self.snapshot(id)?;
         }
@@ -316,7 +383,7 @@ impl Store {
     /// # Errors
     /// As the tier.
     pub fn hold_for_upper(&self, upper: &Path, snapshots: &[SnapshotId]) -> Result<()> {
-        where_writable(session::hold_for_upper(self.home(), upper, snapshots)).map(drop)
+        where_writable(session::hold_for_upper(self.sessions(), upper, snapshots)).map(drop)
     }
 
     /// The upper holds no changes any more.
@@ -324,7 +391,7 @@ impl Store {
     /// # Errors
     /// As the tier.
     pub fn let_go_of_upper(&self, upper: &Path) -> Result<()> {
-        where_writable(session::let_go_of_upper(self.home(), upper)).map(drop)
+        where_writable(session::let_go_of_upper(self.sessions(), upper)).map(drop)
     }
 
     /// The packs that the collector condemned.
@@ -363,6 +430,11 @@ impl Store {
         }
         Ok(packs.into_iter().collect())
     }
+}
+
+fn session_place(config: &StoreConfig) -> Result<SessionPlace> {
+    let host = config.is_shared.then(|| session::host_id(&config.state)).transpose()?;
+    Ok(SessionPlace { home: config.home.clone(), state: config.state.clone(), host })
 }
 
 /// `None` where the file system is read-only: nothing can be collected from here either.

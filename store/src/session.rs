@@ -3,21 +3,28 @@
 //! state: a lock file without a holder is a dead session and is swept. An object without a lock file was opened with other
 //! local state, or that was lost: nothing is known of its process, so it counts as alive.
 //!
+//! In a shared store a session also names its host, and a host judges only its own sessions by their locks. A session of
+//! another host renews itself while its process lives; one that has stopped may be fenced ([`fence`]): its object changes
+//! and goes, which its writer meets before its commit counts ([`crate::refs`], proposals). No clock decides about safety: a
+//! session that is fenced too early costs its owner the work, never the store a chunk.
+//!
 //! A mount's upper needs its base also when no process has it mounted. Its session has no process and no lock: it lives until
 //! it is ended, or until the upper's directory is gone.
 
 use crate::clock;
 use crate::collector::{self, Condemned};
 use crate::error::{Error, Kind, Result};
-use crate::id::SnapshotId;
+use crate::id::{SnapshotId, WriterId};
 use crate::lock::{FileLock, LockState};
-use crate::tier::Tier;
+use crate::tier::{Tier, replace_file};
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Prefix of the keys of sessions.
 pub const PREFIX: &str = "sessions/";
@@ -33,11 +40,68 @@ pub struct SessionRecord {
     pub purpose: String,
     /// The directory of a mount's changes to the pinned snapshots; `None` for what ends with a process.
     pub upper: Option<PathBuf>,
+    /// In a shared store, the host that it belongs to.
+    pub host: Option<HostId>,
+    /// How often it was renewed.
+    pub renewals: u64,
 }
 
 const READER: u8 = 0;
 const WRITER: u8 = 1;
 const UPPER: u8 = 2;
+/// Added to the kind of a session that names its host.
+const OF_HOST: u8 = 3;
+/// How often a session of a shared store is renewed.
+const RENEWAL: Duration = Duration::from_secs(60);
+
+/// Names a host of a shared store: drawn at random, kept in its local state.
+pub type HostId = WriterId;
+
+/// Where sessions are kept, and whose they are.
+#[derive(Clone, Debug)]
+pub struct SessionPlace {
+    /// The store's home.
+    pub home: Arc<dyn Tier>,
+    /// Local state, with the locks of this host's sessions.
+    pub state: PathBuf,
+    /// This host, in a shared store.
+    pub host: Option<HostId>,
+}
+
+impl SessionPlace {
+    fn lock_path(&self, key: &str) -> PathBuf {
+        self.state.join(key)
+    }
+
+    fn record(&self, purpose: &str) -> SessionRecord {
+        SessionRecord {
+            writer_epoch: None,
+            pinned: Vec::new(),
+            purpose: purpose.to_owned(),
+            upper: None,
+            host: self.host,
+            renewals: 0,
+        }
+    }
+}
+
+/// This host's name in shared stores, drawn when it is asked for first. Losing it leaves sessions that nobody renews.
+///
+/// # Errors
+/// As the system calls.
+pub fn host_id(state: &Path) -> Result<HostId> {
+    let path = state.join("host");
+    if let Some(host) = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()) {
+        return Ok(host);
+    }
+    let _lock = FileLock::take(&state.join("host.lock"), "naming this host")?;
+    if let Some(host) = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()) {
+        return Ok(host);
+    }
+    let host = HostId::from_bytes(clock::random_bytes());
+    replace_file(&state.join("host.next"), &path, format!("{host}\n").as_bytes())?;
+    Ok(host)
+}
 
 impl SessionRecord {
     fn encode(&self) -> Vec<u8> {
@@ -47,6 +111,7 @@ impl SessionRecord {
             (None, Some(_)) => WRITER,
             (None, None) => READER,
         };
+        let kind = if self.host.is_some() { kind + OF_HOST } else { kind };
         body.u8(kind).u64(self.writer_epoch.unwrap_or(0));
         body.string(self.purpose.as_bytes()).count(self.pinned.len());
         self.pinned.iter().for_each(|id| {
@@ -55,12 +120,16 @@ impl SessionRecord {
         if let Some(upper) = &self.upper {
             body.string(upper.as_os_str().as_bytes());
         }
+        if let Some(host) = &self.host {
+            body.bytes(host.as_bytes()).u64(self.renewals);
+        }
         seal(Record::Session, &body.finish())
     }
 
     fn decode(bytes: &[u8]) -> Result<Self> {
         let mut fields = Decoder::new(unseal(Record::Session, bytes)?);
         let (kind, epoch) = (fields.u8()?, fields.u64()?);
+        let (kind, of_host) = if kind >= OF_HOST { (kind - OF_HOST, true) } else { (kind, false) };
         if kind > UPPER {
             return Err(Error::corrupt(format!("session of unknown kind {kind}")));
         }
@@ -74,22 +143,83 @@ impl SessionRecord {
             UPPER => Some(PathBuf::from(OsStr::from_bytes(fields.string()?))),
             _ => None,
         };
+        let (host, renewals) = match of_host {
+            true => (Some(HostId::from_bytes(fields.array()?)), fields.u64()?),
+            false => (None, 0),
+        };
         fields.end()?;
-        Ok(Self { writer_epoch, pinned, purpose, upper })
+        Ok(Self { writer_epoch, pinned, purpose, upper, host, renewals })
     }
 }
 
 /// An open session; dropping it ends it.
 #[derive(Debug)]
 pub struct Session {
-    tier: Arc<dyn Tier>,
-    key: String,
-    bytes: Vec<u8>,
+    place: SessionPlace,
+    shown: Arc<Shown>,
     lock: Option<FileLock>,
+    renewing: Option<JoinHandle<()>>,
 }
 
-fn lock_path(state: &Path, key: &str) -> PathBuf {
-    state.join(key)
+/// The session's object, which its owner and its renewals change in turn.
+#[derive(Debug)]
+struct Shown {
+    key: String,
+    state: Mutex<ShownState>,
+    ended: Condvar,
+}
+
+#[derive(Debug)]
+struct ShownState {
+    record: SessionRecord,
+    bytes: Vec<u8>,
+    has_ended: bool,
+}
+
+impl Shown {
+    fn state(&self) -> MutexGuard<'_, ShownState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fenced(&self) -> Error {
+        Error::new(Kind::Fenced, "session was ended by another process")
+            .object(&self.key)
+            .advice("start the command again; nothing was committed")
+    }
+
+    /// Changes the object. The lock is held over the swap: owner and renewals must not swap against each other.
+    fn replace(&self, home: &dyn Tier, change: impl FnOnce(&mut SessionRecord)) -> Result<()> {
+        let mut state = self.state();
+        let mut record = state.record.clone();
+        change(&mut record);
+        let bytes = record.encode();
+        if !home.compare_and_swap(&self.key, Some(&state.bytes), &bytes)? {
+            return Err(self.fenced());
+        }
+        (state.record, state.bytes) = (record, bytes);
+        Ok(())
+    }
+
+    /// Renews the session until it ends or was fenced.
+    fn keep_renewing(&self, home: &dyn Tier) {
+        loop {
+            let state = self.state();
+            let waited = self.ended.wait_timeout_while(state, RENEWAL, |state| !state.has_ended);
+            if waited.unwrap_or_else(PoisonError::into_inner).0.has_ended {
+                return;
+            }
+            match self.replace(home, |record| record.renewals += 1) {
+                Err(error) if error.kind() == Kind::Fenced => {
+                    tracing::warn!(session = self.key, "session was ended by another host");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(session = self.key, %error, "session is not renewed; trying again")
+                }
+                Ok(()) => {}
+            }
+        }
+    }
 }
 
 impl Session {
@@ -98,22 +228,18 @@ impl Session {
     ///
     /// # Errors
     /// As the tier.
-    pub fn writer(tier: &Arc<dyn Tier>, state: &Path, purpose: &str) -> Result<(Self, Vec<Condemned>)> {
-        let mut epoch = collector::read_epoch(&**tier)?;
-        let record = |epoch| SessionRecord {
-            writer_epoch: Some(epoch),
-            pinned: Vec::new(),
-            purpose: purpose.to_owned(),
-            upper: None,
-        };
-        let mut session = Self::open(tier, state, &record(epoch))?;
+    pub fn writer(place: &SessionPlace, purpose: &str) -> Result<(Self, Vec<Condemned>)> {
+        let home = &*place.home;
+        let mut epoch = collector::read_epoch(home)?;
+        let session =
+            Self::open(place, SessionRecord { writer_epoch: Some(epoch), ..place.record(purpose) })?;
         loop {
-            let now = collector::read_epoch(&**tier)?;
+            let now = collector::read_epoch(home)?;
             if now == epoch {
-                return Ok((session, Condemned::read_all(&**tier)?));
+                return Ok((session, Condemned::read_all(home)?));
             }
             epoch = now;
-            session.replace(&record(epoch))?;
+            session.shown.replace(home, |record| record.writer_epoch = Some(now))?;
         }
     }
 
@@ -121,16 +247,10 @@ impl Session {
     ///
     /// # Errors
     /// `NotFound` when one of them is already condemned or gone; else as the tier.
-    pub fn reader(
-        tier: &Arc<dyn Tier>,
-        state: &Path,
-        purpose: &str,
-        snapshots: &[SnapshotId],
-    ) -> Result<Self> {
-        let (pinned, purpose) = (snapshots.to_vec(), purpose.to_owned());
-        let record = SessionRecord { writer_epoch: None, pinned, purpose, upper: None };
-        let session = Self::open(tier, state, &record)?;
-        for list in Condemned::read_all(&**tier)? {
+    pub fn reader(place: &SessionPlace, purpose: &str, snapshots: &[SnapshotId]) -> Result<Self> {
+        let session =
+            Self::open(place, SessionRecord { pinned: snapshots.to_vec(), ..place.record(purpose) })?;
+        for list in Condemned::read_all(&*place.home)? {
             if let Some(gone) = list.snapshots.iter().find(|id| snapshots.contains(id)) {
                 return Err(
                     Error::new(Kind::NotFound, "snapshot was forgotten and is being collected").object(gone)
@@ -140,23 +260,33 @@ impl Session {
         Ok(session)
     }
 
-    fn open(tier: &Arc<dyn Tier>, state: &Path, record: &SessionRecord) -> Result<Self> {
+    fn open(place: &SessionPlace, record: SessionRecord) -> Result<Self> {
         let name: [u8; 12] = clock::random_bytes();
         let key = format!("{PREFIX}{}", name.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
-        let lock = FileLock::take(&lock_path(state, &key), &record.purpose)?;
+        let lock = FileLock::take(&place.lock_path(&key), &record.purpose)?;
         let bytes = record.encode();
-        let session = Self { tier: tier.clone(), key, bytes, lock: Some(lock) };
-        session.tier.put_if_absent(&session.key, &session.bytes)?;
+        place.home.put_if_absent(&key, &bytes)?;
+        let state = Mutex::new(ShownState { record, bytes, has_ended: false });
+        let shown = Arc::new(Shown { key, state, ended: Condvar::new() });
+        let mut session = Self { place: place.clone(), shown, lock: Some(lock), renewing: None };
+        if place.host.is_some() {
+            let (home, shown) = (place.home.clone(), session.shown.clone());
+            let renew = move || shown.keep_renewing(&*home);
+            let spawned = std::thread::Builder::new().name("renew-session".to_owned()).spawn(renew);
+            session.renewing =
+                Some(spawned.map_err(|error| Error::io("cannot start a thread", "renew-session", error))?);
+        }
         Ok(session)
     }
 
-    fn replace(&mut self, record: &SessionRecord) -> Result<()> {
-        let bytes = record.encode();
-        if !self.tier.compare_and_swap(&self.key, Some(&self.bytes), &bytes)? {
-            return Err(Error::new(Kind::Fenced, "session was ended by another process").object(&self.key));
-        }
-        self.bytes = bytes;
-        Ok(())
+    /// The key of its object.
+    pub fn key(&self) -> &str {
+        &self.shown.key
+    }
+
+    /// Whether another host may end it: then a commit is proposed before it counts.
+    pub fn can_be_fenced(&self) -> bool {
+        self.place.host.is_some()
     }
 
     /// Fails when somebody ended this session: its writer may not commit.
@@ -164,23 +294,21 @@ impl Session {
     /// # Errors
     /// `Fenced`.
     pub fn check_alive(&self) -> Result<()> {
-        match self.tier.get(&self.key) {
-            Ok(object) if *object == *self.bytes => Ok(()),
-            Ok(_) => {
-                Err(Error::new(Kind::Fenced, "session was changed by another process").object(&self.key))
-            }
-            Err(error) if error.kind() == Kind::NotFound => {
-                Err(Error::new(Kind::Fenced, "session was ended by another process")
-                    .object(&self.key)
-                    .advice("start the command again; nothing was committed"))
-            }
+        let state = self.shown.state();
+        match self.place.home.get(&self.shown.key) {
+            Ok(object) if *object == *state.bytes => Ok(()),
+            Ok(_) => Err(self.shown.fenced()),
+            Err(error) if error.kind() == Kind::NotFound => Err(self.shown.fenced()),
             Err(error) => Err(error),
         }
     }
 }
 
-fn upper_key(upper: &Path) -> String {
-    let digits = blake3::hash(upper.as_os_str().as_bytes()).to_hex();
+/// One key for one directory of one host.
+fn upper_key(place: &SessionPlace, upper: &Path) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(place.host.as_ref().map_or(&[], |host| host.as_bytes().as_slice()));
+    let digits = hasher.update(upper.as_os_str().as_bytes()).finalize().to_hex();
     format!("{PREFIX}{}", &digits[..24])
 }
 
@@ -189,14 +317,14 @@ fn upper_key(upper: &Path) -> String {
 ///
 /// # Errors
 /// As the tier.
-pub fn hold_for_upper(tier: &dyn Tier, upper: &Path, snapshots: &[SnapshotId]) -> Result<()> {
+pub fn hold_for_upper(place: &SessionPlace, upper: &Path, snapshots: &[SnapshotId]) -> Result<()> {
+    let tier = &*place.home;
     let record = SessionRecord {
-        writer_epoch: None,
         pinned: snapshots.to_vec(),
-        purpose: format!("changes in {}", upper.display()),
         upper: Some(upper.to_owned()),
+        ..place.record(&format!("changes in {}", upper.display()))
     };
-    let (key, bytes) = (upper_key(upper), record.encode());
+    let (key, bytes) = (upper_key(place, upper), record.encode());
     loop {
         let current = match tier.get(&key) {
             Ok(object) if *object == *bytes => return Ok(()),
@@ -214,8 +342,8 @@ pub fn hold_for_upper(tier: &dyn Tier, upper: &Path, snapshots: &[SnapshotId]) -
 ///
 /// # Errors
 /// As the tier.
-pub fn let_go_of_upper(tier: &dyn Tier, upper: &Path) -> Result<()> {
-    tier.delete(&upper_key(upper))
+pub fn let_go_of_upper(place: &SessionPlace, upper: &Path) -> Result<()> {
+    place.home.delete(&upper_key(place, upper))
 }
 
 /// Whether an upper was removed: a directory that cannot be seen because its disk is not mounted is not.
@@ -227,8 +355,13 @@ fn is_removed(upper: &Path) -> bool {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if let Err(error) = self.tier.delete(&self.key) {
-            tracing::warn!(session = self.key, %error, "session could not be ended; the collector will sweep it");
+        self.shown.state().has_ended = true;
+        self.shown.ended.notify_all();
+        if self.renewing.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!(session = self.shown.key, "the thread that renewed a session panicked");
+        }
+        if let Err(error) = self.place.home.delete(&self.shown.key) {
+            tracing::warn!(session = self.shown.key, %error, "session could not be ended; the collector will sweep it");
         }
         if let Some(lock) = self.lock.take() {
             lock.remove();
@@ -236,42 +369,71 @@ impl Drop for Session {
     }
 }
 
-/// The sessions whose processes live. With `sweep`, those of dead processes are removed.
+/// A session that counts as alive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The key of its object.
+    pub key: String,
+    /// What it says.
+    pub record: SessionRecord,
+    /// Its object.
+    pub bytes: Vec<u8>,
+}
+
+/// The sessions whose processes live, as far as this host can tell. With `sweep`, those of its own dead processes are
+/// removed.
 ///
 /// # Errors
 /// As the tier; `Corrupt` for a damaged session of a live process, which a collector must not pass over.
-pub fn alive(tier: &dyn Tier, state: &Path, sweep: bool) -> Result<Vec<SessionRecord>> {
+pub fn alive(place: &SessionPlace, sweep: bool) -> Result<Vec<Listed>> {
+    let tier = &*place.home;
     let mut alive = Vec::new();
     for info in tier.list(PREFIX)? {
-        let lock = FileLock::look(&lock_path(state, &info.key))?;
+        let lock_path = place.lock_path(&info.key);
+        let lock = FileLock::look(&lock_path)?;
         if lock == LockState::Free {
             if sweep {
                 tracing::info!(session = info.key, "ending the session of a dead process");
                 tier.delete(&info.key)?;
-                FileLock::remove_free(&lock_path(state, &info.key));
+                FileLock::remove_free(&lock_path);
             }
             continue;
         }
-        match tier.get(&info.key) {
-            Ok(object) => {
-                let record = SessionRecord::decode(&object).map_err(|error| error.object(&info.key))?;
-                match &record.upper {
-                    Some(upper) if is_removed(upper) => {
-                        if sweep {
-                            tier.delete(&info.key)?;
-                        }
-                        continue;
-                    }
-                    None if lock == LockState::Absent => warn_of_foreign(tier, &info.key, &record),
-                    _ => {}
-                }
-                alive.push(record);
-            }
-            Err(error) if error.kind() == Kind::NotFound => {} // ended since it was listed
+        let bytes = match tier.get(&info.key) {
+            Ok(object) => object.to_vec(),
+            Err(error) if error.kind() == Kind::NotFound => continue, // ended since it was listed
             Err(error) => return Err(error),
+        };
+        let record = SessionRecord::decode(&bytes).map_err(|error| error.object(&info.key))?;
+        let is_own = record.host == place.host;
+        match &record.upper {
+            Some(upper) if is_own && is_removed(upper) => {
+                if sweep {
+                    tier.delete(&info.key)?;
+                }
+                continue;
+            }
+            None if is_own && lock == LockState::Absent => warn_of_foreign(tier, &info.key, &record),
+            _ => {}
         }
+        alive.push(Listed { key: info.key, record, bytes });
     }
     Ok(alive)
+}
+
+/// Ends the session of a process that may still live: whatever it does from now on, it does not commit. False when the
+/// session changed since it was listed.
+///
+/// # Errors
+/// As the tier.
+pub fn fence(home: &dyn Tier, listed: &Listed) -> Result<bool> {
+    let fenced =
+        SessionRecord { purpose: format!("fenced: {}", listed.record.purpose), ..listed.record.clone() };
+    let swapped = home.compare_and_swap(&listed.key, Some(&listed.bytes), &fenced.encode())?;
+    if swapped {
+        home.delete(&listed.key)?;
+    }
+    Ok(swapped)
 }
 
 fn warn_of_foreign(tier: &dyn Tier, key: &str, record: &SessionRecord) {
@@ -296,12 +458,16 @@ mod tests {
             for upper in [None, Some(PathBuf::from("/srv/upper"))] {
                 let writer_epoch = writer_epoch.filter(|_| upper.is_none());
                 let purpose = "mount of web".to_owned();
-                let record = SessionRecord { writer_epoch, pinned: pinned.clone(), purpose, upper };
-                assert_sealed(&record.encode(), &record, SessionRecord::decode);
+                for host in [None, Some(HostId::from_bytes([7; 8]))] {
+                    let (pinned, purpose, upper) = (pinned.clone(), purpose.clone(), upper.clone());
+                    let renewals = host.map_or(0, |_| 9);
+                    let record = SessionRecord { writer_epoch, pinned, purpose, upper, host, renewals };
+                    assert_sealed(&record.encode(), &record, SessionRecord::decode);
+                }
             }
         }
         let mut body = Encoder::new();
-        body.u8(3).u64(0).string(b"neither").count(0);
+        body.u8(6).u64(0).string(b"neither").count(0);
         assert!(SessionRecord::decode(&seal(Record::Session, &body.finish())).is_err());
     }
 }

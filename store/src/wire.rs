@@ -84,6 +84,12 @@ pub fn unseal(record: Record, bytes: &[u8]) -> Result<&[u8]> {
     Ok(body)
 }
 
+/// Whether the bytes are one whole, unchanged record, whatever its kind.
+pub fn is_sealed(bytes: &[u8]) -> bool {
+    let Some((header, body)) = bytes.split_at_checked(ENVELOPE_LEN) else { return false };
+    header.starts_with(MAGIC) && header[24..] == envelope_hash(&header[..24], body).as_bytes()[..]
+}
+
 fn envelope_hash(header: &[u8], body: &[u8]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     hasher.update(header).update(body);

@@ -177,6 +177,8 @@ fn decode_slots(bytes: &[u8], plain_len: usize) -> Result<Vec<(ChunkId, Range<us
 /// A decoded frame whose chunks were all checked against their ids.
 #[derive(Debug)]
 pub struct Frame {
+    /// What it holds.
+    pub kind: PackKind,
     /// The chunks' bytes, one after the other.
     pub plain: Vec<u8>,
     /// Id and byte range of each.
@@ -199,7 +201,7 @@ impl Frame {
                 return Err(Error::corrupt("chunk does not match its id").object(id));
             }
         }
-        Ok(Self { plain, slots: header.slots })
+        Ok(Self { kind: header.kind, plain, slots: header.slots })
     }
 
     /// Decodes and verifies also what reads pass over, the checksum of the stored body and the padding: then no bit is

@@ -14,6 +14,7 @@ pub use frame::{EncodedFrame, FRAME_HEADER_LEN, Frame, FrameDraft, FrameHeader, 
 
 use crate::error::{Error, Result};
 use crate::id::PackId;
+use crate::tier::Tier;
 use crate::wire::{Encoder, checksum};
 
 /// Frames start at multiples of this; index entries count in it.
@@ -60,6 +61,19 @@ pub fn header(id: PackId, kind: PackKind) -> Vec<u8> {
     bytes.extend_from_slice(&checksum(&bytes).to_le_bytes());
     bytes.resize(PACK_HEADER_LEN, 0);
     bytes
+}
+
+/// What a stored pack holds, from its header.
+///
+/// # Errors
+/// `NotFound`; `Corrupt` when this is no pack of that name.
+pub fn read_kind(tier: &dyn Tier, id: PackId) -> Result<PackKind> {
+    let found = tier.get_range(&id.key(), 0, PACK_HEADER_LEN as u64)?;
+    let kind = PackKind::from_number(found[10])?;
+    match found == header(id, kind) {
+        true => Ok(kind),
+        false => Err(Error::corrupt("pack header is damaged").object(id)),
+    }
 }
 
 /// A pack being filled.

@@ -5,13 +5,14 @@
 //! changes.
 
 use super::{Object, ObjectInfo, Tier, absent, check_key, past_end};
+use crate::clock::Time;
 use crate::error::{Error, Kind, Result};
 use crate::map::Mapped;
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Holds the lock and the next body of an object that is being swapped.
@@ -140,6 +141,26 @@ impl Tier for LocalTier {
             Ok(()) => sync_directory(parent(&path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(Error::io("cannot delete object", path.display(), error)),
+        }
+    }
+
+    /// The time of last access, set by hand: whatever the mount's options, it is what was noted here.
+    fn touch(&self, key: &str) {
+        let (now, keep) =
+            (Timespec { tv_sec: 0, tv_nsec: UTIME_NOW }, Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT });
+        let times = Timestamps { last_access: now, last_modification: keep };
+        let touched = self.path(key).map(|path| rustix::fs::utimensat(CWD, path, &times, AtFlags::empty()));
+        if let Ok(Err(error)) = touched {
+            tracing::debug!(key, %error, "use of an object is not noted");
+        }
+    }
+
+    fn last_used(&self, key: &str) -> Result<Option<Time>> {
+        let path = self.path(key)?;
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(Some(Time { seconds: metadata.atime(), nanos: metadata.atime_nsec() as u32 })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("cannot look at object", path.display(), error)),
         }
     }
 }

@@ -3,12 +3,17 @@
 //! Objects are immutable but for those changed by [`Tier::compare_and_swap`]. An object is there whole or not at all: no
 //! reader ever sees half of one. Every implementation passes the conformance suite of the tests.
 
+mod breaker;
 mod local;
 mod memory;
+mod mirror;
 
+pub use breaker::Breaker;
 pub use local::{LocalTier, replace_file};
 pub use memory::MemoryTier;
+pub use mirror::MirrorTier;
 
+use crate::clock::Time;
 use crate::error::{Error, Kind, Result};
 use crate::map::Mapped;
 use std::fmt::Debug;
@@ -78,6 +83,14 @@ pub trait Tier: Send + Sync + Debug {
 
     /// Removes the object for good; absence is fine.
     fn delete(&self, key: &str) -> Result<()>;
+
+    /// Notes that the object was used now, as a hint for what to keep near. May do nothing.
+    fn touch(&self, _key: &str) {}
+
+    /// When the object was last noted as used; `None` where that is not kept.
+    fn last_used(&self, _key: &str) -> Result<Option<Time>> {
+        Ok(None)
+    }
 }
 
 /// Refuses keys that could leave the root of a tier.

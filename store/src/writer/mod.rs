@@ -83,14 +83,14 @@ impl Writer {
         reserve::keep(state);
         let names = state::next_incarnation(state)?;
         let config = &store.0.config;
-        let (session, lists) = Session::writer(&config.home, state, purpose)?;
+        let (session, lists) = Session::writer(store.sessions(), purpose)?;
         // Only what is known after the session became visible may be leaned on.
         store.index().refresh(store.home())?;
         if store.index().runs().is_empty() {
             store.index().adopt_uncovered(&store.tiers())?;
         }
         Ok(Self {
-            pipeline: Pipeline::new(config.landing(), config.level, names)?,
+            pipeline: Pipeline::new(store.0.placement.clone(), config.level, names)?,
             store: store.clone(),
             fresh: HashSet::new(),
             leaned_on: HashSet::new(),

@@ -3,12 +3,12 @@
 //! and one being stored per kind.
 
 use super::pool::{Pool, Ticket};
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::id::{ChunkId, PackId, WriterId};
 use crate::pack::{
     EncodedFrame, FrameDraft, MAX_FRAME_PLAIN, PackBuilder, PackDirectory, PackKind, TARGET_LEN,
 };
-use crate::tier::Tier;
+use crate::placement::Placement;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -39,8 +39,7 @@ impl PackNames {
 
 /// The open end of the store.
 pub struct Pipeline {
-    /// A pack is stored on each in turn.
-    landing: Vec<Arc<dyn Tier>>,
+    placement: Arc<Placement>,
     level: i32,
     names: PackNames,
     drafts: [FrameDraft; 2],
@@ -59,10 +58,10 @@ impl Pipeline {
     ///
     /// # Errors
     /// `Unavailable` when the system gives no thread.
-    pub fn new(landing: Vec<Arc<dyn Tier>>, level: i32, names: PackNames) -> Result<Self> {
+    pub fn new(placement: Arc<Placement>, level: i32, names: PackNames) -> Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
-            landing,
+            placement,
             level,
             names,
             drafts: [FrameDraft::new(PackKind::Data), FrameDraft::new(PackKind::Meta)],
@@ -136,18 +135,10 @@ impl Pipeline {
 
     fn store_pack(&mut self, kind: PackKind) -> Result<()> {
         let Some(pack) = self.packs[kind as usize].take() else { return Ok(()) };
-        let landing = self.landing.clone();
+        let placement = self.placement.clone();
         let (id, bytes, directory) = pack.finish();
         self.stored_bytes += bytes.len() as u64;
-        self.storing.push_back(self.storer.run(move || {
-            for tier in landing {
-                if !tier.put_if_absent(&id.key(), &bytes)? {
-                    let there = Error::new(Kind::Internal, "a pack of this name is there already");
-                    return Err(there.object(format!("{id} in {}", tier.describe())));
-                }
-            }
-            Ok(directory)
-        }));
+        self.storing.push_back(self.storer.run(move || placement.land(id, &bytes).map(|()| directory)));
         while self.storing.len() > PACKS_IN_FLIGHT {
             self.await_stored()?;
         }

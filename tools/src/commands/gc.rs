@@ -87,7 +87,10 @@ fn describe(report: &CollectReport, with_kept: bool, begun: Instant) -> Collecte
         epoch: report.epoch,
         deleted_bytes: report.bytes(Verdict::Delete),
         pending_bytes: report.bytes(Verdict::Condemn) + report.bytes(Verdict::Wait),
-        kept_bytes: report.bytes(Verdict::Keep) + report.bytes(Verdict::TakeBack),
+        kept_bytes: [Verdict::Keep, Verdict::TakeBack, Verdict::Avoid]
+            .map(|verdict| report.bytes(verdict))
+            .iter()
+            .sum(),
         packs: report.packs.iter().map(object).collect(),
         snapshots: report.snapshots.iter().map(object).collect(),
         merged_index_runs: report.merged_runs,
@@ -103,6 +106,7 @@ fn object<Id: std::fmt::Display>(planned: &Planned<Id>) -> Object {
         verdict: match planned.verdict {
             Verdict::Keep => KEEP,
             Verdict::TakeBack => "take_back",
+            Verdict::Avoid => "avoid",
             Verdict::Condemn => "condemn",
             Verdict::Wait => "wait",
             Verdict::Delete => "delete",

@@ -1,0 +1,126 @@
+//! A breaker in front of a tier that is a network away. When the tier has failed to answer several times in a row, calls
+//! fail at once for a while, so that a brown-out costs whoever can go on without the tier nothing; then one call tries
+//! again, and its success closes the breaker.
+
+use super::{Object, ObjectInfo, Tier};
+use crate::error::{Error, Kind, Result};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Failures in a row that open the breaker.
+const FAILURES_MAX: u32 = 2;
+/// How long it stays open before one call tries again.
+const COOL_DOWN: Duration = Duration::from_secs(5);
+
+/// Passes calls on to a tier that is given up for a while when it does not answer.
+#[derive(Debug)]
+pub struct Breaker {
+    inner: Arc<dyn Tier>,
+    cool_down: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failures: u32,
+    open_until: Option<Instant>,
+}
+
+impl Breaker {
+    /// A closed breaker in front of `inner`.
+    pub fn new(inner: Arc<dyn Tier>) -> Self {
+        Self::with_cool_down(inner, COOL_DOWN)
+    }
+
+    /// A closed breaker that tries again after `cool_down`.
+    pub fn with_cool_down(inner: Arc<dyn Tier>, cool_down: Duration) -> Self {
+        Self { inner, cool_down, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a call may go through now; the first one after the cool-down goes alone.
+    fn admit(&self) -> Result<()> {
+        let mut state = self.state();
+        let now = Instant::now();
+        match state.open_until {
+            Some(until) if now < until => Err(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "tier does not answer and is given up for {:.0} s",
+                    (until - now).as_secs_f64().ceil()
+                ),
+            )
+            .object(self.inner.describe())),
+            Some(_) => {
+                state.open_until = Some(now + self.cool_down);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn settle(&self, answered: bool) {
+        let mut state = self.state();
+        if answered {
+            if state.open_until.is_some() {
+                tracing::info!(tier = self.inner.describe(), "tier answers again");
+            }
+            *state = State::default();
+            return;
+        }
+        state.failures = state.failures.saturating_add(1);
+        if state.failures >= FAILURES_MAX {
+            if state.open_until.is_none() {
+                tracing::warn!(
+                    tier = self.inner.describe(),
+                    "tier does not answer; going on with what is local"
+                );
+            }
+            state.open_until = Some(Instant::now() + self.cool_down);
+        }
+    }
+
+    fn call<T>(&self, act: impl FnOnce(&dyn Tier) -> Result<T>) -> Result<T> {
+        self.admit()?;
+        let outcome = act(&*self.inner);
+        self.settle(outcome.as_ref().err().is_none_or(|error| error.kind() != Kind::Unavailable));
+        outcome
+    }
+}
+
+impl Tier for Breaker {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn get(&self, key: &str) -> Result<Object> {
+        self.call(|tier| tier.get(key))
+    }
+
+    fn get_range(&self, key: &str, offset: u64, len: u64) -> Result<Vec<u8>> {
+        self.call(|tier| tier.get_range(key, offset, len))
+    }
+
+    fn len_bytes(&self, key: &str) -> Result<Option<u64>> {
+        self.call(|tier| tier.len_bytes(key))
+    }
+
+    fn put_if_absent(&self, key: &str, body: &[u8]) -> Result<bool> {
+        self.call(|tier| tier.put_if_absent(key, body))
+    }
+
+    fn compare_and_swap(&self, key: &str, expected: Option<&[u8]>, body: &[u8]) -> Result<bool> {
+        self.call(|tier| tier.compare_and_swap(key, expected, body))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
+        self.call(|tier| tier.list(prefix))
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        self.call(|tier| tier.delete(key))
+    }
+}
