@@ -93,6 +93,10 @@ pub enum Command {
     Stats(StatsArguments),
     /// Work on the chunk index
     Index(IndexArguments),
+    /// Say where packs lie, and move them between tiers
+    Tier(TierArguments),
+    /// Work on this host's cache of what lies on slower tiers
+    Cache(CacheArguments),
     /// Print a completion script for a shell
     Completions(CompletionsArguments),
     /// Print version, format and features
@@ -347,6 +351,87 @@ pub struct IndexArguments {
 pub enum IndexAction {
     /// Make the index again from the packs
     Rebuild,
+}
+
+#[derive(Debug, Args)]
+pub struct TierArguments {
+    #[command(subcommand)]
+    pub action: TierAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TierAction {
+    /// Show every tier, what it holds and its limit
+    Status,
+    /// Bring every tier below its limit and pinned snapshots to the hot tier; or one snapshot to a tier
+    Move(TierMoveArguments),
+    /// Keep a snapshot on the hot tier
+    Pin(SpecArguments),
+    /// Keep it there no longer
+    Unpin(SpecArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct SpecArguments {
+    #[arg(value_name = "SPEC")]
+    pub spec: String,
+}
+
+#[derive(Debug, Args)]
+pub struct TierMoveArguments {
+    /// Snapshot to move; without it every tier is brought below its limit
+    #[arg(value_name = "SPEC", requires = "to", conflicts_with = "every")]
+    pub spec: Option<String>,
+    /// Where to
+    #[arg(long, value_name = "TIER", requires = "spec")]
+    pub to: Option<TierName>,
+    /// Move at most so many bytes a second: 500K, 20M, 1G
+    #[arg(long, value_name = "BYTES", value_parser = human::parse_rate)]
+    pub rate: Option<std::num::NonZeroU64>,
+    /// Stay, and run again each so many seconds until told to stop
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub every: Option<u32>,
+}
+
+/// A data tier by its class.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum TierName {
+    Hot,
+    Warm,
+    Cold,
+}
+
+impl From<TierName> for store::TierClass {
+    fn from(name: TierName) -> Self {
+        match name {
+            TierName::Hot => Self::Hot,
+            TierName::Warm => Self::Warm,
+            TierName::Cold => Self::Cold,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct CacheArguments {
+    #[command(subcommand)]
+    pub action: CacheAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CacheAction {
+    /// Show what the cache holds
+    Info,
+    /// Fetch what a snapshot needs and the hot tier lacks
+    Warm(SpecArguments),
+    /// Drop what was not used for longest
+    Trim(CacheTrimArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct CacheTrimArguments {
+    /// Bytes to leave: 0, 500M, 10G
+    #[arg(long, value_name = "BYTES", value_parser = human::parse_size)]
+    pub to: u64,
 }
 
 #[derive(Debug, Args)]

@@ -85,6 +85,37 @@ pub fn parse_duration(typed: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads a size in bytes: digits, and `K`, `M`, `G` or `T` for powers of 1000, `Ki`, `Mi`, `Gi` or `Ti` for powers of 1024.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_size(typed: &str) -> Result<u64, String> {
+    let digits = typed.trim_end_matches(|sign: char| !sign.is_ascii_digit());
+    let unit = typed[digits.len()..].trim_end_matches('B');
+    let (base, letter) = match unit.strip_suffix('i') {
+        Some(letter) => (1024u64, letter),
+        None => (1000, unit),
+    };
+    let power = match letter {
+        "" if base == 1000 => 0,
+        "K" | "k" => 1,
+        "M" => 2,
+        "G" => 3,
+        "T" => 4,
+        _ => return Err(format!("`{unit}` is no unit of size: K, M, G, T, or Ki, Mi, Gi, Ti")),
+    };
+    let count: u64 = digits.parse().map_err(|_| "not a size: write 500M or 2Gi".to_owned())?;
+    count.checked_mul(base.pow(power)).ok_or_else(|| "too large".to_owned())
+}
+
+/// Reads a rate in bytes a second, which is not 0.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_rate(typed: &str) -> Result<std::num::NonZeroU64, String> {
+    std::num::NonZeroU64::new(parse_size(typed)?).ok_or_else(|| "a rate of 0 moves nothing".to_owned())
+}
+
 /// A text of several lines for a terminal: what it quotes cannot move the cursor or change colours.
 pub fn lines(text: &str) -> String {
     let escaped = |character: char| match character {
@@ -138,6 +169,24 @@ mod tests {
 
     fn at(seconds: i64) -> Time {
         Time { seconds, nanos: 7 }
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        for (typed, bytes) in [
+            ("0", 0),
+            ("12", 12),
+            ("500M", 500_000_000),
+            ("2Gi", 2 << 30),
+            ("1KiB", 1024),
+            ("3TB", 3_000_000_000_000),
+        ] {
+            assert_eq!(parse_size(typed), Ok(bytes), "{typed}");
+        }
+        for bad in ["", "M", "1.5G", "-1", "1X", "12i", "99999999999T"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+        assert!(parse_rate("0").is_err());
     }
 
     #[test]

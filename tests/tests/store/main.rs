@@ -17,5 +17,6 @@ mod power;
 mod random_histories;
 mod scratch;
 mod splices;
+mod tiering;
 mod trees;
 mod writers;

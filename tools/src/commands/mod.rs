@@ -1,6 +1,7 @@
 //! One file for each verb; this one only finds it.
 
 mod backup;
+mod cache;
 mod capture;
 mod cat;
 mod check;
@@ -18,6 +19,7 @@ mod resume;
 mod show;
 mod snapshots;
 mod stats;
+mod tier;
 mod umount;
 mod version;
 
@@ -46,6 +48,8 @@ pub fn run(command: Command, context: &mut Context) -> anyhow::Result<Outcome> {
         Command::Check(arguments) => check::run(&arguments, context),
         Command::Stats(arguments) => stats::run(&arguments, context),
         Command::Index(arguments) => index::run(&arguments, context),
+        Command::Tier(arguments) => tier::run(arguments, context),
+        Command::Cache(arguments) => cache::run(arguments, context),
         Command::Completions(arguments) => completions::run(&arguments, context),
         Command::Version => version::run(context),
     }

@@ -1,0 +1,181 @@
+//! `snapctl tier`: where packs lie, and moving them. `status` shows every tier beside its limit; `move` brings all tiers
+//! below their limits, or one snapshot to a tier; `pin` keeps a snapshot on the hot tier.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use serde::Serialize;
+use store::{MoveReport, Store};
+
+use crate::args::{TierAction, TierArguments, TierMoveArguments};
+use crate::context::Context;
+use crate::exit::Outcome;
+use crate::human;
+use crate::output::{Show, Table};
+
+#[derive(Serialize)]
+struct Status {
+    shared: bool,
+    tiers: Vec<Tier>,
+    flat_cache: super::cache::Usage,
+    pinned: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Tier {
+    class: String,
+    place: String,
+    packs: u64,
+    bytes: u64,
+    limit_bytes: Option<u64>,
+}
+
+impl Show for Status {
+    fn show(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut table = Table::new(&["tier", ">packs", ">size", ">limit", "place"]);
+        for tier in &self.tiers {
+            let limit = tier.limit_bytes.map_or("none".to_owned(), human::size);
+            let (packs, size) = (tier.packs.to_string(), human::size(tier.bytes));
+            table.row(vec![tier.class.clone(), packs, size, limit, tier.place.clone()]);
+        }
+        table.show(out)?;
+        self.flat_cache.show(out)?;
+        for snapshot in &self.pinned {
+            writeln!(out, "pinned to hot: {snapshot}")?;
+        }
+        if self.shared {
+            writeln!(out, "the cold tier is shared with other hosts and holds every pack")?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize)]
+struct Movement {
+    copied_packs: u64,
+    copied_bytes: u64,
+    released_packs: u64,
+    released_bytes: u64,
+    dropped_packs: u64,
+    dropped_bytes: u64,
+    pinned_without_room: u64,
+}
+
+impl Show for Movement {
+    fn show(&self, out: &mut dyn Write) -> io::Result<()> {
+        let (copied, released) = (human::size(self.copied_bytes), human::size(self.released_bytes));
+        writeln!(
+            out,
+            "copied {} packs ({copied}), released {} packs ({released})",
+            self.copied_packs, self.released_packs
+        )?;
+        if self.dropped_packs > 0 {
+            let dropped = human::size(self.dropped_bytes);
+            writeln!(
+                out,
+                "dropped {} copies ({dropped}) of packs that are gone from the bucket",
+                self.dropped_packs
+            )?;
+        }
+        if self.pinned_without_room > 0 {
+            writeln!(
+                out,
+                "the hot tier has no room for {} packs that belong there",
+                self.pinned_without_room
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize)]
+struct Pinned {
+    snapshot: String,
+    pinned: bool,
+    changed: bool,
+}
+
+impl Show for Pinned {
+    fn show(&self, out: &mut dyn Write) -> io::Result<()> {
+        let state = if self.pinned { "pinned to the hot tier" } else { "not pinned" };
+        let when =
+            if self.changed && self.pinned { "; the next `snapctl tier move` brings it there" } else { "" };
+        writeln!(out, "snapshot {} is {state}{when}", self.snapshot)
+    }
+}
+
+pub fn run(arguments: TierArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+    match arguments.action {
+        TierAction::Status => {
+            let store = context.store()?;
+            context.output.answer(&status(&store)?)?;
+            Ok(Outcome::Done)
+        }
+        TierAction::Move(arguments) => movement(&arguments, context),
+        TierAction::Pin(arguments) => pin(&arguments.spec, true, context),
+        TierAction::Unpin(arguments) => pin(&arguments.spec, false, context),
+    }
+}
+
+fn status(store: &Store) -> store::Result<Status> {
+    let mut tiers = Vec::new();
+    for (number, tier) in store.placement().tiers().iter().enumerate() {
+        let usage = store.placement().usage(number)?;
+        tiers.push(Tier {
+            class: tier.class.to_string(),
+            place: tier.tier.describe(),
+            packs: usage.packs,
+            bytes: usage.bytes,
+            limit_bytes: tier.limit_bytes,
+        });
+    }
+    let pinned = store::pins(store)?.iter().map(ToString::to_string).collect();
+    let flat_cache = super::cache::Usage::of(store)?;
+    Ok(Status { shared: store.is_shared(), tiers, flat_cache, pinned })
+}
+
+fn movement(arguments: &TierMoveArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+    let store = context.store()?;
+    let (stop, stopped) = std::sync::mpsc::channel();
+    context.signals.on_stop(move || {
+        // Nobody listens any more when the work is done.
+        let _ = stop.send(());
+    });
+    loop {
+        let report = match (&arguments.spec, arguments.to) {
+            (Some(spec), Some(class)) => {
+                let snapshot = store.resolve(spec)?;
+                let _pin = store.pin("tier move", &[snapshot])?;
+                store::move_snapshot(&store, &snapshot, class.into(), arguments.rate, &context.progress)?
+            }
+            _ => store::rebalance(&store, arguments.rate, &context.progress)?,
+        };
+        context.progress.clear();
+        context.output.report(&describe(report))?;
+        let Some(seconds) = arguments.every else { return Ok(Outcome::Done) };
+        context.output.finish()?;
+        if stopped.recv_timeout(Duration::from_secs(seconds.into())).is_ok() {
+            return Ok(Outcome::Done);
+        }
+    }
+}
+
+fn describe(report: MoveReport) -> Movement {
+    Movement {
+        copied_packs: report.moved.copied,
+        copied_bytes: report.moved.copied_bytes,
+        released_packs: report.moved.released,
+        released_bytes: report.moved.released_bytes,
+        dropped_packs: report.strays.packs,
+        dropped_bytes: report.strays.bytes,
+        pinned_without_room: report.pinned_elsewhere,
+    }
+}
+
+fn pin(spec: &str, pinned: bool, context: &mut Context) -> anyhow::Result<Outcome> {
+    let store = context.store()?;
+    let snapshot = store.resolve(spec)?;
+    let changed = store::set_pin(&store, &snapshot, pinned)?;
+    context.output.report(&Pinned { snapshot: snapshot.to_string(), pinned, changed })?;
+    Ok(Outcome::Done)
+}
