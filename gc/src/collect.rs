@@ -143,7 +143,7 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     let lists = Condemned::read_all(tier)?;
     let packs = store.packs()?;
     let records = store.snapshot_ids()?;
-    let roots = roots(store, &sessions)?;
+    let roots = roots(store, &sessions, dry_run)?;
     // The index is read after the refs: what they name was indexed before they named it.
     store.index().refresh(tier)?;
     store.index().drop_damaged();
@@ -179,12 +179,16 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     Ok(Survey { report, lists, sessions, vanished, marked })
 }
 
-/// Every snapshot that must stay.
-fn roots(store: &Store, sessions: &[Listed]) -> Result<Vec<SnapshotId>> {
+/// Every snapshot that must stay. What a writer proposed is one if its session was just seen; else it is withdrawn.
+fn roots(store: &Store, sessions: &[Listed], dry_run: bool) -> Result<Vec<SnapshotId>> {
     let mut roots: Vec<SnapshotId> =
         sessions.iter().flat_map(|listed| listed.record.pinned.clone()).collect();
+    let is_dead = |session: &str| sessions.iter().all(|listed| listed.key != session);
     for found in store.refs().list()? {
+        let found = if dry_run { found } else { store.refs().withdraw(found, is_dead)? };
         roots.extend(found.history.iter().map(|entry| entry.snapshot));
+        let proposals = found.proposals.iter().filter(|proposal| !is_dead(&proposal.session));
+        roots.extend(proposals.map(|proposal| proposal.entry.snapshot));
     }
     roots.sort_unstable();
     roots.dedup();

@@ -61,7 +61,7 @@ pub use mover::{MoveReport, move_snapshot, packs_of, pins, rebalance, set_pin, w
 pub use placement::{Moved, Placement, TierUsage};
 pub use progress::{Progress, Unwatched, Work};
 pub use reach::{Reached, Visit, chunks_of_directory, chunks_of_image, chunks_of_tree};
-pub use refs::{Ref, RefEntry, Refs, check_name};
+pub use refs::{Proposal, Ref, RefEntry, Refs, check_name};
 pub use repo::{Pin, Store};
 pub use restore::{RestoreReport, restore};
 pub use snapshot::{Snapshot, Totals};

@@ -1,5 +1,10 @@
 //! Refs: the only mutable objects. A ref names an app or a backup series; its record holds the history of its snapshots,
 //! newest last, and changes by compare-and-swap, so two writers can never lose each other's update.
+//!
+//! Where a session may be fenced by another host, a commit first *proposes* its snapshot in the ref, then sees that its
+//! session is still alive, then settles the proposal. The collector lists sessions, then refs: a proposal whose session it
+//! saw is a root like any entry; one whose session is gone is withdrawn before anything is marked, and cannot be settled
+//! any more. So a writer that slept through its own fencing never moves a ref to what was collected meanwhile.
 
 use crate::clock::Time;
 use crate::domain;
@@ -12,6 +17,8 @@ use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 const MAX_ATTEMPTS: usize = 64;
 /// Longest name in bytes, as it stands in its key: the longest name of a file.
 const MAX_NAME_LEN: usize = 255;
+/// Encoded length of a history entry.
+const ENTRY_LEN: usize = 44;
 
 /// One state that a ref named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +27,15 @@ pub struct RefEntry {
     pub snapshot: SnapshotId,
     /// When the snapshot was made.
     pub time: Time,
+}
+
+/// A snapshot that a writer is about to add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    /// What it adds.
+    pub entry: RefEntry,
+    /// Key of the writer's session.
+    pub session: String,
 }
 
 /// A name and its snapshots.
@@ -31,9 +47,15 @@ pub struct Ref {
     pub counter: u64,
     /// Its snapshots, oldest first; the last is the current one.
     pub history: Vec<RefEntry>,
+    /// What writers are about to add; no part of the history yet.
+    pub proposals: Vec<Proposal>,
 }
 
 impl Ref {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), counter: 0, history: Vec::new(), proposals: Vec::new() }
+    }
+
     /// The newest snapshot.
     pub fn current(&self) -> Option<SnapshotId> {
         self.history.last().map(|entry| entry.snapshot)
@@ -45,6 +67,12 @@ impl Ref {
         for entry in &self.history {
             body.bytes(entry.snapshot.as_bytes()).time(entry.time);
         }
+        if !self.proposals.is_empty() {
+            body.count(self.proposals.len());
+            for Proposal { entry, session } in &self.proposals {
+                body.bytes(entry.snapshot.as_bytes()).time(entry.time).string(session.as_bytes());
+            }
+        }
         seal(Record::Ref, &body.finish())
     }
 
@@ -55,14 +83,25 @@ impl Ref {
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut fields = Decoder::new(unseal(Record::Ref, bytes)?);
         let (name, counter) = (fields.text()?, fields.u64()?);
-        let mut history = Vec::new();
-        for _ in 0..fields.count(44)? {
-            history
-                .push(RefEntry { snapshot: SnapshotId::from_bytes(fields.array()?), time: fields.time()? });
+        let entry = |fields: &mut Decoder<'_>| -> Result<RefEntry> {
+            Ok(RefEntry { snapshot: SnapshotId::from_bytes(fields.array()?), time: fields.time()? })
+        };
+        let (mut history, mut proposals) = (Vec::new(), Vec::new());
+        for _ in 0..fields.count(ENTRY_LEN)? {
+            history.push(entry(&mut fields)?);
+        }
+        if fields.remaining() > 0 {
+            let count = fields.count(ENTRY_LEN + 4)?;
+            if count == 0 {
+                return Err(Error::corrupt("ref record counts no proposals"));
+            }
+            for _ in 0..count {
+                proposals.push(Proposal { entry: entry(&mut fields)?, session: fields.text()? });
+            }
         }
         fields.end()?;
         check_name(&name).map_err(|_| Error::corrupt("ref record holds an impossible name"))?;
-        Ok(Self { name, counter, history })
+        Ok(Self { name, counter, history, proposals })
     }
 }
 
@@ -169,12 +208,62 @@ impl<'a> Refs<'a> {
         name: &str,
         mut change: impl FnMut(&mut Vec<RefEntry>) -> Result<()>,
     ) -> Result<Ref> {
+        self.change(name, |found| change(&mut found.history))
+    }
+
+    /// Proposes an entry on behalf of a session.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    pub(crate) fn propose(&self, name: &str, proposal: &Proposal) -> Result<()> {
+        self.change(name, |found| {
+            found.proposals.push(proposal.clone());
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    /// Makes a proposal part of the history.
+    ///
+    /// # Errors
+    /// `Fenced` when it was withdrawn meanwhile; as [`Self::update`].
+    pub(crate) fn settle(&self, name: &str, proposal: &Proposal) -> Result<()> {
+        self.change(name, |found| {
+            let before = found.proposals.len();
+            found.proposals.retain(|other| other != proposal);
+            if found.proposals.len() == before {
+                return Err(Error::new(Kind::Fenced, "session was ended by another host during the commit")
+                    .object(name)
+                    .advice("start the command again; nothing was committed"));
+            }
+            found.history.push(proposal.entry);
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    /// Takes proposals back whose session `is_dead`. Gives the ref as it stands then.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    pub fn withdraw(&self, found: Ref, is_dead: impl Fn(&str) -> bool) -> Result<Ref> {
+        if !found.proposals.iter().any(|proposal| is_dead(&proposal.session)) {
+            return Ok(found);
+        }
+        self.change(&found.name, |found| {
+            found.proposals.retain(|proposal| !is_dead(&proposal.session));
+            Ok(())
+        })
+    }
+
+    /// Changes a ref with `change`, again and again until no other writer comes between.
+    fn change(&self, name: &str, mut change: impl FnMut(&mut Ref) -> Result<()>) -> Result<Ref> {
         for _ in 0..MAX_ATTEMPTS {
             let (mut next, bytes) = match self.read(name)? {
                 Some((found, bytes)) => (found, Some(bytes)),
-                None => (Ref { name: name.to_owned(), counter: 0, history: Vec::new() }, None),
+                None => (Ref::new(name), None),
             };
-            change(&mut next.history)?;
+            change(&mut next)?;
             next.counter += 1;
             if self.tier.compare_and_swap(&key(name), bytes.as_deref(), &next.encode())? {
                 return Ok(next);
@@ -199,12 +288,16 @@ mod tests {
             name in "[A-Za-z0-9_][A-Za-z0-9._-]{0,20}(/[A-Za-z0-9_]{1,8}){0,3}",
             counter in any::<u64>(),
             history in prop::collection::vec((any::<[u8; 32]>(), any::<i64>(), 0..1_000_000_000u32), 0..4),
+            sessions in prop::collection::vec("[a-f0-9]{24}", 0..3),
         ) {
             let history = history.into_iter().map(|(id, seconds, nanos)| RefEntry {
                 snapshot: SnapshotId::from_bytes(id),
                 time: Time { seconds, nanos },
             });
-            let found = Ref { name, counter, history: history.collect() };
+            let history: Vec<RefEntry> = history.collect();
+            let entry = RefEntry { snapshot: SnapshotId::from_bytes([9; 32]), time: Time { seconds: 1, nanos: 2 } };
+            let proposals = sessions.into_iter().map(|session| Proposal { entry, session }).collect();
+            let found = Ref { name, counter, history, proposals };
             assert_sealed(&found.encode(), &found, Ref::decode);
             prop_assert_eq!(&decode_at(&key(&found.name), &found.encode()).unwrap(), &found);
             prop_assert_eq!(decode_at(&key("another.name"), &found.encode()).unwrap_err().kind(), Kind::Corrupt);

@@ -370,7 +370,13 @@ impl Store {
     /// # Errors
     /// `NotFound` when one of them is gone or condemned; else as the tier.
     pub fn pin(&self, purpose: &str, snapshots: &[SnapshotId]) -> Result<Pin> {
-        let session = where_writable(Session::reader(self.sessions(), purpose, snapshots))?;
+        let session = match Session::reader(self.sessions(), purpose, snapshots) {
+            Err(error) if self.is_shared() && error.kind() == Kind::Unavailable => {
+                tracing::warn!(%error, "what is read is not pinned: a collector of another host may delete it");
+                None
+            }
+            outcome => where_writable(outcome)?,
+        };
         for id in snapshots {
             self.snapshot(id)?;
         }

@@ -5,6 +5,7 @@ pub mod fault;
 pub mod garden;
 pub mod golden;
 pub mod hook;
+pub mod hosts;
 pub mod model;
 pub mod power_disk;
 pub mod snapctl;

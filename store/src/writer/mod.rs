@@ -13,7 +13,7 @@ use crate::id::{ChunkId, ImageId, PackId, SnapshotId, TreeId};
 use crate::index::{self, Run};
 use crate::lock::FileLock;
 use crate::pack::{MAX_FRAME_PLAIN, PackKind};
-use crate::refs::{self, RefEntry};
+use crate::refs::{self, Proposal, RefEntry};
 use crate::repo::Store;
 use crate::reserve;
 use crate::session::Session;
@@ -224,14 +224,38 @@ impl Writer {
         let SnapshotDraft { tree, image, parent, labels, .. } = draft;
         let (id, record) = Snapshot { tree, image, parent, time, labels, totals }.encode();
         tier.put_if_absent(&Snapshot::key(&id), &record)?;
-        self.check_leaned_on()?;
-        self.session.check_alive()?;
-        store.refs().update(name, |history| {
-            history.push(RefEntry { snapshot: id, time });
-            Ok(())
-        })?;
+        self.move_ref(name, RefEntry { snapshot: id, time })?;
         tracing::info!(snapshot = %id, name, new_bytes, stored_bytes, "committed");
         Ok(id)
+    }
+
+    /// Adds the entry to the ref, if all that it leans on is there and the session alive. Where another host may end the
+    /// session at any time, the entry is proposed first: see [`crate::refs`].
+    fn move_ref(&self, name: &str, entry: RefEntry) -> Result<()> {
+        let refs = self.store.refs();
+        if !self.session.can_be_fenced() {
+            self.check_leaned_on()?;
+            self.session.check_alive()?;
+            let append = |history: &mut Vec<RefEntry>| {
+                history.push(entry);
+                Ok(())
+            };
+            return refs.update(name, append).map(drop);
+        }
+        let proposal = Proposal { entry, session: self.session.key().to_owned() };
+        refs.propose(name, &proposal)?;
+        let settled = self
+            .session
+            .check_alive()
+            .and_then(|()| self.check_leaned_on())
+            .and_then(|()| refs.settle(name, &proposal));
+        if settled.is_err()
+            && let Ok(Some(found)) = refs.get(name)
+            && let Err(error) = refs.withdraw(found, |session| session == proposal.session)
+        {
+            tracing::warn!(name, %error, "a proposal stays until the collector withdraws it");
+        }
+        settled
     }
 
     /// Packs durable, then the index run of them and of the packs leaned on that have none.

@@ -16,6 +16,7 @@ mod kill;
 mod power;
 mod random_histories;
 mod scratch;
+mod shared;
 mod splices;
 mod tiering;
 mod trees;

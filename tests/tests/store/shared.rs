@@ -1,0 +1,163 @@
+//! Many hosts over one bucket: writers never collide, a host sees, reads and deduplicates against what another committed,
+//! a silent bucket leaves what is near readable, and a fenced writer cannot commit.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use store::{Breaker, Kind, MemoryTier, SnapshotDraft, Store, Tier, Unwatched, session};
+use tests::fault::{Fault, FaultTier};
+use tests::garden::{assert_files, commit, put_tree};
+use tests::hook::HookTier;
+use tests::hosts::Host;
+use tests::model::assert_clean;
+
+fn two_hosts() -> (MemoryTier, Host, Host) {
+    let bucket = MemoryTier::new();
+    let (one, two) = (Host::new(Arc::new(bucket.clone())), Host::new(Arc::new(bucket.clone())));
+    one.init();
+    (bucket, one, two)
+}
+
+#[test]
+fn a_second_host_sees_reads_and_deduplicates_against_the_first() {
+    let (bucket, one, two) = two_hosts();
+    let reading = two.open();
+    let snapshot = one.commit("app", &[1, 2, 3]);
+    assert_eq!(reading.resolve("app").unwrap(), snapshot, "seen without opening anew");
+    assert_files(&reading, &snapshot, "on the second host");
+    let store = two.open();
+    let mut writer = store.writer("test").unwrap();
+    let own = commit(&mut writer, "copy", &[1, 2, 3, 4]).unwrap();
+    assert!(writer.stats().new_bytes < 150_000, "{:?}: three of four files were there", writer.stats());
+    drop(writer);
+    assert_files(&one.open(), &own, "back on the first host");
+    let owners: HashSet<String> = bucket
+        .list("packs/")
+        .unwrap()
+        .iter()
+        .map(|info| info.key.split('/').nth(1).unwrap().to_owned())
+        .collect();
+    assert_eq!(owners.len(), 2, "each writer names its own packs");
+    assert_clean(&one.open(), "after both");
+    assert!(bucket.list("sessions/").unwrap().is_empty());
+}
+
+#[test]
+fn three_writers_at_once_lose_nothing_of_each_other() {
+    let bucket = MemoryTier::new();
+    let hosts: Vec<Host> = (0..3).map(|_| Host::new(Arc::new(bucket.clone()))).collect();
+    hosts[0].init();
+    std::thread::scope(|scope| {
+        for (number, host) in hosts.iter().enumerate() {
+            scope.spawn(move || {
+                for version in 0..8u64 {
+                    host.commit("common", &[version, 100 + number as u64]);
+                    host.commit(&format!("own-{number}"), &[version, 200]);
+                }
+            });
+        }
+    });
+    let store = hosts[1].open();
+    assert_eq!(store.refs().get("common").unwrap().unwrap().history.len(), 24);
+    for found in store.refs().list().unwrap() {
+        for entry in &found.history {
+            assert_files(&store, &entry.snapshot, &found.name);
+        }
+    }
+    hosts[2].open().forget("common", |_| true).unwrap();
+    hosts[2].collect(4);
+    hosts.iter().for_each(|host| assert_clean(&host.open(), "after a collection"));
+}
+
+#[test]
+fn what_is_near_is_read_while_the_bucket_is_silent_and_writes_are_refused() {
+    let bucket = MemoryTier::new();
+    let host = Host::new(Arc::new(bucket.clone()));
+    host.init();
+    let snapshot = host.commit("app", &[1, 2]);
+    let silent = || -> Arc<dyn Tier> {
+        let faulty = FaultTier::new(Arc::new(bucket.clone()), 0, Fault::PowerOffBefore);
+        assert!(faulty.delete("sessions/none").is_err(), "the power goes");
+        Arc::new(Breaker::new(faulty))
+    };
+    let store = Store::open(&host.config_on(silent())).unwrap();
+    assert_eq!(store.resolve("app").unwrap(), snapshot);
+    let _pin = store.pin("read", &[snapshot]).unwrap();
+    assert_files(&store, &snapshot, "without the bucket");
+    assert_eq!(store.writer("test").err().unwrap().kind(), Kind::Unavailable);
+    drop(store);
+    // And back: nothing has to be repaired.
+    host.commit("app", &[1, 2, 3]);
+    assert_clean(&host.open(), "after the silence");
+}
+
+/// Another host's collector deletes; the copies near by go with the next run of the mover, and no earlier read is wrong.
+#[test]
+fn what_another_host_collected_leaves_the_hot_tier() {
+    let (_bucket, one, two) = two_hosts();
+    one.commit("gone", &[7, 8]);
+    one.commit("kept", &[9]);
+    two.open().forget("gone", |_| true).unwrap();
+    two.collect(4);
+    let report = store::rebalance(&one.open(), None, &Unwatched).unwrap();
+    assert!(report.strays.packs >= 1, "{report:?}");
+    let store = one.open();
+    let kept = store.resolve("kept").unwrap();
+    assert_files(&store, &kept, "what stays");
+    assert_clean(&store, "after the strays went");
+}
+
+/// A host that stops is fenced and its packs collected, between any two operations of its commit: the ref then names the
+/// new snapshot, whole, or what it named before.
+#[test]
+fn a_writer_that_is_fenced_between_any_two_steps_commits_whole_or_not_at_all() {
+    let (mut places, mut committed, mut fenced) = (0, 0, 0);
+    for operation in 0..200 {
+        let bucket = MemoryTier::new();
+        let (slow, other) =
+            (Host::new(Arc::new(bucket.clone())), Arc::new(Host::new(Arc::new(bucket.clone()))));
+        other.init();
+        other.commit("old", &[1, 2]);
+        let hooked = HookTier::new(Arc::new(bucket.clone()));
+        let store = Store::open(&slow.config_on(hooked.clone())).unwrap();
+        let mut writer = store.writer("slow").unwrap();
+        let tree = put_tree(&mut writer, &[1, 2, 3]).unwrap();
+        let step = other.clone();
+        hooked.arm(operation, move || {
+            let collecting = step.open();
+            collecting.forget("old", |_| true).unwrap();
+            for listed in session::alive(collecting.sessions(), false).unwrap() {
+                assert!(session::fence(collecting.home(), &listed).unwrap());
+            }
+            step.collect(4);
+        });
+        let labels = [("files".to_owned(), "3".to_owned())].into();
+        let outcome =
+            writer.commit("new", SnapshotDraft { tree: Some(tree), labels, ..SnapshotDraft::default() });
+        drop(writer);
+        if hooked.is_armed() {
+            break;
+        }
+        places += 1;
+        let context = format!("fenced before operation {operation} of the commit: {outcome:?}");
+        let after = other.open();
+        match &outcome {
+            Ok(snapshot) => {
+                committed += 1;
+                assert_eq!(after.resolve("new").unwrap(), *snapshot, "{context}");
+                assert_files(&after, snapshot, &context);
+            }
+            Err(error) => {
+                fenced += u32::from(error.kind() == Kind::Fenced);
+                let found = after.refs().get("new").unwrap();
+                assert!(found.is_none_or(|found| found.history.is_empty()), "{context}");
+            }
+        }
+        other.collect(4);
+        assert_clean(&other.open(), &context);
+    }
+    println!("{places} places: {committed} committed, {fenced} fenced");
+    assert!(
+        places >= 8 && committed >= 1 && fenced >= 8,
+        "{places} places, {committed} committed, {fenced} fenced"
+    );
+}
