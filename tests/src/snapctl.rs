@@ -166,6 +166,12 @@ impl Run {
         self
     }
 
+    /// Demands that standard output has `part` in it.
+    pub fn says(self, part: &str) -> Run {
+        assert!(self.text().contains(part), "{} does not say {part:?}: {}", self.shown, self.text());
+        self
+    }
+
     /// Demands that standard error says `part`.
     pub fn complains(self, part: &str) -> Run {
         assert!(self.stderr.contains(part), "{}\ndoes not say {part:?} but: {}", self.shown, self.stderr);

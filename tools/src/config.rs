@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
-use store::{DataTier, Error, Kind, LocalTier, Result, StoreConfig, TierClass};
+use store::{Breaker, DataTier, Error, Kind, LocalTier, MirrorTier, Result, StoreConfig, Tier, TierClass};
 
 use crate::args::GlobalArguments;
+use crate::human;
 
 const MACHINE_FILE: &str = "/etc/torpor/config.toml";
 const CACHE_BYTES_RANGE: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 40);
@@ -23,12 +24,53 @@ pub struct Config {
     pub hot: PathBuf,
     /// Directory of the warm tier, if there is one; absolute.
     pub warm: Option<PathBuf>,
+    /// The cold tier, if there is one.
+    pub cold: Option<Cold>,
+    /// Whether the cold tier holds the records of a store that many hosts share.
+    pub shared: bool,
+    /// Bytes that the packs of a tier may take.
+    pub limits: Limits,
     /// Directory of what this host alone keeps; absolute. None: where a store in one directory keeps it.
     pub state: Option<PathBuf>,
     /// Bytes of decoded chunks to keep in memory. None: the store's own default.
     pub cache_bytes: Option<u64>,
+    /// Bytes of slower tiers' frames to keep on local flash. None: the store's own default.
+    pub flat_cache_bytes: Option<u64>,
     /// zstd level of what is written. None: the store's own default.
     pub level: Option<i32>,
+}
+
+/// The cold tier's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cold {
+    /// A directory; absolute.
+    Directory(PathBuf),
+}
+
+/// Bytes that the packs of each tier may take; none: as many as fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    #[serde(default, deserialize_with = "size")]
+    hot: Option<u64>,
+    #[serde(default, deserialize_with = "size")]
+    warm: Option<u64>,
+    #[serde(default, deserialize_with = "size")]
+    cold: Option<u64>,
+}
+
+/// A size as a number of bytes, or as text such as "200G".
+fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Size {
+        Bytes(u64),
+        Text(String),
+    }
+    match Size::deserialize(deserializer)? {
+        Size::Bytes(bytes) => Ok(Some(bytes)),
+        Size::Text(text) => human::parse_size(&text).map(Some).map_err(serde::de::Error::custom),
+    }
 }
 
 impl Config {
@@ -46,7 +88,7 @@ impl Config {
         files: ConfigFile,
         default_store: impl FnOnce() -> Result<PathBuf>,
     ) -> Result<Config> {
-        let (cache_bytes, level) = (files.cache_bytes, files.level);
+        let (cache_bytes, flat_cache_bytes, level) = (files.cache_bytes, files.flat_cache_bytes, files.level);
         let named = store.map(absolute).transpose()?;
         let location = match (named, files.location()) {
             (Some(named), Some(location)) if is_same(&location.hot, &named) => location,
@@ -54,23 +96,45 @@ impl Config {
             (None, Some(location)) => location,
             (None, None) => Location::directory(default_store()?),
         };
-        Ok(Config { hot: location.hot, warm: location.warm, state: location.state, cache_bytes, level })
+        let Location { hot, warm, cold, shared, limits, state } = location;
+        Ok(Config { hot, warm, cold, shared, limits, state, cache_bytes, flat_cache_bytes, level })
     }
 
     /// The same in the store's own terms.
     pub fn store(&self) -> StoreConfig {
-        let mut config = StoreConfig::directory(&self.hot);
-        if let Some(warm) = &self.warm {
-            config = config.with_tier(DataTier::new(TierClass::Warm, Arc::new(LocalTier::new(warm))));
+        let local = StoreConfig::directory(&self.hot);
+        let mut config = match &self.cold {
+            Some(Cold::Directory(path)) => self.with_cold(local, Arc::new(LocalTier::new(path))),
+            None => self.with_warm(local),
+        };
+        let limits = [self.limits.hot, self.limits.warm, self.limits.cold];
+        for tier in &mut config.tiers {
+            tier.limit_bytes = limits[tier.class as usize];
         }
+        config.cache_bytes = self.cache_bytes.unwrap_or(config.cache_bytes);
+        config.flat_cache_bytes = self.flat_cache_bytes.unwrap_or(config.flat_cache_bytes);
+        config.level = self.level.unwrap_or(config.level);
+        config
+    }
+
+    fn with_warm(&self, mut config: StoreConfig) -> StoreConfig {
         if let Some(state) = &self.state {
             config.state.clone_from(state);
         }
-        if let Some(cache_bytes) = self.cache_bytes {
-            config.cache_bytes = cache_bytes;
+        match &self.warm {
+            Some(warm) => config.with_tier(DataTier::new(TierClass::Warm, Arc::new(LocalTier::new(warm)))),
+            None => config,
         }
-        if let Some(level) = self.level {
-            config.level = level;
+    }
+
+    /// A store with a tier a round trip away, which in a shared store is the home of the records.
+    fn with_cold(&self, config: StoreConfig, cold: Arc<dyn Tier>) -> StoreConfig {
+        let cold: Arc<dyn Tier> = Arc::new(Breaker::new(cold));
+        let mut config = self.with_warm(config).with_tier(DataTier::new(TierClass::Cold, cold.clone()));
+        if self.shared {
+            let mirror = Arc::new(LocalTier::new(config.state.join("mirror")));
+            config.home = Arc::new(MirrorTier::new(mirror, cold));
+            config.is_shared = true;
         }
         config
     }
@@ -81,12 +145,15 @@ impl Config {
 struct Location {
     hot: PathBuf,
     warm: Option<PathBuf>,
+    cold: Option<Cold>,
+    shared: bool,
+    limits: Limits,
     state: Option<PathBuf>,
 }
 
 impl Location {
     fn directory(hot: PathBuf) -> Location {
-        Location { hot, warm: None, state: None }
+        Location { hot, warm: None, cold: None, shared: false, limits: Limits::default(), state: None }
     }
 }
 
@@ -98,9 +165,15 @@ struct ConfigFile {
     store: Option<PathBuf>,
     /// Directory of what this host alone keeps.
     state: Option<PathBuf>,
+    /// Whether many hosts share the store, whose records are then on the cold tier.
+    #[serde(default)]
+    shared: bool,
     #[serde(default)]
     tiers: Tiers,
+    #[serde(default)]
+    limits: Limits,
     cache_bytes: Option<u64>,
+    flat_cache_bytes: Option<u64>,
     level: Option<i32>,
 }
 
@@ -109,6 +182,7 @@ struct ConfigFile {
 struct Tiers {
     hot: Option<PathBuf>,
     warm: Option<PathBuf>,
+    cold: Option<PathBuf>,
 }
 
 impl ConfigFile {
@@ -125,7 +199,8 @@ impl ConfigFile {
     /// Parses and validates one file; the error is what is wrong and what to do.
     fn parse(text: &str) -> std::result::Result<ConfigFile, (String, String)> {
         let file: ConfigFile = toml::from_str(text).map_err(|error| {
-            let known = "keys are store, state, tiers.hot, tiers.warm, cache_bytes, level";
+            let known = "keys are store, state, shared, tiers.hot, tiers.warm, tiers.cold, limits.hot, limits.warm, limits.cold, cache_bytes, \
+                         flat_cache_bytes, level";
             (error.to_string().trim_end().to_owned(), known.to_owned())
         })?;
         file.validate()?;
@@ -138,6 +213,7 @@ impl ConfigFile {
             ("state", &self.state),
             ("tiers.hot", &self.tiers.hot),
             ("tiers.warm", &self.tiers.warm),
+            ("tiers.cold", &self.tiers.cold),
         ];
         for (key, path) in paths {
             if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
@@ -156,16 +232,32 @@ impl ConfigFile {
             ));
         }
         let location_named = self.store.is_some() || self.tiers.hot.is_some();
-        if !location_named && (self.tiers.warm.is_some() || self.state.is_some()) {
+        let other_places = [&self.tiers.warm, &self.tiers.cold, &self.state];
+        if !location_named && (other_places.iter().any(|place| place.is_some()) || self.shared) {
             return Err((
-                "`tiers.warm` or `state` stands without a store".into(),
+                "`tiers.warm`, `tiers.cold`, `state` or `shared` stands without a store".into(),
                 "name `store` or `tiers.hot` too".into(),
             ));
         }
-        if self.tiers.warm.is_some()
-            && self.tiers.warm.as_ref() == self.store.as_ref().or(self.tiers.hot.as_ref())
-        {
-            return Err(("`tiers.warm` is the hot tier's directory".into(), "give each tier its own".into()));
+        let hot = self.store.as_ref().or(self.tiers.hot.as_ref());
+        let tiers = [
+            ("tiers.hot", hot),
+            ("tiers.warm", self.tiers.warm.as_ref()),
+            ("tiers.cold", self.tiers.cold.as_ref()),
+        ];
+        for (number, (key, place)) in tiers.iter().enumerate() {
+            if place.is_some() && tiers[..number].iter().any(|(_, other)| other == place) {
+                return Err((
+                    format!("`{key}` is another tier's directory"),
+                    "give each tier its own".into(),
+                ));
+            }
+        }
+        if self.shared && self.tiers.cold.is_none() {
+            return Err((
+                "`shared` stands without a cold tier".into(),
+                "name the place that the hosts share as `tiers.cold`".into(),
+            ));
         }
         check_range("cache_bytes", self.cache_bytes, CACHE_BYTES_RANGE)?;
         check_range("level", self.level, LEVEL_RANGE)
@@ -174,13 +266,16 @@ impl ConfigFile {
     /// What this file says, and where it says nothing, what `below` says. A location is taken whole.
     fn over(self, below: ConfigFile) -> ConfigFile {
         let (cache_bytes, level) = (self.cache_bytes.or(below.cache_bytes), self.level.or(below.level));
+        let flat_cache_bytes = self.flat_cache_bytes.or(below.flat_cache_bytes);
         let location_named = self.store.is_some() || self.tiers.hot.is_some();
-        ConfigFile { cache_bytes, level, ..if location_named { self } else { below } }
+        ConfigFile { cache_bytes, flat_cache_bytes, level, ..if location_named { self } else { below } }
     }
 
     fn location(self) -> Option<Location> {
         let hot = self.store.or(self.tiers.hot)?;
-        Some(Location { hot, warm: self.tiers.warm, state: self.state })
+        let Tiers { warm, cold, .. } = self.tiers;
+        let cold = cold.map(Cold::Directory);
+        Some(Location { hot, warm, cold, shared: self.shared, limits: self.limits, state: self.state })
     }
 }
 
@@ -268,6 +363,19 @@ mod tests {
     }
 
     #[test]
+    fn limits_and_sharing_reach_the_store() {
+        let text = "store = '/nvme'\nshared = true\n[tiers]\nwarm = '/hdd'\ncold = '/far'\n[limits]\nhot = '2G'\nwarm = 5";
+        let config = settle(None, text).store();
+        let tiers: Vec<_> = config.tiers.iter().map(|tier| (tier.class, tier.limit_bytes)).collect();
+        let expected =
+            [(TierClass::Hot, Some(2_000_000_000)), (TierClass::Warm, Some(5)), (TierClass::Cold, None)];
+        assert_eq!((tiers.as_slice(), config.is_shared), (expected.as_slice(), true));
+        assert_eq!(config.home.describe(), "/far");
+        let private = settle(None, &text.replace("shared = true", "")).store();
+        assert_eq!((private.home.describe().as_str(), private.is_shared), ("/nvme", false));
+    }
+
+    #[test]
     fn the_users_file_stands_over_the_machines() {
         let user = ConfigFile::parse("store = '/user'").unwrap();
         let machine = ConfigFile::parse("store = '/m'\nlevel = 5\n[tiers]\nwarm = '/w'").unwrap();
@@ -279,7 +387,10 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (text, named) in [
             ("stroe = '/x'", "stroe"),
-            ("[tiers]\nhot = '/a'\ncold = '/b'", "cold"),
+            ("[tiers]\nhot = '/a'\nhotter = '/b'", "hotter"),
+            ("store = '/a'\n[tiers]\ncold = '/a'", "tiers.cold"),
+            ("store = '/a'\nshared = true", "shared"),
+            ("store = '/a'\n[limits]\nhot = '3X'", "unit of size"),
             ("store = 'relative'", "store"),
             ("store = '/a'\n[tiers]\nhot = '/b'", "tiers.hot"),
             ("[tiers]\nwarm = '/b'", "tiers.warm"),

@@ -17,4 +17,5 @@ mod mounts;
 mod resume;
 mod sample;
 mod signals;
+mod tiers;
 mod wrong_paths;

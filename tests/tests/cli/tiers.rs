@@ -1,0 +1,129 @@
+//! Tiers as an operator sees them: limits in the configuration, where packs lie, moving and pinning them, the cache of
+//! slower tiers, and two hosts that share one place.
+
+use serde_json::Value;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tests::snapctl::{Place, Run};
+
+/// A configured host of its own.
+struct Host<'a> {
+    place: &'a Place,
+    config: PathBuf,
+}
+
+impl<'a> Host<'a> {
+    fn new(place: &'a Place, name: &str, text: &str) -> Self {
+        let config = place.path(&format!("{name}.toml"));
+        let root = place.path(name);
+        let text =
+            text.replace("HOST", root.to_str().unwrap()).replace("FAR", place.path("far").to_str().unwrap());
+        fs::write(&config, text).unwrap();
+        Self { place, config }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Run {
+        let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        self.place.run_with(&[("TORPOR_CONFIG", self.config.as_os_str())], arguments)
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let run = self.run(&[arguments, &["--json"]].concat()).expect(0);
+        serde_json::from_str(&run.text()).unwrap()
+    }
+}
+
+const TIERED: &str = "store = 'HOST/hot'\nstate = 'HOST/state'\n[tiers]\nwarm = 'HOST/warm'\ncold = 'FAR'\n";
+const SHARED: &str = "store = 'HOST/hot'\nstate = 'HOST/state'\nshared = true\n[tiers]\ncold = 'FAR'\n";
+
+/// A directory with `len` bytes that do not compress.
+fn noise(path: &Path, seed: u64, len: usize) {
+    fs::create_dir_all(path).unwrap();
+    fs::write(path.join("noise"), tests::model::Random::new(seed).bytes(len)).unwrap();
+}
+
+fn bytes_on(host: &Host<'_>, class: &str) -> u64 {
+    let status = host.json(&["tier", "status"]);
+    let tiers = status["tiers"].as_array().unwrap();
+    tiers.iter().find(|tier| tier["class"] == class).unwrap()["bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn limits_hold_and_packs_move_are_pinned_and_cached() {
+    let place = Place::new();
+    let host = Host::new(&place, "one", &format!("{TIERED}[limits]\nhot = '3M'\nwarm = '2M'"));
+    host.run(&["init"]).expect(0);
+    for number in 0..5 {
+        let source = place.path(&format!("source-{number}"));
+        noise(&source, number, 1_000_000);
+        host.run(&["backup", source.to_str().unwrap(), &format!("app-{number}")]).expect(0);
+        assert!(
+            bytes_on(&host, "hot") <= 3_000_000 && bytes_on(&host, "warm") <= 2_000_000,
+            "after {number}"
+        );
+    }
+    host.run(&["tier", "status"]).expect(0).says("2.9 MiB").says("cold");
+    // Everything goes far, but what is pinned.
+    host.run(&["tier", "pin", "app-4"]).expect(0).says("pinned to the hot tier");
+    host.run(&["tier", "move"]).expect(0);
+    for name in ["app-0", "app-4"] {
+        host.run(&["tier", "move", name, "--to", "cold", "--rate", "100M"]).expect(0);
+    }
+    let cold = bytes_on(&host, "cold");
+    assert!((1_000_000..5_000_000).contains(&cold), "{cold} bytes are far");
+    let before = host.json(&["cache", "info"]);
+    let warmed = host.json(&["cache", "warm", "app-0"]);
+    assert!(warmed["chunks"].as_u64().unwrap() >= 1, "{warmed}");
+    assert!(warmed["bytes"].as_u64().unwrap() > before["bytes"].as_u64().unwrap(), "{before} then {warmed}");
+    // What was warmed is read without the cold tier.
+    fs::rename(place.path("far"), place.path("away")).unwrap();
+    let target = place.path("restored");
+    host.run(&["restore", "app-0", target.to_str().unwrap()]).expect(0);
+    assert_eq!(fs::read(target.join("noise")).unwrap(), tests::model::Random::new(0).bytes(1_000_000));
+    fs::rename(place.path("away"), place.path("far")).unwrap();
+    assert_eq!(host.json(&["cache", "trim", "--to", "0"])["bytes"], 0);
+    host.run(&["tier", "unpin", "app-4"]).expect(0).says("not pinned");
+    host.run(&["check", "--read-data"]).expect(0).says("all is well");
+    host.run(&["tier", "move", "app-0", "--to", "hot"]).expect(0);
+    host.run(&["tier", "move", "app-0"]).expect(2).complains("--to");
+    host.run(&["tier", "move", "--rate", "0"]).expect(2).complains("0");
+    host.run(&["tier", "pin", "nobody"]).expect(2).complains("nobody");
+    host.run(&["cache", "trim", "--to", "much"]).expect(2).complains("much");
+}
+
+#[test]
+fn a_tier_that_the_store_lacks_is_named() {
+    let place = Place::with_store();
+    let source = place.path("source");
+    noise(&source, 1, 1000);
+    place.run(["backup".as_ref(), source.as_os_str(), OsStr::new("app")]).expect(0);
+    place.run(["tier", "move", "app", "--to", "cold"]).expect(2).complains("no cold tier");
+    place.run(["tier", "status"]).expect(0).says("hot");
+}
+
+#[test]
+fn two_hosts_share_one_place() {
+    let place = Place::new();
+    let (one, two) = (Host::new(&place, "one", SHARED), Host::new(&place, "two", SHARED));
+    one.run(&["init"]).expect(0);
+    two.run(&["init"]).expect(2).complains("there is a store already");
+    let source = place.path("source");
+    noise(&source, 7, 500_000);
+    one.run(&["backup", source.to_str().unwrap(), "app"]).expect(0);
+    assert!(two.run(&["snapshots"]).expect(0).text().contains("app"));
+    let target = place.path("restored");
+    two.run(&["restore", "app", target.to_str().unwrap()]).expect(0);
+    assert_eq!(fs::read(target.join("noise")).unwrap(), fs::read(source.join("noise")).unwrap());
+    let copied = two.json(&["backup", source.to_str().unwrap(), "copy"]);
+    assert!(copied["new_bytes"].as_u64().unwrap() < 10_000, "{copied}: the bytes were there");
+    // The hot tiers hold copies, and the store does not open as one of theirs alone.
+    place
+        .run_with(&[("TORPOR_STORE", place.path("one/hot").as_os_str())], ["snapshots"])
+        .expect(2)
+        .complains("no store here");
+    two.run(&["forget", "app", "--keep-last", "1"]).expect(0);
+    two.run(&["gc", "--cycles", "3"]).expect(0);
+    one.run(&["check", "--read-data"]).expect(0).says("all is well");
+    one.run(&["tier", "status"]).expect(0).says("shared with other hosts");
+}
