@@ -9,10 +9,19 @@
 //! - `mounted`   mount time, warm reads
 //! - `fault`     page faults of a mapping; `raw_uffd` is their floor
 //! - `resume`    a process that CRIU wakes lazily and eagerly
+//!
+//! On demand only, since they need real files (`corpus` makes them once, with npm, pip and debootstrap) and restic, borg,
+//! zstd and GNU time from Debian:
+//!
+//! - `peers`, `cold`  ingest, restore and stored bytes against `contender`s, with warm and with dropped caches
+//! - `versions`       stored bytes of several versions of one thing
 
+mod contender;
+mod corpus;
 mod fault;
 mod measure;
 mod mounted;
+mod peers;
 mod raw_uffd;
 mod resume;
 mod storage;
@@ -35,14 +44,31 @@ const BENCHES: &[Bench] = &[
     ("resume", resume::resume),
 ];
 
+/// Run only when named.
+const ON_DEMAND: &[Bench] = &[
+    ("corpus", corpus::make),
+    ("peers", peers::peers),
+    ("cold", peers::cold),
+    ("versions", peers::versions),
+];
+
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    let known: Vec<&str> = BENCHES.iter().map(|(name, _)| *name).collect();
+    if let [name, source] = &wanted[..]
+        && name == "floor"
+    {
+        return finish(storage::floor_of_ingest(Path::new(source)));
+    }
+    let known: Vec<&str> = BENCHES.iter().chain(ON_DEMAND).map(|(name, _)| *name).collect();
     if let Some(unknown) = wanted.iter().find(|name| !known.contains(&name.as_str())) {
         eprintln!("benches: no bench is called {unknown:?}; there are {}", known.join(" "));
         return ExitCode::from(2);
     }
-    match run(&wanted) {
+    finish(run(&wanted))
+}
+
+fn finish(outcome: Result<()>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("benches: {error}");
@@ -53,10 +79,12 @@ fn main() -> ExitCode {
 
 fn run(wanted: &[String]) -> Result<()> {
     println!("{}\n\n{}", measure::circumstances()?, Row::HEAD);
-    for (name, bench) in BENCHES {
-        if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == name) {
-            continue;
-        }
+    let named = |(name, _): &&Bench| wanted.iter().any(|wanted| wanted == name);
+    let benches: Vec<&Bench> = match wanted.is_empty() {
+        true => BENCHES.iter().collect(),
+        false => BENCHES.iter().chain(ON_DEMAND).filter(named).collect(),
+    };
+    for (_, bench) in benches {
         let scratch = tempfile::Builder::new().prefix("torpor-bench-").tempdir()?;
         for row in bench(scratch.path())? {
             println!("{row}");

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -96,6 +97,15 @@ pub fn circumstances() -> Result<String> {
     Ok(format!("Linux {}, {cores} cores, load {load} before; commit {}", kernel.trim(), commit.trim()))
 }
 
+/// The `snapctl` of the same build.
+pub fn snapctl() -> Result<PathBuf> {
+    let program = std::env::current_exe()?.with_file_name("snapctl");
+    match program.exists() {
+        true => Ok(program),
+        false => Err("no snapctl beside this program: cargo build --release --package tools".into()),
+    }
+}
+
 /// Seconds that `work` takes.
 pub fn time<T>(work: impl FnOnce() -> Result<T>) -> Result<f64> {
     let start = Instant::now();
@@ -115,7 +125,8 @@ pub fn percentile(values: &[f64], percent: usize) -> f64 {
     sorted.get((sorted.len().saturating_sub(1) * percent).div_ceil(100)).copied().unwrap_or(f64::NAN)
 }
 
-fn spread(values: &[f64]) -> (f64, f64) {
+/// The least and the greatest value.
+pub fn spread(values: &[f64]) -> (f64, f64) {
     (percentile(values, 0), percentile(values, 100))
 }
 

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use store::{Store, StoreConfig};
 
-use crate::measure::{Pairs, Result, Row, time};
+use crate::measure::{Pairs, Result, Row, snapctl, time};
 use crate::storage::back_up;
 use crate::workload::{Noise, files};
 
@@ -67,11 +67,7 @@ impl Mounted {
     }
 
     fn snapctl(&self, arguments: &[&str]) -> Result<()> {
-        let program = std::env::current_exe()?.with_file_name("snapctl");
-        if !program.exists() {
-            return Err("no snapctl beside this program: cargo build --release --package tools".into());
-        }
-        let mut snapctl = Command::new(program);
+        let mut snapctl = Command::new(snapctl()?);
         snapctl.arg("--quiet").arg("--store").arg(&self.store).args(arguments);
         let status = snapctl.arg(&self.mountpoint).stdin(Stdio::null()).status()?;
         if status.success() { Ok(()) } else { Err(format!("snapctl {} failed", arguments.join(" ")).into()) }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use store::{BackupOptions, Store, StoreConfig, Unwatched};
 
 use crate::measure::{Pairs, Result, Row, time};
+use crate::peers::regular_files;
 use crate::workload::mixed_tree;
 
 const ROUNDS: usize = 7;
@@ -72,6 +73,13 @@ pub fn back_up(store: &Store, source: &Path) -> Result<store::SnapshotId> {
 fn copy(source: &Path, target: &Path) -> Result<()> {
     let status = Command::new("cp").arg("-a").arg(source).arg(target).status()?;
     if status.success() { Ok(()) } else { Err("cp -a failed".into()) }
+}
+
+/// The floor as a program of its own: what every ingest of this directory must do.
+pub fn floor_of_ingest(source: &Path) -> Result<()> {
+    let mut paths = Vec::new();
+    regular_files(source, &mut paths)?;
+    hash_and_compress(&paths, StoreConfig::directory(source).level)
 }
 
 /// Every core takes files in turn.

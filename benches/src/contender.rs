@@ -1,0 +1,191 @@
+//! Torpor and its peers behind one interface: a repository each, the same bytes, default settings but for zstd at level 3
+//! where a peer lets one choose. Each runs as a process of its own under GNU time, as a user runs it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::measure::{Result, snapctl};
+
+/// What one run of a process took.
+#[derive(Clone, Copy, Default)]
+pub struct Cost {
+    pub seconds: f64,
+    pub cpu_seconds: f64,
+    pub peak_bytes: u64,
+}
+
+/// Runs a command to its end under GNU time; it must succeed.
+pub fn cost(command: &mut Command, scratch: &Path) -> Result<Cost> {
+    let report = scratch.join("time");
+    let mut timed = Command::new("time");
+    timed.args(["--format", "%U %S %M", "--output"]).arg(&report);
+    timed.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        timed.env(name, value.unwrap_or_default());
+    }
+    if let Some(directory) = command.get_current_dir() {
+        timed.current_dir(directory);
+    }
+    let program = command.get_program().to_string_lossy().into_owned();
+    let start = Instant::now();
+    let output = timed.stdin(Stdio::null()).output();
+    let seconds = start.elapsed().as_secs_f64();
+    let output = output.map_err(|error| format!("GNU time is needed (Debian: time): {error}"))?;
+    if !output.status.success() {
+        return Err(format!("{program} failed: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    let report = fs::read_to_string(&report)?;
+    let fields: Vec<f64> = report.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    let [user, system, peak_kib] = fields[..] else { return Err(format!("time said {report:?}").into()) };
+    Ok(Cost { seconds, cpu_seconds: user + system, peak_bytes: peak_kib as u64 * 1024 })
+}
+
+/// Whoever keeps a directory as deduplicated snapshots.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Torpor,
+    Restic,
+    Borg,
+}
+
+/// One of them with its repository.
+pub struct Contender {
+    pub kind: Kind,
+    home: PathBuf,
+    scratch: PathBuf,
+    snapshots: usize,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 3] = [Kind::Torpor, Kind::Restic, Kind::Borg];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Torpor => "torpor",
+            Kind::Restic => "restic",
+            Kind::Borg => "borg",
+        }
+    }
+}
+
+impl Contender {
+    /// A new, empty repository below `scratch`.
+    pub fn new(kind: Kind, scratch: &Path) -> Result<Self> {
+        let home = scratch.join(kind.name());
+        if home.exists() {
+            fs::remove_dir_all(&home)?;
+        }
+        fs::create_dir_all(&home)?;
+        let contender = Self { kind, home, scratch: scratch.to_owned(), snapshots: 0 };
+        let init: &[&str] = match kind {
+            Kind::Torpor | Kind::Restic => &["init"],
+            Kind::Borg => &["init", "--encryption", "none"],
+        };
+        let mut command = contender.command(init)?;
+        if kind == Kind::Borg {
+            command.arg(contender.repository());
+        }
+        cost(&mut command, scratch)?;
+        Ok(contender)
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.home.join("repository")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = match self.kind {
+            Kind::Torpor => {
+                let mut command = Command::new(snapctl()?);
+                command.arg("--quiet").arg("--store").arg(self.repository());
+                command
+            }
+            Kind::Restic => {
+                let mut command = Command::new("restic");
+                command.arg("--quiet").arg("--repo").arg(self.repository());
+                command.arg("--cache-dir").arg(self.home.join("cache")).env("RESTIC_PASSWORD", "peer");
+                command
+            }
+            Kind::Borg => {
+                let mut command = Command::new("borg");
+                command.env("BORG_BASE_DIR", self.home.join("base"));
+                command.env("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes");
+                command
+            }
+        };
+        command.args(arguments);
+        Ok(command)
+    }
+
+    fn archive(&self, number: usize) -> PathBuf {
+        let mut archive = self.repository().into_os_string();
+        archive.push(format!("::{number}"));
+        archive.into()
+    }
+
+    /// Stores a directory as the next snapshot of `name`.
+    pub fn back_up(&mut self, source: &Path, name: &str) -> Result<Cost> {
+        self.snapshots += 1;
+        let mut command = match self.kind {
+            Kind::Torpor => self.command(&["backup"])?,
+            Kind::Restic => self.command(&["backup"])?,
+            Kind::Borg => self.command(&["create", "--compression", "zstd,3"])?,
+        };
+        match self.kind {
+            Kind::Torpor => command.arg(source).arg(name),
+            Kind::Restic => command.arg(source),
+            Kind::Borg => command.arg(self.archive(self.snapshots)).arg(source),
+        };
+        cost(&mut command, &self.scratch)
+    }
+
+    /// Writes the newest snapshot's files into a new directory.
+    pub fn restore(&self, name: &str, target: &Path) -> Result<Cost> {
+        let mut command = match self.kind {
+            Kind::Torpor => self.command(&["restore", name])?,
+            Kind::Restic => self.command(&["restore", "latest", "--target"])?,
+            Kind::Borg => self.command(&["extract"])?,
+        };
+        match self.kind {
+            Kind::Torpor | Kind::Restic => command.arg(target),
+            Kind::Borg => {
+                fs::create_dir_all(target)?;
+                command.arg(self.archive(self.snapshots)).current_dir(target)
+            }
+        };
+        cost(&mut command, &self.scratch)
+    }
+
+    /// Bytes of all files of the repository; local state and caches do not count.
+    pub fn stored_bytes(&self) -> Result<u64> {
+        let local = self.repository().join("local");
+        sum_of_files(&self.repository(), &local)
+    }
+}
+
+/// Bytes of the files below a directory, without what is below `but`.
+fn sum_of_files(directory: &Path, but: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        sum += match entry.file_type()?.is_dir() {
+            true if path == but => 0,
+            true => sum_of_files(&path, but)?,
+            false => entry.metadata()?.len(),
+        };
+    }
+    Ok(sum)
+}
+
+/// A command of a few words.
+pub fn command(program: impl AsRef<OsStr>, arguments: &[&dyn AsRef<OsStr>]) -> Command {
+    let mut command = Command::new(program);
+    arguments.iter().for_each(|argument| {
+        command.arg(argument);
+    });
+    command
+}
