@@ -2,6 +2,8 @@
 //! bug or bad memory must not reach a pack), and nothing is decoded past its declared length.
 
 use crate::error::{Error, Kind, Result};
+use std::cell::RefCell;
+use zstd::bulk::{Compressor, Decompressor};
 
 /// How a frame's bytes are stored; the number is part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,21 +29,78 @@ impl Codec {
     }
 }
 
+/// What one thread compresses and decodes with: setting up contexts and buffers costs as much as a small frame.
+#[derive(Default)]
+struct Workspace {
+    compressor: Option<(i32, Compressor<'static>)>,
+    decompressor: Option<Decompressor<'static>>,
+    stored: Vec<u8>,
+    decoded: Vec<u8>,
+}
+
+thread_local! {
+    static WORKSPACE: RefCell<Workspace> = RefCell::default();
+}
+
+impl Workspace {
+    fn compressor(&mut self, level: i32) -> std::io::Result<&mut Compressor<'static>> {
+        match &mut self.compressor {
+            Some((current, _)) if *current == level => {}
+            Some((current, compressor)) => {
+                compressor.set_compression_level(level)?;
+                *current = level;
+            }
+            empty => *empty = Some((level, Compressor::new(level)?)),
+        }
+        Ok(&mut self.compressor.as_mut().expect("it was just made").1)
+    }
+
+    fn decompressor(&mut self) -> std::io::Result<&mut Decompressor<'static>> {
+        if self.decompressor.is_none() {
+            self.decompressor = Some(Decompressor::new()?);
+        }
+        Ok(self.decompressor.as_mut().expect("it was just made"))
+    }
+
+    /// Compresses `plain` into `stored` and decodes it again into `decoded`.
+    fn compress(&mut self, plain: &[u8], level: i32) -> Result<()> {
+        let failed = |error| Error::new(Kind::Internal, "zstd failed to compress").caused_by(error);
+        let mut stored = std::mem::take(&mut self.stored);
+        stored.clear();
+        stored.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+        let outcome = self.compressor(level).and_then(|zstd| zstd.compress_to_buffer(plain, &mut stored));
+        self.stored = stored;
+        outcome.map(|_| ()).map_err(failed)
+    }
+
+    fn check(&mut self, plain: &[u8]) -> Result<()> {
+        let (stored, mut decoded) = (std::mem::take(&mut self.stored), std::mem::take(&mut self.decoded));
+        decoded.clear();
+        decoded.reserve(plain.len());
+        let outcome = self.decompressor().and_then(|zstd| zstd.decompress_to_buffer(&stored, &mut decoded));
+        let is_same = outcome.is_ok() && decoded == plain;
+        (self.stored, self.decoded) = (stored, decoded);
+        match is_same {
+            true => Ok(()),
+            false => Err(Error::new(Kind::Internal, "zstd output does not decode to its input")
+                .advice("check this machine's memory")),
+        }
+    }
+}
+
 /// Compresses; raw when that saves less than a 32nd.
 ///
 /// # Errors
 /// `Internal` when the encoder fails or its output does not decode to the input.
 pub fn compress(plain: &[u8], level: i32) -> Result<(Codec, Vec<u8>)> {
-    let failed = |error| Error::new(Kind::Internal, "zstd failed to compress").caused_by(error);
-    let stored = zstd::bulk::compress(plain, level).map_err(failed)?;
-    if stored.len() + plain.len() / 32 >= plain.len() {
-        return Ok((Codec::Raw, plain.to_vec()));
-    }
-    if decompress(Codec::Zstd, &stored, plain.len())? != plain {
-        return Err(Error::new(Kind::Internal, "zstd output does not decode to its input")
-            .advice("check this machine's memory"));
-    }
-    Ok((Codec::Zstd, stored))
+    WORKSPACE.with_borrow_mut(|workspace| {
+        workspace.compress(plain, level)?;
+        if workspace.stored.len() + plain.len() / 32 >= plain.len() {
+            return Ok((Codec::Raw, plain.to_vec()));
+        }
+        workspace.check(plain)?;
+        Ok((Codec::Zstd, workspace.stored.clone()))
+    })
 }
 
 /// Decodes to exactly `plain_len` bytes, which the caller has bounded.
@@ -51,8 +110,13 @@ pub fn compress(plain: &[u8], level: i32) -> Result<(Codec, Vec<u8>)> {
 pub fn decompress(codec: Codec, stored: &[u8], plain_len: usize) -> Result<Vec<u8>> {
     let plain = match codec {
         Codec::Raw => stored.to_vec(),
-        Codec::Zstd => zstd::bulk::decompress(stored, plain_len)
-            .map_err(|error| Error::corrupt("frame does not decompress").caused_by(error))?,
+        Codec::Zstd => WORKSPACE.with_borrow_mut(|workspace| {
+            let mut plain = Vec::with_capacity(plain_len);
+            let decoded =
+                workspace.decompressor().and_then(|zstd| zstd.decompress_to_buffer(stored, &mut plain));
+            decoded.map_err(|error| Error::corrupt("frame does not decompress").caused_by(error))?;
+            Ok::<_, Error>(plain)
+        })?,
     };
     if plain.len() != plain_len {
         let found = plain.len();

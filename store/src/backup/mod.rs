@@ -1,14 +1,24 @@
 //! Backup: a directory of the host becomes a tree. Files that did not change since the ref's last snapshot (by device,
 //! inode, size, mtime and ctime) are taken over without being read.
 
+//!
+//! A walk runs ahead and tells what there is, readers read, cut and hash what changed, and the assembler puts the tree
+//! together in the walk's order. Memory is bounded: [`SEGMENTS_AHEAD`] segments, of which each has at most a few pieces of
+//! about a MiB waiting.
+
+mod assemble;
+mod events;
+mod host;
+mod read;
 mod stat_cache;
 mod walk;
 
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::progress::{Progress, Work};
-use crate::tree::{Metadata, TreeRoot};
+use crate::tree::{Metadata, Tree};
 use crate::writer::{SnapshotDraft, WriteStats, Writer};
+use crossbeam_channel::bounded;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -59,22 +69,22 @@ pub fn backup(
     let exclude = Exclude::new(&options.exclude)?;
     let store = writer.store().clone();
     let parent = store.refs().get(name)?.and_then(|found| found.current());
-    let mut cache = stat_cache::StatCache::load(store.state_dir(), name, parent.as_ref());
+    let cache = stat_cache::StatCache::load(store.state_dir(), name, parent.as_ref());
     progress.begin("back up", Work::SomeBytes);
-    let mut walk = walk::Walk::new(writer, source, &exclude, options.one_file_system, progress, &mut cache)?;
     let parent_tree = match &parent {
         Some(id) => store.snapshot(id)?.tree.map(|tree| store.tree(&tree)).transpose()?,
         None => None,
     };
-    let root = walk.run(parent_tree.as_ref())?;
-    let walk::Counts { files, directories, unchanged_files, bytes, unreadable } = walk.into_counts();
+    let plan = Plan { source, exclude: &exclude, options, parent: parent_tree.as_ref(), cache: &cache };
+    let assemble::Assembled { root, counts, looks } = plan.run(writer, progress)?;
+    let assemble::Counts { files, directories, unchanged_files, bytes, unreadable } = counts;
     let tree = writer.put_tree(&root)?;
     let mut labels = options.labels.clone();
     labels.entry("source".to_owned()).or_insert_with(|| source.display().to_string());
     let draft =
         SnapshotDraft { tree: Some(tree), image: None, parent, labels, files: files + directories, bytes };
     let snapshot = writer.commit(name, draft)?;
-    if let Err(error) = cache.save(store.state_dir(), name, &snapshot) {
+    if let Err(error) = stat_cache::StatCache::save(&looks, store.state_dir(), name, &snapshot) {
         progress.note(&format!("the next backup will read every file again: {error}"));
     }
     progress.end();
@@ -87,6 +97,61 @@ pub fn backup(
         stats: writer.stats(),
         unreadable,
     })
+}
+
+/// Segments of a walk that wait for the assembler.
+const SEGMENTS_AHEAD: usize = 8;
+/// Reading threads: more would only wait for the compressing ones.
+const READERS_MAX: usize = 8;
+
+/// What is to be backed up, and beside what.
+struct Plan<'a> {
+    source: &'a Path,
+    exclude: &'a Exclude,
+    options: &'a BackupOptions,
+    parent: Option<&'a Tree>,
+    cache: &'a stat_cache::StatCache,
+}
+
+impl Plan<'_> {
+    /// Walk, readers and assembler on their threads. The source itself must be readable.
+    fn run(&self, writer: &mut Writer, progress: &dyn Progress) -> Result<assemble::Assembled> {
+        let failed = |error| Error::io("cannot back up", self.source.display(), error);
+        let source = self.source.canonicalize().map_err(failed)?;
+        let stat = rustix::fs::lstat(&source).map_err(|error| failed(error.into()))?;
+        if source.is_dir() {
+            std::fs::read_dir(&source).map_err(failed)?;
+        }
+        let store = writer.store().clone();
+        let readers = std::thread::available_parallelism().map_or(1, usize::from).clamp(2, READERS_MAX);
+        let (segments, coming) = bounded(SEGMENTS_AHEAD);
+        let (batches, waiting) = bounded(readers);
+        let buffers = read::Buffers::new();
+        let walk = walk::Walk {
+            source: source.clone(),
+            exclude: self.exclude,
+            device: self.options.one_file_system.then_some(stat.st_dev),
+            cache: self.cache,
+            parent: self.parent,
+            segments,
+            batches,
+            state: walk::State::new(),
+        };
+        std::thread::scope(|scope| {
+            let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+            let no_thread = |error| Error::io("cannot start a thread", "backup", error);
+            for _ in 0..readers {
+                let reader = read::Reader::new(&store.0.domain, buffers.clone());
+                let waiting = waiting.clone();
+                named("read").spawn_scoped(scope, move || reader.run(&waiting)).map_err(no_thread)?;
+            }
+            named("walk").spawn_scoped(scope, move || walk.run(&stat)).map_err(no_thread)?;
+            // When it ends early, `coming` is closed and the walk ends, and with it the readers.
+            let coming = coming;
+            let top = if source.is_dir() { &source } else { source.parent().unwrap_or(&source) };
+            assemble::Assembler::new(writer, top, self.parent, progress, buffers.clone()).run(&coming)
+        })
+    }
 }
 
 /// Compiled globs.
@@ -111,6 +176,9 @@ impl Exclude {
     }
 
     fn matches(&self, relative: &Path) -> bool {
+        if self.paths.is_empty() && self.names.is_empty() {
+            return false;
+        }
         self.paths.is_match(relative) || relative.file_name().is_some_and(|name| self.names.is_match(name))
     }
 }
@@ -119,6 +187,3 @@ impl Exclude {
 fn bare_root() -> Metadata {
     Metadata { mode: 0o755, ..Metadata::default() }
 }
-
-/// A tree's root, put together by the walk.
-type Root = TreeRoot;

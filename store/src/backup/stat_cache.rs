@@ -5,19 +5,44 @@ use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::tier::replace_file;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
+use rustix::fs::Stat;
 use std::collections::HashMap;
-use std::fs::Metadata;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::path::{Path, PathBuf};
 
 type Hash = [u8; 16];
 
-/// Old looks to compare with and new ones to keep.
+/// Keys are hashes already.
+#[derive(Default)]
+pub struct FirstWord(u64);
+
+impl Hasher for FirstWord {
+    fn write(&mut self, bytes: &[u8]) {
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[..8]);
+        self.0 = u64::from_le_bytes(word);
+    }
+
+    fn write_usize(&mut self, _len: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type Looks = HashMap<Hash, Hash, BuildHasherDefault<FirstWord>>;
+
+/// How a file looked: the hash of its path, and of what would be another if it had changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    key: Hash,
+    look: Hash,
+}
+
+/// Old looks to compare with.
 #[derive(Default)]
 pub struct StatCache {
-    old: HashMap<Hash, Hash>,
-    new: Vec<(Hash, Hash)>,
+    old: Looks,
     /// Files changed since then may change again within the same tick of the clock and are not kept.
     settled_before: i64,
 }
@@ -32,15 +57,15 @@ fn hash(parts: &[&[u8]]) -> Hash {
     out
 }
 
-fn look(metadata: &Metadata) -> Hash {
+fn look(stat: &Stat) -> Hash {
     let fields = [
-        metadata.dev(),
-        metadata.ino(),
-        metadata.size(),
-        metadata.mtime() as u64,
-        metadata.mtime_nsec() as u64,
-        metadata.ctime() as u64,
-        metadata.ctime_nsec() as u64,
+        stat.st_dev,
+        stat.st_ino,
+        stat.st_size as u64,
+        stat.st_mtime as u64,
+        stat.st_mtime_nsec,
+        stat.st_ctime as u64,
+        stat.st_ctime_nsec,
     ];
     hash(&fields.map(u64::to_le_bytes).each_ref().map(|field| field.as_slice()))
 }
@@ -55,31 +80,25 @@ impl StatCache {
     pub fn load(state: &Path, name: &str, parent: Option<&SnapshotId>) -> Self {
         let settled_before = crate::clock::now().seconds - 1;
         let old = std::fs::read(path_of(state, name)).ok().and_then(|bytes| decode(&bytes, parent?).ok());
-        Self { old: old.unwrap_or_default(), new: Vec::new(), settled_before }
+        Self { old: old.unwrap_or_default(), settled_before }
     }
 
-    /// Whether a file looks as it did; its look is kept for the next time.
-    pub fn is_unchanged(&mut self, relative: &Path, metadata: &Metadata) -> bool {
-        let (key, now) = (hash(&[relative.as_os_str().as_bytes()]), look(metadata));
-        if metadata.ctime() < self.settled_before {
-            self.new.push((key, now));
-        }
-        self.old.get(&key) == Some(&now)
-    }
-
-    /// A file whose backup failed must be read the next time.
-    pub fn forget_last(&mut self) {
-        self.new.pop();
+    /// Whether the file at this path below the source looks as it did, and its look, to be kept when it is stored. One
+    /// that changed just now has none.
+    pub fn look(&self, relative: &[u8], stat: &Stat) -> (bool, Option<Look>) {
+        let now = Look { key: hash(&[relative]), look: look(stat) };
+        let is_unchanged = self.old.get(&now.key) == Some(&now.look);
+        (is_unchanged, (stat.st_ctime < self.settled_before).then_some(now))
     }
 
     /// Keeps the new looks with the snapshot that they belong to.
     ///
     /// # Errors
     /// As the system calls.
-    pub fn save(&self, state: &Path, name: &str, snapshot: &SnapshotId) -> Result<()> {
-        let mut body = Encoder::with_capacity(40 + self.new.len() * 32);
-        body.bytes(snapshot.as_bytes()).count(self.new.len());
-        for (key, look) in &self.new {
+    pub fn save(new: &[Look], state: &Path, name: &str, snapshot: &SnapshotId) -> Result<()> {
+        let mut body = Encoder::with_capacity(40 + new.len() * 32);
+        body.bytes(snapshot.as_bytes()).count(new.len());
+        for Look { key, look } in new {
             body.bytes(key).bytes(look);
         }
         let path = path_of(state, name);
@@ -90,13 +109,14 @@ impl StatCache {
     }
 }
 
-fn decode(bytes: &[u8], parent: &SnapshotId) -> Result<HashMap<Hash, Hash>> {
+fn decode(bytes: &[u8], parent: &SnapshotId) -> Result<Looks> {
     let mut fields = Decoder::new(unseal(Record::StatCache, bytes)?);
-    let mut looks = HashMap::new();
     if fields.array()? != *parent.as_bytes() {
-        return Ok(looks);
+        return Ok(Looks::default());
     }
-    for _ in 0..fields.count(32)? {
+    let count = fields.count(32)?;
+    let mut looks = Looks::with_capacity_and_hasher(count, BuildHasherDefault::default());
+    for _ in 0..count {
         looks.insert(fields.array()?, fields.array()?);
     }
     fields.end()?;
@@ -112,9 +132,9 @@ mod tests {
     fn a_cache_reads_back_for_its_own_snapshot_and_nothing_else_does() {
         let state = tempfile::tempdir().unwrap();
         let (own, other) = (SnapshotId::from_bytes([1; 32]), SnapshotId::from_bytes([2; 32]));
-        let new = vec![([3; 16], [4; 16]), ([5; 16], [6; 16])];
-        StatCache { new: new.clone(), ..StatCache::default() }.save(state.path(), "web", &own).unwrap();
-        let kept: HashMap<Hash, Hash> = new.into_iter().collect();
+        let new = [(3, 4), (5, 6)].map(|(key, look)| Look { key: [key; 16], look: [look; 16] });
+        StatCache::save(&new, state.path(), "web", &own).unwrap();
+        let kept: Looks = new.into_iter().map(|Look { key, look }| (key, look)).collect();
         assert_eq!(StatCache::load(state.path(), "web", Some(&own)).old, kept);
         assert!(StatCache::load(state.path(), "web", Some(&other)).old.is_empty());
         assert!(StatCache::load(state.path(), "web", None).old.is_empty());

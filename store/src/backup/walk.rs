@@ -1,399 +1,327 @@
-//! The walk of a backup: depth first, names in order, one directory of the host beside its counterpart in the parent tree.
+//! The walk of a backup: what the host has, beside its counterpart in the parent tree. Names in order; a directory's own
+//! files come before its subdirectories, so that files of one directory lie together in packs.
+//!
+//! It runs ahead of the assembler on a thread of its own, by as many segments as the channel holds.
 
+use super::Exclude;
+use super::events::{Draft, Event, Form, InodeKey, Leaf, Old, Segment};
+use super::host::{self, Host, Name, Source};
+use super::read::{Batch, Job, PIECES_AHEAD};
 use super::stat_cache::StatCache;
-use super::{Exclude, Root, bare_root};
-use crate::clock::Time;
 use crate::error::{Error, Kind, Result};
-use crate::id::DirectoryId;
-use crate::progress::Progress;
-use crate::tree::{
-    Content, Directory, Entry, EntryInode, Inode, LinkedInode, Metadata, Node, Tree, TreeRoot,
-};
-use crate::writer::Writer;
-use rustix::fs::SeekFrom;
+use crate::tree::{Content, EntryInode, Inode, Node, Tree};
+use crossbeam_channel::{Sender, bounded};
+use rustix::fd::OwnedFd;
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
-use std::collections::{BTreeMap, HashMap};
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
-use std::io::{self, Read, Seek};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// What a walk counted.
-#[derive(Debug, Default)]
-pub struct Counts {
-    pub files: u64,
-    pub directories: u64,
-    pub unchanged_files: u64,
-    pub bytes: u64,
-    pub unreadable: Vec<String>,
-}
-
-/// A directory of the host whose entries are being stored.
-struct Open {
-    relative: PathBuf,
-    metadata: Metadata,
-    /// Names that are still to come.
-    names: std::vec::IntoIter<OsString>,
-    /// Its counterpart in the parent tree.
-    old: Option<Directory>,
-    entries: Vec<Entry>,
-}
-
-/// What a name turned out to be.
-enum Met {
-    /// It vanished or cannot be read.
-    Nothing,
-    /// Not a directory: stored.
-    Leaf(Entry),
-    /// A directory to go into.
-    Directory(Open),
-}
+/// A segment ends when its files have so many bytes,
+const SEGMENT_LEN: u64 = 1 << 20;
+/// or when it has so many steps.
+const SEGMENT_EVENTS: usize = 512;
+/// Directories above this depth stay open while what is below them is walked; deeper ones are opened again.
+const OPEN_DEPTH: usize = 64;
 
 /// A walk under way.
 pub struct Walk<'a> {
-    writer: &'a mut Writer,
-    source: PathBuf,
-    exclude: &'a Exclude,
+    pub source: PathBuf,
+    pub exclude: &'a Exclude,
     /// The one file system to stay on.
-    device: Option<u64>,
-    progress: &'a dyn Progress,
-    cache: &'a mut StatCache,
-    numbers: HashMap<(u64, u64), u64>,
-    links: BTreeMap<u64, LinkedInode>,
-    counts: Counts,
+    pub device: Option<u64>,
+    pub cache: &'a StatCache,
+    pub parent: Option<&'a Tree>,
+    pub segments: Sender<Segment>,
+    pub batches: Sender<Batch>,
+    pub state: State,
 }
 
-impl<'a> Walk<'a> {
-    pub fn new(
-        writer: &'a mut Writer,
-        source: &Path,
-        exclude: &'a Exclude,
-        one_file_system: bool,
-        progress: &'a dyn Progress,
-        cache: &'a mut StatCache,
-    ) -> Result<Self> {
-        let failed = |error| Error::io("cannot back up", source.display(), error);
-        let source = source.canonicalize().map_err(failed)?;
-        let device = fs::metadata(&source).map_err(failed)?.dev();
-        Ok(Self {
-            writer,
-            source,
-            exclude,
-            device: one_file_system.then_some(device),
-            progress,
-            cache,
-            numbers: HashMap::new(),
-            links: BTreeMap::new(),
-            counts: Counts::default(),
-        })
+/// What changes during a walk.
+pub struct State {
+    host: Host,
+    /// The path below the source of what is looked at.
+    relative: PathBuf,
+    draft: Draft,
+    /// Inodes with several names that were met.
+    met: HashSet<InodeKey>,
+}
+
+impl State {
+    pub fn new() -> Self {
+        Self { host: Host::new(), relative: PathBuf::new(), draft: Draft::default(), met: HashSet::new() }
+    }
+}
+
+/// A directory of the host whose subdirectories are still to be walked.
+struct Level {
+    /// Itself, unless it is to be opened again.
+    directory: Option<OwnedFd>,
+    subdirectories: std::vec::IntoIter<Subdirectory>,
+}
+
+struct Subdirectory {
+    name: Name,
+    stat: Stat,
+    old: Option<Inode>,
+}
+
+/// Why a walk ends early.
+enum Stop {
+    /// It must not go on.
+    Failed(Error),
+    /// Nobody listens.
+    GaveUp,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Walk<'_> {
+    /// Walks it all. `root`: how the source looks.
+    pub fn run(mut self, root: &Stat) {
+        let walked = match host::file_type(root) == FileType::Directory {
+            true => self.tree(root),
+            false => self.single(root),
+        };
+        if let Err(Stop::Failed(error)) = walked {
+            self.state.draft.events.push(Event::Failed(error));
+        }
+        let _ = self.send();
     }
 
-    pub fn into_counts(self) -> Counts {
-        self.counts
+    /// A source that is no directory becomes the only entry of a bare root.
+    fn single(&mut self, stat: &Stat) -> Result<(), Stop> {
+        let old = self.parent.map(|tree| self.old(&tree.root().node)).transpose()?.flatten();
+        let name = self.source.file_name().unwrap_or_default().as_bytes().to_vec();
+        self.source.pop();
+        self.state.relative.push(OsStr::from_bytes(&name));
+        let position = self.position(old.as_ref(), &name)?;
+        self.push(Event::Enter { name: Vec::new(), metadata: super::bare_root(), old })?;
+        self.leaf(name, stat, position)?;
+        self.push(Event::Leave)
     }
 
-    /// Walks it all; the source itself must be readable.
-    pub fn run(&mut self, parent: Option<&Tree>) -> Result<Root> {
+    /// Walks without recursion: a tree may be deeper than the stack.
+    fn tree(&mut self, root: &Stat) -> Result<(), Stop> {
+        let old = self.parent.map(|tree| tree.root().clone());
+        let root = Subdirectory { name: Vec::new(), stat: *root, old };
         let source = self.source.clone();
-        let failed = |error| Error::io("cannot back up", source.display(), error);
-        let stat = fs::symlink_metadata(&source).map_err(failed)?;
-        let (metadata, directory) = if stat.is_dir() {
-            fs::read_dir(&source).map_err(failed)?;
-            let old = parent.map(|tree| &tree.root().node);
-            let root = self.open(PathBuf::new(), metadata_of(&source, &stat)?, parent, old)?;
-            self.directory(root, parent)?
-        } else {
-            let name = source.file_name().unwrap_or_default().to_owned();
-            self.source.pop();
-            let entries = match self.entry(Path::new(&name), &name, parent, None)? {
-                Met::Leaf(entry) => vec![entry],
-                Met::Nothing | Met::Directory(_) => Vec::new(),
-            };
-            self.counts.directories += 1;
-            (bare_root(), self.writer.put_directory(&entries)?)
+        let Some(level) = self.enter(root, host::open_directory(&source))? else {
+            let error = Error::new(Kind::Unavailable, "cannot back up: attributes cannot be read");
+            return Err(Stop::Failed(error.object(source.display())));
         };
-        Ok(TreeRoot { metadata, directory, links: std::mem::take(&mut self.links) })
+        let mut levels = vec![level];
+        while let Some(level) = levels.last_mut() {
+            let Some(subdirectory) = level.subdirectories.next() else {
+                self.push(Event::Leave)?;
+                self.state.relative.pop();
+                levels.pop();
+                continue;
+            };
+            if level.directory.is_none() {
+                level.directory = host::open_directory(&self.path()).ok();
+            }
+            self.state.relative.push(OsStr::from_bytes(&subdirectory.name));
+            let opened = match &level.directory {
+                Some(directory) => host::open_directory_at(directory, &subdirectory.name),
+                None => host::open_directory(&self.path()),
+            };
+            if levels.len() > OPEN_DEPTH
+                && let Some(level) = levels.last_mut()
+            {
+                level.directory = None;
+            }
+            match self.enter(subdirectory, opened)? {
+                Some(level) => levels.push(level),
+                None => {
+                    self.state.relative.pop();
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// Stores a directory and everything below it, children first, without recursion: a tree may be deeper than the stack.
-    fn directory(&mut self, root: Open, tree: Option<&Tree>) -> Result<(Metadata, DirectoryId)> {
-        let mut stack = vec![root];
-        loop {
-            let open = stack.last_mut().expect("the root returns when it is done");
-            let Some(name) = open.names.next() else {
-                let done = stack.pop().expect("it was just looked at");
-                let id = self.writer.put_directory(&done.entries)?;
-                let Some(parent) = stack.last_mut() else { return Ok((done.metadata, id)) };
-                let name = done.relative.file_name().unwrap_or_default().as_bytes().to_vec();
-                let inode = Inode { metadata: done.metadata, node: Node::Directory(id) };
-                parent.entries.push(Entry { name, inode: EntryInode::Own(inode) });
-                continue;
-            };
-            let relative = open.relative.join(&name);
-            if self.exclude.matches(&relative) {
-                continue;
-            }
-            match self.entry(&relative, &name, tree, open.old.as_ref())? {
-                Met::Nothing => {}
-                Met::Leaf(entry) => open.entries.push(entry),
-                Met::Directory(below) => stack.push(below),
-            }
+    fn path(&self) -> PathBuf {
+        self.source.join(&self.state.relative)
+    }
+
+    fn push(&mut self, event: Event) -> Result<(), Stop> {
+        self.state.draft.events.push(event);
+        let draft = &self.state.draft;
+        match draft.len_bytes >= SEGMENT_LEN || draft.events.len() >= SEGMENT_EVENTS {
+            true => self.send(),
+            false => Ok(()),
         }
     }
 
-    /// Opens a directory beside its counterpart `old`; a mount point that is not to be crossed is empty.
-    fn open(
-        &mut self,
-        relative: PathBuf,
-        metadata: Metadata,
-        tree: Option<&Tree>,
-        old: Option<&Node>,
-    ) -> Result<Open> {
-        self.counts.directories += 1;
-        let old = match (tree, old) {
-            (Some(tree), Some(Node::Directory(id))) => Some(tree.directory(id)?),
-            _ => None,
-        };
-        let names = self.names(&self.source.join(&relative)).into_iter();
-        Ok(Open { relative, metadata, names, old, entries: Vec::new() })
-    }
-
-    /// The names in a directory in order; one that cannot be read is noted and counts as empty.
-    fn names(&mut self, path: &Path) -> Vec<OsString> {
-        let read = fs::read_dir(path)
-            .and_then(|entries| entries.map(|entry| entry.map(|e| e.file_name())).collect());
-        let mut names: Vec<OsString> = match read {
-            Ok(names) => names,
-            Err(error) => {
-                self.unreadable(path, &Error::io("cannot read directory", path.display(), error));
-                Vec::new()
+    fn send(&mut self) -> Result<(), Stop> {
+        let Draft { events, jobs, .. } = std::mem::take(&mut self.state.draft);
+        let (pieces, batch) = match jobs.is_empty() {
+            true => (None, None),
+            false => {
+                let (give, take) = bounded(PIECES_AHEAD);
+                (Some(take), Some(Batch { jobs, pieces: give }))
             }
         };
-        names.sort_unstable_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
-        names
+        self.segments.send(Segment { events, pieces }).map_err(|_| Stop::GaveUp)?;
+        batch.map_or(Ok(()), |batch| self.batches.send(batch).map_err(|_| Stop::GaveUp))
     }
 
-    fn unreadable(&mut self, path: &Path, error: &Error) {
-        self.counts.unreadable.push(format!("{}: {error}", path.display()));
+    fn unreadable(&mut self, path: &Path, error: &Error) -> Result<(), Stop> {
+        self.push(Event::Unreadable(format!("{}: {error}", path.display())))
     }
 
-    /// One name: a leaf is stored, a directory is opened.
-    fn entry(
-        &mut self,
-        relative: &Path,
-        name: &OsStr,
-        tree: Option<&Tree>,
-        old: Option<&Directory>,
-    ) -> Result<Met> {
-        let path = self.source.join(relative);
-        let stat = match fs::symlink_metadata(&path) {
-            Ok(stat) => stat,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Met::Nothing),
-            Err(error) => {
-                self.unreadable(&path, &Error::io("cannot look at file", path.display(), error));
-                return Ok(Met::Nothing);
-            }
-        };
-        let name = name.as_bytes().to_vec();
-        let old = match (tree, old) {
-            (Some(tree), Some(old)) => old.get(&name)?.map(|entry| tree.inode(entry)).transpose()?,
-            _ => None,
-        };
-        if stat.is_dir() {
-            return self.subdirectory(relative, &stat, tree, old.as_ref().map(|inode| &inode.node));
+    fn old(&self, node: &Node) -> Result<Option<Old>> {
+        match (self.parent, node) {
+            (Some(tree), Node::Directory(id)) => Ok(Some(Old { id: *id, directory: tree.directory(id)? })),
+            _ => Ok(None),
         }
-        let inode = match stat.nlink() > 1 {
-            true => self.linked(relative, &stat, old)?,
-            false => self.inode(relative, &stat, old)?.map(EntryInode::Own),
-        };
-        Ok(inode.map_or(Met::Nothing, |inode| Met::Leaf(Entry { name, inode })))
     }
 
-    /// Opens a directory below the source; a mount point that is not to be crossed counts as empty.
-    fn subdirectory(
+    fn position(&self, old: Option<&Old>, name: &[u8]) -> Result<Option<usize>> {
+        old.map_or(Ok(None), |old| old.directory.find(name))
+    }
+
+    /// Enters a directory and goes through its files. One whose names cannot be read is noted and counts as empty, and so
+    /// does a mount point that is not to be crossed; one without readable attributes is left out.
+    fn enter(
         &mut self,
-        relative: &Path,
-        stat: &fs::Metadata,
-        tree: Option<&Tree>,
-        old: Option<&Node>,
-    ) -> Result<Met> {
-        let path = self.source.join(relative);
-        let metadata = match metadata_of(&path, stat) {
+        subdirectory: Subdirectory,
+        opened: rustix::io::Result<OwnedFd>,
+    ) -> Result<Option<Level>, Stop> {
+        let Subdirectory { name, stat, old } = subdirectory;
+        let path = self.path();
+        let source = match &opened {
+            Ok(directory) => Source::Open(directory),
+            Err(_) => Source::At(&path),
+        };
+        let metadata = match self.state.host.metadata(&source, &path, &stat) {
             Ok(metadata) => metadata,
             Err(error) => {
-                self.unreadable(&path, &error);
-                return Ok(Met::Nothing);
+                self.unreadable(&path, &error)?;
+                return Ok(None);
             }
         };
-        let relative = relative.to_owned();
-        if self.device.is_some_and(|device| device != stat.dev()) {
-            self.counts.directories += 1;
-            let (names, entries) = (Vec::new().into_iter(), Vec::new());
-            return Ok(Met::Directory(Open { relative, metadata, names, old: None, entries }));
+        if self.device.is_some_and(|device| device != stat.st_dev) {
+            self.push(Event::Enter { name, metadata, old: None })?;
+            return Ok(Some(Level { directory: None, subdirectories: Vec::new().into_iter() }));
         }
-        self.open(relative, metadata, tree, old).map(Met::Directory)
-    }
-
-    /// A name of an inode that has several: the first one met stores the inode.
-    fn linked(
-        &mut self,
-        relative: &Path,
-        stat: &fs::Metadata,
-        old: Option<Inode>,
-    ) -> Result<Option<EntryInode>> {
-        let key = (stat.dev(), stat.ino());
-        if let Some(number) = self.numbers.get(&key) {
-            if let Some(linked) = self.links.get_mut(number) {
-                linked.count += 1;
-            }
-            self.counts.files += 1;
-            return Ok(Some(EntryInode::Link(*number)));
-        }
-        let Some(inode) = self.inode(relative, stat, old)? else { return Ok(None) };
-        let mut number = stat.ino();
-        while self.links.contains_key(&number) {
-            number = number.wrapping_add(1 << 48); // the same inode number on another device
-        }
-        self.numbers.insert(key, number);
-        self.links.insert(number, LinkedInode { count: 1, inode });
-        Ok(Some(EntryInode::Link(number)))
-    }
-
-    /// An inode that is not a directory; `None` when it cannot be read.
-    fn inode(&mut self, relative: &Path, stat: &fs::Metadata, old: Option<Inode>) -> Result<Option<Inode>> {
-        let path = self.source.join(relative);
-        self.counts.files += 1;
-        let read = self
-            .leaf(relative, &path, stat, old)
-            .and_then(|node| Ok(Inode { metadata: metadata_of(&path, stat)?, node }));
-        match read {
-            Ok(inode) => Ok(Some(inode)),
-            // Not a file that cannot be read but a store that cannot be written or is damaged.
-            Err(error)
-                if self.writer.check_usable().is_err()
-                    || matches!(error.kind(), Kind::Full | Kind::Corrupt | Kind::Internal) =>
-            {
-                Err(error)
-            }
+        let old = old.map(|inode| self.old(&inode.node)).transpose()?.flatten();
+        let listed = opened.map_err(Into::into).and_then(|directory| {
+            let names = self.state.host.names(&directory)?;
+            Ok((directory, names))
+        });
+        let (directory, names) = match listed {
+            Ok((directory, names)) => (Some(directory), names),
             Err(error) => {
-                self.unreadable(&path, &error);
-                Ok(None)
+                self.unreadable(&path, &Error::io("cannot read directory", path.display(), error))?;
+                (None, Vec::new())
+            }
+        };
+        let mut subdirectories = Vec::new();
+        // The assembler needs the old directory, too; opening one parses nothing.
+        let compared = old.as_ref().map(|old| Old { id: old.id, directory: old.directory.clone() });
+        self.push(Event::Enter { name, metadata, old })?;
+        if let Some(directory) = &directory {
+            for name in names {
+                self.entry(directory, name, compared.as_ref(), &mut subdirectories)?;
             }
         }
+        Ok(Some(Level { directory, subdirectories: subdirectories.into_iter() }))
     }
 
-    fn leaf(
+    /// One name of a directory: a file is told of, a subdirectory kept for later.
+    fn entry(
         &mut self,
-        relative: &Path,
-        path: &Path,
-        stat: &fs::Metadata,
-        old: Option<Inode>,
-    ) -> Result<Node> {
-        let kind = stat.file_type();
-        if kind.is_symlink() {
-            let target =
-                fs::read_link(path).map_err(|error| Error::io("cannot read link", path.display(), error))?;
-            return Ok(Node::Symlink(target.into_os_string().into_vec()));
-        }
-        Ok(match () {
-            () if kind.is_char_device() => Node::CharDevice(stat.rdev()),
-            () if kind.is_block_device() => Node::BlockDevice(stat.rdev()),
-            () if kind.is_fifo() => Node::Fifo,
-            () if kind.is_socket() => Node::Socket,
-            () => Node::File(self.file(relative, path, stat, old)?),
-        })
+        directory: &OwnedFd,
+        name: Name,
+        old: Option<&Old>,
+        subdirectories: &mut Vec<Subdirectory>,
+    ) -> Result<(), Stop> {
+        self.state.relative.push(OsStr::from_bytes(&name));
+        let outcome = self.entry_at(directory, name, old, subdirectories);
+        self.state.relative.pop();
+        outcome
     }
 
-    fn file(
+    fn entry_at(
         &mut self,
-        relative: &Path,
-        path: &Path,
-        stat: &fs::Metadata,
-        old: Option<Inode>,
-    ) -> Result<Content> {
-        self.counts.bytes += stat.size();
-        self.progress.advance(stat.size());
-        let unchanged = self.cache.is_unchanged(relative, stat);
-        if let Some(Inode { node: Node::File(content), .. }) = old
-            && unchanged
-            && content.len_bytes() == stat.size()
-        {
-            self.counts.unchanged_files += 1;
-            return Ok(content);
+        directory: &OwnedFd,
+        name: Name,
+        old: Option<&Old>,
+        subdirectories: &mut Vec<Subdirectory>,
+    ) -> Result<(), Stop> {
+        if self.exclude.matches(&self.state.relative) {
+            return Ok(());
         }
-        self.read_file(path, stat).inspect_err(|_| self.cache.forget_last())
-    }
-
-    fn read_file(&mut self, path: &Path, stat: &fs::Metadata) -> Result<Content> {
-        let failed = |error| Error::io("cannot read file", path.display(), error);
-        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-        let file = File::options().read(true).custom_flags(flags.bits() as i32).open(path).map_err(failed)?;
-        let is_sparse = stat.blocks() * 512 < stat.size();
-        match is_sparse {
-            true => self.read_sparse(file, path),
-            false => self.writer.put_content(&mut { file }).map_err(|error| error.object(path.display())),
-        }
-    }
-
-    /// Copies the data and keeps the holes. The file is synced first: while pages are dirty some file systems report data
-    /// as a hole.
-    fn read_sparse(&mut self, mut file: File, path: &Path) -> Result<Content> {
-        let failed = |error: io::Error| Error::io("cannot read file", path.display(), error);
-        file.sync_data().map_err(failed)?;
-        let len = file.metadata().map_err(failed)?.len();
-        let mut out = self.writer.content_writer();
-        let mut at = 0;
-        while at < len {
-            let data = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
-                Ok(data) => data.min(len),
-                Err(Errno::NXIO) => len,
-                Err(error) => return Err(failed(error.into())),
+        let stat = match host::stat_at(directory, &name) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => {
+                let path = self.path();
+                let error = Error::io("cannot look at file", path.display(), error.into());
+                return self.unreadable(&path, &error);
+            }
+        };
+        let position = self.position(old, &name)?;
+        if host::file_type(&stat) == FileType::Directory {
+            let old = match (position, old) {
+                (Some(position), Some(old)) => Some(old.directory.entry(position)?.inode),
+                _ => None,
             };
-            out.hole(data - at)?;
-            if data == len {
-                break;
-            }
-            let end = rustix::fs::seek(&file, SeekFrom::Hole(data)).map_err(|e| failed(e.into()))?.min(len);
-            file.seek(io::SeekFrom::Start(data)).map_err(failed)?;
-            let copied = out.copy_from(&mut (&mut file).take(end - data))?;
-            if copied < end - data {
-                break; // it shrank meanwhile
-            }
-            at = end;
+            // The link table holds no directories.
+            let old =
+                old.and_then(|inode| if let EntryInode::Own(inode) = inode { Some(inode) } else { None });
+            subdirectories.push(Subdirectory { name, stat, old });
+            return Ok(());
         }
-        out.finish()
+        self.leaf(name, &stat, position)
     }
-}
 
-/// What every inode has, from what the host says.
-fn metadata_of(path: &Path, stat: &fs::Metadata) -> Result<Metadata> {
-    let mtime = Time { seconds: stat.mtime(), nanos: stat.mtime_nsec() as u32 };
-    let xattrs = xattrs_of(path)
-        .map_err(|error| Error::io("cannot read extended attributes", path.display(), error.into()))?;
-    Ok(Metadata { mode: stat.mode() & 0o7777, uid: stat.uid(), gid: stat.gid(), mtime, xattrs })
-}
-
-fn xattrs_of(path: &Path) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut names = vec![0; 1024];
-    let len = loop {
-        match rustix::fs::llistxattr(path, &mut names) {
-            Ok(0) | Err(Errno::OPNOTSUPP | Errno::NOENT) => return Ok(Vec::new()),
-            Ok(len) => break len,
-            Err(Errno::RANGE) => names.resize(names.len() * 8, 0),
-            Err(error) => return Err(error),
+    /// An entry that is no directory. `position`: where the old directory has its name.
+    fn leaf(&mut self, name: Name, stat: &Stat, position: Option<usize>) -> Result<(), Stop> {
+        let kind = host::file_type(stat);
+        let file_len = (kind == FileType::RegularFile).then_some(stat.st_size as u64);
+        let linked = (stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino));
+        let is_again = linked.is_some_and(|key| !self.state.met.insert(key));
+        let (is_unchanged, look) = self.cache.look(self.state.relative.as_os_str().as_bytes(), stat);
+        let form = match position {
+            _ if is_again => Form::Again,
+            Some(position) if is_unchanged => Form::Same(position),
+            _ if file_len.is_some() => Form::Read(host::bare_metadata(stat)),
+            _ => self.special(kind, stat).map_or_else(Form::Unreadable, Form::Whole),
+        };
+        if let (Form::Read(_), Some(len_bytes)) = (&form, file_len) {
+            let is_sparse = stat.st_blocks as u64 * 512 < len_bytes;
+            let path = self.path();
+            self.state.draft.len_bytes += len_bytes;
+            self.state.draft.jobs.push(Job { path, len_bytes, is_sparse });
         }
-    };
-    let mut found = Vec::new();
-    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        let mut value = vec![0; 64 << 10]; // XATTR_SIZE_MAX
-        match rustix::fs::lgetxattr(path, name, &mut value) {
-            Ok(len) => found.push((name.to_vec(), value[..len].to_vec())),
-            Err(Errno::NODATA) => {} // removed meanwhile
-            Err(error) => return Err(error),
-        }
+        self.push(Event::Leaf(Leaf { name, file_len, look, linked, form }))
     }
-    found.sort_unstable();
-    Ok(found)
+
+    /// An inode that is neither a directory nor a regular file.
+    fn special(&mut self, kind: FileType, stat: &Stat) -> Result<Inode> {
+        let path = self.path();
+        let node = match kind {
+            FileType::Symlink => {
+                let target = rustix::fs::readlink(&path, Vec::new());
+                let target =
+                    target.map_err(|error| Error::io("cannot read link", path.display(), error.into()))?;
+                Node::Symlink(target.into_bytes())
+            }
+            FileType::CharacterDevice => Node::CharDevice(stat.st_rdev),
+            FileType::BlockDevice => Node::BlockDevice(stat.st_rdev),
+            FileType::Fifo => Node::Fifo,
+            FileType::Socket => Node::Socket,
+            _ => Node::File(Content::empty()),
+        };
+        Ok(Inode { metadata: self.state.host.metadata(&Source::At(&path), &path, stat)?, node })
+    }
 }

@@ -78,7 +78,7 @@ impl Content {
     }
 
     /// The content that these extents make up, its list stored apart when it is long.
-    pub(super) fn from_extents(writer: &mut Writer, extents: Vec<Extent>) -> Result<Self> {
+    pub(crate) fn from_extents(writer: &mut Writer, extents: Vec<Extent>) -> Result<Self> {
         if extents.len() <= LISTED_MAX {
             return Self::listed(extents);
         }

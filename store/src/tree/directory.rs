@@ -126,12 +126,20 @@ impl Directory {
         Ok(Err(low))
     }
 
+    /// The position of the entry with this name.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn find(&self, name: &[u8]) -> Result<Option<usize>> {
+        Ok(self.search(name)?.ok())
+    }
+
     /// The entry with this name.
     ///
     /// # Errors
     /// `Corrupt`.
     pub fn get(&self, name: &[u8]) -> Result<Option<Entry>> {
-        self.search(name)?.ok().map(|index| self.entry(index)).transpose()
+        self.find(name)?.map(|index| self.entry(index)).transpose()
     }
 
     /// The position of the first entry whose name is not below `name`: where a listing goes on.

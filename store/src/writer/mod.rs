@@ -137,15 +137,25 @@ impl Writer {
     }
 
     fn put(&mut self, kind: PackKind, bytes: &[u8], alone: bool) -> Result<ChunkId> {
+        let id = self.store.0.domain.chunk_id(bytes);
+        self.put_known(kind, id, bytes, alone)?;
+        Ok(id)
+    }
+
+    /// Stores a chunk of file bytes whose id another thread computed in this writer's domain.
+    pub(crate) fn put_hashed(&mut self, id: ChunkId, bytes: &[u8]) -> Result<()> {
+        self.put_known(PackKind::Data, id, bytes, false)
+    }
+
+    fn put_known(&mut self, kind: PackKind, id: ChunkId, bytes: &[u8], alone: bool) -> Result<()> {
         if bytes.len() > MAX_FRAME_PLAIN {
             return Err(Error::invalid(format!("chunk of {} bytes; at most {MAX_FRAME_PLAIN}", bytes.len())));
         }
         self.check_usable()?;
-        let id = self.store.0.domain.chunk_id(bytes);
         self.stats.chunks += 1;
         self.stats.bytes += bytes.len() as u64;
         if self.is_known(&id) {
-            return Ok(id);
+            return Ok(());
         }
         let pushed = match alone {
             true => self.pipeline.push_alone(kind, id, bytes),
@@ -155,7 +165,7 @@ impl Writer {
         self.fresh.insert(id);
         self.stats.new_chunks += 1;
         self.stats.new_bytes += bytes.len() as u64;
-        Ok(id)
+        Ok(())
     }
 
     /// Whether a chunk is there already; if so the session leans on its pack from now on.
