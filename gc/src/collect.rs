@@ -7,9 +7,10 @@
 use crate::fence::fence_stale;
 use crate::mark::Marker;
 use crate::plan::{Clock, Planned, Verdict};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use store::collector::{self, Condemned};
+use store::domain::Census;
 use store::session::Listed;
 use store::{Derived, FileLock, Kind, PackId, Progress, Result, SnapshotId, Store, Work, index, session};
 
@@ -106,9 +107,10 @@ fn run(
         Kind::Corrupt | Kind::NotFound => error.advice("nothing was deleted; run `snapctl check`"),
         _ => error,
     })?;
-    let Survey { mut report, lists, sessions, vanished, marked } = survey;
+    let Survey { mut report, lists, sessions, vanished, marked, keys, destroyed } = survey;
     if !dry_run {
-        execute(store, &lists, vanished, &mut report)?;
+        destroyed.iter().try_for_each(|domain| store.remove_records_of(domain))?;
+        execute(store, &lists, vanished, &keys, &mut report)?;
         if let Some(table) = table {
             let mut live: HashSet<&[u8]> = marked.iter().map(|id| id.as_bytes().as_slice()).collect();
             live.extend(sessions.iter().map(|listed| listed.key.as_bytes()));
@@ -128,6 +130,10 @@ struct Survey {
     /// Condemned packs that an earlier run deleted before it could say so.
     vanished: HashSet<PackId>,
     marked: HashSet<SnapshotId>,
+    /// Keys of the snapshot records.
+    keys: HashMap<SnapshotId, String>,
+    /// Domains whose records nobody can read any more.
+    destroyed: Vec<String>,
 }
 
 fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn Progress) -> Result<Survey> {
@@ -142,8 +148,15 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     let sessions = session::alive(store.sessions(), !dry_run)?;
     let lists = Condemned::read_all(tier)?;
     let packs = store.packs()?;
-    let records = store.snapshot_ids()?;
-    let roots = roots(store, &sessions, dry_run)?;
+    let census = Census::take(store)?;
+    let destroyed = census.destroyed.clone();
+    let domains = census.all_open()?;
+    store.check_no_domain_is_lost()?;
+    let mut records: HashMap<SnapshotId, &Store> = HashMap::new();
+    for domain in &domains {
+        records.extend(domain.snapshot_ids()?.into_iter().map(|id| (id, domain)));
+    }
+    let roots = roots(store, &domains, &records, &sessions, dry_run)?;
     // The index is read after the refs: what they name was indexed before they named it.
     store.index().refresh(tier)?;
     store.index().drop_damaged();
@@ -153,10 +166,10 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     // is needed and not judged.
     let inventory: HashMap<PackId, u64> = store.packs()?.into_iter().collect();
     let condemned = epochs(&lists, |list| &list.packs);
-    let mut marker = Marker::new(store, &inventory, &condemned, table);
+    let mut marker = Marker::new(store.index(), &inventory, &condemned, table);
     progress.begin("mark snapshots", Work::Items(roots.len() as u64));
-    for root in &roots {
-        marker.mark(root)?;
+    for (root, store) in &roots {
+        marker.mark(store, root)?;
         progress.advance(1);
     }
     progress.end();
@@ -171,27 +184,41 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     }
     let marked = marker.marked().clone();
     let condemned_records = epochs(&lists, |list| &list.snapshots);
-    for id in records {
+    let mut keys = HashMap::new();
+    for (id, store) in records {
         let (verdict, reason) = plan(marked.contains(&id), condemned_records.get(&id));
         report.snapshots.push(Planned { id, len_bytes: 0, verdict, reason });
+        keys.insert(id, store.domain().snapshot_key(&id));
     }
+    report.snapshots.sort_unstable_by_key(|planned| planned.id);
     let vanished = condemned.keys().filter(|id| !inventory.contains_key(id)).copied().collect();
-    Ok(Survey { report, lists, sessions, vanished, marked })
+    Ok(Survey { report, lists, sessions, vanished, marked, keys, destroyed })
 }
 
-/// Every snapshot that must stay. What a writer proposed is one if its session was just seen; else it is withdrawn.
-fn roots(store: &Store, sessions: &[Listed], dry_run: bool) -> Result<Vec<SnapshotId>> {
-    let mut roots: Vec<SnapshotId> =
-        sessions.iter().flat_map(|listed| listed.record.pinned.clone()).collect();
-    let is_dead = |session: &str| sessions.iter().all(|listed| listed.key != session);
-    for found in store.refs().list()? {
-        let found = if dry_run { found } else { store.refs().withdraw(found, is_dead)? };
-        roots.extend(found.history.iter().map(|entry| entry.snapshot));
-        let proposals = found.proposals.iter().filter(|proposal| !is_dead(&proposal.session));
-        roots.extend(proposals.map(|proposal| proposal.entry.snapshot));
+/// Every snapshot that must stay, and the store in its domain. What a writer proposed is one if its session was just seen;
+/// else it is withdrawn. Where this host cannot sign, what was proposed stays.
+fn roots<'a>(
+    store: &'a Store,
+    domains: &'a [Store],
+    records: &HashMap<SnapshotId, &'a Store>,
+    sessions: &[Listed],
+    dry_run: bool,
+) -> Result<BTreeMap<SnapshotId, &'a Store>> {
+    let mut roots = BTreeMap::new();
+    for id in sessions.iter().flat_map(|listed| &listed.record.pinned) {
+        roots.insert(*id, records.get(id).copied().unwrap_or(store));
     }
-    roots.sort_unstable();
-    roots.dedup();
+    let is_dead = |session: &str| sessions.iter().all(|listed| listed.key != session);
+    for domain in domains {
+        for found in domain.refs().list()? {
+            let dead = found.proposals.iter().any(|proposal| is_dead(&proposal.session));
+            let withdraw = dead && !dry_run && domain.may_change_refs();
+            let found = if withdraw { domain.refs().withdraw(found, is_dead)? } else { found };
+            roots.extend(found.history.iter().map(|entry| (entry.snapshot, domain)));
+            let proposed = found.proposals.iter().filter(|proposal| !dry_run || !is_dead(&proposal.session));
+            roots.extend(proposed.map(|proposal| (proposal.entry.snapshot, domain)));
+        }
+    }
     Ok(roots)
 }
 
@@ -214,6 +241,7 @@ fn execute(
     store: &Store,
     lists: &[Condemned],
     vanished: HashSet<PackId>,
+    keys: &HashMap<SnapshotId, String>,
     report: &mut CollectReport,
 ) -> Result<()> {
     let tier = store.home();
@@ -238,8 +266,8 @@ fn execute(
         Err(error) if error.kind() == Kind::Full && !packs.is_empty() => None,
         merged => Some(merged?),
     };
-    for snapshot in &snapshots {
-        tier.delete(&store::Snapshot::key(snapshot))?;
+    for key in snapshots.iter().filter_map(|snapshot| keys.get(snapshot)) {
+        tier.delete(key)?;
     }
     for pack in &packs {
         for tier in store.tiers() {

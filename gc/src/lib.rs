@@ -1,5 +1,5 @@
 //! The collector of Torpor: which snapshots stay ([`retention`]), what they need ([`mark`]), what happens to every pack
-//! ([`plan`]), and the run that does it ([`collect`]). It works beside writers and readers, survives a crash at any step,
+//! ([`plan`]), the run that does it ([`collect`]), and packs sealed anew under other keys ([`repack`]). It works beside writers and readers, survives a crash at any step,
 //! and deletes nothing when anything reachable is unreadable.
 //!
 //! The protocol with writers is in `store::collector`; ARCHITECTURE.md tells the life of a collection.
@@ -8,8 +8,10 @@ mod collect;
 mod fence;
 mod mark;
 mod plan;
+mod repack;
 pub mod retention;
 
 pub use collect::{CollectOptions, CollectReport, collect};
 pub use plan::{Planned, Reason, Verdict};
+pub use repack::{RepackReport, repack_old_epochs};
 pub use retention::{Policy, Retained, forget};

@@ -14,7 +14,7 @@ type PackSet = Rc<[u32]>;
 
 /// A mark under way.
 pub struct Marker<'a> {
-    store: &'a Store,
+    index: &'a index::Index,
     /// The packs that are there, with their lengths in bytes.
     inventory: &'a HashMap<PackId, u64>,
     condemned: &'a HashMap<PackId, u64>,
@@ -57,13 +57,13 @@ impl Gather<'_, '_> {
 impl<'a> Marker<'a> {
     /// A mark over the packs of `inventory`; a chunk that lies in several counts for one that is not condemned.
     pub fn new(
-        store: &'a Store,
+        index: &'a index::Index,
         inventory: &'a HashMap<PackId, u64>,
         condemned: &'a HashMap<PackId, u64>,
         table: Option<&'a Derived>,
     ) -> Self {
         Self {
-            store,
+            index,
             inventory,
             condemned,
             table,
@@ -75,18 +75,18 @@ impl<'a> Marker<'a> {
         }
     }
 
-    /// Marks what a snapshot needs.
+    /// Marks what a snapshot of the domain that `store` is seen from needs.
     ///
     /// # Errors
     /// `Corrupt` or `NotFound` when anything it needs is missing or unreadable: then nothing may be deleted.
-    pub fn mark(&mut self, snapshot: &SnapshotId) -> Result<()> {
+    pub fn mark(&mut self, store: &Store, snapshot: &SnapshotId) -> Result<()> {
         if self.marked.contains(snapshot) {
             return Ok(());
         }
-        let packs = match self.remembered(snapshot)? {
+        let packs = match self.remembered(store, snapshot)? {
             Some(packs) => packs,
             None => {
-                let needs = self.needs_of(snapshot)?;
+                let needs = self.needs_of(store, snapshot)?;
                 self.remember(snapshot, &needs);
                 needs.into_iter().map(|(pack, _)| pack).collect()
             }
@@ -107,10 +107,10 @@ impl<'a> Marker<'a> {
     }
 
     /// The packs kept for a snapshot by an earlier run, if all of them are still there and as long as they must be, and its
-    /// record too.
-    fn remembered(&self, snapshot: &SnapshotId) -> Result<Option<Vec<PackId>>> {
+    /// record too. What lies in a condemned pack may lie elsewhere by now, and is looked for again.
+    fn remembered(&self, store: &Store, snapshot: &SnapshotId) -> Result<Option<Vec<PackId>>> {
         let Some(table) = self.table else { return Ok(None) };
-        self.store.snapshot(snapshot)?;
+        store.snapshot(snapshot)?;
         let bytes = table.get(snapshot.as_bytes()).unwrap_or_else(|error| {
             tracing::warn!(%snapshot, %error, "what it needs is computed again");
             None
@@ -125,6 +125,9 @@ impl<'a> Marker<'a> {
             let (pack, end) = need.split_first_chunk()?;
             let (pack, end) = (PackId::from_bytes(*pack), u64::from_le_bytes(end.try_into().ok()?));
             self.inventory.get(&pack).filter(|len_bytes| end <= **len_bytes)?;
+            if self.condemned.contains_key(&pack) {
+                return None;
+            }
             packs.push(pack);
         }
         rest.is_empty().then_some(packs)
@@ -144,8 +147,8 @@ impl<'a> Marker<'a> {
     }
 
     /// The packs that a snapshot needs, and how far into each.
-    fn needs_of(&mut self, id: &SnapshotId) -> Result<Vec<(PackId, u64)>> {
-        let (store, snapshot) = (self.store, self.store.snapshot(id)?);
+    fn needs_of(&mut self, store: &Store, id: &SnapshotId) -> Result<Vec<(PackId, u64)>> {
+        let snapshot = store.snapshot(id)?;
         let mut packs = BTreeSet::new();
         if let Some(image) = &snapshot.image {
             packs.extend(self.gather(|visit| store::chunks_of_image(store, image, visit))?.1);
@@ -204,7 +207,7 @@ impl<'a> Marker<'a> {
     fn pack_of(&mut self, id: &ChunkId) -> Option<u32> {
         let whole =
             |pack: &PackId, end: u64| self.inventory.get(pack).is_some_and(|len_bytes| end <= *len_bytes);
-        let mut places = self.store.index().find(id);
+        let mut places = self.index.find(id);
         places.retain(|place| whole(&place.pack, end_of(place)));
         let live = places.iter().find(|place| !self.condemned.contains_key(&place.pack));
         let place = live.or(places.first())?;

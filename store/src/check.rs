@@ -2,15 +2,14 @@
 //! the index, the one repair there is, writes beside the old runs before it removes them.
 
 use crate::collector::{self, Condemned};
-use crate::domain::{self, Domain};
+use crate::domain::{Census, check_unopened};
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackId, SnapshotId};
 use crate::index::{self, Run};
 use crate::lock::FileLock;
-use crate::pack::{self, Frame, PACK_HEADER_LEN, PackDirectory, read_directory};
+use crate::pack::{self, PACK_HEADER_LEN, PackDirectory, read_directory};
 use crate::progress::{Progress, Work};
 use crate::reach::Reached;
-use crate::refs;
 use crate::repo::Store;
 use crate::session;
 use crate::superblock::{self, Superblock};
@@ -48,6 +47,10 @@ pub struct CheckReport {
     pub packs: u64,
     /// Bytes of data read and verified.
     pub read_bytes: u64,
+    /// Domains that could not be opened: of what they hold only checksums were checked.
+    pub locked_domains: Vec<String>,
+    /// Frames that nobody has the key of here: only their checksums were checked.
+    pub locked_frames: u64,
     /// What is wrong.
     pub problems: Vec<Problem>,
 }
@@ -67,12 +70,19 @@ impl CheckReport {
 pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> Result<CheckReport> {
     let mut report = CheckReport::default();
     check_records(store, &mut report);
+    let census = Census::take(store)?;
     // Refs and their snapshots are read before the index: what a commit adds meanwhile is then never missed.
-    let snapshots = check_refs(store, &mut report)?;
+    let mut snapshots = Vec::new();
+    for store in &census.open {
+        snapshots.push((store, check_refs(store, &mut report)?));
+    }
+    check_locked(store, &census, &mut report)?;
     store.index().refresh(store.home())?;
-    let chunks = check_packs(store, options, progress, &mut report)?;
+    let chunks = check_packs(store, &census, options, progress, &mut report)?;
     check_runs(store, &mut report)?;
-    check_snapshots(store, &snapshots, &chunks, &mut report);
+    for (store, snapshots) in &snapshots {
+        check_snapshots(store, snapshots, &chunks, &mut report);
+    }
     Ok(report)
 }
 
@@ -81,7 +91,7 @@ fn check_records(store: &Store, report: &mut CheckReport) {
     let tier = store.home();
     let read = [
         (superblock::KEY, Superblock::read(tier).map(|_| ())),
-        (&*Domain::key(domain::DEFAULT), Domain::read(tier, domain::DEFAULT).map(|_| ())),
+        ("domains/", store.check_no_domain_is_lost()),
         (collector::STATE_KEY, collector::read_epoch(tier).map(|_| ())),
         (collector::CONDEMNED_PREFIX, Condemned::read_all(tier).map(|_| ())),
         (session::PREFIX, session::alive(store.sessions(), false).map(|_| ())),
@@ -96,8 +106,7 @@ fn check_records(store: &Store, report: &mut CheckReport) {
 /// The snapshots that refs name and the refs that name them.
 fn check_refs(store: &Store, report: &mut CheckReport) -> Result<BTreeMap<SnapshotId, Vec<String>>> {
     let mut snapshots: BTreeMap<SnapshotId, Vec<String>> = BTreeMap::new();
-    for info in store.home().list("refs/")? {
-        let read = store.home().get(&info.key).and_then(|object| refs::decode_at(&info.key, &object));
+    for (key, read) in store.refs().each_by_key()? {
         match read {
             Ok(found) => {
                 report.refs += 1;
@@ -105,8 +114,7 @@ fn check_refs(store: &Store, report: &mut CheckReport) -> Result<BTreeMap<Snapsh
                     snapshots.entry(entry.snapshot).or_default().push(found.name.clone());
                 }
             }
-            Err(error) if error.kind() == Kind::NotFound => {} // removed since it was listed
-            Err(error) => report.problem(&info.key, &error),
+            Err(error) => report.problem(&key, &error),
         }
     }
     for id in store.snapshot_ids()?.iter().filter(|id| !snapshots.contains_key(id)) {
@@ -116,6 +124,26 @@ fn check_refs(store: &Store, report: &mut CheckReport) -> Result<BTreeMap<Snapsh
         }
     }
     Ok(snapshots)
+}
+
+/// Domains that do not open: for want of a key that is no problem, else it is one. Their records have checksums.
+fn check_locked(store: &Store, census: &Census, report: &mut CheckReport) -> Result<()> {
+    for (name, error) in &census.locked {
+        report.locked_domains.push(name.clone());
+        if error.kind() == Kind::Corrupt {
+            report.problem(format!("domains/{name}"), error);
+        }
+        for prefix in ["refs", "snapshots"] {
+            for info in store.home().list(&format!("{prefix}/{name}/"))? {
+                let read = store.home().get(&info.key).and_then(|bytes| check_unopened(&info.key, &bytes));
+                match read {
+                    Err(error) if error.kind() != Kind::NotFound => report.problem(&info.key, &error),
+                    _ => {} // whole, or gone since it was listed
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Every run of the index, also those that readers pass over.
@@ -137,6 +165,7 @@ type StoredChunks = HashMap<ChunkId, PackId>;
 
 fn check_packs(
     store: &Store,
+    census: &Census,
     options: CheckOptions,
     progress: &dyn Progress,
     report: &mut CheckReport,
@@ -148,7 +177,7 @@ fn check_packs(
     for (id, len_bytes) in packs {
         report.packs += 1;
         for tier in store.tiers() {
-            match check_pack(store, tier, id, options, report) {
+            match check_pack(census, tier, id, options, report) {
                 Ok(Some(directory)) => stored.extend(directory.entries.iter().map(|entry| (entry.id, id))),
                 Ok(None) => {}
                 Err(error) => report.problem(format!("{} in {}", id.key(), tier.describe()), &error),
@@ -161,7 +190,7 @@ fn check_packs(
 }
 
 fn check_pack(
-    store: &Store,
+    census: &Census,
     tier: &dyn Tier,
     id: PackId,
     options: CheckOptions,
@@ -183,10 +212,14 @@ fn check_pack(
     let mut damaged = HashSet::new();
     for (number, extent) in (0u32..).zip(&directory.frames) {
         let bytes = tier.get_range(&id.key(), extent.offset, extent.len_bytes.into());
-        let frame = bytes.and_then(|bytes| Frame::verify(&bytes, |plain| store.0.domain.chunk_id(plain)));
-        let frame = frame.and_then(|frame| match directory.names(number, &frame.slots) {
-            true => Ok(()),
-            false => Err(Error::corrupt("frame holds other chunks than the pack directory says")),
+        let frame = bytes.and_then(|bytes| census.verify(&bytes));
+        let frame = frame.and_then(|frame| match frame {
+            None => {
+                report.locked_frames += 1;
+                Ok(())
+            }
+            Some(frame) if directory.names(number, &frame.slots) => Ok(()),
+            Some(_) => Err(Error::corrupt("frame holds other chunks than the pack directory says")),
         });
         report.read_bytes += u64::from(extent.len_bytes);
         if let Err(error) = frame {
@@ -206,7 +239,7 @@ fn check_snapshots(
 ) {
     let mut seen: HashMap<ChunkId, bool> = HashMap::new();
     let mut reached = Reached::new();
-    report.snapshots = snapshots.len() as u64;
+    report.snapshots += snapshots.len() as u64;
     let hurt = snapshots.keys().any(|id| hurt_by(store, id, stored, &mut reached, &mut seen).is_some());
     if hurt {
         // What snapshots share was walked for the first of them alone: now each on its own, to name all that are hurt.
@@ -219,7 +252,7 @@ fn check_snapshots(
             }
         }
     }
-    report.chunks = seen.len() as u64;
+    report.chunks += seen.len() as u64;
 }
 
 /// What is wrong with a snapshot, as far as this walk has not been there before.

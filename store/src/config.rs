@@ -5,6 +5,7 @@
 //! Packs live on data tiers, fastest first. In a store of one host the home is the hot tier. In a shared store the home is
 //! the bucket that all hosts see, and a host's hot tier holds copies of what is in the bucket and nothing else.
 
+use crate::domain::DomainConfig;
 use crate::tier::{LocalTier, Tier};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -66,6 +67,8 @@ pub struct StoreConfig {
     pub flat_cache_bytes: u64,
     /// zstd level of new frames, 1 to 22.
     pub level: i32,
+    /// The domain to work in, and where keys are.
+    pub domains: DomainConfig,
 }
 
 impl StoreConfig {
@@ -79,6 +82,7 @@ impl StoreConfig {
             cache_bytes: 256 << 20,
             flat_cache_bytes: 1 << 30,
             level: 3,
+            domains: DomainConfig::default(),
         }
     }
 

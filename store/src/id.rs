@@ -7,12 +7,12 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Writes bytes as lower-case hexadecimal.
-fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+pub(crate) fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
 }
 
 /// Reads exactly `N` bytes of hexadecimal.
-fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N]> {
+pub(crate) fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N]> {
     let bad = || Error::invalid(format!("not {} hexadecimal digits", 2 * N)).object(text);
     if text.len() != 2 * N || !text.bytes().all(|c| c.is_ascii_hexdigit()) {
         return Err(bad());
@@ -92,6 +92,10 @@ id!(
     StoreId, 16
 );
 id!(
+    /// Names a domain for life; drawn at random when it is created. All zero: the plain domain of a store's beginning.
+    DomainId, 16
+);
+id!(
     /// Names a writing host or process family; drawn at random, never reused.
     WriterId, 8
 );
@@ -112,6 +116,14 @@ macro_rules! stored_as_chunk {
     )*};
 }
 stored_as_chunk!(DirectoryId, TreeId, ImageId);
+
+impl DomainId {
+    /// The part of the id that stands in the header of each of the domain's frames; 0 for the plain domain alone.
+    pub const fn tag(&self) -> u32 {
+        let [a, b, c, d, ..] = self.0;
+        u32::from_le_bytes([a, b, c, d])
+    }
+}
 
 impl SnapshotId {
     /// The first 12 digits, enough for people.

@@ -7,11 +7,12 @@
 //! any more. So a writer that slept through its own fencing never moves a ref to what was collected meanwhile.
 
 use crate::clock::Time;
-use crate::domain;
+use crate::domain::{LOOKS, Seen, StoredRef, vanished};
 use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
-use crate::tier::Tier;
+use crate::repo::Store;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
+use std::collections::BTreeSet;
 
 /// Swaps lost to other writers before giving up.
 const MAX_ATTEMPTS: usize = 64;
@@ -61,7 +62,8 @@ impl Ref {
         self.history.last().map(|entry| entry.snapshot)
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// The record's fields.
+    pub(crate) fn body(&self) -> Vec<u8> {
         let mut body = Encoder::new();
         body.string(self.name.as_bytes()).u64(self.counter).count(self.history.len());
         for entry in &self.history {
@@ -73,15 +75,25 @@ impl Ref {
                 body.bytes(entry.snapshot.as_bytes()).time(entry.time).string(session.as_bytes());
             }
         }
-        seal(Record::Ref, &body.finish())
+        body.finish()
     }
 
-    /// Parses a record.
+    /// The bytes of a record that is not signed.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        seal(Record::Ref, &self.body())
+    }
+
+    /// Parses a record that is not signed.
     ///
     /// # Errors
     /// `Corrupt`.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let mut fields = Decoder::new(unseal(Record::Ref, bytes)?);
+        Self::decode_body(unseal(Record::Ref, bytes)?)
+    }
+
+    /// Parses the record's fields.
+    pub(crate) fn decode_body(body: &[u8]) -> Result<Self> {
+        let mut fields = Decoder::new(body);
         let (name, counter) = (fields.text()?, fields.u64()?);
         let entry = |fields: &mut Decoder<'_>| -> Result<RefEntry> {
             Ok(RefEntry { snapshot: SnapshotId::from_bytes(fields.array()?), time: fields.time()? })
@@ -123,38 +135,23 @@ pub fn check_name(name: &str) -> Result<()> {
     ))
 }
 
-fn prefix() -> String {
-    format!("refs/{}/", domain::DEFAULT)
-}
-
 /// The name as one component of a key.
 fn escaped(name: &str) -> String {
     name.replace('/', "%2F")
 }
 
-fn key(name: &str) -> String {
-    format!("{}{}", prefix(), escaped(name))
-}
-
-/// Parses the record that stands under a key.
-///
-/// # Errors
-/// `Corrupt`, also for another ref's record.
-pub fn decode_at(at: &str, bytes: &[u8]) -> Result<Ref> {
-    match Ref::decode(bytes).map_err(|error| error.object(at))? {
-        found if key(&found.name) == at => Ok(found),
-        _ => Err(Error::corrupt("ref record stands under another's name").object(at)),
-    }
-}
-
-/// The refs of a store.
+/// The refs of a domain.
 pub struct Refs<'a> {
-    tier: &'a dyn Tier,
+    store: &'a Store,
+    /// What this host saw last of them, where they are signed.
+    seen: Option<Seen>,
 }
 
 impl<'a> Refs<'a> {
-    pub(crate) fn new(tier: &'a dyn Tier) -> Self {
-        Self { tier }
+    pub(crate) fn new(store: &'a Store) -> Self {
+        let domain = &store.domain;
+        let seen = domain.verify_key().map(|_| Seen::of_refs(store.state_dir(), domain.id()));
+        Self { store, seen }
     }
 
     /// All refs, by name.
@@ -167,42 +164,114 @@ impl<'a> Refs<'a> {
         Ok(refs)
     }
 
-    /// Every ref or what is wrong with it, by key: a damaged one hides no other.
+    /// Every ref or what is wrong with it, by key: a damaged one hides no other. One that this host saw and that is gone
+    /// is wrong.
     ///
     /// # Errors
     /// As the tier.
     pub fn each(&self) -> Result<Vec<Result<Ref>>> {
-        let read = |key: &str| decode_at(key, &self.tier.get(key)?);
-        let infos = self.tier.list(&prefix())?;
-        let each = infos.iter().map(|info| read(&info.key));
-        // What is gone was removed since it was listed.
-        Ok(each
-            .filter(|found| found.as_ref().err().is_none_or(|error| error.kind() != Kind::NotFound))
-            .collect())
+        Ok(self.each_by_key()?.into_iter().map(|(_, read)| read).collect())
+    }
+
+    /// As [`Self::each`], with the keys of the records.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn each_by_key(&self) -> Result<Vec<(String, Result<Ref>)>> {
+        let prefix = self.store.domain.ref_prefix();
+        let infos = self.store.home().list(&prefix)?;
+        let mut keys: BTreeSet<String> = infos.into_iter().map(|info| info.key).collect();
+        let seen = self.seen.iter().flat_map(Seen::names).map(|name| format!("{prefix}{name}"));
+        keys.extend(seen);
+        // What is gone and was never seen was removed since it was listed.
+        let read = |key: &str| Some(self.read(key).transpose()?.map(|(stored, _)| stored.found));
+        Ok(keys.into_iter().filter_map(|key| read(&key).map(|read| (key, read))).collect())
     }
 
     /// One ref, `None` when there is none of that name.
     ///
     /// # Errors
-    /// `Invalid` for a bad name, `Corrupt` for a damaged record.
+    /// `Invalid` for a bad name, `Corrupt` for a damaged record, and for one that is not what this host saw or came after
+    /// it.
     pub fn get(&self, name: &str) -> Result<Option<Ref>> {
-        Ok(self.read(name)?.map(|(found, _)| found))
+        check_name(name)?;
+        Ok(self.read(&self.store.domain.ref_key(name))?.map(|(stored, _)| stored.found))
     }
 
-    fn read(&self, name: &str) -> Result<Option<(Ref, Vec<u8>)>> {
-        check_name(name)?;
-        match self.tier.get(&key(name)) {
-            Ok(object) => Ok(Some((decode_at(&key(name), &object)?, object.to_vec()))),
+    /// The record under a key. One that looks older than what was seen is read again: another process of this host may
+    /// have changed it, and noted that, between the two looks.
+    fn read(&self, key: &str) -> Result<Option<(StoredRef, Vec<u8>)>> {
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            match self.look(key) {
+                Err(error) if error.kind() == Kind::Corrupt && self.seen.is_some() && looks < LOOKS => {}
+                read => return read,
+            }
+        }
+    }
+
+    fn look(&self, key: &str) -> Result<Option<(StoredRef, Vec<u8>)>> {
+        let domain = &self.store.domain;
+        let last = key.strip_prefix(&domain.ref_prefix()).unwrap_or(key);
+        let stored = self.read_unseen(key)?;
+        let Some(seen) = &self.seen else { return Ok(stored) };
+        let old = seen.get(last);
+        let Some((stored, bytes)) = stored else {
+            return match old {
+                Some(_) => Err(vanished("ref", key, domain.name())),
+                None => Ok(None),
+            };
+        };
+        if let Some(mark) = &stored.mark {
+            let wrong = old.and_then(|old| old.judge(mark, &stored.trail).err());
+            if let Some(wrong) = wrong {
+                return Err(wrong.error("ref", &stored.found.name, domain.name()));
+            }
+            if old.as_ref() != Some(mark) {
+                seen.note(last, mark);
+            }
+        }
+        Ok(Some((stored, bytes)))
+    }
+
+    fn read_unseen(&self, key: &str) -> Result<Option<(StoredRef, Vec<u8>)>> {
+        match self.store.home().get(key) {
+            Ok(object) => Ok(Some((self.store.domain.decode_ref(key, &object)?, object.to_vec()))),
             Err(error) if error.kind() == Kind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Takes the ref `name`, or all refs, as they stand for what this host saw last.
+    ///
+    /// # Errors
+    /// `Corrupt` for a record that nobody signed; as the system calls.
+    pub(crate) fn trust(&self, name: Option<&str>) -> Result<()> {
+        let Some(seen) = &self.seen else { return Ok(()) };
+        let domain = &self.store.domain;
+        let prefix = domain.ref_prefix();
+        let keys: BTreeSet<String> = match name {
+            Some(name) => [domain.ref_key(name)].into(),
+            None => {
+                let known = seen.names().into_iter().map(|name| format!("{prefix}{name}"));
+                let listed = self.store.home().list(&prefix)?.into_iter().map(|info| info.key);
+                known.chain(listed).collect()
+            }
+        };
+        for key in keys {
+            let mark = self.read_unseen(&key)?.and_then(|(stored, _)| stored.mark);
+            seen.trust(key.strip_prefix(&prefix).unwrap_or(&key), mark.as_ref())?;
+        }
+        Ok(())
     }
 
     /// Changes a ref's history with `change`, again and again until no other writer comes between; an emptied history
     /// stays as a ref without snapshots.
     ///
     /// # Errors
-    /// What `change` returns; `Conflict` when others win 64 times in a row.
+    /// What `change` returns; `Invalid` when this host cannot sign for the domain; `Conflict` when others win 64 times in
+    /// a row.
     pub(crate) fn update(
         &self,
         name: &str,
@@ -258,14 +327,24 @@ impl<'a> Refs<'a> {
 
     /// Changes a ref with `change`, again and again until no other writer comes between.
     fn change(&self, name: &str, mut change: impl FnMut(&mut Ref) -> Result<()>) -> Result<Ref> {
+        check_name(name)?;
+        let domain = &self.store.domain;
+        let key = domain.ref_key(name);
         for _ in 0..MAX_ATTEMPTS {
-            let (mut next, bytes) = match self.read(name)? {
-                Some((found, bytes)) => (found, Some(bytes)),
-                None => (Ref::new(name), None),
+            let (mut next, trail, bytes) = match self.read(&key)? {
+                Some((stored, bytes)) => {
+                    let trail = stored.next_trail(&bytes);
+                    (stored.found, trail, Some(bytes))
+                }
+                None => (Ref::new(name), Vec::new(), None),
             };
             change(&mut next)?;
             next.counter += 1;
-            if self.tier.compare_and_swap(&key(name), bytes.as_deref(), &next.encode())? {
+            let record = domain.encode_ref(&next, &trail)?;
+            if self.store.home().compare_and_swap(&key, bytes.as_deref(), &record)? {
+                if let (Some(seen), Some(mark)) = (&self.seen, domain.decode_ref(&key, &record)?.mark) {
+                    seen.note(&key[domain.ref_prefix().len()..], &mark);
+                }
                 return Ok(next);
             }
         }
@@ -278,6 +357,7 @@ impl<'a> Refs<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Domain;
     use crate::testing::assert_sealed;
     use proptest::prelude::*;
 
@@ -299,8 +379,10 @@ mod tests {
             let proposals = sessions.into_iter().map(|session| Proposal { entry, session }).collect();
             let found = Ref { name, counter, history, proposals };
             assert_sealed(&found.encode(), &found, Ref::decode);
-            prop_assert_eq!(&decode_at(&key(&found.name), &found.encode()).unwrap(), &found);
-            prop_assert_eq!(decode_at(&key("another.name"), &found.encode()).unwrap_err().kind(), Kind::Corrupt);
+            let plain = Domain::plain([0; 32]);
+            let decode_at = |name: &str| plain.decode_ref(&plain.ref_key(name), &found.encode());
+            prop_assert_eq!(&decode_at(&found.name).unwrap().found, &found);
+            prop_assert_eq!(decode_at("another.name").unwrap_err().kind(), Kind::Corrupt);
         }
     }
 

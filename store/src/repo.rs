@@ -5,13 +5,13 @@ use crate::cache::{ChunkBytes, FrameCache};
 use crate::clock;
 use crate::collector::Condemned;
 use crate::config::{DataTier, StoreConfig, TierClass};
-use crate::domain::{self, Domain};
+use crate::domain::{self, Domain, DomainKind, Keyring};
 use crate::error::{Error, Kind, Result};
 use crate::flat_cache::FlatCache;
 use crate::id::{ChunkId, PackId, SnapshotId, StoreId};
 use crate::index::{Index, Location};
 use crate::lock::create_private_directories;
-use crate::pack::{Frame, PackDirectory, PackKind, read_directory};
+use crate::pack::{Frame, FrameHeader, PackDirectory, PackKind, read_directory};
 use crate::placement::{Moved, Placement, Touched};
 use crate::refs::{Ref, RefEntry, Refs};
 use crate::reserve;
@@ -27,15 +27,18 @@ use std::sync::Arc;
 /// Fewest digits of a snapshot id that `resolve` takes.
 const MIN_PREFIX_DIGITS: usize = 6;
 
-/// An open store. Clones share it; any number of threads may read.
+/// An open store, seen from one of its domains. Clones share it; any number of threads may read.
 #[derive(Clone, Debug)]
-pub struct Store(pub(crate) Arc<Inner>);
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) domain: Arc<Domain>,
+}
 
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
     pub(crate) superblock: Superblock,
-    pub(crate) domain: Domain,
+    pub(crate) keyring: Keyring,
     pub(crate) index: Index,
     cache: FrameCache,
     flat: FlatCache,
@@ -66,9 +69,7 @@ impl Store {
         }
         create_private_directories(&config.state)
             .map_err(|error| Error::io("cannot create directory", config.state.display(), error))?;
-        config
-            .home
-            .put_if_absent(&Domain::key(domain::DEFAULT), &Domain::new(clock::random_bytes()).encode())?;
+        config.home.put_if_absent("domains/default", &Domain::plain(clock::random_bytes()).encode_plain())?;
         let superblock = Superblock::new(StoreId::from_bytes(clock::random_bytes()));
         if !config.home.put_if_absent(superblock::KEY, &superblock.encode())? {
             return Err(there(&*config.home));
@@ -77,16 +78,19 @@ impl Store {
         Self::open(config)
     }
 
-    /// Opens a store for reading; takes no lock. Cost does not grow with what the store holds.
+    /// Opens a store for reading, in the domain of the configuration; takes no lock. Cost does not grow with what the
+    /// store holds.
     ///
     /// # Errors
-    /// `NotFound` when there is none, `Corrupt`, or `Invalid` when a newer build wrote it.
+    /// `NotFound` when there is none, or no such domain; `Corrupt`; `Invalid` when a newer build wrote it, or without the
+    /// domain's key.
     pub fn open(config: &StoreConfig) -> Result<Self> {
         let superblock = Superblock::read(&*config.home)?;
-        let domain = Domain::read(&*config.home, domain::DEFAULT)?;
+        let keyring = Keyring::new(config.home.clone(), &config.state, config.domains.clone());
+        let domain = keyring.open(config.domains.name.as_deref().unwrap_or(domain::DEFAULT))?;
         let inner = Inner {
             superblock,
-            domain,
+            keyring,
             index: Index::default(),
             cache: FrameCache::new(config.cache_bytes),
             flat: FlatCache::new(config.state.join("frames"), config.flat_cache_bytes),
@@ -96,52 +100,76 @@ impl Store {
             config: config.clone(),
         };
         inner.index.refresh(&*config.home)?;
-        Ok(Self(Arc::new(inner)))
+        Ok(Self { inner: Arc::new(inner), domain })
+    }
+
+    /// The domain that this is seen from.
+    pub fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// The same store, seen from another of its domains.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn in_domain(&self, name: &str) -> Result<Self> {
+        Ok(Self { inner: self.inner.clone(), domain: self.inner.keyring.open(name)? })
+    }
+
+    /// The public domain, unless this is it or there is none.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn public(&self) -> Result<Option<Arc<Domain>>> {
+        match self.domain.kind() {
+            DomainKind::Public => Ok(None),
+            _ => self.inner.keyring.public(),
+        }
     }
 
     /// The store's name for life.
     pub fn id(&self) -> StoreId {
-        self.0.superblock.id
+        self.inner.superblock.id
     }
 
     /// Local state of this host: locks, uppers, sockets, derived tables.
     pub fn state_dir(&self) -> &Path {
-        &self.0.config.state
+        &self.inner.config.state
     }
 
     /// The tier that holds the records.
     pub fn home(&self) -> &dyn Tier {
-        &*self.0.config.home
+        &*self.inner.config.home
     }
 
     /// Every tier that may hold packs, fastest first.
     pub fn tiers(&self) -> Vec<&dyn Tier> {
-        self.0.placement.tiers().iter().map(|tier| &*tier.tier).collect()
+        self.inner.placement.tiers().iter().map(|tier| &*tier.tier).collect()
     }
 
     /// Where sessions are kept, and whose they are.
     pub fn sessions(&self) -> &SessionPlace {
-        &self.0.sessions
+        &self.inner.sessions
     }
 
     /// Whether other hosts use the store, too.
     pub fn is_shared(&self) -> bool {
-        self.0.config.is_shared
+        self.inner.config.is_shared
     }
 
     /// Where packs lie, and what moves.
     pub fn placement(&self) -> &Placement {
-        &self.0.placement
+        &self.inner.placement
     }
 
     /// The flat-file cache of this host.
     pub fn flat_cache(&self) -> &FlatCache {
-        &self.0.flat
+        &self.inner.flat
     }
 
     /// The table of chunks known to this process.
     pub fn index(&self) -> &Index {
-        &self.0.index
+        &self.inner.index
     }
 
     /// The bytes of a chunk, verified when they entered the cache.
@@ -155,12 +183,12 @@ impl Store {
             Err(error) => Some(error),
         };
         // Another process may have added runs, or moved what this one knows; then runs may be damaged or missing.
-        self.0.index.refresh(self.home())?;
+        self.inner.index.refresh(self.home())?;
         if let Some(bytes) = self.read_known(id).ok().flatten() {
             return Ok(bytes);
         }
-        self.0.index.drop_damaged();
-        if self.0.index.adopt_uncovered(&self.tiers())? > 0
+        self.inner.index.drop_damaged();
+        if self.inner.index.adopt_uncovered(&self.tiers())? > 0
             && let Some(bytes) = self.read_known(id)?
         {
             return Ok(bytes);
@@ -175,7 +203,7 @@ impl Store {
     /// Reads a chunk from the first of its known places that gives it whole.
     fn read_known(&self, id: &ChunkId) -> Result<Option<ChunkBytes>> {
         let mut failure = None;
-        for place in self.0.index.find(id) {
+        for place in self.inner.index.find(id) {
             match self.read_at(id, &place) {
                 Ok(bytes) => return Ok(Some(bytes)),
                 Err(error) => {
@@ -188,8 +216,11 @@ impl Store {
     }
 
     fn read_at(&self, id: &ChunkId, place: &Location) -> Result<ChunkBytes> {
-        let frame = self.0.cache.get_or_load(place.pack, place.offset, || self.fetch_frame(place))?;
-        match frame.slots.get(place.slot as usize) {
+        let frame = self.inner.cache.get_or_load(place.pack, place.offset, || self.fetch_frame(place))?;
+        // The cache is of all domains; what is read is this one's or everybody's.
+        let may_read = frame.domain == self.domain.id()
+            || self.public()?.is_some_and(|public| public.id() == frame.domain);
+        match frame.slots.get(place.slot as usize).filter(|_| may_read) {
             Some((found, range)) if found == id => Ok(ChunkBytes::new(frame.clone(), range.clone())),
             _ => Err(Error::corrupt("index points at another chunk").object(id)),
         }
@@ -200,7 +231,7 @@ impl Store {
     fn fetch_frame(&self, place: &Location) -> Result<Frame> {
         let key = place.pack.key();
         let mut failure = None;
-        for DataTier { class, tier, .. } in self.0.placement.tiers() {
+        for DataTier { class, tier, .. } in self.inner.placement.tiers() {
             let is_near = *class == TierClass::Hot;
             if !is_near && let Some(frame) = self.cached_frame(place) {
                 return Ok(frame);
@@ -208,7 +239,7 @@ impl Store {
             let bytes = tier.get_range(&key, place.offset, place.len_bytes);
             match bytes.and_then(|bytes| Ok((self.decode_frame(&bytes)?, bytes))) {
                 Ok((frame, _)) if is_near => {
-                    self.0.touched.note(&**tier, place.pack);
+                    self.inner.touched.note(&**tier, place.pack);
                     return Ok(frame);
                 }
                 Ok((frame, bytes)) => {
@@ -222,13 +253,29 @@ impl Store {
         Err(failure.expect("a store has at least one tier"))
     }
 
-    fn decode_frame(&self, bytes: &[u8]) -> Result<Frame> {
-        Frame::decode(bytes, |plain| self.0.domain.chunk_id(plain))
+    /// Decodes and verifies a stored frame of this domain or of the public one.
+    ///
+    /// # Errors
+    /// `Corrupt`, also for a frame of another domain.
+    pub fn decode_frame(&self, bytes: &[u8]) -> Result<Frame> {
+        let header = FrameHeader::decode(bytes)?;
+        let own = header.domain_tag == self.domain.id().tag();
+        if own && header.key_epoch.is_some_and(|epoch| self.domain.frame_key(epoch).is_none()) {
+            // Another process rotated the keys.
+            self.inner.keyring.reload(&self.domain)?;
+        }
+        if own {
+            return Frame::decode(bytes, &[&self.domain]);
+        }
+        match self.public()? {
+            Some(public) => Frame::decode(bytes, &[&public]),
+            None => Frame::decode(bytes, &[]),
+        }
     }
 
     fn cached_frame(&self, place: &Location) -> Option<Frame> {
-        let bytes = self.0.flat.get(place.pack, place.offset, place.len_bytes)?;
-        self.decode_frame(&bytes).inspect_err(|_| self.0.flat.remove(place.pack, place.offset)).ok()
+        let bytes = self.inner.flat.get(place.pack, place.offset, place.len_bytes)?;
+        self.decode_frame(&bytes).inspect_err(|_| self.inner.flat.remove(place.pack, place.offset)).ok()
     }
 
     /// A frame came from far away: it is kept on local flash; of metadata, which is read piece by piece, the whole pack is.
@@ -236,12 +283,12 @@ impl Store {
         let promoted = match frame.kind {
             PackKind::Data => Ok(false),
             PackKind::Meta => {
-                self.0.placement.promote(place.pack, &mut Throttle::new(None), &mut Moved::default())
+                self.inner.placement.promote(place.pack, &mut Throttle::new(None), &mut Moved::default())
             }
         };
         match promoted {
             Ok(true) => {}
-            Ok(false) => self.0.flat.insert(place.pack, place.offset, stored),
+            Ok(false) => self.inner.flat.insert(place.pack, place.offset, stored),
             Err(error) => tracing::debug!(pack = %place.pack, %error, "metadata is not brought near"),
         }
     }
@@ -251,9 +298,10 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Corrupt`.
     pub fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
-        match self.home().get(&Snapshot::key(id)) {
+        match self.home().get(&self.domain.snapshot_key(id)) {
             Ok(object) => {
-                Snapshot::decode(id, &object).map_err(|error| error.object(format!("snapshot {id}")))
+                let read = self.domain.decode_snapshot(id, &object);
+                read.map_err(|error| error.object(format!("snapshot {id}")))
             }
             Err(error) if error.kind() == Kind::NotFound => {
                 Err(Error::new(Kind::NotFound, "no such snapshot").object(id))
@@ -267,7 +315,7 @@ impl Store {
     /// # Errors
     /// As the tier.
     pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
-        let prefix = Snapshot::prefix();
+        let prefix = self.domain.snapshot_prefix();
         let infos = self.home().list(&prefix)?;
         Ok(infos.iter().filter_map(|info| info.key[prefix.len()..].parse().ok()).collect())
     }
@@ -293,7 +341,7 @@ impl Store {
         };
         // A whole id means what it names, whatever a ref is called.
         if let Ok(id) = spec.parse::<SnapshotId>()
-            && self.home().len_bytes(&Snapshot::key(&id))?.is_some()
+            && self.home().len_bytes(&self.domain.snapshot_key(&id))?.is_some()
         {
             return Ok(id);
         }
@@ -328,9 +376,9 @@ impl Store {
         }
     }
 
-    /// The store's refs.
+    /// The domain's refs.
     pub fn refs(&self) -> Refs<'_> {
-        Refs::new(self.home())
+        Refs::new(self)
     }
 
     /// Drops snapshots from a ref's history; they stay readable by id until the collector deletes them. Gives the ref as
@@ -342,6 +390,7 @@ impl Store {
         if self.refs().get(name)?.is_none() {
             return Err(Error::new(Kind::NotFound, "no such ref").object(name));
         }
+        self.inner.keyring.reload(&self.domain)?;
         self.with_reserve(|| {
             self.refs().update(name, |history| {
                 history.retain(|entry| !drop(entry));
@@ -370,6 +419,7 @@ impl Store {
     /// # Errors
     /// `NotFound` when one of them is gone or condemned; else as the tier.
     pub fn pin(&self, purpose: &str, snapshots: &[SnapshotId]) -> Result<Pin> {
+        let purpose = self.domain.discreet(purpose);
         let session = match Session::reader(self.sessions(), purpose, snapshots) {
             Err(error) if self.is_shared() && error.kind() == Kind::Unavailable => {
                 tracing::warn!(%error, "what is read is not pinned: a collector of another host may delete it");

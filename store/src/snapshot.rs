@@ -2,7 +2,6 @@
 //! commit point of a write; only a ref makes it lasting.
 
 use crate::clock::Time;
-use crate::domain;
 use crate::error::Result;
 use crate::id::{ImageId, SnapshotId, TreeId};
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
@@ -22,7 +21,7 @@ pub struct Totals {
 }
 
 /// One frozen state.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Its files.
     pub tree: Option<TreeId>,
@@ -39,18 +38,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The prefix of the keys of all records.
-    pub fn prefix() -> String {
-        format!("snapshots/{}/", domain::DEFAULT)
-    }
-
-    /// The key of a record on the hot tier.
-    pub fn key(id: &SnapshotId) -> String {
-        format!("{}{id}", Self::prefix())
-    }
-
-    /// The record's bytes and its id: the BLAKE3 hash of them.
-    pub fn encode(&self) -> (SnapshotId, Vec<u8>) {
+    /// The record's fields.
+    pub(crate) fn body(&self) -> Vec<u8> {
         let mut body = Encoder::new();
         optional_id(&mut body, self.tree.as_ref().map(TreeId::as_bytes));
         optional_id(&mut body, self.image.as_ref().map(ImageId::as_bytes));
@@ -61,19 +50,30 @@ impl Snapshot {
         for (name, value) in &self.labels {
             body.string(name.as_bytes()).string(value.as_bytes());
         }
-        let bytes = seal(Record::Snapshot, &body.finish());
+        body.finish()
+    }
+
+    /// The bytes of a record that is not encrypted and its id: the BLAKE3 hash of them.
+    pub fn encode(&self) -> (SnapshotId, Vec<u8>) {
+        let bytes = seal(Record::Snapshot, &self.body());
         (SnapshotId::from_bytes(*blake3::hash(&bytes).as_bytes()), bytes)
     }
 
-    /// Parses the record stored under `id`.
+    /// Parses the record, not encrypted, stored under `id`.
     ///
     /// # Errors
     /// `Corrupt` when it is damaged or is another snapshot's record.
     pub fn decode(id: &SnapshotId, bytes: &[u8]) -> Result<Self> {
-        let mut fields = Decoder::new(unseal(Record::Snapshot, bytes)?);
+        let body = unseal(Record::Snapshot, bytes)?;
         if blake3::hash(bytes).as_bytes() != id.as_bytes() {
             return Err(crate::Error::corrupt("snapshot record stands under another's name"));
         }
+        Self::decode_body(body)
+    }
+
+    /// Parses the record's fields.
+    pub(crate) fn decode_body(body: &[u8]) -> Result<Self> {
+        let mut fields = Decoder::new(body);
         let tree = read_optional_id(&mut fields)?.map(TreeId::from_bytes);
         let image = read_optional_id(&mut fields)?.map(ImageId::from_bytes);
         let parent = read_optional_id(&mut fields)?.map(SnapshotId::from_bytes);

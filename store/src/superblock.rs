@@ -1,4 +1,5 @@
-//! The superblock: what a store is. Written once by `init`; a store without a readable one is not opened.
+//! The superblock: what a store is. Written by `init`; changed only when a feature comes into use; a store without a
+//! readable one is not opened.
 
 use crate::error::{Error, Kind, Result};
 use crate::id::StoreId;
@@ -7,6 +8,12 @@ use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 
 /// Its key on the hot tier.
 pub const KEY: &str = "superblock";
+
+/// Incompatible feature: there may be domains besides the plain one. A build that does not know them would collect what
+/// they hold.
+pub const DOMAINS: u64 = 1;
+/// The incompatible features of this build.
+const KNOWN_INCOMPATIBLE: u64 = DOMAINS;
 
 /// Identity and feature sets. A build opens a store only if it knows every incompatible feature, and writes to it only
 /// if it also knows every read-only-compatible one; compatible features may be ignored.
@@ -47,11 +54,10 @@ impl Superblock {
         let id = StoreId::from_bytes(fields.array()?);
         let (compatible, read_only_compatible, incompatible) = (fields.u64()?, fields.u64()?, fields.u64()?);
         fields.end()?;
-        if incompatible != 0 {
-            return Err(Error::invalid(format!(
-                "store needs features {incompatible:#x} that this build lacks"
-            ))
-            .advice("use a newer snapctl"));
+        let unknown = incompatible & !KNOWN_INCOMPATIBLE;
+        if unknown != 0 {
+            return Err(Error::invalid(format!("store needs features {unknown:#x} that this build lacks"))
+                .advice("use a newer snapctl"));
         }
         Ok(Self { id, compatible, read_only_compatible, incompatible })
     }
@@ -109,7 +115,9 @@ mod tests {
         let read_only = Superblock { read_only_compatible: 1, ..new.clone() };
         let error = Superblock::decode(&read_only.encode()).unwrap().check_writable().unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
-        let incompatible = Superblock { incompatible: 1, ..new };
+        let known = Superblock { incompatible: KNOWN_INCOMPATIBLE, ..new.clone() };
+        assert!(Superblock::decode(&known.encode()).is_ok());
+        let incompatible = Superblock { incompatible: KNOWN_INCOMPATIBLE | 1 << 63, ..new };
         assert_eq!(Superblock::decode(&incompatible.encode()).unwrap_err().kind(), Kind::Invalid);
     }
 }

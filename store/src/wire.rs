@@ -37,6 +37,14 @@ pub enum Record {
     WriterState = 9,
     /// [`crate::backup`]: what files looked like last time
     StatCache = 10,
+    /// [`crate::domain`]: a domain with keys of its own
+    KeyedDomain = 20,
+    /// [`crate::domain`]: an encrypted snapshot record
+    SealedSnapshot = 21,
+    /// [`crate::domain`]: a signed ref, encrypted or not
+    SignedRef = 22,
+    /// [`crate::domain`]: what a host saw last of a ref or a domain
+    Seen = 23,
 }
 
 /// Wraps a body: magic, kind, version, length and a BLAKE3 hash over all of it.
@@ -174,6 +182,11 @@ impl Encoder {
     /// Seconds and nanoseconds.
     pub fn time(&mut self, time: Time) -> &mut Self {
         self.u64(time.seconds as u64).u32(time.nanos)
+    }
+
+    /// What was appended so far.
+    pub fn bytes_so_far(&self) -> &[u8] {
+        &self.0
     }
 
     /// Bytes so far.

@@ -11,4 +11,5 @@ pub mod power_disk;
 pub mod snapctl;
 pub mod snapfs_mount;
 pub mod snapfs_tree;
+pub mod tenants;
 pub mod vmm;

@@ -17,8 +17,8 @@ Exit codes: 0 done; 1 no, or not found; 2 error; 3 partly done (some files could
 not be read, or not be restored as they were). Answers go to standard output,
 everything for people to standard error.
 
-Environment: TORPOR_STORE and TORPOR_CONFIG stand for --store and --config,
-TORPOR_LOG is a log filter such as `debug`.";
+Environment: TORPOR_STORE, TORPOR_CONFIG and TORPOR_DOMAIN stand for --store,
+--config and --domain, TORPOR_LOG is a log filter such as `debug`.";
 
 /// Content-addressed snapshots of file trees and memory: back up, mount, freeze, capture, resume.
 #[derive(Debug, Parser)]
@@ -40,6 +40,9 @@ pub struct GlobalArguments {
     /// Configuration file [default: /etc/torpor/config.toml, then the user's torpor/config.toml]
     #[arg(long, global = true, value_name = "FILE", env = "TORPOR_CONFIG", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
+    /// Domain to work in [default: the configuration's, then the plain one]
+    #[arg(long, global = true, value_name = "NAME", env = "TORPOR_DOMAIN")]
+    pub domain: Option<String>,
     /// Answer in JSON, one document a line
     #[arg(long, global = true)]
     pub json: bool,
@@ -97,6 +100,8 @@ pub enum Command {
     Tier(TierArguments),
     /// Work on this host's cache of what lies on slower tiers
     Cache(CacheArguments),
+    /// Create, list, rotate and destroy domains: tenants with keys of their own
+    Domain(DomainArguments),
     /// Print a completion script for a shell
     Completions(CompletionsArguments),
     /// Print version, format and features
@@ -432,6 +437,53 @@ pub struct CacheTrimArguments {
     /// Bytes to leave: 0, 500M, 10G
     #[arg(long, value_name = "BYTES", value_parser = human::parse_size)]
     pub to: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct DomainArguments {
+    #[command(subcommand)]
+    pub action: DomainAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DomainAction {
+    /// Create a domain, its keys wrapped by the key that the configuration names under [keys]
+    Create {
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Not encrypted, signed by this host, for everybody to deduplicate against
+        #[arg(long)]
+        public: bool,
+    },
+    /// List domains
+    List,
+    /// Begin a new key epoch, or wrap the keys by another key-encryption key
+    Rotate {
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// File of the new key-encryption key; the domain's keys stay
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        kek: Option<PathBuf>,
+        /// Seal under the new key what is stored already, too, and drop old keys once nothing needs them; finishes a
+        /// rotation that is not finished before it begins another
+        #[arg(long, conflicts_with = "kek")]
+        repack: bool,
+    },
+    /// Destroy a domain's keys, and so all that is in it, for ever
+    Destroy {
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The same name once more: nothing brings the domain back
+        #[arg(long, value_name = "NAME")]
+        yes_destroy: Option<String>,
+    },
+    /// Take a domain, or one of its refs, as it stands, though it is not what this host saw last
+    Trust {
+        #[arg(value_name = "NAME")]
+        name: String,
+        #[arg(value_name = "REF")]
+        reference: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
+use store::domain::DomainConfig;
 use store::{Breaker, DataTier, Error, Kind, LocalTier, MirrorTier, Result, StoreConfig, Tier, TierClass};
 
 use crate::args::GlobalArguments;
 use crate::human;
+use crate::keys::Keys;
 
 const MACHINE_FILE: &str = "/etc/torpor/config.toml";
 const CACHE_BYTES_RANGE: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 40);
@@ -38,6 +40,8 @@ pub struct Config {
     pub flat_cache_bytes: Option<u64>,
     /// zstd level of what is written. None: the store's own default.
     pub level: Option<i32>,
+    /// The domain to work in, and where keys are.
+    pub domains: DomainConfig,
 }
 
 /// The cold tier's place.
@@ -80,15 +84,20 @@ impl Config {
             Some(path) => ConfigFile::read(path)?,
             None => read_default_files()?,
         };
-        Config::settle(arguments.store.as_deref(), files, default_store)
+        let mut config = Config::settle(arguments.store.as_deref(), files, default_store)?;
+        if arguments.domain.is_some() {
+            config.domains.name.clone_from(&arguments.domain);
+        }
+        Ok(config)
     }
 
     fn settle(
         store: Option<&Path>,
-        files: ConfigFile,
+        mut files: ConfigFile,
         default_store: impl FnOnce() -> Result<PathBuf>,
     ) -> Result<Config> {
         let (cache_bytes, flat_cache_bytes, level) = (files.cache_bytes, files.flat_cache_bytes, files.level);
+        let domains = std::mem::take(&mut files.keys).settle(files.domain.take());
         let named = store.map(absolute).transpose()?;
         let location = match (named, files.location()) {
             (Some(named), Some(location)) if is_same(&location.hot, &named) => location,
@@ -97,7 +106,7 @@ impl Config {
             (None, None) => Location::directory(default_store()?),
         };
         let Location { hot, warm, cold, shared, limits, state } = location;
-        Ok(Config { hot, warm, cold, shared, limits, state, cache_bytes, flat_cache_bytes, level })
+        Ok(Config { hot, warm, cold, shared, limits, state, cache_bytes, flat_cache_bytes, level, domains })
     }
 
     /// The same in the store's own terms.
@@ -114,6 +123,7 @@ impl Config {
         config.cache_bytes = self.cache_bytes.unwrap_or(config.cache_bytes);
         config.flat_cache_bytes = self.flat_cache_bytes.unwrap_or(config.flat_cache_bytes);
         config.level = self.level.unwrap_or(config.level);
+        config.domains.clone_from(&self.domains);
         config
     }
 
@@ -175,6 +185,10 @@ struct ConfigFile {
     cache_bytes: Option<u64>,
     flat_cache_bytes: Option<u64>,
     level: Option<i32>,
+    /// Domain to work in.
+    domain: Option<String>,
+    #[serde(default)]
+    keys: Keys,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -200,7 +214,7 @@ impl ConfigFile {
     fn parse(text: &str) -> std::result::Result<ConfigFile, (String, String)> {
         let file: ConfigFile = toml::from_str(text).map_err(|error| {
             let known = "keys are store, state, shared, tiers.hot, tiers.warm, tiers.cold, limits.hot, limits.warm, limits.cold, cache_bytes, \
-                         flat_cache_bytes, level";
+                         flat_cache_bytes, level, domain, keys";
             (error.to_string().trim_end().to_owned(), known.to_owned())
         })?;
         file.validate()?;
@@ -268,7 +282,11 @@ impl ConfigFile {
         let (cache_bytes, level) = (self.cache_bytes.or(below.cache_bytes), self.level.or(below.level));
         let flat_cache_bytes = self.flat_cache_bytes.or(below.flat_cache_bytes);
         let location_named = self.store.is_some() || self.tiers.hot.is_some();
-        ConfigFile { cache_bytes, flat_cache_bytes, level, ..if location_named { self } else { below } }
+        let (own, other) = (self, below);
+        let domain = own.domain.clone().or_else(|| other.domain.clone());
+        let keys = own.keys.clone().over(other.keys.clone());
+        let location = if location_named { own } else { other };
+        ConfigFile { cache_bytes, flat_cache_bytes, level, domain, keys, ..location }
     }
 
     fn location(self) -> Option<Location> {
@@ -399,6 +417,8 @@ mod tests {
             ("cache_bytes = 3", "cache_bytes"),
             ("cache_bytes = 'many'", "cache_bytes"),
             ("level", "level"),
+            ("[keys]\nfile = 'relative'", "keys.file"),
+            ("[keys.acme]\ncommand = []", "keys.acme.command"),
         ] {
             let (what, _) = ConfigFile::parse(text).unwrap_err();
             assert!(what.contains(named), "{text}: {what}");

@@ -39,6 +39,13 @@ impl Context {
         Store::open(&self.config()?.store())
     }
 
+    /// Opens the configured store in its plain domain, whatever domain is named: for what concerns all domains.
+    pub fn whole_store(&self) -> Result<Store> {
+        let mut config = self.config()?.store();
+        config.domains.name = None;
+        Store::open(&config)
+    }
+
     /// Whether to say more than usual.
     pub fn is_verbose(&self) -> bool {
         self.global.verbose > 0

@@ -15,6 +15,7 @@ mod config;
 mod context;
 mod exit;
 mod human;
+mod keys;
 mod output;
 mod progress;
 mod respawn;

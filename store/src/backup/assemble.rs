@@ -255,7 +255,7 @@ impl<'a> Assembler<'a> {
         loop {
             match incoming.next()? {
                 Item::Chunk { id, len } => {
-                    self.writer.put_hashed(id, incoming.take(len))?;
+                    let id = self.writer.put_hashed(id, incoming.take(len))?;
                     extents.push(Extent::Chunk { id, len_bytes: len as u32 });
                 }
                 Item::Inline { len } => inline = Some(incoming.take(len).to_vec()),

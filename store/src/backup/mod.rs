@@ -69,7 +69,8 @@ pub fn backup(
     let exclude = Exclude::new(&options.exclude)?;
     let store = writer.store().clone();
     let parent = store.refs().get(name)?.and_then(|found| found.current());
-    let cache = stat_cache::StatCache::load(store.state_dir(), name, parent.as_ref());
+    let cache =
+        stat_cache::StatCache::load(store.state_dir(), store.domain().local_hasher(), name, parent.as_ref());
     progress.begin("back up", Work::SomeBytes);
     let parent_tree = match &parent {
         Some(id) => store.snapshot(id)?.tree.map(|tree| store.tree(&tree)).transpose()?,
@@ -84,7 +85,7 @@ pub fn backup(
     let draft =
         SnapshotDraft { tree: Some(tree), image: None, parent, labels, files: files + directories, bytes };
     let snapshot = writer.commit(name, draft)?;
-    if let Err(error) = stat_cache::StatCache::save(&looks, store.state_dir(), name, &snapshot) {
+    if let Err(error) = cache.save(&looks, store.state_dir(), name, &snapshot) {
         progress.note(&format!("the next backup will read every file again: {error}"));
     }
     progress.end();
@@ -141,7 +142,7 @@ impl Plan<'_> {
             let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
             let no_thread = |error| Error::io("cannot start a thread", "backup", error);
             for _ in 0..readers {
-                let reader = read::Reader::new(&store.0.domain, buffers.clone());
+                let reader = read::Reader::new(store.domain(), buffers.clone());
                 let waiting = waiting.clone();
                 named("read").spawn_scoped(scope, move || reader.run(&waiting)).map_err(no_thread)?;
             }

@@ -45,10 +45,12 @@ pub struct StatCache {
     old: Looks,
     /// Files changed since then may change again within the same tick of the clock and are not kept.
     settled_before: i64,
+    /// Makes hashes of paths that say nothing to who has not the domain's keys.
+    hasher: blake3::Hasher,
 }
 
-fn hash(parts: &[&[u8]]) -> Hash {
-    let mut hasher = blake3::Hasher::new();
+fn hash(hasher: &blake3::Hasher, parts: &[&[u8]]) -> Hash {
+    let mut hasher = hasher.clone();
     for part in parts {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
     }
@@ -57,7 +59,7 @@ fn hash(parts: &[&[u8]]) -> Hash {
     out
 }
 
-fn look(stat: &Stat) -> Hash {
+fn look(hasher: &blake3::Hasher, stat: &Stat) -> Hash {
     let fields = [
         stat.st_dev,
         stat.st_ino,
@@ -67,26 +69,27 @@ fn look(stat: &Stat) -> Hash {
         stat.st_ctime as u64,
         stat.st_ctime_nsec,
     ];
-    hash(&fields.map(u64::to_le_bytes).each_ref().map(|field| field.as_slice()))
+    hash(hasher, &fields.map(u64::to_le_bytes).each_ref().map(|field| field.as_slice()))
 }
 
-fn path_of(state: &Path, name: &str) -> PathBuf {
-    let digits: String = hash(&[name.as_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect();
+fn path_of(state: &Path, hasher: &blake3::Hasher, name: &str) -> PathBuf {
+    let digits: String = hash(hasher, &[name.as_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect();
     state.join("stat").join(digits)
 }
 
 impl StatCache {
     /// What was kept at the backup that made `parent`; nothing when that is not there or damaged.
-    pub fn load(state: &Path, name: &str, parent: Option<&SnapshotId>) -> Self {
+    pub fn load(state: &Path, hasher: blake3::Hasher, name: &str, parent: Option<&SnapshotId>) -> Self {
         let settled_before = crate::clock::now().seconds - 1;
-        let old = std::fs::read(path_of(state, name)).ok().and_then(|bytes| decode(&bytes, parent?).ok());
-        Self { old: old.unwrap_or_default(), settled_before }
+        let old =
+            std::fs::read(path_of(state, &hasher, name)).ok().and_then(|bytes| decode(&bytes, parent?).ok());
+        Self { old: old.unwrap_or_default(), settled_before, hasher }
     }
 
     /// Whether the file at this path below the source looks as it did, and its look, to be kept when it is stored. One
     /// that changed just now has none.
     pub fn look(&self, relative: &[u8], stat: &Stat) -> (bool, Option<Look>) {
-        let now = Look { key: hash(&[relative]), look: look(stat) };
+        let now = Look { key: hash(&self.hasher, &[relative]), look: look(&self.hasher, stat) };
         let is_unchanged = self.old.get(&now.key) == Some(&now.look);
         (is_unchanged, (stat.st_ctime < self.settled_before).then_some(now))
     }
@@ -95,13 +98,13 @@ impl StatCache {
     ///
     /// # Errors
     /// As the system calls.
-    pub fn save(new: &[Look], state: &Path, name: &str, snapshot: &SnapshotId) -> Result<()> {
+    pub fn save(&self, new: &[Look], state: &Path, name: &str, snapshot: &SnapshotId) -> Result<()> {
         let mut body = Encoder::with_capacity(40 + new.len() * 32);
         body.bytes(snapshot.as_bytes()).count(new.len());
         for Look { key, look } in new {
             body.bytes(key).bytes(look);
         }
-        let path = path_of(state, name);
+        let path = path_of(state, &self.hasher, name);
         let directory = state.join("stat");
         std::fs::create_dir_all(&directory)
             .map_err(|error| Error::io("cannot create directory", directory.display(), error))?;
@@ -133,13 +136,16 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let (own, other) = (SnapshotId::from_bytes([1; 32]), SnapshotId::from_bytes([2; 32]));
         let new = [(3, 4), (5, 6)].map(|(key, look)| Look { key: [key; 16], look: [look; 16] });
-        StatCache::save(&new, state.path(), "web", &own).unwrap();
+        StatCache::default().save(&new, state.path(), "web", &own).unwrap();
         let kept: Looks = new.into_iter().map(|Look { key, look }| (key, look)).collect();
-        assert_eq!(StatCache::load(state.path(), "web", Some(&own)).old, kept);
-        assert!(StatCache::load(state.path(), "web", Some(&other)).old.is_empty());
-        assert!(StatCache::load(state.path(), "web", None).old.is_empty());
-        assert!(StatCache::load(state.path(), "other", Some(&own)).old.is_empty());
-        let bytes = std::fs::read(path_of(state.path(), "web")).unwrap();
+        let load = |name, parent| StatCache::load(state.path(), blake3::Hasher::new(), name, parent).old;
+        assert_eq!(load("web", Some(&own)), kept);
+        assert!(load("web", Some(&other)).is_empty());
+        assert!(load("web", None).is_empty());
+        assert!(load("other", Some(&own)).is_empty());
+        let keyed = blake3::Hasher::new_keyed(&[1; 32]);
+        assert!(StatCache::load(state.path(), keyed, "web", Some(&own)).old.is_empty(), "in another domain");
+        let bytes = std::fs::read(path_of(state.path(), &blake3::Hasher::new(), "web")).unwrap();
         assert_sealed(&bytes, &kept, |bytes| decode(bytes, &own));
     }
 }

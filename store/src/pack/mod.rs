@@ -10,7 +10,7 @@ pub use directory::{
     DIRECTORY_ENTRY_LEN, DirectoryEntry, FRAME_EXTENT_LEN, FrameExtent, PackDirectory, TRAILER_LEN,
     read_directory,
 };
-pub use frame::{EncodedFrame, FRAME_HEADER_LEN, Frame, FrameDraft, FrameHeader, SLOT_LEN};
+pub use frame::{EncodedFrame, FRAME_HEADER_LEN, Frame, FrameDraft, FrameHeader, SLOT_LEN, reseal};
 
 use crate::error::{Error, Result};
 use crate::id::PackId;

@@ -1,13 +1,18 @@
 //! Packs and frames: round trip, every truncation and every flipped bit.
 
 use super::*;
+use crate::domain::Domain;
 use crate::id::{ChunkId, WriterId};
 use crate::testing::flipped;
 use crate::tier::{MemoryTier, Tier};
 use proptest::prelude::*;
 
+fn plain() -> Domain {
+    Domain::plain([7; 32])
+}
+
 fn id_of(bytes: &[u8]) -> ChunkId {
-    ChunkId::from_bytes(*blake3::hash(bytes).as_bytes())
+    plain().chunk_id(bytes)
 }
 
 fn pack_id() -> PackId {
@@ -36,7 +41,7 @@ fn read_all(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
     let mut chunks = Vec::new();
     for extent in &directory.frames {
         let stored = tier.get_range(&pack_id().key(), extent.offset, extent.len_bytes.into())?;
-        let frame = Frame::decode(&stored, id_of)?;
+        let frame = Frame::decode(&stored, &[&plain()])?;
         chunks.extend(frame.slots.iter().map(|(_, range)| frame.plain[range.clone()].to_vec()));
     }
     for entry in &directory.entries {
@@ -92,12 +97,12 @@ fn no_flipped_bit_of_a_frame_passes_verify() {
     let (bytes, directory) = sample();
     for extent in &directory.frames {
         let stored = &bytes[extent.offset as usize..][..extent.len_bytes as usize];
-        Frame::verify(stored, id_of).unwrap();
+        Frame::verify(stored, &[&plain()]).unwrap();
         for bit in 0..stored.len() * 8 {
-            assert!(Frame::verify(&flipped(stored, bit), id_of).is_err(), "bit {bit}");
+            assert!(Frame::verify(&flipped(stored, bit), &[&plain()]).is_err(), "bit {bit}");
         }
         for len in 0..stored.len() {
-            assert!(Frame::verify(&stored[..len], id_of).is_err(), "cut at {len}");
+            assert!(Frame::verify(&stored[..len], &[&plain()]).is_err(), "cut at {len}");
         }
     }
 }
@@ -123,7 +128,7 @@ proptest! {
         prop_assert_eq!(read, frames.concat());
         for (number, extent) in (0..).zip(&directory.frames) {
             let stored = &bytes[extent.offset as usize..][..extent.len_bytes as usize];
-            let frame = Frame::verify(stored, id_of).unwrap();
+            let frame = Frame::verify(stored, &[&plain()]).unwrap();
             prop_assert!(directory.names(number, &frame.slots));
             prop_assert!(!directory.names(number + 1, &frame.slots));
         }

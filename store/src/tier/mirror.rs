@@ -1,10 +1,10 @@
 //! The home of a shared store as one host sees it: a distant tier behind a local mirror.
 //!
-//! What never changes (superblock, snapshot records, index runs) is read from the mirror once it was fetched. What changes
-//! (refs, domains, sessions, the collector's state) is always read from the distant tier; of refs and domains the mirror
-//! keeps the last state seen, which answers while the distant tier does not. Writes go to the distant tier first and fail
-//! with it. The mirror holds nothing that is not there, may be lost at any time, and is never listed unless the distant
-//! tier is silent.
+//! What never changes (snapshot records, index runs) is read from the mirror once it was fetched. What changes (the
+//! superblock's features, refs, domains, sessions, the collector's state) is always read from the distant tier; of
+//! superblock, refs and domains the mirror keeps the last state seen, which answers while the distant tier does not.
+//! Writes go to the distant tier first and fail with it. The mirror holds nothing that is not there, may be lost at any
+//! time, and is never listed unless the distant tier is silent.
 
 use super::{Object, ObjectInfo, Tier};
 use crate::error::{Error, Kind, Result};
@@ -31,8 +31,8 @@ enum Keep {
 
 fn keep(key: &str) -> Keep {
     match key.split('/').next() {
-        Some("superblock" | "snapshots" | "index") => Keep::Whole,
-        Some("refs" | "domains" | "bucket") => Keep::LastSeen,
+        Some("snapshots" | "index") => Keep::Whole,
+        Some("superblock" | "refs" | "domains" | "bucket") => Keep::LastSeen,
         _ => Keep::Nothing,
     }
 }

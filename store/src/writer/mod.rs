@@ -8,6 +8,7 @@ mod pool;
 mod state;
 
 use crate::clock;
+use crate::domain::Domain;
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, ImageId, PackId, SnapshotId, TreeId};
 use crate::index::{self, Run};
@@ -20,6 +21,7 @@ use crate::session::Session;
 use crate::snapshot::{Snapshot, Totals};
 use pipeline::Pipeline;
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 /// What a writer did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +58,8 @@ pub struct SnapshotDraft {
 /// The one process that writes.
 pub struct Writer {
     store: Store,
+    /// The domain that everybody may lean on, where this is not it.
+    public: Option<Arc<Domain>>,
     pipeline: Pipeline,
     /// Chunks of this session, which the index does not know yet.
     fresh: HashSet<ChunkId>,
@@ -77,20 +81,32 @@ pub struct Writer {
 
 impl Writer {
     pub(crate) fn open(store: &Store, purpose: &str) -> Result<Self> {
-        store.0.superblock.check_writable()?;
+        store.inner.superblock.check_writable()?;
+        let purpose = store.domain.discreet(purpose);
         let state = store.state_dir();
         let lock = FileLock::take(&state.join("lock"), purpose)?;
         reserve::keep(state);
         let names = state::next_incarnation(state)?;
-        let config = &store.0.config;
+        let config = &store.inner.config;
         let (session, lists) = Session::writer(store.sessions(), purpose)?;
+        // A key epoch is retired only when no session is open that began before its successor: so keys are read now.
+        store.inner.keyring.reload(&store.domain)?;
         // Only what is known after the session became visible may be leaned on.
         store.index().refresh(store.home())?;
         if store.index().runs().is_empty() {
             store.index().adopt_uncovered(&store.tiers())?;
         }
         Ok(Self {
-            pipeline: Pipeline::new(store.0.placement.clone(), config.level, names)?,
+            pipeline: Pipeline::new(
+                store.inner.placement.clone(),
+                config.level,
+                store.domain.sealer()?,
+                names,
+            )?,
+            public: store.public().unwrap_or_else(|error| {
+                tracing::warn!(%error, "nothing is deduplicated against the public domain");
+                None
+            }),
             store: store.clone(),
             fresh: HashSet::new(),
             leaned_on: HashSet::new(),
@@ -137,17 +153,17 @@ impl Writer {
     }
 
     fn put(&mut self, kind: PackKind, bytes: &[u8], alone: bool) -> Result<ChunkId> {
-        let id = self.store.0.domain.chunk_id(bytes);
-        self.put_known(kind, id, bytes, alone)?;
-        Ok(id)
+        let id = self.store.domain.chunk_id(bytes);
+        self.put_known(kind, id, bytes, alone)
     }
 
-    /// Stores a chunk of file bytes whose id another thread computed in this writer's domain.
-    pub(crate) fn put_hashed(&mut self, id: ChunkId, bytes: &[u8]) -> Result<()> {
+    /// Stores a chunk of file bytes whose id another thread computed in this writer's domain. Gives the id that stands for
+    /// it: another one when the public domain has it.
+    pub(crate) fn put_hashed(&mut self, id: ChunkId, bytes: &[u8]) -> Result<ChunkId> {
         self.put_known(PackKind::Data, id, bytes, false)
     }
 
-    fn put_known(&mut self, kind: PackKind, id: ChunkId, bytes: &[u8], alone: bool) -> Result<()> {
+    fn put_known(&mut self, kind: PackKind, id: ChunkId, bytes: &[u8], alone: bool) -> Result<ChunkId> {
         if bytes.len() > MAX_FRAME_PLAIN {
             return Err(Error::invalid(format!("chunk of {} bytes; at most {MAX_FRAME_PLAIN}", bytes.len())));
         }
@@ -155,7 +171,13 @@ impl Writer {
         self.stats.chunks += 1;
         self.stats.bytes += bytes.len() as u64;
         if self.is_known(&id) {
-            return Ok(());
+            return Ok(id);
+        }
+        // Asking this of any other domain would tell one tenant what another has.
+        if let Some(public) = self.public.as_ref().map(|public| public.chunk_id(bytes))
+            && self.is_known(&public)
+        {
+            return Ok(public);
         }
         let pushed = match alone {
             true => self.pipeline.push_alone(kind, id, bytes),
@@ -165,7 +187,28 @@ impl Writer {
         self.fresh.insert(id);
         self.stats.new_chunks += 1;
         self.stats.new_bytes += bytes.len() as u64;
-        Ok(())
+        Ok(id)
+    }
+
+    /// Stores a frame of this domain once more, sealed under its current key. Many of them go into packs of their own;
+    /// [`Self::publish`] makes them known.
+    ///
+    /// # Errors
+    /// As [`Self::put_chunk`]; `Corrupt` for a frame that is damaged or another domain's: the writer may not go on then.
+    pub fn put_resealed(&mut self, kind: PackKind, frame: Vec<u8>) -> Result<()> {
+        self.check_usable()?;
+        let pushed = self.pipeline.push_resealed(kind, frame, self.store.domain.clone());
+        self.guard(pushed)
+    }
+
+    /// Makes what was put durable and known to readers, without a snapshot of it. Gives the packs that hold it.
+    ///
+    /// # Errors
+    /// Those of the tier.
+    pub fn publish(&mut self) -> Result<Vec<PackId>> {
+        self.check_usable()?;
+        let flushed = self.flush();
+        self.guard(flushed)
     }
 
     /// Whether a chunk is there already; if so the session leans on its pack from now on.
@@ -232,10 +275,11 @@ impl Writer {
         let time = clock::now();
         let totals = Totals { files: draft.files, bytes: draft.bytes, new_bytes, stored_bytes };
         let SnapshotDraft { tree, image, parent, labels, .. } = draft;
-        let (id, record) = Snapshot { tree, image, parent, time, labels, totals }.encode();
-        tier.put_if_absent(&Snapshot::key(&id), &record)?;
+        let snapshot = Snapshot { tree, image, parent, time, labels, totals };
+        let (id, record) = store.domain.encode_snapshot(&snapshot)?;
+        tier.put_if_absent(&store.domain.snapshot_key(&id), &record)?;
         self.move_ref(name, RefEntry { snapshot: id, time })?;
-        tracing::info!(snapshot = %id, name, new_bytes, stored_bytes, "committed");
+        tracing::info!(snapshot = %id, domain = store.domain.name(), new_bytes, stored_bytes, "committed");
         Ok(id)
     }
 
@@ -263,14 +307,16 @@ impl Writer {
             && let Ok(Some(found)) = refs.get(name)
             && let Err(error) = refs.withdraw(found, |session| session == proposal.session)
         {
-            tracing::warn!(name, %error, "a proposal stays until the collector withdraws it");
+            let domain = self.store.domain.name();
+            tracing::warn!(domain, %error, "a proposal stays until the collector withdraws it");
         }
         settled
     }
 
     /// Packs durable, then the index run of them and of the packs leaned on that have none.
-    fn flush(&mut self) -> Result<()> {
+    fn flush(&mut self) -> Result<Vec<PackId>> {
         let mut directories = self.pipeline.flush()?;
+        let packs = directories.iter().map(|directory| directory.id).collect();
         for pack in std::mem::take(&mut self.adopted) {
             match self.store.pack_directory(pack) {
                 Ok(directory) => directories.push(directory),
@@ -279,7 +325,7 @@ impl Writer {
             }
         }
         if directories.is_empty() {
-            return Ok(());
+            return Ok(packs);
         }
         let names = self.pipeline.names();
         let key = format!("index/{}/{}-{}", names.writer, names.epoch, self.run_count);
@@ -290,7 +336,7 @@ impl Writer {
         }
         self.store.index().refresh(tier)?;
         self.fresh.clear();
-        Ok(())
+        Ok(packs)
     }
 
     /// A ref must never name what is not there, whatever the index said.

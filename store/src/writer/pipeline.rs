@@ -3,10 +3,11 @@
 //! and one being stored per kind.
 
 use super::pool::{Pool, Ticket};
+use crate::domain::{Domain, Sealer};
 use crate::error::Result;
 use crate::id::{ChunkId, PackId, WriterId};
 use crate::pack::{
-    EncodedFrame, FrameDraft, MAX_FRAME_PLAIN, PackBuilder, PackDirectory, PackKind, TARGET_LEN,
+    EncodedFrame, FrameDraft, MAX_FRAME_PLAIN, PackBuilder, PackDirectory, PackKind, TARGET_LEN, reseal,
 };
 use crate::placement::Placement;
 use std::collections::VecDeque;
@@ -41,6 +42,7 @@ impl PackNames {
 pub struct Pipeline {
     placement: Arc<Placement>,
     level: i32,
+    sealer: Sealer,
     names: PackNames,
     drafts: [FrameDraft; 2],
     compressors: Pool,
@@ -58,11 +60,12 @@ impl Pipeline {
     ///
     /// # Errors
     /// `Unavailable` when the system gives no thread.
-    pub fn new(placement: Arc<Placement>, level: i32, names: PackNames) -> Result<Self> {
+    pub fn new(placement: Arc<Placement>, level: i32, sealer: Sealer, names: PackNames) -> Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             placement,
             level,
+            sealer,
             names,
             drafts: [FrameDraft::new(PackKind::Data), FrameDraft::new(PackKind::Meta)],
             compressors: Pool::new("compress", threads)?,
@@ -111,14 +114,32 @@ impl Pipeline {
     }
 
     fn compress(&mut self, draft: FrameDraft) -> Result<()> {
-        let (kind, level) = (draft.kind, self.level);
-        self.compressing.push_back((kind, self.compressors.run(move || draft.encode(level))));
+        let (kind, level, sealer) = (draft.kind, self.level, self.sealer.clone());
+        self.encode(kind, move || draft.encode_for(level, &sealer))
+    }
+
+    /// Queues a frame that `encode` makes.
+    fn encode(
+        &mut self,
+        kind: PackKind,
+        encode: impl FnOnce() -> Result<EncodedFrame> + Send + 'static,
+    ) -> Result<()> {
+        self.compressing.push_back((kind, self.compressors.run(encode)));
         while self.compressing.len() > self.max_compressing
             || self.compressing.front().is_some_and(|(_, ticket)| ticket.is_ready())
         {
             self.pack_next_frame()?;
         }
         Ok(())
+    }
+
+    /// Seals a frame of `domain` anew, stored elsewhere as `bytes`.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn push_resealed(&mut self, kind: PackKind, bytes: Vec<u8>, domain: Arc<Domain>) -> Result<()> {
+        let sealer = self.sealer.clone();
+        self.encode(kind, move || reseal(&bytes, &domain, &sealer))
     }
 
     fn pack_next_frame(&mut self) -> Result<()> {

@@ -5,8 +5,8 @@ use crate::scratch::{Scratch, copy_of, overwrite};
 use std::sync::Arc;
 use store::pack::read_directory;
 use store::{
-    CheckOptions, DataTier, Kind, LocalTier, MemoryTier, PackId, Result, Snapshot, SnapshotDraft, Store,
-    StoreConfig, Tier, TierClass, Unwatched,
+    CheckOptions, DataTier, Kind, LocalTier, MemoryTier, PackId, Result, SnapshotDraft, Store, StoreConfig,
+    Tier, TierClass, Unwatched,
 };
 use tests::model::{
     Files, Item, Memory, Pages, Random, State, put_files, put_memory, sample_files, state_of_store,
@@ -54,7 +54,7 @@ impl Small {
         for kind in kinds {
             assert!(tier.list("").unwrap().iter().any(|info| info.key.starts_with(kind)), "no {kind}");
         }
-        Self { scratch, tier, expected, unnamed: Snapshot::key(&gone) }
+        Self { scratch, tier, expected, unnamed: store.domain().snapshot_key(&gone) }
     }
 
     /// Reads everything after `key` got these bytes; puts the right ones back.

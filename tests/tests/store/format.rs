@@ -191,8 +191,8 @@ fn the_same_contents_are_encoded_to_the_same_ids_today() {
             [&golden, &today].map(|store| store.snapshot(&store.resolve(name).unwrap()).unwrap());
         assert_eq!((then.tree, then.image), (now.tree, now.image), "{name}");
     }
-    for key in keys(&Snapshot::prefix()) {
-        let id: SnapshotId = key[Snapshot::prefix().len()..].parse().unwrap();
+    for key in keys("snapshots/default/") {
+        let id: SnapshotId = key["snapshots/default/".len()..].parse().unwrap();
         assert_eq!(golden.snapshot(&id).unwrap().encode(), (id, object(&key)));
     }
 }
@@ -223,6 +223,10 @@ fn the_document_names_the_constants_of_the_code() {
         Record::IndexRun,
         Record::WriterState,
         Record::StatCache,
+        Record::KeyedDomain,
+        Record::SealedSnapshot,
+        Record::SignedRef,
+        Record::Seen,
     ];
     let named: Vec<(u64, String)> = kinds.iter().map(|kind| (*kind as u64, format!("{kind:?}"))).collect();
     assert_eq!(numbers("Record kinds"), named);
@@ -371,7 +375,7 @@ fn assert_frame(document: &Document, bytes: &[u8]) {
     let (table, slot) = (&document["Frame header"], &document["Slot"]);
     assert_eq!(table.bytes(bytes, "magic"), b"TFRM");
     assert_eq!(table.number(bytes, "format version"), 1);
-    for zero in ["cipher", "flags", "reserved", "key epoch"] {
+    for zero in ["cipher", "flags", "reserved", "key epoch", "tag of the domain"] {
         assert_eq!(table.number(bytes, zero), 0, "{zero}");
     }
     assert_eq!(table.bytes(bytes, "prefix frame"), [0; 32]);

@@ -18,6 +18,8 @@ struct Checked {
     chunks: u64,
     packs: u64,
     read_bytes: u64,
+    locked_domains: Vec<String>,
+    locked_frames: u64,
     problems: Vec<Problem>,
 }
 
@@ -36,6 +38,12 @@ impl Show for Checked {
                 writeln!(out, "  hurts {}", problem.hurts.join(" "))?;
             }
         }
+        for domain in &self.locked_domains {
+            writeln!(
+                out,
+                "domain {domain} cannot be opened here: of what it holds, only checksums were checked"
+            )?;
+        }
         writeln!(
             out,
             "checked {} refs, {} snapshots, {} chunks, {} packs, read {}: {}",
@@ -50,7 +58,7 @@ impl Show for Checked {
 }
 
 pub fn run(arguments: &CheckArguments, context: &mut Context) -> anyhow::Result<Outcome> {
-    let store = context.store()?;
+    let store = context.whole_store()?;
     let options = CheckOptions { read_data: arguments.read_data };
     let report = store::check(&store, options, &context.progress)?;
     context.progress.clear();
@@ -79,6 +87,8 @@ fn describe(report: CheckReport) -> Checked {
         chunks: report.chunks,
         packs: report.packs,
         read_bytes: report.read_bytes,
+        locked_domains: report.locked_domains,
+        locked_frames: report.locked_frames,
         problems: problems.collect(),
     }
 }

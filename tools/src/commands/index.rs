@@ -24,7 +24,7 @@ impl Show for Rebuilt {
 pub fn run(arguments: &IndexArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     match arguments.action {
         IndexAction::Rebuild => {
-            let store = context.store()?;
+            let store = context.whole_store()?;
             let (packs, chunks) = store::rebuild_index(&store, &context.progress)?;
             context.progress.clear();
             context.output.report(&Rebuilt { packs, chunks })?;

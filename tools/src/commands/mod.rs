@@ -7,6 +7,7 @@ mod cat;
 mod check;
 mod completions;
 mod diff;
+mod domain;
 mod forget;
 mod freeze;
 mod gc;
@@ -47,6 +48,7 @@ pub fn run(command: Command, context: &mut Context) -> anyhow::Result<Outcome> {
         Command::Gc(arguments) => gc::run(&arguments, context),
         Command::Check(arguments) => check::run(&arguments, context),
         Command::Stats(arguments) => stats::run(&arguments, context),
+        Command::Domain(arguments) => domain::run(&arguments, context),
         Command::Index(arguments) => index::run(&arguments, context),
         Command::Tier(arguments) => tier::run(arguments, context),
         Command::Cache(arguments) => cache::run(arguments, context),

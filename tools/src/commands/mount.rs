@@ -76,6 +76,7 @@ fn mount(arguments: &MountArguments, context: &Context) -> anyhow::Result<(Arc<M
     let store = context.store()?;
     let snapshot = store.resolve(&arguments.spec).asked()?;
     let upper = upper_of(arguments, &store)?;
+    refuse_plain_changes(arguments, &store)?;
     let mountpoint = canonical(&arguments.mountpoint)?;
     let mounted = Mounted {
         mountpoint: mountpoint.display().to_string(),
@@ -103,6 +104,17 @@ fn mount(arguments: &MountArguments, context: &Context) -> anyhow::Result<(Arc<M
         Ok((mount, Box::new(unmount)))
     })?;
     Ok((mount, mounted))
+}
+
+/// What is written into a mount stands in its upper as it is until it is frozen. Where the domain is encrypted, somebody
+/// has to say that this place is fit for it.
+fn refuse_plain_changes(arguments: &MountArguments, store: &Store) -> store::Result<()> {
+    if arguments.read_only || arguments.upper.is_some() || !store.domain().is_encrypted() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Invalid, "changes to a mount are not encrypted until they are frozen")
+        .object(store.domain().name())
+        .advice("give --upper DIR on an encrypted disk or in memory (tmpfs), or mount with --read-only"))
 }
 
 /// The ref that a freeze without a name moves; empty when the SPEC names none.
