@@ -225,7 +225,7 @@ mod tests {
     fn canary_ref() -> Ref {
         let entry =
             RefEntry { snapshot: SnapshotId::from_bytes([8; 32]), time: Time { seconds: 1, nanos: 2 } };
-        Ref { name: "canary/ref".to_owned(), counter: 4, history: vec![entry] }
+        Ref { name: "canary/ref".to_owned(), counter: 4, history: vec![entry], proposals: Vec::new() }
     }
 
     /// Of the records before the canary's.
