@@ -44,6 +44,7 @@ pub fn rebalance(store: &Store, rate: Option<NonZeroU64>, progress: &dyn Progres
             Err(error) => progress.note(&format!("pin of snapshot {snapshot} has no effect: {error}")),
         }
     }
+    placement.make_room_for(&pinned, &pinned, &mut throttle, &mut report.moved)?;
     progress.begin("bring near", Work::Items(pinned.len() as u64));
     for pack in &pinned {
         let there = placement.promote(*pack, &mut throttle, &mut report.moved)?;
@@ -83,6 +84,11 @@ pub fn move_snapshot(
     }
     let packs = packs_of(store, snapshot)?;
     let (mut throttle, mut report) = (Throttle::new(rate), MoveReport::default());
+    if target == 0 {
+        let wanted: HashSet<PackId> = packs.iter().copied().collect();
+        kept.extend(&wanted);
+        placement.make_room_for(&wanted, &kept, &mut throttle, &mut report.moved)?;
+    }
     progress.begin("move packs", Work::Items(packs.len() as u64));
     for pack in packs {
         if target == 0 {

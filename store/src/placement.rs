@@ -253,18 +253,48 @@ impl Placement {
         }
         for source in &self.tiers[1..] {
             let Some(len_bytes) = source.tier.len_bytes(&key)? else { continue };
-            let fits = hot.limit_bytes.is_none_or(|limit| limit >= len_bytes);
-            if !fits || self.make_room(0, len_bytes).is_err_and(|error| error.kind() == Kind::Full) {
+            if let Some(limit) = hot.limit_bytes
+                && self.used(0)?.saturating_add(len_bytes) > limit
+            {
                 return Ok(false);
             }
             let copied = self.copy(id, source, hot)?;
-            self.set_used(0, None);
+            if let Some(used) = &mut self.used.lock().unwrap_or_else(PoisonError::into_inner)[0] {
+                *used += copied;
+            }
             throttle.pass(copied);
             moved.copied += 1;
             moved.copied_bytes += copied;
             return Ok(true);
         }
         Err(Error::new(Kind::NotFound, "no tier holds pack").object(id))
+    }
+
+    /// Makes room on the hot tier for those of `packs` that are not there, without moving any of `kept`.
+    ///
+    /// # Errors
+    /// As the tiers.
+    pub fn make_room_for(
+        &self,
+        packs: &HashSet<PackId>,
+        kept: &HashSet<PackId>,
+        throttle: &mut Throttle,
+        moved: &mut Moved,
+    ) -> Result<()> {
+        let Some(limit) = self.tiers[0].limit_bytes else { return Ok(()) };
+        let mut missing = 0;
+        for pack in packs {
+            let key = pack.key();
+            if self.tiers[0].tier.len_bytes(&key)?.is_none() {
+                for source in &self.tiers[1..] {
+                    if let Some(len_bytes) = source.tier.len_bytes(&key)? {
+                        missing += len_bytes;
+                        break;
+                    }
+                }
+            }
+        }
+        self.shrink(0, limit.saturating_sub(missing), kept, throttle, moved).map(drop)
     }
 
     /// In a shared store: drops the copies near by of packs that are gone from the bucket, where the collector of another

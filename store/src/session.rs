@@ -16,7 +16,7 @@ use crate::collector::{self, Condemned};
 use crate::error::{Error, Kind, Result};
 use crate::id::{SnapshotId, WriterId};
 use crate::lock::{FileLock, LockState};
-use crate::tier::{Tier, replace_file};
+use crate::tier::{LocalTier, Tier};
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -51,6 +51,8 @@ const WRITER: u8 = 1;
 const UPPER: u8 = 2;
 /// Added to the kind of a session that names its host.
 const OF_HOST: u8 = 3;
+/// The file in local state that names this host.
+const HOST: &str = "host";
 /// How often a session of a shared store is renewed.
 const RENEWAL: Duration = Duration::from_secs(60);
 
@@ -90,17 +92,17 @@ impl SessionPlace {
 /// # Errors
 /// As the system calls.
 pub fn host_id(state: &Path) -> Result<HostId> {
-    let path = state.join("host");
-    if let Some(host) = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()) {
-        return Ok(host);
-    }
-    let _lock = FileLock::take(&state.join("host.lock"), "naming this host")?;
-    if let Some(host) = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()) {
-        return Ok(host);
-    }
-    let host = HostId::from_bytes(clock::random_bytes());
-    replace_file(&state.join("host.next"), &path, format!("{host}\n").as_bytes())?;
-    Ok(host)
+    let local = LocalTier::new(state);
+    let drawn = HostId::from_bytes(clock::random_bytes());
+    // Of several processes that draw a name at once, one has its name kept.
+    local.put_if_absent(HOST, format!("{drawn}\n").as_bytes())?;
+    let kept = local.get(HOST)?;
+    let named = std::str::from_utf8(&kept).ok().and_then(|text| text.trim().parse().ok());
+    named.ok_or_else(|| {
+        Error::corrupt("file does not name this host")
+            .object(state.join(HOST).display())
+            .advice("remove it: another name is drawn")
+    })
 }
 
 impl SessionRecord {

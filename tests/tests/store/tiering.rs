@@ -202,3 +202,33 @@ fn a_tier_that_stores_other_bytes_releases_nothing() {
     assert_eq!(bytes_on(&moving, 0), before, "nothing was released");
     assert_files(&moving, &snapshot, "from where it was");
 }
+
+/// Pinned snapshots come back to a hot tier that is full of others, and push out nothing that is pinned.
+#[test]
+fn pins_make_room_for_themselves_and_never_push_each_other_out() {
+    let world = world(Some(700 * KIB), None);
+    let store = Store::open(&world.config).unwrap();
+    let snapshots: Vec<_> = (0..8u64).map(|number| put(&store, &format!("app-{number}"), &[number])).collect();
+    for pinned in &snapshots[..3] {
+        set_pin(&store, pinned, true).unwrap();
+    }
+    let on_hot = |snapshot| {
+        let packs = store::packs_of(&store, snapshot).unwrap();
+        packs.iter().all(|pack| store.home().len_bytes(&pack.key()).unwrap().is_some())
+    };
+    for _ in 0..2 {
+        let report = rebalance(&store, None, &Unwatched).unwrap();
+        assert_eq!(report.pinned_elsewhere, 0);
+        assert!(snapshots[..3].iter().all(on_hot));
+        assert!(bytes_on(&store, 0) <= 700 * KIB);
+    }
+    assert_eq!(rebalance(&store, None, &Unwatched).unwrap().moved.copied, 0, "nothing moves for ever");
+    // More is pinned than fits: what fits is there.
+    for pinned in &snapshots {
+        set_pin(&store, pinned, true).unwrap();
+    }
+    let report = rebalance(&store, None, &Unwatched).unwrap();
+    assert!(report.pinned_elsewhere > 0);
+    assert!(bytes_on(&store, 0) <= 700 * KIB);
+    assert_clean(&store, "after all pins");
+}
