@@ -69,7 +69,10 @@ pub use snapshot::{Snapshot, Totals};
 pub use splice::{is_zero, splice, write_with_holes};
 pub use stats::{StoreStats, stats};
 pub use throttle::Throttle;
-pub use tier::{Breaker, LocalTier, MemoryTier, MirrorTier, Object, ObjectInfo, Tier};
+pub use tier::{
+    Breaker, Guarantees, LocalTier, MemoryTier, MirrorTier, Object, ObjectInfo, RangeRequest, S3Settings,
+    S3Tier, Tier,
+};
 pub use tree::{
     Content, ContentReader, ContentWriter, Directory, Entry, EntryInode, Extent, INLINE_MAX, Inode,
     LinkedInode, Metadata, Node, Tree, TreeRoot,

@@ -37,6 +37,8 @@ pub enum Record {
     WriterState = 9,
     /// [`crate::backup`]: what files looked like last time
     StatCache = 10,
+    /// [`crate::tier::BucketRecord`]
+    Bucket = 11,
     /// [`crate::domain`]: a domain with keys of its own
     KeyedDomain = 20,
     /// [`crate::domain`]: an encrypted snapshot record

@@ -3,11 +3,19 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Barrier};
-use store::{Kind, Tier};
+use store::{Kind, RangeRequest, Tier};
 
-/// Threads of a race and rounds of it.
-const RACERS: usize = 8;
-const ROUNDS: usize = 25;
+/// How hard a tier is raced.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    /// Threads of a race.
+    pub racers: usize,
+    /// Rounds of it.
+    pub rounds: usize,
+}
+
+/// For a tier that takes no time.
+const FULL: Effort = Effort { racers: 8, rounds: 25 };
 
 /// Keys that could leave the root of a tier, or that some backend could not hold.
 pub const HOSTILE_KEYS: [&str; 16] = [
@@ -31,18 +39,24 @@ pub const HOSTILE_KEYS: [&str; 16] = [
 
 /// Runs the whole suite, each part on a tier of its own.
 pub fn suite(fresh: &dyn Fn() -> Arc<dyn Tier>) {
+    suite_with(FULL, fresh);
+}
+
+/// The same with another effort.
+pub fn suite_with(effort: Effort, fresh: &dyn Fn() -> Arc<dyn Tier>) {
     absence(&*fresh());
     put_once(&*fresh());
     ranges(&*fresh());
+    many_ranges(&*fresh());
     swaps(&*fresh());
     listing(&*fresh());
     deletion(&*fresh());
     hostile_keys(&*fresh());
     large_object(&*fresh());
-    put_race(&fresh());
-    swap_race(&fresh());
-    put_against_swap_race(&fresh());
-    readers_see_whole_objects(&fresh());
+    put_race(effort, &fresh());
+    swap_race(effort, &fresh());
+    put_against_swap_race(effort, &fresh());
+    readers_see_whole_objects(effort, &fresh());
 }
 
 fn get(tier: &dyn Tier, key: &str) -> Vec<u8> {
@@ -106,6 +120,29 @@ fn ranges(tier: &dyn Tier) {
     for (offset, length) in past {
         let error = tier.get_range("body", offset, length).expect_err("it ends before");
         assert_eq!(error.kind(), Kind::Corrupt, "{offset} {length}");
+    }
+}
+
+fn many_ranges(tier: &dyn Tier) {
+    let body: Vec<u8> = (0..60_000u32).flat_map(u32::to_le_bytes).collect();
+    put(tier, "one", &body);
+    put(tier, "two/three", &body[7..]);
+    assert!(tier.get_many(&[]).is_empty());
+    let range = |key: &str, offset, len_bytes| RangeRequest { key: key.to_owned(), offset, len_bytes };
+    let mut requests: Vec<RangeRequest> = (0..100).map(|at| range("one", at * 2000, at * 400)).collect();
+    requests.extend((0..100).rev().map(|at| range("two/three", at * 1000, 1000)));
+    requests.extend([range("absent", 0, 1), range("../one", 0, 1), range("one", 239_999, 2)]);
+    let answers = tier.get_many(&requests);
+    assert_eq!(answers.len(), requests.len());
+    for (request, answer) in requests.iter().zip(&answers) {
+        let start = request.offset as usize + if request.key == "one" { 0 } else { 7 };
+        match (request.key.as_str(), answer) {
+            ("absent", answer) => assert_eq!(answer.as_ref().unwrap_err().kind(), Kind::NotFound),
+            ("../one", answer) => assert!(answer.is_err()),
+            ("one", Err(error)) => assert_eq!((error.kind(), request.offset), (Kind::Corrupt, 239_999)),
+            (key, Err(error)) => panic!("{key}: {error}"),
+            (_, Ok(bytes)) => assert_eq!(bytes, &body[start..start + request.len_bytes as usize]),
+        }
     }
 }
 
@@ -176,8 +213,8 @@ fn large_object(tier: &dyn Tier) {
 }
 
 /// Runs `race` in every thread at once and gives what each of them got.
-fn at_once<T: Send>(race: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let barrier = Barrier::new(RACERS);
+fn at_once<T: Send>(effort: Effort, race: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let barrier = Barrier::new(effort.racers);
     let (race, barrier) = (&race, &barrier);
     std::thread::scope(|scope| {
         let start = |racer| {
@@ -186,13 +223,13 @@ fn at_once<T: Send>(race: impl Fn(usize) -> T + Sync) -> Vec<T> {
                 race(racer)
             })
         };
-        let racers: Vec<_> = (0..RACERS).map(start).collect();
+        let racers: Vec<_> = (0..effort.racers).map(start).collect();
         racers.into_iter().map(|racer| racer.join().expect("no racer panics")).collect()
     })
 }
 
 fn assert_one_winner(tier: &dyn Tier, key: &str, won: &[bool]) {
-    let winners: Vec<usize> = (0..RACERS).filter(|racer| won[*racer]).collect();
+    let winners: Vec<usize> = (0..won.len()).filter(|racer| won[*racer]).collect();
     assert_eq!(winners.len(), 1, "{key}: winners {winners:?}");
     assert_eq!(get(tier, key), body_of(winners[0]), "{key}: the winner's bytes are there");
 }
@@ -201,22 +238,22 @@ fn body_of(racer: usize) -> Vec<u8> {
     vec![racer as u8; 100 + racer]
 }
 
-fn put_race(tier: &Arc<dyn Tier>) {
-    for round in 0..ROUNDS {
+fn put_race(effort: Effort, tier: &Arc<dyn Tier>) {
+    for round in 0..effort.rounds {
         let key = format!("race/{round}/new");
-        let won = at_once(|racer| put(&**tier, &key, &body_of(racer)));
+        let won = at_once(effort, |racer| put(&**tier, &key, &body_of(racer)));
         assert_one_winner(&**tier, &key, &won);
     }
 }
 
-fn swap_race(tier: &Arc<dyn Tier>) {
-    for round in 0..ROUNDS {
+fn swap_race(effort: Effort, tier: &Arc<dyn Tier>) {
+    for round in 0..effort.rounds {
         let key = format!("race/{round}");
-        let won = at_once(|racer| swap(&**tier, &key, None, &body_of(racer)));
+        let won = at_once(effort, |racer| swap(&**tier, &key, None, &body_of(racer)));
         assert_one_winner(&**tier, &key, &won);
         let before = get(&**tier, &key);
         // A racer whose body is the expected one may win without changing anything: leave it out.
-        let won = at_once(|racer| {
+        let won = at_once(effort, |racer| {
             let body = [body_of(racer), b"next".to_vec()].concat();
             swap(&**tier, &key, Some(&before), &body)
         });
@@ -224,12 +261,16 @@ fn swap_race(tier: &Arc<dyn Tier>) {
     }
     let counter = "race/counter";
     put(&**tier, counter, &0u64.to_le_bytes());
-    at_once(|_| {
-        for _ in 0..ROUNDS {
+    at_once(effort, |_| {
+        for _ in 0..effort.rounds {
             while !add_one(&**tier, counter) {}
         }
     });
-    assert_eq!(get(&**tier, counter), ((RACERS * ROUNDS) as u64).to_le_bytes(), "no update is lost");
+    assert_eq!(
+        get(&**tier, counter),
+        ((effort.racers * effort.rounds) as u64).to_le_bytes(),
+        "no update is lost"
+    );
 }
 
 fn add_one(tier: &dyn Tier, key: &str) -> bool {
@@ -238,10 +279,10 @@ fn add_one(tier: &dyn Tier, key: &str) -> bool {
     swap(tier, key, Some(&current), &(value + 1).to_le_bytes())
 }
 
-fn put_against_swap_race(tier: &Arc<dyn Tier>) {
-    for round in 0..ROUNDS {
+fn put_against_swap_race(effort: Effort, tier: &Arc<dyn Tier>) {
+    for round in 0..effort.rounds {
         let key = format!("race/{round}");
-        let won = at_once(|racer| match racer % 2 {
+        let won = at_once(effort, |racer| match racer % 2 {
             0 => put(&**tier, &key, &body_of(racer)),
             _ => swap(&**tier, &key, None, &body_of(racer)),
         });
@@ -250,12 +291,12 @@ fn put_against_swap_race(tier: &Arc<dyn Tier>) {
 }
 
 /// While some threads put and swap, others that read and list never see a part of an object.
-fn readers_see_whole_objects(tier: &Arc<dyn Tier>) {
-    let bodies: BTreeSet<Vec<u8>> = (0..RACERS).map(|racer| vec![racer as u8; 200_000]).collect();
+fn readers_see_whole_objects(effort: Effort, tier: &Arc<dyn Tier>) {
+    let bodies: BTreeSet<Vec<u8>> = (0..effort.racers).map(|racer| vec![racer as u8; 200_000]).collect();
     let body = |racer: usize| vec![racer as u8; 200_000];
     put(&**tier, "shared", &body(0));
-    at_once(|racer| {
-        for round in 0..ROUNDS {
+    at_once(effort, |racer| {
+        for round in 0..effort.rounds {
             match racer % 2 {
                 0 => {
                     put(&**tier, &format!("new/{racer}-{round}"), &body(racer));

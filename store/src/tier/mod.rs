@@ -4,14 +4,22 @@
 //! reader ever sees half of one. Every implementation passes the conformance suite of the tests.
 
 mod breaker;
+mod examination;
+mod guarantees;
 mod local;
 mod memory;
 mod mirror;
+mod s3;
 
 pub use breaker::Breaker;
+pub use examination::{Examination, Finding, Property};
+pub use guarantees::{BucketRecord, Guarantees};
 pub use local::{LocalTier, replace_file};
 pub use memory::MemoryTier;
 pub use mirror::MirrorTier;
+pub use s3::{
+    MIN_PART_BYTES, Patience, S3Credentials, S3Settings, S3Tier, examine_and_record, examine_bucket,
+};
 
 use crate::clock::Time;
 use crate::error::{Error, Kind, Result};
@@ -24,6 +32,17 @@ pub struct ObjectInfo {
     /// Its key.
     pub key: String,
     /// Its size.
+    pub len_bytes: u64,
+}
+
+/// Some bytes of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeRequest {
+    /// The object's key.
+    pub key: String,
+    /// Where they begin.
+    pub offset: u64,
+    /// How many they are.
     pub len_bytes: u64,
 }
 
@@ -62,6 +81,16 @@ pub trait Tier: Send + Sync + Debug {
     /// # Errors
     /// `NotFound` when there is no such object, `Corrupt` when it ends before the range does.
     fn get_range(&self, key: &str, offset: u64, len: u64) -> Result<Vec<u8>>;
+
+    /// Many ranges, each as [`Tier::get_range`] would give it, in the order of the requests; at once where that is faster.
+    fn get_many(&self, requests: &[RangeRequest]) -> Vec<Result<Vec<u8>>> {
+        requests.iter().map(|range| self.get_range(&range.key, range.offset, range.len_bytes)).collect()
+    }
+
+    /// What can be relied on besides. A tier that guarantees no conditional writes must have a single owner for each key.
+    fn guarantees(&self) -> Guarantees {
+        Guarantees::ALL
+    }
 
     /// Size of the object, `None` when there is none.
     fn len_bytes(&self, key: &str) -> Result<Option<u64>>;

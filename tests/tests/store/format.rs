@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::index::Run;
 use store::pack::{self, ALIGNMENT, MAX_FRAME_PLAIN, PackKind, read_directory};
+use store::tier::BucketRecord;
 use store::wire::{ENVELOPE_LEN, FORMAT_VERSION, MAGIC, Record};
 use store::{
-    ChunkId, Entry, EntryInode, Inode, LocalTier, MemoryTier, Metadata, Node, PackId, Ref, Snapshot,
-    SnapshotDraft, SnapshotId, Store, StoreConfig, Tier, Unwatched,
+    ChunkId, Entry, EntryInode, Guarantees, Inode, LocalTier, MemoryTier, Metadata, Node, PackId, Ref,
+    Snapshot, SnapshotDraft, SnapshotId, Store, StoreConfig, Tier, Unwatched,
 };
 use tests::golden;
 use tests::model::{assert_clean, files_of_host, files_of_store, memory_of_store};
@@ -223,6 +224,7 @@ fn the_document_names_the_constants_of_the_code() {
         Record::IndexRun,
         Record::WriterState,
         Record::StatCache,
+        Record::Bucket,
         Record::KeyedDomain,
         Record::SealedSnapshot,
         Record::SignedRef,
@@ -314,6 +316,29 @@ fn sealed_records_lie_as_the_document_says() {
         let ids = read.packs.len() * document["Pack id"].len + read.snapshots.len() * 32;
         assert_eq!(record.len(), table.len + 4 + ids);
     }
+}
+
+#[test]
+fn a_bucket_s_record_lies_as_the_document_says() {
+    let document = document();
+    let table = &document["Bucket body"];
+    for (bit, _) in numbers("Guarantees") {
+        let record = BucketRecord {
+            guarantees: Guarantees::from_bits(1 << bit),
+            examined: store::Time { seconds: 1_800_000_000, nanos: 7 },
+            put_us: 1500,
+            get_us: 700,
+        };
+        let bytes = record.encode();
+        let read = body(&document, BucketRecord::KEY, Record::Bucket, &bytes);
+        assert_eq!(read.len(), table.len);
+        assert_eq!(table.number(read, "guarantees"), 1 << bit);
+        assert_eq!(table.bytes(read, "when it was examined")[..8], 1_800_000_000u64.to_le_bytes());
+        assert_eq!(table.number(read, "median of a small put"), 1500);
+        assert_eq!(table.number(read, "median of a small get"), 700);
+        assert_eq!(BucketRecord::decode(&bytes).unwrap(), record);
+    }
+    assert_eq!(numbers("Guarantees").len() as u32, Guarantees::ALL.bits().count_ones());
 }
 
 #[test]

@@ -208,7 +208,8 @@ fn a_tier_that_stores_other_bytes_releases_nothing() {
 fn pins_make_room_for_themselves_and_never_push_each_other_out() {
     let world = world(Some(700 * KIB), None);
     let store = Store::open(&world.config).unwrap();
-    let snapshots: Vec<_> = (0..8u64).map(|number| put(&store, &format!("app-{number}"), &[number])).collect();
+    let snapshots: Vec<_> =
+        (0..8u64).map(|number| put(&store, &format!("app-{number}"), &[number])).collect();
     for pinned in &snapshots[..3] {
         set_pin(&store, pinned, true).unwrap();
     }

@@ -1,0 +1,237 @@
+//! A tier in a bucket of S3 or a service that speaks its protocol.
+//!
+//! The only asynchronous code of Torpor: a private runtime of a few threads serves many requests at once below blocking
+//! methods. What the bucket guarantees stands in a record in it that `snapctl doctor` wrote; where it guarantees no
+//! conditional writes, put-if-absent is HEAD and PUT and compare-and-swap is GET, compare and PUT: right only while
+//! each key has a single owner, which others must see to.
+
+mod client;
+mod failure;
+mod probe;
+mod reads;
+mod retry;
+mod settings;
+mod upload;
+
+pub use probe::{examine_and_record, examine_bucket};
+pub use settings::{MIN_PART_BYTES, Patience, S3Credentials, S3Settings};
+
+use super::guarantees::{BucketRecord, Guarantees};
+use super::{Object, ObjectInfo, RangeRequest, Tier, absent, check_key, past_end};
+use crate::error::{Error, Kind, Result};
+use client::{Bucket, Condition};
+use failure::Refusal;
+use retry::{Call, Caller};
+use std::fmt;
+use std::sync::Arc;
+use tokio::runtime::Runtime;
+use upload::{Write, Written};
+
+/// Threads of the runtime: they wait for sockets and copy bytes.
+const THREADS: usize = 2;
+
+/// Objects in a bucket. Clones share its connections.
+#[derive(Clone)]
+pub struct S3Tier {
+    shared: Arc<Shared>,
+    runtime: Arc<Runtime>,
+    guarantees: Guarantees,
+    part_bytes: u64,
+}
+
+/// What the requests of a tier share.
+#[derive(Debug)]
+struct Shared {
+    bucket: Bucket,
+    caller: Caller,
+    url: String,
+    parallelism: usize,
+}
+
+impl Shared {
+    /// An object as texts name it.
+    fn object(&self, key: &str) -> String {
+        format!("{}/{key}", self.url)
+    }
+}
+
+/// A call that moves few bytes.
+fn call<'a>(verb: &'static str, object: &'a str) -> Call<'a> {
+    Call { verb, object, bytes: 0 }
+}
+
+impl S3Tier {
+    /// Opens a bucket and reads what it guarantees. Where nobody has recorded that, nothing is guaranteed.
+    ///
+    /// # Errors
+    /// `Invalid` when the settings are wrong or the bucket refuses them, `Unavailable` when it does not answer, `Corrupt`
+    /// when its record is damaged.
+    pub fn open(settings: &S3Settings) -> Result<Self> {
+        let tier = Self::unproven(settings)?;
+        let guarantees = match tier.bucket_record()? {
+            Some(record) => record.guarantees,
+            None => Guarantees::NONE,
+        };
+        Ok(Self { guarantees, ..tier })
+    }
+
+    /// What an examination of the bucket found, `None` when there was none.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn bucket_record(&self) -> Result<Option<BucketRecord>> {
+        match self.get(BucketRecord::KEY) {
+            Ok(record) => {
+                let read = BucketRecord::decode(&record);
+                let advice = "run `snapctl doctor` to examine the bucket again";
+                read.map(Some)
+                    .map_err(|error| error.object(self.shared.object(BucketRecord::KEY)).advice(advice))
+            }
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The tier of a bucket of which nothing is known. Sends nothing.
+    fn unproven(settings: &S3Settings) -> Result<Self> {
+        let parallelism = settings.parallelism.max(1);
+        let shared = Shared {
+            bucket: Bucket::new(settings)?,
+            caller: Caller::new(settings.patience, parallelism),
+            url: settings.url(),
+            parallelism,
+        };
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(THREADS).thread_name("s3").enable_all().build();
+        let runtime = runtime.map_err(|error| Error::io("cannot start threads for", &shared.url, error))?;
+        Ok(Self {
+            shared: Arc::new(shared),
+            runtime: Arc::new(runtime),
+            guarantees: Guarantees::NONE,
+            part_bytes: settings.part_bytes.max(MIN_PART_BYTES),
+        })
+    }
+
+    /// Writes an object under a condition that the bucket respects, in parts where that is worth it.
+    fn write(&self, write: Write<'_>) -> Result<Written> {
+        let may_split = match write.condition {
+            Condition::None => self.guarantees.multipart,
+            Condition::Absent => self.guarantees.multipart && self.guarantees.multipart_condition,
+            Condition::Match(_) => false,
+        };
+        self.runtime.block_on(async {
+            if may_split && write.body.len() as u64 > self.part_bytes {
+                upload::write_in_parts(&self.shared, write, self.part_bytes).await
+            } else {
+                self.shared.write_whole(write).await
+            }
+        })
+    }
+
+    /// Why a range has no bytes.
+    fn no_range(&self, key: &str, (offset, len): (u64, u64), refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::Absent => absent(self, key),
+            Refusal::PastEnd => past_end(key, offset, len),
+            refusal => reads::odd_answer(refusal).object(self.shared.object(key)),
+        }
+    }
+
+    /// An error of the last resort: the caller must look again.
+    fn outcome_unknown(&self, key: &str) -> Error {
+        Error::new(Kind::Unavailable, "a write got no answer, and somebody else has changed the object since")
+            .object(self.shared.object(key))
+            .advice("look what is there, then try again")
+    }
+}
+
+impl fmt::Debug for S3Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3Tier").field("url", &self.shared.url).finish_non_exhaustive()
+    }
+}
+
+impl Tier for S3Tier {
+    fn describe(&self) -> String {
+        self.shared.url.clone()
+    }
+
+    fn guarantees(&self) -> Guarantees {
+        self.guarantees
+    }
+
+    fn get(&self, key: &str) -> Result<Object> {
+        check_key(key)?;
+        let found = self.runtime.block_on(reads::get(&self.shared, key))?;
+        found.map(|(body, _head)| Object::Owned(body)).ok_or_else(|| absent(self, key))
+    }
+
+    fn get_range(&self, key: &str, offset: u64, len: u64) -> Result<Vec<u8>> {
+        check_key(key)?;
+        let got = self.runtime.block_on(self.shared.get_range(key, offset, len))?;
+        got.map_err(|refusal| self.no_range(key, (offset, len), refusal))
+    }
+
+    fn get_many(&self, requests: &[RangeRequest]) -> Vec<Result<Vec<u8>>> {
+        let answers = self.runtime.block_on(reads::get_many(&self.shared, requests));
+        let read = |(request, answer): (&RangeRequest, reads::Ranged)| {
+            answer?
+                .map_err(|refusal| self.no_range(&request.key, (request.offset, request.len_bytes), refusal))
+        };
+        requests.iter().zip(answers).map(read).collect()
+    }
+
+    fn len_bytes(&self, key: &str) -> Result<Option<u64>> {
+        check_key(key)?;
+        let head = self.runtime.block_on(self.shared.head(key))?;
+        Ok(head.map(|head| head.len_bytes))
+    }
+
+    fn put_if_absent(&self, key: &str, body: &[u8]) -> Result<bool> {
+        check_key(key)?;
+        let mut condition = Condition::Absent;
+        if !self.guarantees.put_if_absent {
+            if self.len_bytes(key)?.is_some() {
+                return Ok(false);
+            }
+            condition = Condition::None;
+        }
+        match self.write(Write { key, body, condition })? {
+            Written::Stored => Ok(true),
+            Written::Refused => Ok(false),
+            Written::Unknown => Err(self.outcome_unknown(key)),
+        }
+    }
+
+    fn compare_and_swap(&self, key: &str, expected: Option<&[u8]>, body: &[u8]) -> Result<bool> {
+        let Some(expected) = expected else { return self.put_if_absent(key, body) };
+        check_key(key)?;
+        let found = self.runtime.block_on(reads::get(&self.shared, key))?;
+        let Some((_, head)) = found.filter(|(current, _)| current == expected) else { return Ok(false) };
+        let condition = match (self.guarantees.compare_and_swap, &head.etag) {
+            (true, Some(etag)) => Condition::Match(etag),
+            (true, None) => {
+                let what = "the bucket names no version of an object that is to be replaced";
+                return Err(Error::new(Kind::Unavailable, what).object(self.shared.object(key)));
+            }
+            (false, _) => Condition::None,
+        };
+        match self.write(Write { key, body, condition })? {
+            Written::Stored => Ok(true),
+            Written::Refused => Ok(false),
+            Written::Unknown => Err(self.outcome_unknown(key)),
+        }
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
+        self.runtime.block_on(reads::list(&self.shared, prefix))
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        check_key(key)?;
+        let object = self.shared.object(key);
+        let delete = async |_| self.shared.bucket.delete(key).await;
+        let deleted = self.runtime.block_on(self.shared.caller.run(call("delete", &object), delete))?;
+        deleted.map_err(|refusal| reads::odd_answer(refusal).object(object))
+    }
+}
