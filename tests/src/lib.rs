@@ -1,4 +1,5 @@
-//! What the tests of Torpor share: the oracle, tiers that fail or step in, small stores, and the binary under test.
+//! What the tests of Torpor share: the oracle, tiers that fail or step in, real object stores and a proxy before them, small
+//! stores, and the binary under test.
 
 pub mod conformance;
 pub mod fault;
@@ -8,6 +9,8 @@ pub mod hook;
 pub mod hosts;
 pub mod model;
 pub mod power_disk;
+pub mod proxy;
+pub mod servers;
 pub mod snapctl;
 pub mod snapfs_mount;
 pub mod snapfs_tree;

@@ -33,6 +33,8 @@ const EXCEPTIONS: Exceptions = Exceptions {
     sleeping_files: &[
         ("benches/src/resume.rs", "a port that listens and a foreign process's end tell nobody"),
         ("lazyload/src/supervisor.rs", "the end of an address space is not announced to whoever fills it"),
+        ("tests/src/proxy/mod.rs", "delays are what it is there for"),
+        ("tests/src/servers/process.rs", "a port that listens tells nobody"),
         ("tools/xtask/src/demo/server.rs", "a port that listens and a foreign process's end tell nobody"),
     ],
 };

@@ -1,0 +1,236 @@
+//! A proxy before an object store that does what networks and tired servers do, as a script says, request by request.
+//!
+//! Each connection has a thread and a connection of its own behind it. A request is read whole before anything is done
+//! about it, and so is its answer.
+
+mod http;
+
+pub use http::Message;
+
+use std::collections::BTreeMap;
+use std::io::{BufReader, Read, Result, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// What happens to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is passed on, and so is its answer.
+    None,
+    /// The same, later.
+    Delay(Duration),
+    /// The connection is reset before the request gets anywhere.
+    Reset,
+    /// The request is passed on, and the connection is reset in place of the answer.
+    ResetApplied,
+    /// The request is passed on, and the answer is 503.
+    UnavailableApplied,
+    /// The answer is this status, and the server behind never hears of it.
+    Status(u16),
+    /// As 503, with a wait asked for in seconds.
+    RetryAfter(u64),
+    /// The body of the answer ends halfway, and with it the connection.
+    Truncated,
+    /// The body of the answer ends halfway, and the answer says that it is as long as that.
+    Shortened,
+    /// A range of the request is ignored: the whole object comes.
+    WholeObject,
+    /// The answer says that it is another range.
+    WrongContentRange,
+    /// One bit in the middle of the answer's body is another.
+    FlippedBit,
+    /// Nothing comes any more.
+    Hang,
+    /// Half of the answer's body comes, then nothing.
+    HangInBody,
+}
+
+type Script = Box<dyn FnMut(&Message) -> Fault + Send>;
+
+/// A running proxy. Its threads end with their connections.
+pub struct Proxy {
+    port: u16,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    script: Script,
+    requests: Vec<String>,
+    faults: BTreeMap<String, u64>,
+    connections: u64,
+}
+
+impl Proxy {
+    /// A proxy before the server on this port, that does no harm yet.
+    ///
+    /// # Panics
+    /// When no port can be had.
+    pub fn new(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
+        let port = listener.local_addr().expect("it has a port").port();
+        let state = State {
+            script: Box::new(|_| Fault::None),
+            requests: Vec::new(),
+            faults: BTreeMap::new(),
+            connections: 0,
+        };
+        let state = Arc::new(Mutex::new(state));
+        let shared = state.clone();
+        std::thread::spawn(move || {
+            for connection in listener.incoming().flatten() {
+                let state = shared.clone();
+                lock(&state).connections += 1;
+                std::thread::spawn(move || {
+                    // A connection that breaks is what it is here for.
+                    let _ = serve(connection, server, &state);
+                });
+            }
+        });
+        Self { port, state }
+    }
+
+    /// Its URL.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// From now on `script` decides about every request; what was counted is forgotten.
+    pub fn script(&self, script: impl FnMut(&Message) -> Fault + Send + 'static) {
+        let mut state = lock(&self.state);
+        state.script = Box::new(script);
+        state.requests.clear();
+        state.faults.clear();
+        state.connections = 0;
+    }
+
+    /// Does this to the next requests, one each, and no harm to later ones.
+    pub fn next(&self, faults: &[Fault]) {
+        let mut faults = faults.to_vec().into_iter();
+        self.script(move |_| faults.next().unwrap_or(Fault::None));
+    }
+
+    /// Methods and targets of the requests since the last script, in order.
+    pub fn requests(&self) -> Vec<String> {
+        lock(&self.state).requests.clone()
+    }
+
+    /// How often each fault came since the last script.
+    pub fn faults(&self) -> BTreeMap<String, u64> {
+        lock(&self.state).faults.clone()
+    }
+
+    /// Connections since the last script.
+    pub fn connections(&self) -> u64 {
+        lock(&self.state).connections
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Serves one connection until one of its sides, or a fault, ends it.
+fn serve(client: TcpStream, server: u16, state: &Mutex<State>) -> Result<()> {
+    client.set_nodelay(true)?;
+    let server = TcpStream::connect(("127.0.0.1", server))?;
+    server.set_nodelay(true)?;
+    let mut requests = BufReader::new(client.try_clone()?);
+    let mut link = Link { client, answers: BufReader::new(server.try_clone()?), server };
+    while let Some(request) = Message::read(&mut requests, true)? {
+        let fault = {
+            let mut state = lock(state);
+            let fault = (state.script)(&request);
+            let target: Vec<&str> = request.first.split(' ').take(2).collect();
+            state.requests.push(target.join(" "));
+            *state.faults.entry(format!("{fault:?}")).or_default() += 1;
+            fault
+        };
+        if !link.act(request, fault)? {
+            break;
+        }
+    }
+    link.server.shutdown(Shutdown::Both)
+}
+
+/// The two sides of a connection.
+struct Link {
+    client: TcpStream,
+    server: TcpStream,
+    answers: BufReader<TcpStream>,
+}
+
+impl Link {
+    /// Deals with one request; whether the connection goes on.
+    fn act(&mut self, mut request: Message, fault: Fault) -> Result<bool> {
+        match fault {
+            Fault::Reset => return self.reset(),
+            Fault::Hang => return self.hang(),
+            Fault::Status(status) => return self.refuse(status, None),
+            Fault::RetryAfter(seconds) => return self.refuse(503, Some(seconds)),
+            Fault::Delay(time) => std::thread::sleep(time),
+            Fault::WholeObject => {
+                request.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("range"));
+            }
+            _ => {}
+        }
+        request.send(&mut self.server)?;
+        let has_body = !request.first.starts_with("HEAD ");
+        let Some(mut answer) = Message::read(&mut self.answers, has_body)? else { return Ok(false) };
+        let half = answer.body.len() / 2;
+        match fault {
+            Fault::ResetApplied => return self.reset(),
+            Fault::UnavailableApplied => return self.refuse(503, None),
+            Fault::Truncated | Fault::HangInBody => {
+                self.client.write_all(&answer.head())?;
+                self.client.write_all(&answer.body[..half])?;
+                return if fault == Fault::Truncated { Ok(false) } else { self.hang() };
+            }
+            Fault::Shortened => {
+                answer.body.truncate(half);
+                if has_body {
+                    answer.set_header("Content-Length", &half.to_string());
+                }
+            }
+            Fault::WrongContentRange => {
+                if let Some(range) = answer.header("content-range") {
+                    let other = range.replacen("bytes ", "bytes 1", 1);
+                    answer.set_header("Content-Range", &other);
+                }
+            }
+            Fault::FlippedBit => {
+                if let Some(byte) = answer.body.get_mut(half) {
+                    *byte ^= 1;
+                }
+            }
+            _ => {}
+        }
+        answer.send(&mut self.client)?;
+        Ok(true)
+    }
+
+    /// Answers in the server's place.
+    fn refuse(&mut self, status: u16, retry_after: Option<u64>) -> Result<bool> {
+        let body = "<Error><Code>SlowDown</Code><Message>injected</Message></Error>";
+        let wait = retry_after.map_or(String::new(), |seconds| format!("Retry-After: {seconds}\r\n"));
+        let len = body.len();
+        let head = format!(
+            "HTTP/1.1 {status} Injected\r\nContent-Type: application/xml\r\nContent-Length: {len}\r\n{wait}\r\n"
+        );
+        self.client.write_all(&[head.as_bytes(), body.as_bytes()].concat())?;
+        Ok(true)
+    }
+
+    /// Ends the connection with a reset in place of a close.
+    fn reset(&mut self) -> Result<bool> {
+        rustix::net::sockopt::set_socket_linger(&self.client, Some(Duration::ZERO))?;
+        Ok(false)
+    }
+
+    /// Says nothing more, and waits until the client has had enough.
+    fn hang(&mut self) -> Result<bool> {
+        let mut rest = [0; 1 << 12];
+        while self.client.read(&mut rest)? > 0 {}
+        Ok(false)
+    }
+}

@@ -1,0 +1,108 @@
+//! SeaweedFS as a small cluster: a master, three volume servers that keep every byte twice, a filer, an S3 gateway.
+
+use super::process::{Process, free_port, http, http_get};
+use super::{ACCESS_KEY, BUCKET, SECRET_KEY};
+use std::path::Path;
+use tempfile::TempDir;
+
+/// How many servers hold bytes.
+pub const VOLUME_SERVERS: usize = 3;
+
+/// A running cluster with one bucket.
+#[derive(Debug)]
+pub struct SeaweedCluster {
+    volumes: Vec<Option<Process>>,
+    others: Vec<Process>,
+    s3_port: u16,
+    _directory: TempDir,
+}
+
+impl SeaweedCluster {
+    /// Starts a cluster and waits until all of it answers.
+    ///
+    /// # Panics
+    /// When `weed` is not there or does not start.
+    pub fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let place = |name: &str| directory.path().join(name);
+        let [master_port, filer_port, s3_port] = [(); 3].map(|()| free_port());
+        let volume_ports = [(); VOLUME_SERVERS].map(|()| free_port());
+        let here = ["-ip=127.0.0.1".to_owned(), "-ip.bind=127.0.0.1".to_owned()];
+        let weed = |role: &str, place: &Path, options: &[String]| {
+            Process::start("weed", &[&[role.to_owned()], options].concat(), place)
+        };
+        let master_at = format!("-master=127.0.0.1:{master_port}");
+        let port = |port: u16| format!("-port={port}");
+        let options = [
+            &here[..],
+            &[
+                port(master_port),
+                "-mdir=.".into(),
+                "-peers=none".into(),
+                "-telemetry=false".into(),
+                "-volumeSizeLimitMB=64".into(),
+                "-defaultReplication=001".into(),
+            ],
+        ];
+        let master = weed("master", &place("master"), &options.concat());
+        let volumes = volume_ports.iter().map(|&own| {
+            let options = ["-dir=.".into(), "-max=40".into(), "-minFreeSpace=64MiB".into()];
+            let options = [&here[..], &[port(own), master_at.clone()], &options].concat();
+            Some(weed("volume", &place(&format!("volume-{own}")), &options))
+        });
+        let volumes: Vec<Option<Process>> = volumes.collect();
+        let options = ["-defaultStoreDir=.".into(), "-defaultReplicaPlacement=001".into()];
+        let options = [&here[..], &[port(filer_port), master_at], &options].concat();
+        let filer = weed("filer", &place("filer"), &options);
+        std::fs::create_dir_all(place("s3")).expect("a directory can be made");
+        std::fs::write(place("s3/s3.json"), identities()).expect("a file can be written");
+        let options = [
+            "-ip.bind=127.0.0.1".into(),
+            port(s3_port),
+            "-port.iceberg=0".into(),
+            "-port.lance=0".into(),
+            format!("-filer=127.0.0.1:{filer_port}"),
+            "-config=s3.json".into(),
+        ];
+        let s3 = weed("s3", &place("s3"), &options);
+
+        master.wait_until(|| {
+            let status = http_get(master_port, "/dir/status");
+            status.is_some_and(|text| text.matches("\"PublicUrl\"").count() == VOLUME_SERVERS)
+        });
+        filer.wait_until(|| http_get(filer_port, "/").is_some());
+        s3.wait_until(|| http_get(s3_port, "/").is_some());
+        let bucket =
+            format!("POST /buckets/{BUCKET}/ HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n");
+        let made = http(filer_port, &bucket).unwrap_or_default();
+        assert!(made.contains(" 201 "), "the bucket cannot be made: {made}");
+        Self { volumes, others: vec![master, filer, s3], s3_port, _directory: directory }
+    }
+
+    /// The URL of its S3 gateway.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.s3_port)
+    }
+
+    /// The port of its S3 gateway.
+    pub fn port(&self) -> u16 {
+        self.s3_port
+    }
+
+    /// Kills one of the servers that hold bytes, for good.
+    pub fn kill_volume_server(&mut self, number: usize) {
+        self.volumes[number].take().expect("it is killed once").kill();
+    }
+
+    /// Memory of all its processes in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        self.volumes.iter().flatten().chain(&self.others).map(Process::resident_kib).sum()
+    }
+}
+
+fn identities() -> String {
+    format!(
+        r#"{{"identities":[{{"name":"test","credentials":[{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}}],
+"actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
+    )
+}

@@ -1,0 +1,34 @@
+//! The one suite of all tiers, on buckets.
+
+use crate::{on_seaweed, prefix};
+use std::sync::Arc;
+use store::tier::{BucketRecord, Examination, examine_bucket};
+use store::{S3Settings, S3Tier, Tier};
+use tests::conformance::{Effort, suite_with};
+
+/// Leaves the record of an examination below another prefix, as if it had been examined too.
+fn record(settings: &S3Settings, examination: &Examination) {
+    let unproven = S3Tier::open(settings).unwrap();
+    assert!(unproven.put_if_absent(BucketRecord::KEY, &examination.record().encode()).unwrap());
+}
+
+/// The suite counts what is in a tier, and the bucket's own record is there too.
+fn fresh(settings: &S3Settings, examination: &Examination) -> Arc<dyn Tier> {
+    record(settings, examination);
+    let tier = S3Tier::open(settings).unwrap();
+    tier.delete(BucketRecord::KEY).unwrap();
+    assert_eq!(tier.list("").unwrap(), []);
+    Arc::new(tier)
+}
+
+#[test]
+fn a_tier_on_a_seaweedfs_cluster_conforms() {
+    let first = on_seaweed("conformance");
+    let examination = examine_bucket(&first).unwrap();
+    assert!(examination.guarantees().is_fit_for_many(), "{:#?}", examination.findings);
+    // Writers of one key take turns by the second here.
+    let effort = Effort { racers: 3, rounds: 2 };
+    suite_with(effort, &|| {
+        fresh(&S3Settings { prefix: prefix("conformance"), ..first.clone() }, &examination)
+    });
+}
