@@ -9,6 +9,7 @@
 //! - `mounted`   mount time, warm reads
 //! - `fault`     page faults of a mapping; `raw_uffd` is their floor
 //! - `resume`    a process that CRIU wakes lazily and eagerly
+//! - `index`     lookups among 100 million chunks
 //!
 //! On demand only, since they need real files (`corpus` makes them once, with npm, pip and debootstrap) and restic, borg,
 //! zstd and GNU time from Debian:
@@ -19,6 +20,7 @@
 mod contender;
 mod corpus;
 mod fault;
+mod index;
 mod measure;
 mod mounted;
 mod peers;
@@ -42,6 +44,7 @@ const BENCHES: &[Bench] = &[
     ("read", mounted::read),
     ("fault", fault::fault),
     ("resume", resume::resume),
+    ("index", index::index),
 ];
 
 /// Run only when named.

@@ -12,10 +12,7 @@ use std::path::Path;
 use store::collector::{self, Condemned};
 use store::domain::Census;
 use store::session::Listed;
-use store::{Derived, FileLock, Kind, PackId, Progress, Result, SnapshotId, Store, Work, index, session};
-
-/// Runs are merged when there are more.
-const MAX_RUNS: usize = 8;
+use store::{Derived, FileLock, Kind, PackId, Progress, Result, SnapshotId, Store, Work, session};
 
 /// How to collect.
 #[derive(Clone, Copy, Debug)]
@@ -261,7 +258,8 @@ fn execute(
     let packs = with_verdict(&report.packs, &[Verdict::Delete]);
     let snapshots = with_verdict(&report.snapshots, &[Verdict::Delete]);
     let gone = vanished.into_iter().chain(packs.iter().copied()).collect();
-    let merged = match merge_index(store, &gone) {
+    // Also puts in packs whose writer died before it did: a mark may count on them in place of others.
+    let merged = match store.index().compact(tier, &gone) {
         // On a full disk the packs have to go first. Until the index is merged, writers that lean on them are refused.
         Err(error) if error.kind() == Kind::Full && !packs.is_empty() => None,
         merged => Some(merged?),
@@ -276,7 +274,7 @@ fn execute(
     }
     report.merged_runs = match merged {
         Some(merged) => merged,
-        None => merge_index(store, &gone)?,
+        None => store.index().compact(tier, &gone)?,
     };
     let waiting = [Verdict::Wait, Verdict::Avoid];
     shorten(store, lists, &with_verdict(&report.packs, &waiting), &with_verdict(&report.snapshots, &waiting))
@@ -298,24 +296,4 @@ fn shorten(
         }
     }
     Ok(())
-}
-
-/// Takes packs that go, or are gone, out of the index, puts in those whose writer died before it did (a mark may count on
-/// them in place of others), and joins many short runs. Writers add runs meanwhile; those stay.
-fn merge_index(store: &Store, gone: &HashSet<PackId>) -> Result<u64> {
-    let tier = store.home();
-    let runs = store.index().runs();
-    let runs: Vec<&index::Run> = runs.iter().map(|run| &**run).collect();
-    let stored: Vec<&index::Run> = runs.iter().copied().filter(|run| run.is_stored()).collect();
-    let names_gone = stored.iter().any(|run| run.packs().iter().any(|pack| gone.contains(pack)));
-    if !names_gone && stored.len() == runs.len() && stored.len() <= MAX_RUNS {
-        return Ok(0);
-    }
-    let name = store::WriterId::from_bytes(store::clock::random_bytes());
-    tier.put_if_absent(&format!("index/{name}/merged"), &index::merge(&runs, |pack| !gone.contains(pack)))?;
-    for run in &stored {
-        tier.delete(run.key())?;
-    }
-    store.index().refresh(tier)?;
-    Ok(stored.len() as u64)
 }

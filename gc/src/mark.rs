@@ -207,10 +207,10 @@ impl<'a> Marker<'a> {
     fn pack_of(&mut self, id: &ChunkId) -> Option<u32> {
         let whole =
             |pack: &PackId, end: u64| self.inventory.get(pack).is_some_and(|len_bytes| end <= *len_bytes);
-        let mut places = self.index.find(id);
-        places.retain(|place| whole(&place.pack, end_of(place)));
-        let live = places.iter().find(|place| !self.condemned.contains_key(&place.pack));
-        let place = live.or(places.first())?;
+        let places = self.index.find(id);
+        let mut there = places.iter().filter(|place| whole(&place.pack, end_of(place)));
+        let live = there.clone().find(|place| !self.condemned.contains_key(&place.pack));
+        let place = live.or_else(|| there.next())?;
         let packs = &mut self.packs;
         let number = *self.numbers.entry(place.pack).or_insert_with(|| {
             packs.push((place.pack, 0));

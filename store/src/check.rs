@@ -5,7 +5,7 @@ use crate::collector::{self, Condemned};
 use crate::domain::{Census, check_unopened};
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackId, SnapshotId};
-use crate::index::{self, Run};
+use crate::index::{Run, RunBuilder, store_run};
 use crate::lock::FileLock;
 use crate::pack::{self, PACK_HEADER_LEN, PackDirectory, read_directory};
 use crate::progress::{Progress, Work};
@@ -281,8 +281,8 @@ fn hurt_by(
     walked.err().or(missing)
 }
 
-/// Makes the index anew from the directories of all packs, as one run, and removes the old runs. Takes the collector's
-/// lock. Gives how many packs and chunks it holds now.
+/// Makes the index anew from the directories of all packs and removes the old runs. Takes the collector's lock. Memory: 100
+/// MiB at most, however many chunks there are. Gives how many packs and chunks it holds now.
 ///
 /// # Errors
 /// `Conflict` while a collector works; `Corrupt` when a pack's directory cannot be read: nothing is removed then.
@@ -291,19 +291,25 @@ pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64
     let old = store.home().list("index/")?;
     let packs = store.packs()?;
     progress.begin("read pack directories", Work::Items(packs.len() as u64));
-    let mut directories = Vec::with_capacity(packs.len());
+    let (mut chunks, pack_count) = (0, packs.len() as u64);
+    let mut builder = RunBuilder::default();
     for (id, _) in packs {
-        directories.push(store.pack_directory(id)?);
+        let directory = store.pack_directory(id)?;
+        chunks += directory.entries.len() as u64;
+        builder.push(&directory)?;
+        if builder.is_full() {
+            store_run(store.home(), "rebuilt", &std::mem::take(&mut builder).finish())?;
+        }
         progress.advance(1);
     }
     progress.end();
-    let name = crate::WriterId::from_bytes(crate::clock::random_bytes());
-    let key = format!("index/{name}/rebuilt");
-    store.home().put_if_absent(&key, &index::encode(&directories)?)?;
+    if !builder.is_empty() {
+        store_run(store.home(), "rebuilt", &builder.finish())?;
+    }
     for run in old {
         store.home().delete(&run.key)?;
     }
     store.index().refresh(store.home())?;
-    let chunks = directories.iter().map(|directory| directory.entries.len() as u64).sum();
-    Ok((directories.len() as u64, chunks))
+    store.index().compact(store.home(), &HashSet::new())?;
+    Ok((pack_count, chunks))
 }

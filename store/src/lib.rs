@@ -34,6 +34,7 @@ mod reserve;
 mod restore;
 pub mod session;
 mod snapshot;
+mod spill;
 mod splice;
 mod stats;
 mod superblock;

@@ -5,8 +5,22 @@
 #![expect(unsafe_code, reason = "memmap2 cannot promise that nobody truncates the file")]
 
 use crate::error::{Error, Result};
+use memmap2::Advice;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
+
+/// Advice is given by pages.
+const PAGE: usize = 4096;
+
+/// How a part of a map will be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Here and there.
+    Random,
+    /// From its start to its end.
+    Whole,
+}
 
 /// A mapped file.
 #[derive(Debug)]
@@ -20,9 +34,24 @@ impl Mapped {
     pub fn open(file: &File, path: &Path) -> Result<Self> {
         // SAFETY: the map is undefined only if somebody changes or truncates the file below it. Files mapped here are
         // objects of a tier: linked under their name once, whole, never written again; deletion unlinks and leaves the
-        // mapped inode alone.
+        // mapped inode alone. Or they are scratch files without a name, which only the process that maps them has, and
+        // which it writes only while no map of them lives.
         let map = unsafe { memmap2::Mmap::map(file) };
         map.map(Self).map_err(|error| Error::io("cannot map object", path.display(), error))
+    }
+
+    /// Tells the kernel how a part will be read: at random, so that it reads no page that nobody asked for, or from its
+    /// start to its end. Only a hint.
+    pub fn expect(&self, access: Access, range: Range<usize>) {
+        let advice = match access {
+            Access::Random => Advice::Random,
+            Access::Whole => Advice::Sequential,
+        };
+        // What starts within a page is advised from that page's start.
+        let start = range.start / PAGE * PAGE;
+        if let Err(error) = self.0.advise_range(advice, start, range.end.saturating_sub(start)) {
+            tracing::debug!(%error, "the kernel takes no advice on a map");
+        }
     }
 }
 

@@ -91,7 +91,7 @@ impl Store {
         let inner = Inner {
             superblock,
             keyring,
-            index: Index::default(),
+            index: Index::new(&config.state),
             cache: FrameCache::new(config.cache_bytes),
             flat: FlatCache::new(config.state.join("frames"), config.flat_cache_bytes),
             placement: Arc::new(Placement::new(config)),

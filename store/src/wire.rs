@@ -31,7 +31,7 @@ pub enum Record {
     CollectorState = 6,
     /// [`crate::collector`]: one list of condemned packs
     Condemned = 7,
-    /// [`crate::index`]: one sorted run
+    /// [`crate::index`]: one sorted run, as version 0.1 wrote it
     IndexRun = 8,
     /// [`crate::lock`]: the writer's incarnation counter
     WriterState = 9,
@@ -39,6 +39,8 @@ pub enum Record {
     StatCache = 10,
     /// [`crate::tier::BucketRecord`]
     Bucket = 11,
+    /// [`crate::index`]: one sorted run with buckets
+    BucketRun = 12,
     /// [`crate::domain`]: a domain with keys of its own
     KeyedDomain = 20,
     /// [`crate::domain`]: an encrypted snapshot record
@@ -52,10 +54,17 @@ pub enum Record {
 /// Wraps a body: magic, kind, version, length and a BLAKE3 hash over all of it.
 pub fn seal(record: Record, body: &[u8]) -> Vec<u8> {
     let mut out = Encoder::with_capacity(ENVELOPE_LEN + body.len());
+    out.bytes(&envelope(record, body)).bytes(body);
+    out.finish()
+}
+
+/// What [`seal`] puts before a body: for bodies too long to be copied.
+pub fn envelope(record: Record, body: &[u8]) -> [u8; ENVELOPE_LEN] {
+    let mut out = Encoder::with_capacity(ENVELOPE_LEN);
     out.bytes(MAGIC).u16(record as u16).u16(FORMAT_VERSION).u32(0).u64(body.len() as u64);
     let hash = envelope_hash(&out.0, body);
-    out.bytes(hash.as_bytes()).bytes(body);
-    out.finish()
+    out.bytes(hash.as_bytes());
+    out.finish().try_into().expect("the fields of an envelope have its length")
 }
 
 /// Checks the envelope and gives the body.

@@ -1,29 +1,89 @@
 //! Index: chunk -> where its frame lies. A cache of pack directories, never the truth: `rebuild` makes it anew from the
 //! packs, and a reader that misses a chunk first looks for runs and packs that it has not seen yet.
 //!
-//! Writers only add runs; only the collector (which holds its own lock) merges and removes them.
+//! Writers add runs, and join short ones of packs that nobody may delete while they write; all else that merges and removes
+//! runs is the collector's, which holds its own lock.
 
+mod bucket;
+mod build;
+mod merge;
+mod row;
 mod run;
 
-pub use run::{ENTRY_LEN, Location, PREFIX_LEN, Run, encode, merge};
+pub use build::{RunBuilder, encode};
+pub use merge::{MAX_RUN_ENTRIES, merge};
+pub use row::{ENTRY_LEN, PREFIX_LEN, Row};
+pub use run::{ENTRIES_START, HEADER_LEN, Location, Run};
 
-use crate::error::{Kind, Result};
+use crate::WriterId;
+use crate::clock;
+use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackId};
+use crate::map::Mapped;
 use crate::pack::read_directory;
+use crate::spill::unnamed_file;
 use crate::tier::{Object, Tier};
+use bucket::Prefix;
+use merge::Candidate;
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+/// A run of this process only is kept in memory up to this length.
+const MAX_IN_MEMORY: usize = 4 << 20;
+/// A writer joins short runs when there are more; the collector does it sooner.
+const MAX_WRITERS_RUNS: usize = 32;
+/// A writer joins no longer runs than these: its commit waits for it.
+const MAX_WRITERS_ENTRIES: usize = 1 << 18;
+
 /// The runs known to this process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Index {
+    /// Where long runs are made.
+    scratch: PathBuf,
     runs: RwLock<Arc<Vec<Arc<Run>>>>,
     /// Keys of runs found damaged. Held while runs change, also over the listing that they change by: an older listing
     /// must not replace a newer one. Readers of `runs` never wait for it.
     damaged: Mutex<HashSet<String>>,
 }
 
+/// The places of one chunk; most have one, and that costs no allocation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    first: Option<Location>,
+    more: Vec<Location>,
+}
+
+impl Places {
+    fn push(&mut self, place: Location) {
+        match self.first {
+            None => self.first = Some(place),
+            Some(_) => self.more.push(place),
+        }
+    }
+
+    /// The places, in the order they were found.
+    pub fn iter(&self) -> impl Iterator<Item = &Location> + Clone {
+        self.first.iter().chain(&self.more)
+    }
+}
+
+impl IntoIterator for Places {
+    type Item = Location;
+    type IntoIter = std::iter::Chain<std::option::IntoIter<Location>, std::vec::IntoIter<Location>>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.first.into_iter().chain(self.more)
+    }
+}
+
 impl Index {
+    /// An index that knows no run; long runs of this process only are made in files in `scratch`.
+    pub fn new(scratch: &Path) -> Self {
+        Self { scratch: scratch.to_owned(), runs: RwLock::default(), damaged: Mutex::default() }
+    }
+
     /// The runs as they are known now; newest first.
     pub fn runs(&self) -> Arc<Vec<Arc<Run>>> {
         self.runs.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -73,33 +133,124 @@ impl Index {
         self.replace(whole);
     }
 
-    /// Reads the directories of packs that no run covers into a run of this process only. Lists `packs/`.
+    /// Reads the directories of packs that no run covers into runs of this process only. Lists `packs/`.
     ///
     /// # Errors
     /// As the tier; a damaged pack is skipped with a warning.
     pub fn adopt_uncovered(&self, tiers: &[&dyn Tier]) -> Result<usize> {
         let _changing = self.damaged();
         let mut runs: Vec<Arc<Run>> = self.runs().to_vec();
-        let covered: HashSet<PackId> = runs.iter().flat_map(|run| run.packs().to_vec()).collect();
-        let mut directories = Vec::new();
+        let mut covered: HashSet<PackId> = runs.iter().flat_map(|run| run.packs()).collect();
+        let mut builder = RunBuilder::default();
+        let mut adopted = 0;
         for tier in tiers {
             for info in tier.list("packs/")? {
                 let Some(id) = PackId::from_key(&info.key).filter(|id| !covered.contains(id)) else {
                     continue;
                 };
                 match read_directory(*tier, id) {
-                    Ok(directory) => directories.push(directory),
+                    Ok(directory) => {
+                        builder.push(&directory)?;
+                        covered.insert(id);
+                        adopted += 1;
+                    }
                     Err(error) => tracing::warn!(pack = %id, %error, "pack cannot be indexed"),
+                }
+                if builder.is_full() {
+                    runs.insert(0, self.own_run(std::mem::take(&mut builder))?);
                 }
             }
         }
-        if directories.is_empty() {
-            return Ok(0);
+        if !builder.is_empty() {
+            runs.insert(0, self.own_run(builder)?);
         }
-        let count = directories.len();
-        runs.insert(0, Arc::new(Run::open("packs without index", Object::Owned(encode(&directories)?))?));
-        self.replace(runs);
-        Ok(count)
+        if adopted > 0 {
+            self.replace(runs);
+        }
+        Ok(adopted)
+    }
+
+    /// A run of this process only: a long one in a mapped scratch file, where one can be made.
+    fn own_run(&self, builder: RunBuilder) -> Result<Arc<Run>> {
+        let mut object = Object::Owned(builder.finish());
+        if object.len() > MAX_IN_MEMORY {
+            match self.spill(&object) {
+                Ok(mapped) => object = Object::Mapped(mapped),
+                Err(error) => tracing::warn!(%error, "a long index run is kept in memory"),
+            }
+        }
+        Run::open("packs without index", object).map(Arc::new)
+    }
+
+    fn spill(&self, bytes: &[u8]) -> Result<Mapped> {
+        let mut file: File = unnamed_file(&self.scratch)?;
+        let written = file.write_all(bytes);
+        written.map_err(|error| Error::io("cannot write a scratch file", self.scratch.display(), error))?;
+        Mapped::open(&file, &self.scratch)
+    }
+
+    /// Takes packs that are gone out of the index, stores the runs that are of this process only, and joins runs so that
+    /// few are left. Only for the collector. Writers add runs meanwhile; those stay. Gives how many stored runs it replaced.
+    ///
+    /// # Errors
+    /// As the tier: every chunk is still in some run then.
+    pub fn compact(&self, tier: &dyn Tier, gone: &HashSet<PackId>) -> Result<u64> {
+        let runs = self.runs();
+        let must = |run: &Run| {
+            !run.is_stored() || !run.has_buckets() || run.packs().any(|pack| gone.contains(&pack))
+        };
+        let candidates: Vec<Candidate> =
+            runs.iter().map(|run| Candidate { entry_count: run.entry_count(), must: must(run) }).collect();
+        let mut replaced = 0;
+        for group in merge::plan(&candidates, merge::MAX_SHORT_RUNS) {
+            let group: Vec<&Run> = group.into_iter().map(|index| &*runs[index]).collect();
+            replaced += self.join(tier, &group, |pack| !gone.contains(pack))?;
+        }
+        if replaced > 0 || runs.iter().any(|run| !run.is_stored()) {
+            self.refresh(tier)?;
+        }
+        Ok(replaced)
+    }
+
+    /// Joins short runs when there are many, for a writer whose session is open. Runs that cover a pack that was condemned
+    /// when the session began are left alone: such a pack may go at any time, and must not come back into the index. Others
+    /// stay while the session lives.
+    ///
+    /// # Errors
+    /// As the tier: every chunk is still in some run then.
+    pub fn compact_short(&self, tier: &dyn Tier, condemned: &HashSet<PackId>) -> Result<u64> {
+        let runs = self.runs();
+        let is_free = |run: &&Arc<Run>| {
+            run.is_stored()
+                && run.has_buckets()
+                && run.entry_count() <= MAX_WRITERS_ENTRIES
+                && !run.packs().any(|pack| condemned.contains(&pack))
+        };
+        let free: Vec<&Run> = runs.iter().filter(is_free).map(|run| &**run).collect();
+        let candidates: Vec<Candidate> =
+            free.iter().map(|run| Candidate { entry_count: run.entry_count(), must: false }).collect();
+        let mut replaced = 0;
+        for group in merge::plan(&candidates, MAX_WRITERS_RUNS) {
+            let group: Vec<&Run> =
+                group.into_iter().map(|index| free[index]).filter(|run| run.is_whole()).collect();
+            replaced += self.join(tier, &group, |_| true)?;
+        }
+        if replaced > 0 {
+            self.refresh(tier)?;
+        }
+        Ok(replaced)
+    }
+
+    /// Stores one run in place of several.
+    fn join(&self, tier: &dyn Tier, group: &[&Run], keep: impl Fn(&PackId) -> bool) -> Result<u64> {
+        let merged = merge(group, keep, &self.scratch)?;
+        let merged = Run::open("merged", merged)?;
+        if merged.pack_count() > 0 {
+            store_run(tier, "merged", merged.bytes())?;
+        }
+        let stored = group.iter().filter(|run| run.is_stored());
+        stored.clone().try_for_each(|run| tier.delete(run.key()))?;
+        Ok(stored.count() as u64)
     }
 
     fn replace(&self, runs: Vec<Arc<Run>>) {
@@ -107,13 +258,41 @@ impl Index {
     }
 
     /// All known places of a chunk.
-    pub fn find(&self, id: &ChunkId) -> Vec<Location> {
-        self.runs().iter().flat_map(|run| run.find(id).collect::<Vec<_>>()).collect()
+    pub fn find(&self, id: &ChunkId) -> Places {
+        let prefix = Prefix::of(id);
+        let mut places = Places::default();
+        let runs = self.runs();
+        touch(&runs, prefix);
+        for run in runs.iter() {
+            run.find_prefix(prefix).for_each(|place| places.push(place));
+        }
+        places
     }
 
     /// The first known place of a chunk in a pack that `accept` takes.
     pub fn find_in(&self, id: &ChunkId, accept: impl Fn(&PackId) -> bool) -> Option<Location> {
-        self.runs().iter().find_map(|run| run.find(id).find(|location| accept(&location.pack)))
+        let prefix = Prefix::of(id);
+        let runs = self.runs();
+        touch(&runs, prefix);
+        runs.iter().find_map(|run| run.find_prefix(prefix).find(|location| accept(&location.pack)))
+    }
+}
+
+/// Brings the buckets of a prefix near, all at once.
+fn touch(runs: &[Arc<Run>], prefix: Prefix) {
+    std::hint::black_box(runs.iter().fold(0, |all, run| all ^ run.touch(prefix)));
+}
+
+/// Stores a run under a name that no other has.
+///
+/// # Errors
+/// As the tier.
+pub fn store_run(tier: &dyn Tier, what: &str, bytes: &[u8]) -> Result<String> {
+    let name = WriterId::from_bytes(clock::random_bytes());
+    let key = format!("index/{name}/{what}");
+    match tier.put_if_absent(&key, bytes)? {
+        true => Ok(key),
+        false => Err(Error::new(Kind::Internal, "an index run of this name is there already").object(key)),
     }
 }
 

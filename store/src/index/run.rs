@@ -1,26 +1,31 @@
 //! One sorted run: an immutable, mapped table of chunk -> frame, made of the directories of some packs.
 //!
-//! 24 bytes an entry: 12 bytes of the id (the whole id is checked where the bytes are), pack number, frame offset and
-//! length in units of [`ALIGNMENT`], slot. Opening maps the file and reads its header; a lookup is one interpolated
-//! binary search. The checksum of the entries is verified by `check`, not at each opening: it would read all of them.
+//! 22 bytes an entry ([`Row`]): 12 bytes of the id (the whole id is checked where the bytes are), pack number, frame
+//! offset and length in units of [`ALIGNMENT`], slot. Behind the entries stand the [`bucket`]s. Opening maps the file and reads its
+//! header; a lookup is one cache line for a chunk that is not there, and about two more for one that is. The checksum is
+//! verified by `check`, not at each opening: it would read all of it. Runs of the first layout have no buckets and are
+//! searched whole.
 
+use super::bucket::{self, BUCKET_LEN, Prefix};
+use super::row::{ENTRY_LEN, OLD_ENTRY_LEN, Row};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackId};
-use crate::pack::{ALIGNMENT, PackDirectory};
+use crate::map::Access;
+use crate::pack::ALIGNMENT;
 use crate::tier::Object;
-use crate::wire::{Decoder, ENVELOPE_LEN, Encoder, FORMAT_VERSION, MAGIC, Record, seal, unseal};
-use std::cmp::Ordering;
+use crate::wire::{Decoder, ENVELOPE_LEN, FORMAT_VERSION, MAGIC, Record, unseal};
+use std::ops::Range;
 use std::sync::OnceLock;
 
-/// Length of an entry in bytes.
-pub const ENTRY_LEN: usize = 24;
-/// Bytes of an id that an entry keeps.
-pub const PREFIX_LEN: usize = 12;
-/// Body bytes before the pack table.
-const HEADER_LEN: usize = 12;
+/// Body bytes before the entries; with the envelope, a whole number of cache lines.
+pub const HEADER_LEN: usize = 72;
+/// Where the entries begin.
+pub const ENTRIES_START: usize = ENVELOPE_LEN + HEADER_LEN;
+/// Body bytes of the first layout before its pack table.
+const OLD_HEADER_LEN: usize = 12;
 
 /// Where a chunk's frame lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Location {
     /// The pack.
     pub pack: PackId,
@@ -32,123 +37,69 @@ pub struct Location {
     pub slot: u16,
 }
 
+/// Where the parts of a run lie in its object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub entries: Range<usize>,
+    /// `None` in the first layout.
+    pub buckets: Option<Range<usize>>,
+    pub packs: Range<usize>,
+}
+
+impl Layout {
+    /// The layout of a run with buckets.
+    pub fn new(entry_count: usize, bucket_count: usize, pack_count: usize) -> Self {
+        let entries = ENTRIES_START..ENTRIES_START + entry_count * ENTRY_LEN;
+        let start = entries.end.next_multiple_of(BUCKET_LEN);
+        let buckets = start..start + bucket_count * BUCKET_LEN;
+        let packs = buckets.end..buckets.end + pack_count * PackId::LEN;
+        Self { entries, buckets: Some(buckets), packs }
+    }
+
+    fn old(entry_count: usize, pack_count: usize) -> Self {
+        let start = ENVELOPE_LEN + OLD_HEADER_LEN;
+        let packs = start..start + pack_count * PackId::LEN;
+        let entries = packs.end..packs.end + entry_count * OLD_ENTRY_LEN;
+        Self { entries, buckets: None, packs }
+    }
+
+    fn end(&self) -> usize {
+        self.packs.end.max(self.entries.end)
+    }
+
+    fn entry_len(&self) -> usize {
+        if self.buckets.is_some() { ENTRY_LEN } else { OLD_ENTRY_LEN }
+    }
+}
+
 /// A mapped run.
 #[derive(Debug)]
 pub struct Run {
     key: String,
     object: Object,
-    packs: Vec<PackId>,
-    entries_start: usize,
+    layout: Layout,
     entry_count: usize,
     whole: OnceLock<bool>,
 }
 
-/// The bytes of a run over these packs.
-///
-/// # Errors
-/// `Internal` when a frame lies where an entry cannot point.
-pub fn encode<'a>(directories: impl IntoIterator<Item = &'a PackDirectory>) -> Result<Vec<u8>> {
-    let mut packs = Vec::new();
-    let mut entries: Vec<[u8; ENTRY_LEN]> = Vec::new();
-    for directory in directories {
-        let pack = packs.len() as u32;
-        packs.push(directory.id);
-        for entry in &directory.entries {
-            let frame = directory.frames[entry.frame as usize];
-            let units = (
-                u32::try_from(frame.offset / ALIGNMENT as u64),
-                u16::try_from(frame.len_bytes as usize / ALIGNMENT),
-            );
-            let (Ok(offset), Ok(len), Ok(slot)) = (units.0, units.1, u16::try_from(entry.slot)) else {
-                return Err(
-                    Error::new(crate::Kind::Internal, "frame out of the index's range").object(directory.id)
-                );
-            };
-            let mut out = Encoder::with_capacity(ENTRY_LEN);
-            out.bytes(&entry.id.as_bytes()[..PREFIX_LEN]).u32(pack).u32(offset).u16(len).u16(slot);
-            entries.push(out.finish().try_into().expect("an entry has 24 bytes"));
-        }
-    }
-    entries.sort_unstable();
-    Ok(encode_sorted(&packs, &entries))
-}
-
-fn encode_sorted(packs: &[PackId], entries: &[[u8; ENTRY_LEN]]) -> Vec<u8> {
-    let mut body = Encoder::with_capacity(HEADER_LEN + packs.len() * PackId::LEN + entries.len() * ENTRY_LEN);
-    body.count(packs.len()).u64(entries.len() as u64);
-    packs.iter().for_each(|pack| {
-        body.bytes(&pack.to_bytes());
-    });
-    entries.iter().for_each(|entry| {
-        body.bytes(entry);
-    });
-    seal(Record::IndexRun, &body.finish())
-}
-
-/// One run out of several, without the packs that `keep` refuses.
-pub fn merge(runs: &[&Run], keep: impl Fn(&PackId) -> bool) -> Vec<u8> {
-    let mut packs: Vec<PackId> = runs.iter().flat_map(|run| &run.packs).copied().filter(&keep).collect();
-    packs.sort_unstable();
-    packs.dedup();
-    let mut entries: Vec<[u8; ENTRY_LEN]> = Vec::new();
-    for run in runs {
-        let numbers: Vec<_> = run.packs.iter().map(|pack| packs.binary_search(pack).ok()).collect();
-        for entry in run.entries() {
-            let mut entry: [u8; ENTRY_LEN] = entry.try_into().expect("entries have 24 bytes");
-            let old = u32::from_le_bytes([entry[12], entry[13], entry[14], entry[15]]);
-            if let Some(Some(new)) = numbers.get(old as usize) {
-                entry[12..16].copy_from_slice(&(*new as u32).to_le_bytes());
-                entries.push(entry);
-            }
-        }
-    }
-    entries.sort_unstable();
-    entries.dedup();
-    encode_sorted(&packs, &entries)
-}
-
 impl Run {
-    /// Opens a run, checking its header and pack table but not its entries.
+    /// Opens a run, checking its header but not its entries.
     ///
     /// # Errors
     /// `Corrupt` for damage, `Invalid` for a newer format.
     pub fn open(key: &str, object: Object) -> Result<Self> {
-        Self::parse(key, object).map_err(|error| error.object(key))
+        let layout = parse(&object).map_err(|error| error.object(key))?;
+        let entry_count = layout.entries.len() / layout.entry_len();
+        let run = Self { key: key.to_owned(), object, layout, entry_count, whole: OnceLock::new() };
+        run.expect(Access::Random);
+        Ok(run)
     }
 
-    fn parse(key: &str, object: Object) -> Result<Self> {
-        let mut header = Decoder::new(&object);
-        let magic = header.take(8)? == MAGIC;
-        let (record, version, _) = (header.u16()?, header.u16()?, header.u32()?);
-        let body_len = header.u64()?;
-        header.take(32)?;
-        if !magic || record != Record::IndexRun as u16 || body_len != header.remaining() as u64 {
-            return Err(Error::corrupt("not a whole index run"));
+    /// Tells the kernel how the entries will be read. The tables behind them are read whole sooner or later.
+    pub(super) fn expect(&self, access: Access) {
+        if let Object::Mapped(map) = &self.object {
+            map.expect(access, self.layout.entries.clone());
         }
-        if version != FORMAT_VERSION {
-            return Err(Error::invalid(format!("index run has format version {version}"))
-                .advice("use a newer snapctl"));
-        }
-        let pack_count = header.u32()? as usize;
-        let entry_count = header.u64()?;
-        let expected = (pack_count as u64).saturating_mul(PackId::LEN as u64);
-        let expected = expected.saturating_add(entry_count.saturating_mul(ENTRY_LEN as u64));
-        if expected != header.remaining() as u64 {
-            return Err(Error::corrupt("index run's counts do not fit its length"));
-        }
-        let mut packs = Vec::with_capacity(pack_count);
-        for _ in 0..pack_count {
-            packs.push(PackId::from_bytes(header.array()?));
-        }
-        let entries_start = ENVELOPE_LEN + HEADER_LEN + pack_count * PackId::LEN;
-        Ok(Self {
-            key: key.to_owned(),
-            entry_count: entry_count as usize,
-            entries_start,
-            packs,
-            object,
-            whole: OnceLock::new(),
-        })
     }
 
     /// Verifies the checksum over all entries. Reads the whole run.
@@ -156,7 +107,11 @@ impl Run {
     /// # Errors
     /// `Corrupt`.
     pub fn verify(&self) -> Result<()> {
-        unseal(Record::IndexRun, &self.object).map(|_| ()).map_err(|error| error.object(&self.key))
+        let record = if self.has_buckets() { Record::BucketRun } else { Record::IndexRun };
+        self.expect(Access::Whole);
+        let unsealed = unseal(record, &self.object).map(|_| ()).map_err(|error| error.object(&self.key));
+        self.expect(Access::Random);
+        unsealed
     }
 
     /// Whether the checksum was right when first asked.
@@ -174,9 +129,14 @@ impl Run {
         self.key.starts_with("index/")
     }
 
-    /// The packs that it covers.
-    pub fn packs(&self) -> &[PackId] {
-        &self.packs
+    /// Whether it is of today's layout.
+    pub fn has_buckets(&self) -> bool {
+        self.layout.buckets.is_some()
+    }
+
+    /// The whole object.
+    pub fn bytes(&self) -> &[u8] {
+        &self.object
     }
 
     /// How many chunks it lists.
@@ -184,69 +144,165 @@ impl Run {
         self.entry_count
     }
 
-    fn entries(&self) -> impl Iterator<Item = &[u8]> {
-        self.object[self.entries_start..].chunks_exact(ENTRY_LEN)
+    /// How many packs it covers.
+    pub fn pack_count(&self) -> usize {
+        self.layout.packs.len() / PackId::LEN
     }
 
-    fn entry(&self, index: usize) -> &[u8] {
-        let start = self.entries_start + index * ENTRY_LEN;
-        &self.object[start..start + ENTRY_LEN]
+    /// The packs that it covers.
+    pub fn packs(&self) -> impl Iterator<Item = PackId> + '_ {
+        let ids = self.object[self.layout.packs.clone()].as_chunks::<{ PackId::LEN }>().0;
+        ids.iter().map(|id| PackId::from_bytes(*id))
+    }
+
+    /// The pack of this number in the run.
+    pub fn pack(&self, number: u32) -> Option<PackId> {
+        let packs = &self.object[self.layout.packs.clone()];
+        let id = packs.get(number as usize * PackId::LEN..)?.first_chunk()?;
+        Some(PackId::from_bytes(*id))
+    }
+
+    /// The row of this number.
+    pub fn row(&self, number: usize) -> Option<Row> {
+        let entries = &self.object[self.layout.entries.clone()];
+        match self.has_buckets() {
+            true => entries.as_chunks().0.get(number).map(Row::decode),
+            false => entries.as_chunks().0.get(number).map(Row::decode_old),
+        }
+    }
+
+    /// What the row of this number begins with.
+    fn prefix(&self, number: usize) -> Prefix {
+        Prefix::at_front(&self.object[self.layout.entries.start + number * self.layout.entry_len()..])
+    }
+
+    fn buckets(&self) -> Option<&[[u8; BUCKET_LEN]]> {
+        self.layout.buckets.as_ref().map(|buckets| self.object[buckets.clone()].as_chunks().0)
+    }
+
+    /// Reads a byte of the bucket that a search for `prefix` will look at. One who asks several runs does this with all of
+    /// them first: then memory answers all at once.
+    pub(super) fn touch(&self, prefix: Prefix) -> u8 {
+        self.buckets().map_or(0, |buckets| bucket::touch(buckets, prefix))
     }
 
     /// All places of a chunk in the packs of this run.
     pub fn find(&self, id: &ChunkId) -> impl Iterator<Item = Location> + '_ {
-        let prefix: [u8; PREFIX_LEN] = id.as_bytes()[..PREFIX_LEN].try_into().expect("an id is longer");
-        let first = self.lower_bound(&prefix);
-        let matching = (first..self.entry_count).map(|index| self.entry(index));
-        matching
-            .take_while(move |entry| entry[..PREFIX_LEN] == prefix)
-            .filter_map(|entry| self.location(entry))
+        self.find_prefix(Prefix::of(id))
     }
 
-    fn location(&self, entry: &[u8]) -> Option<Location> {
-        let mut fields = Decoder::new(&entry[PREFIX_LEN..]);
-        let pack = *self.packs.get(fields.u32().ok()? as usize)?;
-        let offset = u64::from(fields.u32().ok()?) * ALIGNMENT as u64;
-        let len_bytes = u64::from(fields.u16().ok()?) * ALIGNMENT as u64;
-        Some(Location { pack, offset, len_bytes, slot: fields.u16().ok()? })
+    /// [`Self::find`] for one who asks several runs.
+    pub(super) fn find_prefix(&self, prefix: Prefix) -> impl Iterator<Item = Location> + '_ {
+        self.rows_of(prefix).filter_map(|(_, row)| self.location(&row))
     }
 
-    /// Index of the first entry not below `prefix`. Ids are uniform, so the first guesses interpolate.
-    fn lower_bound(&self, prefix: &[u8; PREFIX_LEN]) -> usize {
-        let target = leading_word(prefix);
-        let (mut low, mut high) = (0, self.entry_count);
-        let mut guesses = 0;
-        while low < high {
-            let middle = if guesses < 4 && high - low > 64 {
-                guesses += 1;
-                interpolate(
-                    target,
-                    low,
-                    high,
-                    leading_word(self.entry(low)),
-                    leading_word(self.entry(high - 1)),
-                )
-            } else {
-                low + (high - low) / 2
-            };
-            match self.entry(middle)[..PREFIX_LEN].cmp(prefix) {
-                Ordering::Less => low = middle + 1,
-                Ordering::Equal | Ordering::Greater => high = middle,
+    /// The rows of a chunk, with their numbers.
+    pub(super) fn rows_of(&self, prefix: Prefix) -> impl Iterator<Item = (usize, Row)> + '_ {
+        let first = self.first_row(prefix).unwrap_or(self.entry_count);
+        (first..self.entry_count).map_while(move |number| {
+            let row = self.row(number).filter(|row| row.prefix == prefix)?;
+            Some((number, row))
+        })
+    }
+
+    /// Number of the first row that is not below `prefix`; `None` where its bucket knows that no row has it.
+    fn first_row(&self, prefix: Prefix) -> Option<usize> {
+        let guess = match self.buckets() {
+            Some(buckets) => bucket::look(buckets, prefix)?,
+            None => self.entry_count / 2,
+        };
+        Some(gallop(self.entry_count, guess, |number| self.prefix(number) < prefix))
+    }
+
+    /// Where a row points.
+    pub fn location(&self, row: &Row) -> Option<Location> {
+        Some(Location {
+            pack: self.pack(row.pack)?,
+            offset: u64::from(row.offset) * ALIGNMENT as u64,
+            len_bytes: u64::from(row.len) * ALIGNMENT as u64,
+            slot: row.slot,
+        })
+    }
+}
+
+/// The first number below `len` that is not below what is looked for, or `len`; looked for around `guess` in steps that
+/// double.
+fn gallop(len: usize, guess: usize, is_below: impl Fn(usize) -> bool) -> usize {
+    let guess = guess.min(len);
+    let (mut low, mut high, mut step) = (guess, guess, 1);
+    if guess < len && is_below(guess) {
+        while high < len && is_below(high) {
+            low = high + 1;
+            high = low + step;
+            step *= 2;
+        }
+        high = high.min(len);
+    } else {
+        while low > 0 && !is_below(low - 1) {
+            high = low - 1;
+            low = high.saturating_sub(step);
+            step *= 2;
+        }
+    }
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match is_below(middle) {
+            true => low = middle + 1,
+            false => high = middle,
+        }
+    }
+    low
+}
+
+fn parse(object: &[u8]) -> Result<Layout> {
+    let mut header = Decoder::new(object);
+    let magic = header.take(8)? == MAGIC;
+    let (record, version, _) = (header.u16()?, header.u16()?, header.u32()?);
+    let body_len = header.u64()?;
+    header.take(32)?;
+    let has_buckets = record == Record::BucketRun as u16;
+    let known = has_buckets || record == Record::IndexRun as u16;
+    if !magic || !known || body_len != header.remaining() as u64 {
+        return Err(Error::corrupt("not a whole index run"));
+    }
+    if version != FORMAT_VERSION {
+        return Err(
+            Error::invalid(format!("index run has format version {version}")).advice("use a newer snapctl")
+        );
+    }
+    let pack_count = header.u32()? as usize;
+    let unfit = || Error::corrupt("index run's counts do not fit its length");
+    let fits = |count: u64, len: usize| {
+        let count = usize::try_from(count).ok().filter(|count| *count <= object.len() / len);
+        count.ok_or_else(unfit)
+    };
+    fits(pack_count as u64, PackId::LEN)?;
+    let layout = if has_buckets {
+        let bucket_count = fits(header.u32()?.into(), BUCKET_LEN)?;
+        Layout::new(fits(header.u64()?, ENTRY_LEN)?, bucket_count, pack_count)
+    } else {
+        Layout::old(fits(header.u64()?, OLD_ENTRY_LEN)?, pack_count)
+    };
+    match layout.end() == object.len() {
+        true => Ok(layout),
+        false => Err(unfit()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn galloping_finds_the_partition_point_from_everywhere() {
+        for len in 0..40 {
+            let slice: Vec<usize> = (0..len).map(|n| n / 3).collect();
+            for wanted in 0..15 {
+                let expected = slice.partition_point(|n| *n < wanted);
+                for guess in 0..45 {
+                    assert_eq!(gallop(len, guess, |n| slice[n] < wanted), expected, "{len} {wanted} {guess}");
+                }
             }
         }
-        low
     }
-}
-
-fn leading_word(bytes: &[u8]) -> u64 {
-    u64::from_be_bytes(bytes[..8].try_into().expect("8 bytes"))
-}
-
-/// A guess within `low..high` for where `target` lies, given the words at both ends.
-fn interpolate(target: u64, low: usize, high: usize, first: u64, last: u64) -> usize {
-    if target <= first || last <= first {
-        return low;
-    }
-    let fraction = (target.min(last) - first) as f64 / (last - first) as f64;
-    (low + (fraction * (high - 1 - low) as f64) as usize).min(high - 1)
 }

@@ -31,7 +31,8 @@ proptest! {
     fn a_run_finds_what_a_map_finds(packs in prop::collection::vec(prop::collection::vec(0u64..500, 0..200), 1..4)) {
         let directories: Vec<_> = packs.iter().zip(0..).map(|(seeds, n)| directory(n, seeds)).collect();
         let run = open(encode(&directories).unwrap()).unwrap();
-        let merged = open(merge(&[&run, &run], |id| *id != pack(0))).unwrap();
+        let merged = merge(&[&run, &run], |id| *id != pack(0), Path::new("")).unwrap();
+        let merged = Run::open("run", merged).unwrap();
         let mut model: BTreeMap<u64, Vec<(PackId, u64)>> = BTreeMap::new();
         for (seeds, number) in packs.iter().zip(0..) {
             for (seed, frame) in seeds.iter().zip(0u64..) {

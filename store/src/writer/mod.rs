@@ -336,6 +336,12 @@ impl Writer {
         }
         self.store.index().refresh(tier)?;
         self.fresh.clear();
+        // Where another host may end this session, packs may go behind its back: there the collector alone joins runs.
+        if !self.store.inner.config.is_shared
+            && let Err(error) = self.store.index().compact_short(tier, &self.condemned)
+        {
+            tracing::warn!(%error, "index runs could not be joined");
+        }
         Ok(packs)
     }
 

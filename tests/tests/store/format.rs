@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use store::index::Run;
+use store::index::{self, Run};
 use store::pack::{self, ALIGNMENT, MAX_FRAME_PLAIN, PackKind, read_directory};
 use store::tier::BucketRecord;
 use store::wire::{ENVELOPE_LEN, FORMAT_VERSION, MAGIC, Record};
 use store::{
-    ChunkId, Entry, EntryInode, Guarantees, Inode, LocalTier, MemoryTier, Metadata, Node, PackId, Ref,
+    ChunkId, Entry, EntryInode, Guarantees, Inode, LocalTier, MemoryTier, Metadata, Node, Object, PackId, Ref,
     Snapshot, SnapshotDraft, SnapshotId, Store, StoreConfig, Tier, Unwatched,
 };
 use tests::golden;
@@ -209,8 +209,8 @@ fn the_document_names_the_constants_of_the_code() {
     assert_eq!(document["Chunk entry"].len, pack::DIRECTORY_ENTRY_LEN);
     assert_eq!(document["Trailer"].len, pack::TRAILER_LEN);
     assert_eq!(document["Pack id"].len, PackId::LEN);
-    assert_eq!(document["Run entry"].len, store::index::ENTRY_LEN);
-    assert_eq!(document["Run entry"].range("first bytes").len(), store::index::PREFIX_LEN);
+    assert_eq!(document["Short run entry"].len, index::ENTRY_LEN);
+    assert_eq!(document["Short run entry"].range("first bytes").len(), index::PREFIX_LEN);
     assert_eq!((ALIGNMENT, MAX_FRAME_PLAIN, pack::TARGET_LEN), (64, 2 << 20, 32 << 20));
     assert_eq!((FORMAT_VERSION, store::PAGE, store::GROUP_PAGES, store::INLINE_MAX), (1, 4096, 16, 4096));
     let kinds = [
@@ -225,6 +225,7 @@ fn the_document_names_the_constants_of_the_code() {
         Record::WriterState,
         Record::StatCache,
         Record::Bucket,
+        Record::BucketRun,
         Record::KeyedDomain,
         Record::SealedSnapshot,
         Record::SignedRef,
@@ -380,18 +381,63 @@ fn packs_and_runs_lie_as_the_document_says() {
         let record = body(&document, &key, Record::IndexRun, &bytes);
         let run = Run::open(&key, golden_tier().get(&key).unwrap()).unwrap();
         let (head, entry) = (&document["Run body"], &document["Run entry"]);
-        assert_eq!(head.number(record, "pack count"), run.packs().len() as u64);
+        assert_eq!(head.number(record, "pack count"), run.pack_count() as u64);
         assert_eq!(head.number(record, "entry count"), run.entry_count() as u64);
-        let entries = head.len + run.packs().len() * document["Pack id"].len;
+        let entries = head.len + run.pack_count() * document["Pack id"].len;
         assert_eq!(record.len(), entries + run.entry_count() * entry.len);
         for bytes in record[entries..].chunks_exact(entry.len) {
-            let pack = run.packs()[entry.number(bytes, "number of its pack") as usize];
+            let pack = run.pack(entry.number(bytes, "number of its pack") as u32).unwrap();
             let directory = read_directory(&golden_tier(), pack).unwrap();
             let offset = entry.number(bytes, "offset of its frame") * ALIGNMENT as u64;
             let frame = directory.frames.iter().position(|frame| frame.offset == offset).unwrap() as u32;
             let slot = entry.number(bytes, "its slot") as u32;
             let found = directory.entries.iter().find(|found| (found.frame, found.slot) == (frame, slot));
             assert!(found.unwrap().id.as_bytes().starts_with(entry.bytes(bytes, "first bytes")));
+        }
+    }
+}
+
+/// The runs of today: those of the golden store, joined.
+#[test]
+fn runs_with_buckets_lie_as_the_document_says() {
+    let document = document();
+    let runs: Vec<Run> =
+        keys("index/").iter().map(|key| Run::open(key, golden_tier().get(key).unwrap()).unwrap()).collect();
+    let joined = index::merge(&runs.iter().collect::<Vec<_>>(), |_| true, Path::new("")).unwrap();
+    std::fs::write(root().join("tests/fixtures/bucket-run"), &*joined).unwrap();
+    assert_eq!(std::fs::read(root().join("tests/fixtures/bucket-run")).unwrap(), *joined);
+    let run = Run::open("joined", Object::Owned(joined.to_vec())).unwrap();
+    run.verify().unwrap();
+    let record = body(&document, "joined", Record::BucketRun, &joined);
+    let (head, entry, bucket) =
+        (&document["Bucket run body"], &document["Short run entry"], &document["Bucket"]);
+    let count = |field: &str| head.number(record, field) as usize;
+    let (packs, buckets, entries) = (count("pack count"), count("bucket count"), count("entry count"));
+    assert_eq!(head.bytes(record, "reserved"), [0; 56]);
+    assert_eq!(entries, runs.iter().map(Run::entry_count).sum::<usize>());
+    let start = (ENVELOPE_LEN + head.len + entries * entry.len).next_multiple_of(64);
+    let end = start + buckets * bucket.len;
+    assert_eq!(joined.len(), end + packs * PackId::LEN);
+    let ids = joined[end..].chunks(PackId::LEN);
+    assert!(ids.map(|id| PackId::from_bytes(id.try_into().unwrap())).eq(run.packs()));
+    for (number, row) in record[head.len..][..entries * entry.len].chunks(entry.len).enumerate() {
+        let word = u64::from_be_bytes(row[..8].try_into().unwrap());
+        let tail = u32::from_be_bytes(row[8..12].try_into().unwrap());
+        let own = ((word >> 32) * buckets as u64 >> 32) as usize;
+        let first = |index: usize| match index < buckets {
+            true => bucket.number(&joined[start + index * bucket.len..], "number of the first") as usize,
+            false => entries,
+        };
+        assert!((first(own)..first(own + 1)).contains(&number));
+        let filter = bucket.bytes(&joined[start + own * bucket.len..], "filter");
+        let read = run.row(number).unwrap();
+        let fields = ["number of its pack", "offset of its frame", "length of its frame", "its slot"];
+        let values = [read.pack, read.offset, read.len.into(), read.slot.into()];
+        assert_eq!(fields.map(|field| entry.number(row, field)), values.map(u64::from));
+        let noise = word << 32 | u64::from(tail);
+        for n in 0..6 {
+            let bit = ((noise >> (10 * n)) % 1024 * 480 >> 10) as usize;
+            assert_ne!(filter[bit / 8] & (1 << (bit % 8)), 0);
         }
     }
 }

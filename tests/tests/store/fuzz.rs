@@ -155,21 +155,24 @@ fn use_store(config: &StoreConfig, also_write: bool) -> store::Result<()> {
 fn index_runs_survive_mutation() {
     const ROUNDS: usize = 400_000;
     let started = Instant::now();
-    let (_scratch, tier, ..) = rich();
+    let (scratch, tier, ..) = rich();
     let runs: Vec<Vec<u8>> =
         tier.list("index/").unwrap().iter().map(|info| tier.get(&info.key).unwrap().to_vec()).collect();
     let mut random = Random::new(11);
     for _ in 0..ROUNDS {
         let bytes = &runs[random.below(runs.len())];
-        let mutated = match random.below(2) {
-            0 => mutate(&mut random, bytes, &runs),
+        let mutated = match random.below(5) {
+            0 | 1 => mutate(&mut random, bytes, &runs),
+            2 | 3 => seal(Record::BucketRun, &mutate(&mut random, &bytes[ENVELOPE_LEN..], &runs)),
             _ => seal(Record::IndexRun, &mutate(&mut random, &bytes[ENVELOPE_LEN..], &runs)),
         };
         if let Ok(run) = Run::open("run", Object::Owned(mutated)) {
             for probe in [[0; 32], [0xff; 32], random.bytes(32).try_into().unwrap()] {
                 run.find(&ChunkId::from_bytes(probe)).count();
             }
-            std::hint::black_box(store::index::merge(&[&run, &run], |_| true).len());
+            std::hint::black_box(
+                store::index::merge(&[&run, &run], |_| true, scratch.directory.path()).is_ok(),
+            );
             std::hint::black_box(run.verify().is_ok());
         }
     }

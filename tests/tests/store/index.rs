@@ -2,9 +2,9 @@
 
 use crate::scratch::{Scratch, overwrite};
 use std::collections::BTreeSet;
-use store::index::Location;
+use store::index::{ENTRIES_START, Location, Run};
 use store::wire::{Record, seal};
-use store::{CheckOptions, Kind, PackId, SnapshotDraft, Store, Tier, Unwatched, Writer};
+use store::{CheckOptions, Kind, Object, PackId, SnapshotDraft, Store, Tier, Unwatched, Writer};
 use tests::model::{Histories, Random, State, assert_clean, assert_holds, put_files, sample_files};
 
 fn commit(writer: &mut Writer, version: u64, model: &mut Histories) {
@@ -32,7 +32,7 @@ fn listing(store: &Store) -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
     for (pack, _) in store.packs().unwrap() {
         for entry in store::pack::read_directory(store.home(), pack).unwrap().entries {
-            let places: Vec<Location> = store.index().find(&entry.id);
+            let places: Vec<Location> = store.index().find(&entry.id).into_iter().collect();
             assert!(places.iter().any(|place| place.pack == pack), "{pack} holds {} unknown", entry.id);
             found.extend(places.iter().map(|place| (entry.id.to_string(), format!("{place:?}"))));
         }
@@ -114,11 +114,10 @@ fn damaged_entries_of_a_run_are_healed_from_the_packs() {
     let runs = tier.list("index/").unwrap();
     for info in &runs {
         let mut bytes = tier.get(&info.key).unwrap().to_vec();
-        let entries = bytes.len() - 24 * 3;
         Random::new(3)
             .bytes(24 * 3)
             .iter()
-            .zip(&mut bytes[entries..])
+            .zip(&mut bytes[ENTRIES_START..])
             .for_each(|(noise, byte)| *byte = *noise);
         overwrite(&tier, &info.key, &bytes);
     }
@@ -134,8 +133,10 @@ fn a_run_that_names_packs_that_are_gone_misleads_nobody() {
     let run = tier.list("index/").unwrap().remove(0);
     let mut bytes = tier.get(&run.key).unwrap().to_vec();
     let stale = PackId { writer: store::WriterId::from_bytes([9; 8]), epoch: 1, sequence: 1 };
-    bytes[56 + 12..56 + 12 + 16].copy_from_slice(&stale.to_bytes());
-    tier.put_if_absent("index/ffffffffffffffff/9-9", &seal(Record::IndexRun, &bytes[56..])).unwrap();
+    let packs =
+        bytes.len() - PackId::LEN * Run::open(&run.key, Object::Owned(bytes.clone())).unwrap().pack_count();
+    bytes[packs..packs + PackId::LEN].copy_from_slice(&stale.to_bytes());
+    tier.put_if_absent("index/ffffffffffffffff/9-9", &seal(Record::BucketRun, &bytes[56..])).unwrap();
     assert_holds(&scratch.open(), &model, "with a stale run");
     // A writer that leans on such a pack finds out before it moves the ref.
     let before = store.refs().get("web").unwrap();
