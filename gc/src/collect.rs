@@ -74,6 +74,7 @@ pub fn collect(store: &Store, options: &CollectOptions, progress: &dyn Progress)
     if options.dry_run {
         return run(store, true, None, progress);
     }
+    store.check_may_collect()?;
     let mut total = CollectReport::default();
     for _ in 0..options.cycles.max(1) {
         let last = store.with_reserve(|| run(store, false, open_marks(state)?.as_ref(), progress))?;
@@ -139,7 +140,8 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
         true => collector::read_epoch(tier)? + 1,
         false => collector::raise_epoch(tier)?,
     };
-    if let Some(table) = table.filter(|_| store.is_shared() && !dry_run) {
+    if let Some(table) = table.filter(|_| store.is_shared() && !dry_run && tier.guarantees().compare_and_swap)
+    {
         fence_stale(store, table, epoch)?;
     }
     let sessions = session::alive(store.sessions(), !dry_run)?;

@@ -59,6 +59,10 @@ pub struct StoreConfig {
     pub tiers: Vec<DataTier>,
     /// Whether other hosts use the same home. Then every pack is on the last tier before anything names it.
     pub is_shared: bool,
+    /// Where a shared home has no compare-and-swap: refs whose names begin with this are this host's alone to change.
+    pub owned_refs: Option<String>,
+    /// Where a shared home has no compare-and-swap: whether this host is the one that collects.
+    pub is_collector: bool,
     /// Local state of this host: locks, uppers, derived tables. Never shared between hosts.
     pub state: PathBuf,
     /// Hard limit of the decoded cache in bytes.
@@ -78,6 +82,8 @@ impl StoreConfig {
             home: tier.clone(),
             tiers: vec![DataTier::new(TierClass::Hot, tier)],
             is_shared: false,
+            owned_refs: None,
+            is_collector: false,
             state: state.into(),
             cache_bytes: 256 << 20,
             flat_cache_bytes: 1 << 30,

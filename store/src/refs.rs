@@ -328,6 +328,7 @@ impl<'a> Refs<'a> {
     /// Changes a ref with `change`, again and again until no other writer comes between.
     fn change(&self, name: &str, mut change: impl FnMut(&mut Ref) -> Result<()>) -> Result<Ref> {
         check_name(name)?;
+        self.store.check_owns_ref(name)?;
         let domain = &self.store.domain;
         let key = domain.ref_key(name);
         for _ in 0..MAX_ATTEMPTS {

@@ -157,6 +157,43 @@ impl Store {
         self.inner.config.is_shared
     }
 
+    /// Refuses to change a ref that another host may change at the same time without either noticing: where the home has
+    /// no compare-and-swap, each ref has one owner.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub(crate) fn check_owns_ref(&self, name: &str) -> Result<()> {
+        let config = &self.inner.config;
+        let owned = config.owned_refs.as_deref();
+        if !config.is_shared
+            || config.home.guarantees().compare_and_swap
+            || owned.is_some_and(|own| name.starts_with(own))
+        {
+            return Ok(());
+        }
+        let what = match owned {
+            Some(owned) => format!("refs that do not begin with \"{owned}\" are another host's to change"),
+            None => "the bucket has no compare-and-swap, and this host owns no refs".to_owned(),
+        };
+        Err(Error::invalid(what)
+            .object(name)
+            .advice("give each host a prefix of its own as `owned_refs`, or use a bucket that `snapctl doctor` finds fit"))
+    }
+
+    /// Refuses to collect where two collectors could not notice each other.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn check_may_collect(&self) -> Result<()> {
+        let config = &self.inner.config;
+        if !config.is_shared || config.home.guarantees().compare_and_swap || config.is_collector {
+            return Ok(());
+        }
+        Err(Error::invalid("the bucket has no compare-and-swap, and this host is not its collector")
+            .object(config.home.describe())
+            .advice("set `collector = true` on one host, and collect there"))
+    }
+
     /// Where packs lie, and what moves.
     pub fn placement(&self) -> &Placement {
         &self.inner.placement

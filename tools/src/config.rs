@@ -28,8 +28,8 @@ pub struct Config {
     pub warm: Option<PathBuf>,
     /// The cold tier, if there is one.
     pub cold: Option<Cold>,
-    /// Whether the cold tier holds the records of a store that many hosts share.
-    pub shared: bool,
+    /// Whether and how it is shared with other hosts.
+    pub sharing: Sharing,
     /// Bytes that the packs of a tier may take.
     pub limits: Limits,
     /// Directory of what this host alone keeps; absolute. None: where a store in one directory keeps it.
@@ -49,6 +49,17 @@ pub struct Config {
 pub enum Cold {
     /// A directory; absolute.
     Directory(PathBuf),
+}
+
+/// Whether and how a store is shared with other hosts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sharing {
+    /// The cold tier holds the records of a store that many hosts share.
+    shared: bool,
+    /// Prefix of the refs that this host alone changes, where the shared place has no compare-and-swap.
+    owned_refs: Option<String>,
+    /// This host collects, where the shared place has no compare-and-swap.
+    collector: bool,
 }
 
 /// Bytes that the packs of each tier may take; none: as many as fit.
@@ -105,8 +116,8 @@ impl Config {
             (None, Some(location)) => location,
             (None, None) => Location::directory(default_store()?),
         };
-        let Location { hot, warm, cold, shared, limits, state } = location;
-        Ok(Config { hot, warm, cold, shared, limits, state, cache_bytes, flat_cache_bytes, level, domains })
+        let Location { hot, warm, cold, sharing, limits, state } = location;
+        Ok(Config { hot, warm, cold, sharing, limits, state, cache_bytes, flat_cache_bytes, level, domains })
     }
 
     /// The same in the store's own terms.
@@ -141,10 +152,12 @@ impl Config {
     fn with_cold(&self, config: StoreConfig, cold: Arc<dyn Tier>) -> StoreConfig {
         let cold: Arc<dyn Tier> = Arc::new(Breaker::new(cold));
         let mut config = self.with_warm(config).with_tier(DataTier::new(TierClass::Cold, cold.clone()));
-        if self.shared {
+        if self.sharing.shared {
             let mirror = Arc::new(LocalTier::new(config.state.join("mirror")));
             config.home = Arc::new(MirrorTier::new(mirror, cold));
             config.is_shared = true;
+            config.owned_refs.clone_from(&self.sharing.owned_refs);
+            config.is_collector = self.sharing.collector;
         }
         config
     }
@@ -156,14 +169,21 @@ struct Location {
     hot: PathBuf,
     warm: Option<PathBuf>,
     cold: Option<Cold>,
-    shared: bool,
+    sharing: Sharing,
     limits: Limits,
     state: Option<PathBuf>,
 }
 
 impl Location {
     fn directory(hot: PathBuf) -> Location {
-        Location { hot, warm: None, cold: None, shared: false, limits: Limits::default(), state: None }
+        Location {
+            hot,
+            warm: None,
+            cold: None,
+            sharing: Sharing::default(),
+            limits: Limits::default(),
+            state: None,
+        }
     }
 }
 
@@ -178,6 +198,11 @@ struct ConfigFile {
     /// Whether many hosts share the store, whose records are then on the cold tier.
     #[serde(default)]
     shared: bool,
+    /// Prefix of the refs that this host alone changes.
+    owned_refs: Option<String>,
+    /// Whether this host collects.
+    #[serde(default)]
+    collector: bool,
     #[serde(default)]
     tiers: Tiers,
     #[serde(default)]
@@ -213,7 +238,7 @@ impl ConfigFile {
     /// Parses and validates one file; the error is what is wrong and what to do.
     fn parse(text: &str) -> std::result::Result<ConfigFile, (String, String)> {
         let file: ConfigFile = toml::from_str(text).map_err(|error| {
-            let known = "keys are store, state, shared, tiers.hot, tiers.warm, tiers.cold, limits.hot, limits.warm, limits.cold, cache_bytes, \
+            let known = "keys are store, state, shared, owned_refs, collector, tiers.hot, tiers.warm, tiers.cold, limits.hot, limits.warm, limits.cold, cache_bytes, \
                          flat_cache_bytes, level, domain, keys";
             (error.to_string().trim_end().to_owned(), known.to_owned())
         })?;
@@ -293,7 +318,8 @@ impl ConfigFile {
         let hot = self.store.or(self.tiers.hot)?;
         let Tiers { warm, cold, .. } = self.tiers;
         let cold = cold.map(Cold::Directory);
-        Some(Location { hot, warm, cold, shared: self.shared, limits: self.limits, state: self.state })
+        let sharing = Sharing { shared: self.shared, owned_refs: self.owned_refs, collector: self.collector };
+        Some(Location { hot, warm, cold, sharing, limits: self.limits, state: self.state })
     }
 }
 

@@ -2,7 +2,8 @@
 //! fail at once for a while, so that a brown-out costs whoever can go on without the tier nothing; then one call tries
 //! again, and its success closes the breaker.
 
-use super::{Object, ObjectInfo, Tier};
+use super::{Guarantees, Object, ObjectInfo, RangeRequest, Tier};
+use crate::clock::Time;
 use crate::error::{Error, Kind, Result};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -122,5 +123,97 @@ impl Tier for Breaker {
 
     fn delete(&self, key: &str) -> Result<()> {
         self.call(|tier| tier.delete(key))
+    }
+
+    fn get_many(&self, requests: &[RangeRequest]) -> Vec<Result<Vec<u8>>> {
+        if let Err(error) = self.admit() {
+            let refusal = error.to_string();
+            return requests.iter().map(|_| Err(Error::new(Kind::Unavailable, refusal.clone()))).collect();
+        }
+        let outcomes = self.inner.get_many(requests);
+        let silent = |outcome: &Result<Vec<u8>>| {
+            outcome.as_ref().err().is_some_and(|error| error.kind() == Kind::Unavailable)
+        };
+        self.settle(outcomes.is_empty() || !outcomes.iter().all(silent));
+        outcomes
+    }
+
+    fn guarantees(&self) -> Guarantees {
+        self.inner.guarantees()
+    }
+
+    fn touch(&self, key: &str) {
+        self.inner.touch(key);
+    }
+
+    fn last_used(&self, key: &str) -> Result<Option<Time>> {
+        self.call(|tier| tier.last_used(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tier::MemoryTier;
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    /// A memory tier that counts calls and can fall silent.
+    #[derive(Debug, Default)]
+    struct Distant {
+        inner: MemoryTier,
+        silent: AtomicBool,
+        calls: AtomicU32,
+    }
+
+    impl Tier for Distant {
+        fn describe(&self) -> String {
+            "distant".to_owned()
+        }
+        fn get(&self, key: &str) -> Result<Object> {
+            self.calls.fetch_add(1, Ordering::SeqCst);
+            match self.silent.load(Ordering::SeqCst) {
+                true => Err(Error::new(Kind::Unavailable, "silent")),
+                false => self.inner.get(key),
+            }
+        }
+        fn get_range(&self, key: &str, offset: u64, len: u64) -> Result<Vec<u8>> {
+            self.inner.get_range(key, offset, len)
+        }
+        fn len_bytes(&self, key: &str) -> Result<Option<u64>> {
+            self.inner.len_bytes(key)
+        }
+        fn put_if_absent(&self, key: &str, body: &[u8]) -> Result<bool> {
+            self.inner.put_if_absent(key, body)
+        }
+        fn compare_and_swap(&self, key: &str, expected: Option<&[u8]>, body: &[u8]) -> Result<bool> {
+            self.inner.compare_and_swap(key, expected, body)
+        }
+        fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
+            self.inner.list(prefix)
+        }
+        fn delete(&self, key: &str) -> Result<()> {
+            self.inner.delete(key)
+        }
+    }
+
+    #[test]
+    fn a_silent_tier_is_given_up_for_a_while_and_taken_back_by_one_call() {
+        let distant = Arc::new(Distant::default());
+        distant.put_if_absent("a", b"a").unwrap();
+        let breaker = Breaker::with_cool_down(distant.clone(), Duration::from_millis(50));
+        let calls = || distant.calls.load(Ordering::SeqCst);
+        distant.silent.store(true, Ordering::SeqCst);
+        for _ in 0..10 {
+            assert_eq!(breaker.get("a").unwrap_err().kind(), Kind::Unavailable);
+        }
+        assert_eq!(calls(), FAILURES_MAX, "no call waits for a tier that was given up");
+        distant.silent.store(false, Ordering::SeqCst);
+        while breaker.get("a").is_err() {
+            std::thread::yield_now();
+        }
+        assert_eq!(calls(), FAILURES_MAX + 1, "one call tried again");
+        assert!(breaker.get("a").is_ok());
+        assert_eq!(breaker.get("b").unwrap_err().kind(), Kind::NotFound, "an answer, and no silence");
+        assert!(breaker.get("a").is_ok());
     }
 }

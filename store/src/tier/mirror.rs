@@ -6,7 +6,7 @@
 //! Writes go to the distant tier first and fail with it. The mirror holds nothing that is not there, may be lost at any
 //! time, and is never listed unless the distant tier is silent.
 
-use super::{Object, ObjectInfo, Tier};
+use super::{Guarantees, Object, ObjectInfo, RangeRequest, Tier};
 use crate::error::{Error, Kind, Result};
 use crate::wire;
 use std::sync::Arc;
@@ -168,6 +168,14 @@ impl Tier for MirrorTier {
             self.forget(key);
         }
         Ok(())
+    }
+
+    fn get_many(&self, requests: &[RangeRequest]) -> Vec<Result<Vec<u8>>> {
+        self.remote.get_many(requests)
+    }
+
+    fn guarantees(&self) -> Guarantees {
+        self.remote.guarantees()
     }
 }
 

@@ -11,8 +11,8 @@ use store::pack::{self, ALIGNMENT, MAX_FRAME_PLAIN, PackKind, read_directory};
 use store::tier::BucketRecord;
 use store::wire::{ENVELOPE_LEN, FORMAT_VERSION, MAGIC, Record};
 use store::{
-    ChunkId, Entry, EntryInode, Guarantees, Inode, LocalTier, MemoryTier, Metadata, Node, Object, PackId, Ref,
-    Snapshot, SnapshotDraft, SnapshotId, Store, StoreConfig, Tier, Unwatched,
+    ChunkId, Entry, EntryInode, Guarantees, Inode, LocalTier, MemoryTier, Metadata, Node, Object, PackId,
+    Ref, Snapshot, SnapshotDraft, SnapshotId, Store, StoreConfig, Tier, Unwatched,
 };
 use tests::golden;
 use tests::model::{assert_clean, files_of_host, files_of_store, memory_of_store};

@@ -161,3 +161,69 @@ fn a_writer_that_is_fenced_between_any_two_steps_commits_whole_or_not_at_all() {
         "{places} places, {committed} committed, {fenced} fenced"
     );
 }
+
+/// A bucket without conditional writes: the tier passes every call on, and promises nothing.
+#[derive(Debug)]
+struct Unconditional(MemoryTier);
+
+impl Tier for Unconditional {
+    fn describe(&self) -> String {
+        "a bucket without conditions".to_owned()
+    }
+    fn get(&self, key: &str) -> store::Result<store::Object> {
+        self.0.get(key)
+    }
+    fn get_range(&self, key: &str, offset: u64, len: u64) -> store::Result<Vec<u8>> {
+        self.0.get_range(key, offset, len)
+    }
+    fn len_bytes(&self, key: &str) -> store::Result<Option<u64>> {
+        self.0.len_bytes(key)
+    }
+    fn put_if_absent(&self, key: &str, body: &[u8]) -> store::Result<bool> {
+        self.0.put_if_absent(key, body)
+    }
+    fn compare_and_swap(&self, key: &str, expected: Option<&[u8]>, body: &[u8]) -> store::Result<bool> {
+        self.0.compare_and_swap(key, expected, body)
+    }
+    fn list(&self, prefix: &str) -> store::Result<Vec<store::ObjectInfo>> {
+        self.0.list(prefix)
+    }
+    fn delete(&self, key: &str) -> store::Result<()> {
+        self.0.delete(key)
+    }
+    fn guarantees(&self) -> store::Guarantees {
+        store::Guarantees::NONE
+    }
+}
+
+#[test]
+fn without_compare_and_swap_each_ref_has_one_owner_and_one_host_collects() {
+    let bucket: Arc<dyn Tier> = Arc::new(Unconditional(MemoryTier::new()));
+    let hosts = [Host::new(bucket.clone()), Host::new(bucket)];
+    hosts[0].init();
+    let open = |number: usize| {
+        let mut config = hosts[number].config();
+        config.owned_refs = Some(format!("host-{number}/"));
+        config.is_collector = number == 0;
+        Store::open(&config).unwrap()
+    };
+    for number in [0, 1] {
+        let store = open(number);
+        let mut writer = store.writer("test").unwrap();
+        let snapshot = commit(&mut writer, &format!("host-{number}/app"), &[1, 2]).unwrap();
+        drop(writer);
+        assert_files(&open(1 - number), &snapshot, "read by the other host");
+    }
+    let refused = open(1).forget("host-0/app", |_| true).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Invalid);
+    let store = open(1);
+    let mut writer = store.writer("test").unwrap();
+    let refused = commit(&mut writer, "host-0/app", &[3]).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Invalid);
+    assert!(refused.to_string().contains("another host's"), "{refused}");
+    drop(writer);
+    let options = gc::CollectOptions { dry_run: false, cycles: 4 };
+    assert_eq!(gc::collect(&store, &options, &Unwatched).unwrap_err().kind(), Kind::Invalid);
+    gc::collect(&open(0), &options, &Unwatched).unwrap();
+    assert_clean(&open(1), "after the one collector");
+}
