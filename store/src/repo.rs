@@ -85,6 +85,11 @@ impl Store {
     /// `NotFound` when there is none, or no such domain; `Corrupt`; `Invalid` when a newer build wrote it, or without the
     /// domain's key.
     pub fn open(config: &StoreConfig) -> Result<Self> {
+        if config.is_shared {
+            // The mirror of the records is below it.
+            create_private_directories(&config.state)
+                .map_err(|error| Error::io("cannot create directory", config.state.display(), error))?;
+        }
         let superblock = Superblock::read(&*config.home)?;
         let keyring = Keyring::new(config.home.clone(), &config.state, config.domains.clone());
         let domain = keyring.open(config.domains.name.as_deref().unwrap_or(domain::DEFAULT))?;

@@ -57,7 +57,9 @@ fn somebody_who_is_not_root_has_a_store_without_any_configuration() {
     fs::set_permissions(data.parent().unwrap(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     // The binary may lie where nobody else may look.
     let copy = place.path("snapctl");
-    fs::copy(tests::snapctl::binary(), &copy).unwrap();
+    // Copied by a process of its own: a child that another test forks meanwhile would keep the copy open for writing.
+    let copied = std::process::Command::new("cp").arg(tests::snapctl::binary()).arg(&copy).status().unwrap();
+    assert!(copied.success());
     let output = std::process::Command::new("setpriv")
         .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
         .arg(&copy)
