@@ -39,7 +39,7 @@ pub fn rebalance(store: &Store, rate: Option<NonZeroU64>, progress: &dyn Progres
     report.strays = placement.drop_strays()?;
     let mut pinned = HashSet::new();
     for snapshot in pins(store)? {
-        match packs_of(store, &snapshot) {
+        match store.in_domain_of(&snapshot).and_then(|store| packs_of(&store, &snapshot)) {
             Ok(packs) => pinned.extend(packs),
             Err(error) => progress.note(&format!("pin of snapshot {snapshot} has no effect: {error}")),
         }
@@ -80,7 +80,7 @@ pub fn move_snapshot(
     let _lock = lock(store)?;
     let mut kept = HashSet::new();
     for pin in pins(store)? {
-        kept.extend(packs_of(store, &pin)?);
+        kept.extend(packs_of(&store.in_domain_of(&pin)?, &pin)?);
     }
     let packs = packs_of(store, snapshot)?;
     let (mut throttle, mut report) = (Throttle::new(rate), MoveReport::default());

@@ -265,6 +265,22 @@ impl Store {
         Ok(())
     }
 
+    /// The store in the domain whose snapshot this is: this one, if no other is found.
+    ///
+    /// # Errors
+    /// As the tier; as opening the domain.
+    pub fn in_domain_of(&self, snapshot: &SnapshotId) -> Result<Store> {
+        let own = self.domain.snapshot_key(snapshot);
+        if self.home().len_bytes(&own)?.is_none() {
+            for name in self.domain_names()? {
+                if self.home().len_bytes(&format!("snapshots/{name}/{snapshot}"))?.is_some() {
+                    return self.in_domain(&name);
+                }
+            }
+        }
+        Ok(self.clone())
+    }
+
     /// Whether this host can change refs of the domain; loads the key that signs.
     pub fn may_change_refs(&self) -> bool {
         self.inner.keyring.reload(&self.domain).is_ok() && self.domain.may_sign()

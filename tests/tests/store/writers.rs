@@ -297,7 +297,7 @@ fn features_of_newer_builds_are_respected() {
     let body = tier.get("superblock").unwrap()[56..].to_vec();
     let with = |field: usize| {
         let mut body = body.clone();
-        body[16 + 8 * field] = 1;
+        body[16 + 8 * field + 7] = 0x80; // a bit that no build knows
         overwrite(&tier, "superblock", &seal(Record::Superblock, &body));
         Store::open(&scratch.config)
     };
