@@ -19,8 +19,8 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// No run is made longer than this by joining: 256 MiB of entries.
-pub const MAX_RUN_ENTRIES: usize = (256 << 20) / ENTRY_LEN;
+/// No run is made longer than this by joining: 512 MiB of entries.
+pub const MAX_RUN_ENTRIES: usize = (512 << 20) / ENTRY_LEN;
 /// Runs that are shorter than half of that are joined when there are more of them.
 pub const MAX_SHORT_RUNS: usize = 8;
 /// Longer runs are made in a scratch file.
