@@ -1,6 +1,8 @@
 //! The format for ever: the tables of docs/FORMAT.md against the bytes of the golden store, and the golden store against
 //! this build: it opens, checks clean, restores to known bytes, and its records are written the same way today.
 
+mod runs;
+
 use crate::scratch::copy_of;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,8 +13,8 @@ use store::pack::{self, ALIGNMENT, MAX_FRAME_PLAIN, PackKind, read_directory};
 use store::tier::BucketRecord;
 use store::wire::{ENVELOPE_LEN, FORMAT_VERSION, MAGIC, Record};
 use store::{
-    ChunkId, Entry, EntryInode, Guarantees, Inode, LocalTier, MemoryTier, Metadata, Node, Object, PackId,
-    Ref, Snapshot, SnapshotDraft, SnapshotId, Store, StoreConfig, Tier, Unwatched,
+    ChunkId, Entry, EntryInode, Guarantees, Inode, LocalTier, MemoryTier, Metadata, Node, PackId, Ref,
+    Snapshot, SnapshotDraft, SnapshotId, Store, StoreConfig, Tier, Unwatched,
 };
 use tests::golden;
 use tests::model::{assert_clean, files_of_host, files_of_store, memory_of_store};
@@ -393,50 +395,6 @@ fn packs_and_runs_lie_as_the_document_says() {
             let slot = entry.number(bytes, "its slot") as u32;
             let found = directory.entries.iter().find(|found| (found.frame, found.slot) == (frame, slot));
             assert!(found.unwrap().id.as_bytes().starts_with(entry.bytes(bytes, "first bytes")));
-        }
-    }
-}
-
-/// The runs of today: those of the golden store, joined.
-#[test]
-fn runs_with_buckets_lie_as_the_document_says() {
-    let document = document();
-    let runs: Vec<Run> =
-        keys("index/").iter().map(|key| Run::open(key, golden_tier().get(key).unwrap()).unwrap()).collect();
-    let joined = index::merge(&runs.iter().collect::<Vec<_>>(), |_| true, Path::new("")).unwrap();
-    assert_eq!(std::fs::read(root().join("tests/fixtures/bucket-run")).unwrap(), *joined);
-    let run = Run::open("joined", Object::Owned(joined.to_vec())).unwrap();
-    run.verify().unwrap();
-    let record = body(&document, "joined", Record::BucketRun, &joined);
-    let (head, entry, bucket) =
-        (&document["Bucket run body"], &document["Short run entry"], &document["Bucket"]);
-    let count = |field: &str| head.number(record, field) as usize;
-    let (packs, buckets, entries) = (count("pack count"), count("bucket count"), count("entry count"));
-    assert_eq!(head.bytes(record, "reserved"), [0; 56]);
-    assert_eq!(entries, runs.iter().map(Run::entry_count).sum::<usize>());
-    let start = (ENVELOPE_LEN + head.len + entries * entry.len).next_multiple_of(64);
-    let end = start + buckets * bucket.len;
-    assert_eq!(joined.len(), end + packs * PackId::LEN);
-    let ids = joined[end..].chunks(PackId::LEN);
-    assert!(ids.map(|id| PackId::from_bytes(id.try_into().unwrap())).eq(run.packs()));
-    for (number, row) in record[head.len..][..entries * entry.len].chunks(entry.len).enumerate() {
-        let word = u64::from_be_bytes(row[..8].try_into().unwrap());
-        let tail = u32::from_be_bytes(row[8..12].try_into().unwrap());
-        let own = ((word >> 32) * buckets as u64 >> 32) as usize;
-        let first = |index: usize| match index < buckets {
-            true => bucket.number(&joined[start + index * bucket.len..], "number of the first") as usize,
-            false => entries,
-        };
-        assert!((first(own)..first(own + 1)).contains(&number));
-        let filter = bucket.bytes(&joined[start + own * bucket.len..], "filter");
-        let read = run.row(number).unwrap();
-        let fields = ["number of its pack", "offset of its frame", "length of its frame", "its slot"];
-        let values = [read.pack, read.offset, read.len.into(), read.slot.into()];
-        assert_eq!(fields.map(|field| entry.number(row, field)), values.map(u64::from));
-        let noise = word << 32 | u64::from(tail);
-        for n in 0..6 {
-            let bit = ((noise >> (10 * n)) % 1024 * 480 >> 10) as usize;
-            assert_ne!(filter[bit / 8] & (1 << (bit % 8)), 0);
         }
     }
 }
