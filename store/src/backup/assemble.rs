@@ -2,6 +2,7 @@
 //! the writer.
 
 use super::events::{Event, Form, InodeKey, Leaf, Old, Segment};
+use super::host::Xattrs;
 use super::read::{Buffers, Item, Pieces};
 use super::stat_cache::Look;
 use crate::error::{Error, Kind, Result};
@@ -60,7 +61,7 @@ pub struct Assembler<'a> {
 }
 
 /// Attributes and bytes of a file, or why it cannot be read.
-type Read = Result<(Vec<(Vec<u8>, Vec<u8>)>, Content)>;
+type Read = Result<(Xattrs, Content)>;
 
 impl<'a> Assembler<'a> {
     pub fn new(

@@ -11,6 +11,9 @@ use rustix::io::Errno;
 use std::io;
 use std::path::Path;
 
+/// Names and values of extended attributes, by name.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Longest list of names, and longest value, of extended attributes (XATTR_LIST_MAX, XATTR_SIZE_MAX).
 const XATTR_MAX: usize = 64 << 10;
 /// Names are read off a directory in pieces of this length.
@@ -54,7 +57,7 @@ impl Host {
     }
 
     /// Extended attributes in order of their names.
-    pub fn xattrs(&mut self, source: &Source<'_>) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    pub fn xattrs(&mut self, source: &Source<'_>) -> rustix::io::Result<Xattrs> {
         loop {
             self.xattr_names.clear();
             let names = spare_capacity(&mut self.xattr_names);

@@ -3,7 +3,7 @@
 //! Files come in batches, so that small ones cost no hand-over each, and go out as pieces of about a MiB: bytes and what
 //! they are. Memory is bounded: a batch has at most [`PIECES_AHEAD`] pieces waiting, and buffers are used again.
 
-use super::host::{Host, Source, cannot_read_xattrs};
+use super::host::{Host, Source, Xattrs, cannot_read_xattrs};
 use crate::chunker;
 use crate::domain::Domain;
 use crate::error::{Error, Result};
@@ -41,7 +41,7 @@ pub enum Item {
     /// Zeroes that take no space, and no bytes here.
     Hole { len: u64 },
     /// The file is done: its extended attributes, or why it cannot be read.
-    End(Result<Vec<(Vec<u8>, Vec<u8>)>>),
+    End(Result<Xattrs>),
 }
 
 /// Bytes of files and what they are.
@@ -140,7 +140,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn file(&mut self, job: &Job, out: &Sender<Piece>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Stop> {
+    fn file(&mut self, job: &Job, out: &Sender<Piece>) -> Result<Xattrs, Stop> {
         self.has_extents = false;
         let failed = |error: Errno| Stop::File(cannot_read(&job.path, error));
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
