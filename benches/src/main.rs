@@ -16,6 +16,7 @@
 //!
 //! - `peers`, `cold`  ingest, restore and stored bytes against `contender`s, with warm and with dropped caches
 //! - `versions`       stored bytes of several versions of one thing
+//! - `tune`           the experiments of docs/TUNING.md, with arguments of its own
 
 mod contender;
 mod corpus;
@@ -27,6 +28,7 @@ mod peers;
 mod raw_uffd;
 mod resume;
 mod storage;
+mod tune;
 mod workload;
 
 use std::path::Path;
@@ -61,6 +63,11 @@ fn main() -> ExitCode {
         && name == "floor"
     {
         return finish(storage::floor_of_ingest(Path::new(source)));
+    }
+    if let [name, arguments @ ..] = &wanted[..]
+        && name == "tune"
+    {
+        return finish(tune::run(arguments));
     }
     let known: Vec<&str> = BENCHES.iter().chain(ON_DEMAND).map(|(name, _)| *name).collect();
     if let Some(unknown) = wanted.iter().find(|name| !known.contains(&name.as_str())) {

@@ -130,7 +130,8 @@ impl Asleep {
     }
 }
 
-fn ask(port: u16) -> Option<()> {
+/// Asks the server once; `None` when it does not answer.
+pub fn ask(port: u16) -> Option<()> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -141,7 +142,7 @@ fn ask(port: u16) -> Option<()> {
 }
 
 /// Neither a port that is opened nor the end of a foreign process is announced.
-fn poll(complaint: &str, mut look: impl FnMut() -> Option<()>) -> Result<()> {
+pub fn poll(complaint: &str, mut look: impl FnMut() -> Option<()>) -> Result<()> {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         if look().is_some() {

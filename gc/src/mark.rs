@@ -36,14 +36,11 @@ struct Gather<'m, 'a> {
 
 impl Gather<'_, '_> {
     fn chunk(&mut self, id: &ChunkId) {
-        match self.marker.pack_of(id) {
-            Some(pack) => {
-                self.packs.insert(pack);
-            }
-            None => {
-                self.missing.get_or_insert(*id);
-            }
+        let packs = self.marker.packs_of(id);
+        if packs.is_empty() {
+            self.missing.get_or_insert(*id);
         }
+        self.packs.extend(packs);
     }
 
     fn finish(self) -> Result<BTreeSet<u32>> {
@@ -204,13 +201,19 @@ impl<'a> Marker<'a> {
         Ok((found, gather.finish()?))
     }
 
-    fn pack_of(&mut self, id: &ChunkId) -> Option<u32> {
+    /// The packs that hold a chunk for whoever needs it: one in which it is whole by itself, and every one in which it is
+    /// a delta. A page table that records its base may count on a delta, any other need may not, and of deltas against
+    /// several bases each page table records one.
+    fn packs_of(&mut self, id: &ChunkId) -> Vec<u32> {
         let whole =
             |pack: &PackId, end: u64| self.inventory.get(pack).is_some_and(|len_bytes| end <= *len_bytes);
-        let places = self.index.find(id);
-        let mut there = places.iter().filter(|place| whole(&place.pack, end_of(place)));
-        let live = there.clone().find(|place| !self.condemned.contains_key(&place.pack));
-        let place = live.or_else(|| there.next())?;
+        let places = self.index.find(id).into_iter().filter(|place| whole(&place.pack, end_of(place)));
+        let (deltas, plain): (Vec<_>, Vec<_>) = places.partition(|place| place.is_delta());
+        let live = plain.iter().find(|place| !self.condemned.contains_key(&place.pack));
+        live.or(plain.first()).into_iter().chain(&deltas).map(|place| self.number_of(place)).collect()
+    }
+
+    fn number_of(&mut self, place: &index::Location) -> u32 {
         let packs = &mut self.packs;
         let number = *self.numbers.entry(place.pack).or_insert_with(|| {
             packs.push((place.pack, 0));
@@ -218,7 +221,7 @@ impl<'a> Marker<'a> {
         });
         let (_, end) = &mut packs[number as usize];
         *end = end_of(place).max(*end);
-        Some(number)
+        number
     }
 }
 

@@ -1,9 +1,19 @@
 //! Bytes <-> compressed bytes of one frame. What is compressed is decoded and compared before it is trusted (an encoder
 //! bug or bad memory must not reach a pack), and nothing is decoded past its declared length.
+//!
+//! A delta is compressed behind other bytes, its base: what it shares with them costs nearly nothing, and it decodes only
+//! behind the same bytes. The base is content and never read as a formatted dictionary, whatever it begins with.
 
 use crate::error::{Error, Kind, Result};
 use std::cell::RefCell;
 use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe::{CCtx, CParameter, DCtx, ErrorCode, compress_bound, get_error_name};
+
+/// A delta is kept when it takes at most this share of what the bytes take alone, in percent: less than that does not pay
+/// for the base that every reader has to fetch (docs/TUNING.md).
+const DELTA_PERCENT: usize = 75;
+/// And when it saves at least so many bytes: frames are padded, and a short one costs little whatever is in it.
+const DELTA_SAVED_BYTES: usize = 256;
 
 /// How a frame's bytes are stored; the number is part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +77,7 @@ impl Workspace {
         let failed = |error| Error::new(Kind::Internal, "zstd failed to compress").caused_by(error);
         let mut stored = std::mem::take(&mut self.stored);
         stored.clear();
-        stored.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+        stored.reserve(compress_bound(plain.len()));
         let outcome = self.compressor(level).and_then(|zstd| zstd.compress_to_buffer(plain, &mut stored));
         self.stored = stored;
         outcome.map(|_| ()).map_err(failed)
@@ -125,10 +135,98 @@ pub fn decompress(codec: Codec, stored: &[u8], plain_len: usize) -> Result<Vec<u
     Ok(plain)
 }
 
+/// Compresses behind `base`; `None` when that is not clearly shorter than `alone` bytes.
+///
+/// # Errors
+/// `Internal` when the encoder fails or its output does not decode to the input.
+pub fn compress_delta(plain: &[u8], base: &[u8], level: i32, alone: usize) -> Result<Option<Vec<u8>>> {
+    let failed = |code| {
+        Error::new(Kind::Internal, format!("zstd failed to compress a delta: {}", get_error_name(code)))
+    };
+    let compress = || -> std::result::Result<Vec<u8>, ErrorCode> {
+        let mut context = CCtx::create();
+        context.set_parameter(CParameter::CompressionLevel(level))?;
+        context.ref_prefix(base)?;
+        let mut stored = Vec::with_capacity(compress_bound(plain.len()));
+        context.compress2(&mut stored, plain)?;
+        Ok(stored)
+    };
+    let stored = compress().map_err(failed)?;
+    if stored.len() * 100 > alone * DELTA_PERCENT || stored.len() + DELTA_SAVED_BYTES > alone {
+        return Ok(None);
+    }
+    if decompress_delta(&stored, base, plain.len())? != plain {
+        return Err(Error::new(Kind::Internal, "zstd output does not decode to its input")
+            .advice("check this machine's memory"));
+    }
+    Ok(Some(stored))
+}
+
+/// Decodes what was compressed behind `base` to exactly `plain_len` bytes, which the caller has bounded.
+///
+/// # Errors
+/// `Corrupt` for anything else.
+pub fn decompress_delta(stored: &[u8], base: &[u8], plain_len: usize) -> Result<Vec<u8>> {
+    let decompress = || -> std::result::Result<Vec<u8>, ErrorCode> {
+        let mut context = DCtx::create();
+        context.ref_prefix(base)?;
+        let mut plain = Vec::with_capacity(plain_len);
+        context.decompress(&mut plain, stored)?;
+        Ok(plain)
+    };
+    let plain = decompress()
+        .map_err(|code| Error::corrupt(format!("delta does not decompress: {}", get_error_name(code))))?;
+    match plain.len() == plain_len {
+        true => Ok(plain),
+        false => {
+            let found = plain.len();
+            Err(Error::corrupt(format!("delta should hold {plain_len} bytes, holds {found}")))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_delta_comes_back_behind_its_base_and_behind_no_other(
+            base in prop::collection::vec(any::<u8>(), 2000..9000),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..20),
+            level in 1..=19,
+            is_formatted in any::<bool>(),
+        ) {
+            let mut base = base;
+            if is_formatted {
+                base[..4].copy_from_slice(&0xEC30_A437_u32.to_le_bytes()); // how a trained dictionary begins
+            }
+            let mut plain = base.clone();
+            for (place, byte) in changes {
+                plain[place.index(base.len())] = byte;
+            }
+            let alone = compress(&plain, level).unwrap().1.len();
+            let stored = compress_delta(&plain, &base, level, alone).unwrap().expect("nearly all of it is the base");
+            prop_assert!(stored.len() < 500);
+            prop_assert_eq!(decompress_delta(&stored, &base, plain.len()).unwrap(), plain.clone());
+            prop_assert!(decompress_delta(&stored, &base, plain.len() + 1).is_err());
+            prop_assert!(decompress_delta(&stored, &base, plain.len() - 1).is_err());
+            let other: Vec<u8> = base.iter().map(|byte| byte.wrapping_add(1)).collect();
+            prop_assert!(decompress_delta(&stored, &other, plain.len()).map_or(true, |found| found != plain));
+        }
+    }
+
+    #[test]
+    fn a_delta_that_saves_little_is_declined() {
+        let mut noise = vec![0; 40_000];
+        blake3::Hasher::new().update(b"delta").finalize_xof().fill(&mut noise);
+        let (base, plain) = noise.split_at(20_000);
+        assert_eq!(compress_delta(plain, base, 3, plain.len()).unwrap(), None);
+        assert_eq!(compress_delta(plain, &[], 3, plain.len()).unwrap(), None);
+        let half = [&base[..10_000], &plain[..10_000]].concat();
+        assert!(compress_delta(&half, base, 3, half.len()).unwrap().is_some());
+    }
 
     proptest! {
         #[test]

@@ -109,7 +109,7 @@ fn lock(store: &Store) -> Result<FileLock> {
     FileLock::take(&store.state_dir().join("mover.lock"), "moving packs")
 }
 
-/// The packs that hold what a snapshot needs, one for each chunk. Walks the snapshot.
+/// The packs that hold what a snapshot needs, one for each chunk, those of bases included. Walks the snapshot.
 ///
 /// # Errors
 /// `NotFound` or `Corrupt` when it cannot be walked.

@@ -219,19 +219,31 @@ impl Store {
     /// # Errors
     /// `NotFound` when no pack holds it, `Corrupt` when every copy is damaged.
     pub fn read_chunk(&self, id: &ChunkId) -> Result<ChunkBytes> {
-        let first = match self.read_known(id) {
+        self.read_where(id, |_| true)
+    }
+
+    /// The base of a delta, which is none itself.
+    pub(crate) fn read_base(&self, id: &ChunkId) -> Result<ChunkBytes> {
+        self.read_where(id, |place| !place.is_delta()).map_err(|error| {
+            Error::new(error.kind(), "cannot read the base of a delta").object(id).caused_by(error)
+        })
+    }
+
+    /// Reads a chunk from a place that `accept` takes.
+    fn read_where(&self, id: &ChunkId, accept: fn(&Location) -> bool) -> Result<ChunkBytes> {
+        let first = match self.read_known(id, accept) {
             Ok(Some(bytes)) => return Ok(bytes),
             Ok(None) => None,
             Err(error) => Some(error),
         };
         // Another process may have added runs, or moved what this one knows; then runs may be damaged or missing.
         self.inner.index.refresh(self.home())?;
-        if let Some(bytes) = self.read_known(id).ok().flatten() {
+        if let Some(bytes) = self.read_known(id, accept).ok().flatten() {
             return Ok(bytes);
         }
         self.inner.index.drop_damaged();
         if self.inner.index.adopt_uncovered(&self.tiers())? > 0
-            && let Some(bytes) = self.read_known(id)?
+            && let Some(bytes) = self.read_known(id, accept)?
         {
             return Ok(bytes);
         }
@@ -243,9 +255,9 @@ impl Store {
     }
 
     /// Reads a chunk from the first of its known places that gives it whole.
-    fn read_known(&self, id: &ChunkId) -> Result<Option<ChunkBytes>> {
+    fn read_known(&self, id: &ChunkId, accept: fn(&Location) -> bool) -> Result<Option<ChunkBytes>> {
         let mut failure = None;
-        for place in self.inner.index.find(id) {
+        for place in self.inner.index.find(id).into_iter().filter(accept) {
             match self.read_at(id, &place) {
                 Ok(bytes) => return Ok(Some(bytes)),
                 Err(error) => {
@@ -262,7 +274,8 @@ impl Store {
         // The cache is of all domains; what is read is this one's or everybody's.
         let may_read = frame.domain == self.domain.id()
             || self.public()?.is_some_and(|public| public.id() == frame.domain);
-        match frame.slots.get(place.slot as usize).filter(|_| may_read) {
+        let is_as_named = frame.base.is_some() == place.is_delta();
+        match frame.slots.get(place.slot_index()).filter(|_| may_read && is_as_named) {
             Some((found, range)) if found == id => Ok(ChunkBytes::new(frame.clone(), range.clone())),
             _ => Err(Error::corrupt("index points at another chunk").object(id)),
         }
@@ -306,13 +319,29 @@ impl Store {
             // Another process rotated the keys.
             self.inner.keyring.reload(&self.domain)?;
         }
+        let read_base = |base: &ChunkId| self.read_base(base);
         if own {
-            return Frame::decode(bytes, &[&self.domain]);
+            return Frame::decode_on(bytes, &[&self.domain], &read_base);
         }
         match self.public()? {
-            Some(public) => Frame::decode(bytes, &[&public]),
+            Some(public) => Frame::decode_on(bytes, &[&public], &read_base),
             None => Frame::decode(bytes, &[]),
         }
+    }
+
+    /// The base that the frame of a delta names. Reads the whole frame, and verifies no more of it than its header.
+    pub(crate) fn read_base_id(&self, place: &Location) -> Result<ChunkId> {
+        let key = place.pack.key();
+        let mut failure = Error::new(Kind::NotFound, "no tier holds pack").object(place.pack);
+        for tier in self.tiers() {
+            let bytes = tier.get_range(&key, place.offset, place.len_bytes);
+            match bytes.and_then(|bytes| FrameHeader::decode(&bytes)) {
+                Ok(FrameHeader { base: Some(base), .. }) => return Ok(base),
+                Ok(_) => failure = Error::corrupt("not a delta where the index says so").object(place.pack),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
     }
 
     fn cached_frame(&self, place: &Location) -> Option<Frame> {

@@ -1,6 +1,6 @@
 //! All domains of a store at once, for what concerns every one of them: checking and collecting.
 
-use super::{DEFAULT, Domain, DomainKind};
+use super::{DEFAULT, DomainKind};
 use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
 use crate::pack::{Frame, FrameHeader};
@@ -75,11 +75,18 @@ impl Census {
     /// `Corrupt`; `Invalid` for a newer format.
     pub fn verify(&self, bytes: &[u8]) -> Result<Option<Frame>> {
         let header: FrameHeader = Frame::verify_stored(bytes)?;
-        let domains: Vec<&Domain> = self.open.iter().map(|store| &*store.domain).collect();
-        let is_ours = domains.iter().any(|domain| domain.id().tag() == header.domain_tag);
+        let mut failure = Error::corrupt("frame is of a domain that is not open here");
+        let mut is_ours = false;
+        for store in self.open.iter().filter(|store| store.domain.id().tag() == header.domain_tag) {
+            is_ours = true;
+            match Frame::decode_on(bytes, &[&store.domain], &|base| store.read_base(base)) {
+                Ok(frame) => return Ok(Some(frame)),
+                Err(error) => failure = error,
+            }
+        }
         match !is_ours && self.unreadable.contains(&header.domain_tag) {
             true => Ok(None),
-            false => Frame::decode(bytes, &domains).map(Some),
+            false => Err(failure),
         }
     }
 }

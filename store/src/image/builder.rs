@@ -1,5 +1,6 @@
 //! Capturing an image: pages come in ascending order, each is compared with the parent image's page at the same place,
-//! and what is neither zero nor equal goes into groups.
+//! and what is neither zero nor equal goes into groups. Of the parent's groups, the one that holds most of a new group's
+//! places is what the new one may be stored as a delta against.
 
 use super::format::{self, Parts};
 use super::reader::Image;
@@ -8,10 +9,11 @@ use crate::blob;
 use crate::cache::ChunkBytes;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, ImageId};
+use crate::pack::Base;
 use crate::splice::is_zero;
 use crate::tree::Content;
 use crate::writer::Writer;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 
 /// What a capture found.
@@ -36,6 +38,10 @@ pub struct ImageBuilder<'a> {
     parent_group: Option<(u32, ChunkBytes)>,
     groups: Vec<ChunkId>,
     numbers: HashMap<ChunkId, u32>,
+    /// What groups taken from the parent are deltas against.
+    bases: BTreeMap<u32, ChunkId>,
+    /// Groups put into the store by this builder.
+    own_groups: Vec<u32>,
     /// New pages that wait for their group: where they stand and their bytes.
     pending_pages: Vec<u64>,
     pending_bytes: Vec<u8>,
@@ -59,6 +65,8 @@ impl<'a> ImageBuilder<'a> {
             parent_group: None,
             groups: Vec::new(),
             numbers: HashMap::new(),
+            bases: BTreeMap::new(),
+            own_groups: Vec::new(),
             pending_pages: Vec::new(),
             pending_bytes: Vec::with_capacity(GROUP_PAGES * PAGE),
             runs: Vec::new(),
@@ -139,7 +147,9 @@ impl<'a> ImageBuilder<'a> {
             return Ok(false);
         }
         let id = parent.group_id(place.group).expect("the group was just read");
+        let base = parent.group_base(place.group);
         let group = self.number(id);
+        self.bases.extend(base.map(|base| (group, base)));
         self.append(PageRun { first_page: page, page_count: 1, group, first_slot: place.slot });
         Ok(true)
     }
@@ -169,13 +179,35 @@ impl<'a> ImageBuilder<'a> {
         if self.pending_pages.is_empty() {
             return Ok(());
         }
-        let id = self.writer.put_page_group(&self.pending_bytes)?;
+        let base = self.base_of_pending();
+        let id = self.writer.put_page_group(&self.pending_bytes, base)?;
         let group = self.number(id);
+        self.own_groups.push(group);
         for (page, slot) in std::mem::take(&mut self.pending_pages).into_iter().zip(0..) {
             self.append(PageRun { first_page: page, page_count: 1, group, first_slot: slot });
         }
         self.pending_bytes.clear();
         Ok(())
+    }
+
+    /// What the pending pages may be a delta against: the parent's group that holds most of their places, or what that one
+    /// is a delta against itself, so that no delta leans on a delta.
+    fn base_of_pending(&self) -> Option<Base> {
+        let (parent, space) = (self.parent?, self.parent_space?);
+        let mut votes: BTreeMap<ChunkId, usize> = BTreeMap::new();
+        for page in &self.pending_pages {
+            let place = parent.locate(space, *page);
+            let group = place
+                .and_then(|place| parent.group_base(place.group).or_else(|| parent.group_id(place.group)));
+            if let Some(group) = group {
+                *votes.entry(group).or_default() += 1;
+            }
+        }
+        let (id, _) = votes.into_iter().max_by_key(|(_, votes)| *votes)?;
+        let bytes = parent.store().read_base(&id).inspect_err(|error| {
+            tracing::warn!(%error, "pages are stored without a base");
+        });
+        Some(Base { id, bytes: bytes.ok()? })
     }
 
     /// Keeps opaque state under a name.
@@ -197,7 +229,12 @@ impl<'a> ImageBuilder<'a> {
     /// As [`Writer::put_chunk`].
     pub fn finish(mut self) -> Result<(ImageId, ImageStats)> {
         self.end_space()?;
-        let parts = Parts { kind: self.kind, spaces: self.spaces, groups: self.groups, blobs: self.blobs };
+        for group in self.own_groups {
+            let base = self.writer.group_base(&self.groups[group as usize])?;
+            self.bases.extend(base.map(|base| (group, base)));
+        }
+        let Self { kind, spaces, groups, bases, blobs, .. } = self;
+        let parts = Parts { kind, spaces, groups, bases, blobs };
         let id = blob::put(self.writer, &format::encode(&parts))?;
         Ok((ImageId::from(id), self.stats))
     }

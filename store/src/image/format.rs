@@ -8,11 +8,14 @@ use crate::id::{ChunkId, ImageId};
 use crate::repo::Store;
 use crate::tree::{Content, visit_content};
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION};
+use std::collections::{BTreeMap, HashMap};
 
 /// First bytes of a page table.
 pub const IMAGE_MAGIC: &[u8; 4] = b"TIMG";
 /// Encoded length of a run.
 const RUN_LEN: usize = 18;
+/// Format version of a page table with deltas; one without is still of version 1.
+const DELTA_VERSION: u16 = 2;
 
 /// An image, taken apart.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,13 +23,16 @@ pub struct Parts {
     pub kind: ImageKind,
     pub spaces: Vec<Space>,
     pub groups: Vec<ChunkId>,
+    /// What groups, by number, are deltas against.
+    pub bases: BTreeMap<u32, ChunkId>,
     pub blobs: Vec<(String, Content)>,
 }
 
 /// The bytes of a page table.
 pub fn encode(parts: &Parts) -> Vec<u8> {
     let mut out = Encoder::new();
-    out.bytes(IMAGE_MAGIC).u16(FORMAT_VERSION).u8(parts.kind as u8).u8(0);
+    let version = if parts.bases.is_empty() { FORMAT_VERSION } else { DELTA_VERSION };
+    out.bytes(IMAGE_MAGIC).u16(version).u8(parts.kind as u8).u8(0);
     out.u32(PAGE as u32).u32(GROUP_PAGES as u32).count(parts.groups.len());
     parts.groups.iter().for_each(|id| {
         out.bytes(id.as_bytes());
@@ -56,7 +62,61 @@ pub fn encode(parts: &Parts) -> Vec<u8> {
             out.u16(run.first_slot);
         }
     }
+    if !parts.bases.is_empty() {
+        encode_bases(parts, &mut out);
+    }
     out.finish()
+}
+
+/// A base is a number: most are groups of the image as well, the others are listed.
+fn encode_bases(parts: &Parts, out: &mut Encoder) {
+    let mut numbers: HashMap<ChunkId, u32> = parts.groups.iter().copied().zip(0..).collect();
+    let mut others = Vec::new();
+    for base in parts.bases.values() {
+        let next = (parts.groups.len() + others.len()) as u32;
+        if next == *numbers.entry(*base).or_insert(next) {
+            others.push(*base);
+        }
+    }
+    out.count(others.len());
+    others.iter().for_each(|id| {
+        out.bytes(id.as_bytes());
+    });
+    out.count(parts.bases.len());
+    let mut end = 0;
+    for group in parts.bases.keys() {
+        out.u32(group - end); // groups since the one behind the delta before
+        end = group + 1;
+    }
+    for base in parts.bases.values() {
+        out.u32(numbers[base]);
+    }
+}
+
+fn decode_bases(fields: &mut Decoder<'_>, groups: &[ChunkId]) -> Result<BTreeMap<u32, ChunkId>> {
+    let others = decode_ids(fields)?;
+    let count = fields.count(8)?;
+    let (mut steps, mut numbers) =
+        (Decoder::new(fields.take(count * 4)?), Decoder::new(fields.take(count * 4)?));
+    let (mut end, mut bases) = (0u32, BTreeMap::new());
+    for _ in 0..count {
+        let group = end.checked_add(steps.u32()?).filter(|group| (*group as usize) < groups.len());
+        let number = numbers.u32()? as usize;
+        let base = groups.get(number).or_else(|| others.get(number - groups.len()));
+        let (Some(group), Some(base)) = (group, base) else {
+            return Err(Error::corrupt("page table names a delta or a base that is not there"));
+        };
+        bases.insert(group, *base);
+        end = group + 1;
+    }
+    match bases.is_empty() {
+        true => Err(Error::corrupt("page table of a version with deltas has none")),
+        false => Ok(bases),
+    }
+}
+
+fn decode_ids(fields: &mut Decoder<'_>) -> Result<Vec<ChunkId>> {
+    (0..fields.count(ChunkId::LEN)?).map(|_| fields.array().map(ChunkId::from_bytes)).collect()
 }
 
 /// Parses a page table; everything that a later read relies on is checked here.
@@ -67,7 +127,8 @@ pub fn decode(bytes: &[u8]) -> Result<Parts> {
     }
     let (version, kind, _) = (fields.u16()?, fields.u8()?, fields.u8()?);
     let (page_len, group_pages) = (fields.u32()?, fields.u32()?);
-    if version != FORMAT_VERSION || page_len as usize != PAGE || group_pages as usize > 1 << 10 {
+    let is_known = [FORMAT_VERSION, DELTA_VERSION].contains(&version);
+    if !is_known || page_len as usize != PAGE || group_pages as usize > 1 << 10 {
         let message =
             format!("memory image of version {version}, pages of {page_len}, groups of {group_pages}");
         return Err(Error::invalid(message).advice("use a newer snapctl"));
@@ -78,9 +139,7 @@ pub fn decode(bytes: &[u8]) -> Result<Parts> {
         2 => ImageKind::Criu,
         unknown => return Err(Error::corrupt(format!("memory image of unknown kind {unknown}"))),
     };
-    let groups = (0..fields.count(32)?)
-        .map(|_| fields.array().map(ChunkId::from_bytes))
-        .collect::<Result<Vec<_>>>()?;
+    let groups = decode_ids(&mut fields)?;
     let mut blobs = Vec::new();
     for _ in 0..fields.count(9)? {
         blobs.push((fields.text()?, Content::decode_from(&mut fields)?));
@@ -89,8 +148,12 @@ pub fn decode(bytes: &[u8]) -> Result<Parts> {
     for _ in 0..fields.count(20)? {
         spaces.push(decode_space(&mut fields, groups.len(), group_pages)?);
     }
+    let bases = match version {
+        DELTA_VERSION => decode_bases(&mut fields, &groups)?,
+        _ => BTreeMap::new(),
+    };
     fields.end()?;
-    Ok(Parts { kind, spaces, groups, blobs })
+    Ok(Parts { kind, spaces, groups, bases, blobs })
 }
 
 fn decode_space(fields: &mut Decoder<'_>, group_count: usize, group_pages: u32) -> Result<Space> {
@@ -125,11 +188,12 @@ fn decode_space(fields: &mut Decoder<'_>, group_count: usize, group_pages: u32) 
     Ok(Space { id, len_bytes, runs })
 }
 
-/// Tells `visit` of every chunk that an image needs.
+/// Tells `visit` of every chunk that an image needs, the bases of its deltas included.
 pub(crate) fn visit_image(store: &Store, id: &ImageId, visit: &mut dyn FnMut(&ChunkId)) -> Result<()> {
     let table = blob::read_visiting(store, &id.chunk(), visit)?;
     let parts = decode(&table).map_err(|error| error.object(format!("image {id}")))?;
     parts.groups.iter().for_each(&mut *visit);
+    parts.bases.values().for_each(&mut *visit);
     for (_, content) in &parts.blobs {
         visit_content(store, content, visit)?;
     }

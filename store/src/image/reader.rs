@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::id::{ChunkId, ImageId};
 use crate::repo::Store;
 use crate::tree::Content;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// An open image. Clones share it.
@@ -20,6 +21,7 @@ struct Inner {
     kind: ImageKind,
     spaces: Vec<Space>,
     groups: Vec<ChunkId>,
+    bases: BTreeMap<u32, ChunkId>,
     blobs: Vec<(String, Content)>,
 }
 
@@ -27,8 +29,8 @@ impl Image {
     pub(crate) fn open(store: &Store, id: &ImageId) -> Result<Self> {
         let table = crate::blob::read(store, &id.chunk())?;
         let parts = format::decode(&table).map_err(|error| error.object(format!("image {id}")))?;
-        let format::Parts { kind, spaces, groups, blobs } = parts;
-        Ok(Self(Arc::new(Inner { store: store.clone(), id: *id, kind, spaces, groups, blobs })))
+        let format::Parts { kind, spaces, groups, bases, blobs } = parts;
+        Ok(Self(Arc::new(Inner { store: store.clone(), id: *id, kind, spaces, groups, bases, blobs })))
     }
 
     /// Its id.
@@ -116,6 +118,11 @@ impl Image {
     /// Opaque state of this name.
     pub fn blob(&self, name: &str) -> Option<&Content> {
         self.0.blobs.iter().find(|(found, _)| found == name).map(|(_, content)| content)
+    }
+
+    /// The chunk that a group is stored as a delta against: reading the group fetches both.
+    pub fn group_base(&self, group: u32) -> Option<ChunkId> {
+        self.0.bases.get(&group).copied()
     }
 
     pub(super) fn group_id(&self, group: u32) -> Option<ChunkId> {

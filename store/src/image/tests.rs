@@ -32,10 +32,20 @@ fn spaces(groups: u32) -> impl Strategy<Value = Vec<Space>> {
 fn parts() -> impl Strategy<Value = Parts> {
     let kind = prop_oneof![Just(ImageKind::Raw), Just(ImageKind::Firecracker), Just(ImageKind::Criu)];
     let blobs = prop::collection::vec(("[a-z.]{0,12}", prop::collection::vec(any::<u8>(), 0..20)), 0..3);
-    (kind, prop::collection::vec(any::<[u8; 32]>(), 1..4), blobs).prop_flat_map(|(kind, groups, blobs)| {
+    let groups = prop::collection::vec(any::<[u8; 32]>(), 1..6);
+    let bases = prop::collection::btree_map(0..6u32, prop_oneof![0..6u8, 100..103u8], 0..4);
+    (kind, groups, bases, blobs).prop_flat_map(|(kind, groups, bases, blobs)| {
+        let base_of = |number: u8, groups: &[[u8; 32]]| {
+            ChunkId::from_bytes(groups.get(usize::from(number)).copied().unwrap_or([number; 32]))
+        };
         spaces(groups.len() as u32).prop_map(move |spaces| Parts {
             kind,
             spaces,
+            bases: bases
+                .iter()
+                .filter(|(group, _)| (**group as usize) < groups.len())
+                .map(|(group, base)| (*group, base_of(*base, &groups)))
+                .collect(),
             groups: groups.iter().copied().map(ChunkId::from_bytes).collect(),
             blobs: blobs.iter().map(|(name, bytes)| (name.clone(), Content::inline(bytes.clone()))).collect(),
         })
@@ -86,10 +96,16 @@ fn a_run_that_leaves_its_group_its_space_or_the_address_space_is_refused() {
 fn a_page_past_the_end_of_a_damaged_group_is_an_error() {
     let (store, _state) = memory_store();
     let mut writer = store.writer("test").unwrap();
-    let short = writer.put_page_group(&[1; PAGE]).unwrap();
+    let short = writer.put_page_group(&[1; PAGE], None).unwrap();
     let runs = vec![PageRun { first_page: 0, page_count: 2, group: 0, first_slot: 0 }];
     let spaces = vec![Space { id: 0, len_bytes: 2 * PAGE as u64, runs }];
-    let parts = Parts { kind: ImageKind::Raw, spaces, groups: vec![short], blobs: Vec::new() };
+    let parts = Parts {
+        kind: ImageKind::Raw,
+        spaces,
+        groups: vec![short],
+        bases: BTreeMap::new(),
+        blobs: Vec::new(),
+    };
     let id = ImageId::from(crate::blob::put(&mut writer, &encode(&parts)).unwrap());
     let draft = crate::SnapshotDraft { image: Some(id), ..crate::SnapshotDraft::default() };
     writer.commit("vm", draft).unwrap();

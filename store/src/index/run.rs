@@ -11,7 +11,7 @@ use super::row::{ENTRY_LEN, OLD_ENTRY_LEN, Row};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackId};
 use crate::map::Access;
-use crate::pack::ALIGNMENT;
+use crate::pack::{ALIGNMENT, DELTA_SLOT};
 use crate::tier::Object;
 use crate::wire::{Decoder, ENVELOPE_LEN, FORMAT_VERSION, MAGIC, Record, unseal};
 use std::ops::Range;
@@ -33,8 +33,20 @@ pub struct Location {
     pub offset: u64,
     /// Frame length with padding in bytes.
     pub len_bytes: u64,
-    /// The chunk's place in the frame.
+    /// The chunk's place in the frame; [`DELTA_SLOT`] for the one chunk of a delta.
     pub slot: u16,
+}
+
+impl Location {
+    /// Whether the chunk is stored as a delta there.
+    pub fn is_delta(&self) -> bool {
+        self.slot == DELTA_SLOT
+    }
+
+    /// The chunk's place in the frame.
+    pub fn slot_index(&self) -> usize {
+        if self.is_delta() { 0 } else { self.slot.into() }
+    }
 }
 
 /// Where the parts of a run lie in its object.

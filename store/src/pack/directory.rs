@@ -1,13 +1,12 @@
 //! The directory at a pack's end: where each frame is and which chunks it holds, sorted by id, found in one read of the
 //! tail. The index is made of these.
 
-use super::frame::{MAX_FRAME_LEN, MAX_SLOTS};
-use super::{ALIGNMENT, PACK_HEADER_LEN, PackKind};
+use super::frame::{EncodedFrame, Frame, MAX_FRAME_LEN};
+use super::{ALIGNMENT, DELTA_SLOT, PACK_HEADER_LEN, PackKind};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackId};
 use crate::tier::Tier;
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION, checksum};
-use std::ops::Range;
 
 /// First bytes of the trailer.
 pub const TRAILER_MAGIC: &[u8; 8] = b"TORPEND\n";
@@ -36,7 +35,7 @@ pub struct DirectoryEntry {
     pub id: ChunkId,
     /// Number of its frame.
     pub frame: u32,
-    /// Its place in the frame.
+    /// Its place in the frame; [`DELTA_SLOT`] for the one chunk of a delta.
     pub slot: u32,
 }
 
@@ -58,10 +57,11 @@ impl PackDirectory {
         Self { id, kind, frames: Vec::new(), entries: Vec::new() }
     }
 
-    pub(super) fn push(&mut self, offset: usize, len: usize, slots: &[(ChunkId, u32)]) {
+    pub(super) fn push(&mut self, offset: usize, len: usize, encoded: &EncodedFrame) {
         let frame = self.frames.len() as u32;
         self.frames.push(FrameExtent { offset: offset as u64, len_bytes: len as u32 });
-        let entries = slots.iter().zip(0..).map(|((id, _), slot)| DirectoryEntry { id: *id, frame, slot });
+        let slots = encoded.slots.iter().zip(numbers_of_slots(encoded.base.is_some()));
+        let entries = slots.map(|((id, _), slot)| DirectoryEntry { id: *id, frame, slot });
         self.entries.extend(entries);
     }
 
@@ -69,12 +69,14 @@ impl PackDirectory {
         self.entries.sort_unstable_by_key(|entry| (entry.id, entry.frame, entry.slot));
     }
 
-    /// Whether these are the chunks that the directory names in a frame.
-    pub fn names(&self, frame: u32, slots: &[(ChunkId, Range<usize>)]) -> bool {
-        let sorted = |id, slot| {
-            self.entries.binary_search_by_key(&(id, frame, slot), |entry| (entry.id, entry.frame, entry.slot))
+    /// Whether the directory names the chunks of this frame under this number, and as what they are.
+    pub fn names(&self, number: u32, frame: &Frame) -> bool {
+        let is_named = |id, slot| {
+            let key = (id, number, slot);
+            self.entries.binary_search_by_key(&key, |entry| (entry.id, entry.frame, entry.slot)).is_ok()
         };
-        slots.iter().zip(0..).all(|((id, _), slot)| sorted(*id, slot).is_ok())
+        let slots = frame.slots.iter().zip(numbers_of_slots(frame.base.is_some()));
+        slots.into_iter().all(|((id, _), slot)| is_named(*id, slot))
     }
 
     pub(super) fn append_to(&self, pack: &mut Vec<u8>) {
@@ -97,6 +99,11 @@ impl PackDirectory {
         pack.extend_from_slice(&trailer);
         pack.extend_from_slice(&checksum(&trailer).to_le_bytes());
     }
+}
+
+/// What the slots of a frame are called, in order.
+fn numbers_of_slots(is_delta: bool) -> impl Iterator<Item = u32> {
+    if is_delta { u32::from(DELTA_SLOT).. } else { 0.. }
 }
 
 /// What the trailer says.
@@ -186,7 +193,7 @@ fn decode_body(body: &[u8], trailer: &Trailer, id: PackId) -> Result<PackDirecto
     for _ in 0..trailer.entry_count {
         let id = ChunkId::from_bytes(fields.array()?);
         let entry = DirectoryEntry { id, frame: fields.u32()?, slot: fields.u32()? };
-        if entry.frame as usize >= directory.frames.len() || entry.slot as usize >= MAX_SLOTS {
+        if entry.frame as usize >= directory.frames.len() || entry.slot > u32::from(DELTA_SLOT) {
             return Err(Error::corrupt("pack directory names a frame that is not there"));
         }
         directory.entries.push(entry);

@@ -1,9 +1,12 @@
 //! One frame: chunks compressed together behind a header that names them.
 //!
-//! A frame of an encrypted domain is sealed with its header bound to it: it opens nowhere else and as nothing else. The
-//! prefix frame is a field of format 1 that this version writes as zero and refuses otherwise.
+//! A frame of an encrypted domain is sealed with its header bound to it: it opens nowhere else and as nothing else.
+//!
+//! The frame of one chunk may be a delta: compressed behind the bytes of another chunk, its base, which its header names. A
+//! base is never stored as a delta itself, so reading a frame takes one more at most.
 
 use super::{ALIGNMENT, MAX_FRAME_PLAIN, PackKind};
+use crate::cache::ChunkBytes;
 use crate::codec::{self, Codec};
 use crate::domain::{CIPHER, Domain, SEAL_LEN, Sealer};
 use crate::error::{Error, Result};
@@ -32,6 +35,17 @@ pub struct FrameDraft {
     pub slots: Vec<(ChunkId, u32)>,
     /// Their bytes, one after the other.
     pub plain: Vec<u8>,
+    /// What the one chunk may be stored as a delta against.
+    pub base: Option<Base>,
+}
+
+/// A chunk that another may be stored against.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// The chunk; some pack holds it, and not as a delta.
+    pub id: ChunkId,
+    /// Its bytes.
+    pub bytes: ChunkBytes,
 }
 
 /// A frame ready for a pack.
@@ -40,12 +54,14 @@ pub struct EncodedFrame {
     pub bytes: Vec<u8>,
     /// The chunks in it.
     pub slots: Vec<(ChunkId, u32)>,
+    /// The chunk that it is a delta against.
+    pub base: Option<ChunkId>,
 }
 
 impl FrameDraft {
     /// A frame without chunks.
     pub fn new(kind: PackKind) -> Self {
-        Self { kind, slots: Vec::new(), plain: Vec::new() }
+        Self { kind, slots: Vec::new(), plain: Vec::new(), base: None }
     }
 
     /// Adds a chunk.
@@ -71,20 +87,25 @@ impl FrameDraft {
         self.encode_for(level, &Sealer::plain())
     }
 
-    /// Compresses and encodes as a domain's writer seals. Encryption adds about 1 ms for 1 MiB.
+    /// Compresses, as a delta where there is a base and that pays, and encodes as a domain's writer seals. Encryption adds about 1 ms for 1 MiB.
     ///
     /// # Errors
     /// As [`codec::compress`].
     pub fn encode_for(self, level: i32, sealer: &Sealer) -> Result<EncodedFrame> {
         let (codec, compressed) = codec::compress(&self.plain, level)?;
-        encode(self.kind, codec, &self.slots, compressed, sealer)
+        if let Some(base) = &self.base
+            && let Some(delta) = codec::compress_delta(&self.plain, &base.bytes, level, compressed.len())?
+        {
+            return encode(self.kind, (Codec::Zstd, Some(base.id)), &self.slots, delta, sealer);
+        }
+        encode(self.kind, (codec, None), &self.slots, compressed, sealer)
     }
 }
 
-/// The frame of compressed chunks.
+/// The frame of compressed chunks; a delta names its base.
 fn encode(
     kind: PackKind,
-    codec: Codec,
+    (codec, base): (Codec, Option<ChunkId>),
     slots: &[(ChunkId, u32)],
     compressed: Vec<u8>,
     sealer: &Sealer,
@@ -101,7 +122,7 @@ fn encode(
     fixed.u32(sealer.key.as_ref().map_or(0, |(epoch, _)| *epoch));
     // How long chunks are is nobody's business: an encrypted frame says it inside.
     fixed.count(slots.len()).count(if encrypted { 0 } else { plain_len }).count(stored_len).u32(sealer.tag);
-    fixed.bytes(&[0; 32]); // prefix frame: none
+    fixed.bytes(&base.map_or([0; 32], |base| *base.as_bytes()));
     let mut listed = Encoder::with_capacity(slots.len() * SLOT_LEN);
     for (id, len) in slots {
         listed.bytes(id.as_bytes()).u32(if encrypted { 0 } else { *len });
@@ -123,7 +144,7 @@ fn encode(
     let guard = guard(&fixed, &listed);
     let mut out = Encoder::with_capacity(FRAME_HEADER_LEN + listed.len() + stored_len);
     out.bytes(&fixed).u64(guard).bytes(&listed).bytes(&stored);
-    Ok(EncodedFrame { bytes: out.finish(), slots: slots.to_vec() })
+    Ok(EncodedFrame { bytes: out.finish(), slots: slots.to_vec(), base })
 }
 
 /// Bytes of the header before the two checksums.
@@ -151,6 +172,8 @@ pub struct FrameHeader {
     pub key_epoch: Option<u32>,
     /// Tag of the domain whose frame it is.
     pub domain_tag: u32,
+    /// The chunk that it is a delta against.
+    pub base: Option<ChunkId>,
     /// Length of the chunks together; 0 in an encrypted frame, which says it inside.
     pub plain_len: usize,
     /// Length of the body as stored.
@@ -187,7 +210,7 @@ impl FrameHeader {
             (CIPHER, epoch, 1..) => Some(Some(epoch)),
             _ => None,
         };
-        let newer = version != FORMAT_VERSION || flags != 0 || reserved != 0 || prefix != [0; 32];
+        let newer = version != FORMAT_VERSION || flags != 0 || reserved != 0;
         let Some(key_epoch) = key_epoch.filter(|_| !newer) else {
             return Err(
                 Error::invalid("frame uses a feature of a newer format").advice("use a newer snapctl")
@@ -196,11 +219,17 @@ impl FrameHeader {
         if plain_len as usize > MAX_FRAME_PLAIN || slot_count as usize > MAX_SLOTS {
             return Err(Error::corrupt(format!("frame claims {plain_len} bytes in {slot_count} chunks")));
         }
+        let base = Some(ChunkId::from_bytes(prefix)).filter(|_| prefix != [0; 32]);
+        let (kind, codec) = (PackKind::from_number(kind)?, Codec::from_number(codec)?);
+        if base.is_some() && (kind, codec, slot_count) != (PackKind::Data, Codec::Zstd, 1) {
+            return Err(Error::corrupt("a delta that is not one compressed chunk of data"));
+        }
         Ok(Self {
-            kind: PackKind::from_number(kind)?,
-            codec: Codec::from_number(codec)?,
+            kind,
+            codec,
             key_epoch,
             domain_tag,
+            base,
             plain_len: plain_len as usize,
             stored_len: stored_len as usize,
             body_checksum,
@@ -265,6 +294,14 @@ impl FrameHeader {
         bytes.get(start..start + self.stored_len).ok_or_else(|| Error::corrupt("frame ends early"))
     }
 
+    /// What the compressed bytes are, behind the base of a delta.
+    fn decompress(&self, compressed: &[u8], plain_len: usize, read_base: &ReadBase<'_>) -> Result<Vec<u8>> {
+        match &self.base {
+            Some(base) => codec::decompress_delta(compressed, &read_base(base)?, plain_len),
+            None => codec::decompress(self.codec, compressed, plain_len),
+        }
+    }
+
     /// Opens an encrypted body.
     fn open(&self, bytes: &[u8], epoch: u32, domain: &Domain) -> Result<Opened> {
         let key = domain.frame_key(epoch).ok_or_else(|| {
@@ -298,19 +335,38 @@ pub struct Frame {
     pub plain: Vec<u8>,
     /// Id and byte range of each.
     pub slots: Vec<(ChunkId, Range<usize>)>,
+    /// The chunk that it was a delta against.
+    pub base: Option<ChunkId>,
+}
+
+/// Reads the base of a delta, from a frame that is none.
+pub type ReadBase<'a> = dyn Fn(&ChunkId) -> Result<ChunkBytes> + 'a;
+
+/// For readers of frames that are no deltas.
+fn no_base(id: &ChunkId) -> Result<ChunkBytes> {
+    Err(Error::corrupt("a delta where none may be, against chunk").object(id))
 }
 
 impl Frame {
-    /// Decodes a stored frame of one of `domains` and verifies every chunk in it.
+    /// Decodes a stored frame of one of `domains`, which is no delta, and verifies every chunk in it.
     ///
     /// # Errors
-    /// `Corrupt` when any byte that matters changed, or the frame is of another domain; `Invalid` for a newer format.
+    /// `Corrupt` when any byte that matters changed, or the frame is of another domain or a delta; `Invalid` for a newer
+    /// format.
     pub fn decode(bytes: &[u8], domains: &[&Domain]) -> Result<Self> {
+        Self::decode_on(bytes, domains, &no_base)
+    }
+
+    /// The same of any frame; `read_base` gives the base of a delta.
+    ///
+    /// # Errors
+    /// As [`Self::decode`]; those of `read_base`.
+    pub fn decode_on(bytes: &[u8], domains: &[&Domain], read_base: &ReadBase<'_>) -> Result<Self> {
         let header = FrameHeader::decode(bytes)?;
         let mut failure = None;
         // Tags are short; two domains of one tag are possible, though `create` avoids them.
         for domain in domains.iter().filter(|domain| domain.id().tag() == header.domain_tag) {
-            match Self::decode_in(&header, bytes, domain) {
+            match Self::decode_in(&header, bytes, domain, read_base) {
                 Ok(frame) => return Ok(frame),
                 Err(error) => failure = Some(error),
             }
@@ -318,13 +374,18 @@ impl Frame {
         Err(failure.unwrap_or_else(|| Error::corrupt("frame is of a domain that is not open here")))
     }
 
-    fn decode_in(header: &FrameHeader, bytes: &[u8], domain: &Domain) -> Result<Self> {
+    fn decode_in(
+        header: &FrameHeader,
+        bytes: &[u8],
+        domain: &Domain,
+        read_base: &ReadBase<'_>,
+    ) -> Result<Self> {
         if header.key_epoch.is_some() != domain.is_encrypted() {
             return Err(Error::corrupt("frame is encrypted where its domain is not, or the other way"));
         }
         let mut slots = header.slots.clone();
         let plain = match header.key_epoch {
-            None => codec::decompress(header.codec, header.stored(bytes)?, header.plain_len)?,
+            None => header.decompress(header.stored(bytes)?, header.plain_len, read_base)?,
             Some(epoch) => {
                 let Opened { lengths, compressed } = header.open(bytes, epoch, domain)?;
                 let mut end = 0;
@@ -332,7 +393,7 @@ impl Frame {
                     *range = end..end + len as usize;
                     end = range.end;
                 }
-                codec::decompress(header.codec, &compressed, end)?
+                header.decompress(&compressed, end, read_base)?
             }
         };
         for (id, range) in &slots {
@@ -340,10 +401,10 @@ impl Frame {
                 return Err(Error::corrupt("chunk does not match its id").object(id));
             }
         }
-        Ok(Self { kind: header.kind, domain: domain.id(), plain, slots })
+        Ok(Self { kind: header.kind, domain: domain.id(), plain, slots, base: header.base })
     }
 
-    /// Decodes and verifies also what reads pass over: then no bit is other than it was written.
+    /// Decodes a frame that is no delta and verifies also what reads pass over: then no bit is other than it was written.
     ///
     /// # Errors
     /// As [`Self::decode`] and [`Self::verify_stored`].
@@ -370,12 +431,18 @@ impl Frame {
     }
 }
 
-/// Seals a stored frame of `domain` anew, under the key that `sealer` has now; its chunks are verified on the way.
+/// Seals a stored frame of `domain` anew, under the key that `sealer` has now; its chunks are verified on the way. A delta
+/// stays one.
 ///
 /// # Errors
-/// As [`Frame::decode`] and [`FrameDraft::encode_for`].
-pub fn reseal(bytes: &[u8], domain: &Domain, sealer: &Sealer) -> Result<EncodedFrame> {
-    let frame = Frame::decode(bytes, &[domain])?;
+/// As [`Frame::decode_on`] and [`FrameDraft::encode_for`].
+pub fn reseal(
+    bytes: &[u8],
+    domain: &Domain,
+    sealer: &Sealer,
+    read_base: &ReadBase<'_>,
+) -> Result<EncodedFrame> {
+    let frame = Frame::decode_on(bytes, &[domain], read_base)?;
     let header = FrameHeader::decode(bytes)?;
     let compressed = match header.key_epoch {
         None => header.stored(bytes)?.to_vec(),
@@ -383,5 +450,5 @@ pub fn reseal(bytes: &[u8], domain: &Domain, sealer: &Sealer) -> Result<EncodedF
     };
     let slots: Vec<(ChunkId, u32)> =
         frame.slots.iter().map(|(id, range)| (*id, range.len() as u32)).collect();
-    encode(header.kind, header.codec, &slots, compressed, sealer)
+    encode(header.kind, (header.codec, header.base), &slots, compressed, sealer)
 }

@@ -10,7 +10,9 @@ pub use directory::{
     DIRECTORY_ENTRY_LEN, DirectoryEntry, FRAME_EXTENT_LEN, FrameExtent, PackDirectory, TRAILER_LEN,
     read_directory,
 };
-pub use frame::{EncodedFrame, FRAME_HEADER_LEN, Frame, FrameDraft, FrameHeader, SLOT_LEN, reseal};
+pub use frame::{
+    Base, EncodedFrame, FRAME_HEADER_LEN, Frame, FrameDraft, FrameHeader, ReadBase, SLOT_LEN, reseal,
+};
 
 use crate::error::{Error, Result};
 use crate::id::PackId;
@@ -23,6 +25,9 @@ pub const ALIGNMENT: usize = 64;
 pub const TARGET_LEN: usize = 32 << 20;
 /// No frame holds more plain bytes.
 pub const MAX_FRAME_PLAIN: usize = 2 << 20;
+/// Stands in directory and index for the one slot of a delta, so that nobody takes the chunk for one that is whole by
+/// itself; no slot has this number.
+pub const DELTA_SLOT: u16 = u16::MAX;
 /// First bytes of a pack.
 pub const PACK_MAGIC: &[u8; 8] = b"TORPACK\n";
 /// Length of the pack header in bytes.
@@ -95,7 +100,7 @@ impl PackBuilder {
         let offset = self.bytes.len();
         self.bytes.extend_from_slice(&frame.bytes);
         self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
-        self.directory.push(offset, self.bytes.len() - offset, &frame.slots);
+        self.directory.push(offset, self.bytes.len() - offset, frame);
     }
 
     /// Bytes so far.

@@ -1,6 +1,7 @@
 //! Packs and frames: round trip, every truncation and every flipped bit.
 
 use super::*;
+use crate::cache::ChunkBytes;
 use crate::domain::Domain;
 use crate::id::{ChunkId, WriterId};
 use crate::testing::flipped;
@@ -129,8 +130,8 @@ proptest! {
         for (number, extent) in (0..).zip(&directory.frames) {
             let stored = &bytes[extent.offset as usize..][..extent.len_bytes as usize];
             let frame = Frame::verify(stored, &[&plain()]).unwrap();
-            prop_assert!(directory.names(number, &frame.slots));
-            prop_assert!(!directory.names(number + 1, &frame.slots));
+            prop_assert!(directory.names(number, &frame));
+            prop_assert!(!directory.names(number + 1, &frame));
         }
     }
 }
@@ -155,7 +156,7 @@ fn a_directory_that_names_what_cannot_be_is_refused() {
     assert!(refused(&|directory| directory.frames[1].len_bytes -= 64), "space left over");
     assert!(refused(&|directory| directory.frames[1].len_bytes = u32::MAX - 63), "far past the end");
     assert!(refused(&|directory| directory.entries[0].frame = 2), "a frame that is not there");
-    assert!(refused(&|directory| directory.entries[0].slot = 65_535), "a slot no index can name");
+    assert!(refused(&|directory| directory.entries[0].slot = 65_536), "a slot no index can name");
     assert!(refused(&|directory| directory.frames.clear()), "no frames");
 }
 
@@ -169,4 +170,75 @@ fn a_frame_that_claims_more_than_it_holds_is_refused() {
     let guard = checksum(&guarded);
     bytes[80..88].copy_from_slice(&guard.to_le_bytes());
     assert!(FrameHeader::decode(&bytes).is_err());
+}
+
+/// A chunk and its base, as bytes and as what a writer is given.
+fn chunk_and_base(len: usize) -> (Vec<u8>, Base) {
+    let mut noise = vec![0; len];
+    blake3::Hasher::new().update(b"base").finalize_xof().fill(&mut noise);
+    let frame = Frame::decode(&encode(&noise, None).bytes, &[&plain()]).unwrap();
+    let bytes = ChunkBytes::new(std::sync::Arc::new(frame), 0..len);
+    let base = Base { id: id_of(&noise), bytes };
+    noise[len / 2..len / 2 + 8].copy_from_slice(b"changed!");
+    (noise, base)
+}
+
+fn encode(chunk: &[u8], base: Option<Base>) -> EncodedFrame {
+    let mut draft = FrameDraft::new(PackKind::Data);
+    draft.push(id_of(chunk), chunk);
+    draft.base = base;
+    draft.encode(3).unwrap()
+}
+
+#[test]
+fn a_delta_reads_back_on_its_base_and_no_flipped_bit_or_other_base_gives_other_bytes() {
+    let (chunk, base) = chunk_and_base(3000);
+    let frame = encode(&chunk, Some(base.clone()));
+    assert_eq!(frame.base, Some(base.id));
+    assert!(frame.bytes.len() < 300);
+    let read_base = |id: &ChunkId| match *id == base.id {
+        true => Ok(base.bytes.clone()),
+        false => Err(Error::corrupt("no such base")),
+    };
+    let domain = plain();
+    let decode = |bytes: &[u8]| Frame::decode_on(bytes, &[&domain], &read_base);
+    let read = decode(&frame.bytes).unwrap();
+    assert_eq!((&read.plain, read.base), (&chunk, Some(base.id)));
+    assert_eq!(FrameHeader::decode(&frame.bytes).unwrap().base, Some(base.id));
+    assert!(Frame::decode(&frame.bytes, &[&domain]).is_err(), "where no delta may be");
+    let other = |_: &ChunkId| {
+        let noise = encode(&vec![9; 3000], None);
+        let frame = Frame::decode(&noise.bytes, &[&domain]).unwrap();
+        Ok(ChunkBytes::new(std::sync::Arc::new(frame), 0..3000))
+    };
+    assert!(Frame::decode_on(&frame.bytes, &[&domain], &other).is_err(), "another base");
+    for bit in 0..frame.bytes.len() * 8 {
+        let damaged = flipped(&frame.bytes, bit);
+        assert!(Frame::verify_stored(&damaged).is_err(), "bit {bit}");
+        assert!(decode(&damaged).map_or(true, |read| read.plain == chunk), "bit {bit}");
+    }
+    for len in 0..frame.bytes.len() {
+        assert!(decode(&frame.bytes[..len]).is_err(), "cut at {len}");
+    }
+}
+
+#[test]
+fn a_directory_tells_deltas_from_chunks_that_are_whole() {
+    let (chunk, base) = chunk_and_base(3000);
+    let mut builder = PackBuilder::new(pack_id(), PackKind::Data);
+    let frames = [encode(&chunk, Some(base.clone())), encode(&base.bytes, None)];
+    frames.iter().for_each(|frame| builder.push(frame));
+    let (_, bytes, mut directory) = builder.finish();
+    let tier = MemoryTier::new();
+    tier.put_if_absent(&pack_id().key(), &bytes).unwrap();
+    assert_eq!(read_directory(&tier, pack_id()).unwrap(), directory);
+    let slot_of = |id| directory.entries.iter().find(|entry| entry.id == id).unwrap().slot;
+    assert_eq!((slot_of(id_of(&chunk)), slot_of(base.id)), (u32::from(DELTA_SLOT), 0));
+    let read_base = |_: &ChunkId| Ok(base.bytes.clone());
+    let delta = Frame::decode_on(&frames[0].bytes, &[&plain()], &read_base).unwrap();
+    assert!(directory.names(0, &delta));
+    for entry in &mut directory.entries {
+        entry.slot = 0;
+    }
+    assert!(!directory.names(0, &delta), "a delta that passes for whole");
 }

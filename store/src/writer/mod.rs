@@ -3,6 +3,7 @@
 //! Order of a commit: packs durable -> index run -> snapshot record -> session still alive and packs leaned on still
 //! there -> ref. A writer that failed once refuses to go on. Dropping a writer leaves nothing that a ref reaches.
 
+mod groups;
 mod pipeline;
 mod pool;
 mod state;
@@ -11,7 +12,7 @@ use crate::clock;
 use crate::domain::Domain;
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, ImageId, PackId, SnapshotId, TreeId};
-use crate::index::{self, Run};
+use crate::index::{self, Location, Run};
 use crate::lock::FileLock;
 use crate::pack::{MAX_FRAME_PLAIN, PackKind};
 use crate::refs::{self, Proposal, RefEntry};
@@ -20,7 +21,7 @@ use crate::reserve;
 use crate::session::Session;
 use crate::snapshot::{Snapshot, Totals};
 use pipeline::Pipeline;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 /// What a writer did so far.
@@ -61,8 +62,12 @@ pub struct Writer {
     /// The domain that everybody may lean on, where this is not it.
     public: Option<Arc<Domain>>,
     pipeline: Pipeline,
-    /// Chunks of this session, which the index does not know yet.
+    /// Chunks of this session, which the index does not know yet, and that are whole by themselves.
     fresh: HashSet<ChunkId>,
+    /// Page groups of this session that may be stored as deltas.
+    fresh_groups: HashSet<ChunkId>,
+    /// Page groups that were there already as deltas, and what against.
+    known_deltas: HashMap<ChunkId, ChunkId>,
     /// Packs that this session's deduplication relies on.
     leaned_on: HashSet<PackId>,
     /// Those of them that no stored run covers, since their writer died before it wrote one.
@@ -109,6 +114,8 @@ impl Writer {
             }),
             store: store.clone(),
             fresh: HashSet::new(),
+            fresh_groups: HashSet::new(),
+            known_deltas: HashMap::new(),
             leaned_on: HashSet::new(),
             adopted: HashSet::new(),
             run_count: 0,
@@ -136,58 +143,61 @@ impl Writer {
     /// # Errors
     /// `Invalid` above 2 MiB; those of the tier, also for earlier chunks.
     pub fn put_chunk(&mut self, bytes: &[u8]) -> Result<ChunkId> {
-        self.put(PackKind::Data, bytes, false)
-    }
-
-    /// Stores a group of memory pages, if it is new, in a frame of its own, which is what a fault fetches.
-    ///
-    /// # Errors
-    /// As [`Self::put_chunk`].
-    pub fn put_page_group(&mut self, bytes: &[u8]) -> Result<ChunkId> {
-        self.put(PackKind::Data, bytes, true)
+        self.put(PackKind::Data, bytes)
     }
 
     /// Stores a chunk of metadata, if it is new.
     pub(crate) fn put_meta(&mut self, bytes: &[u8]) -> Result<ChunkId> {
-        self.put(PackKind::Meta, bytes, false)
+        self.put(PackKind::Meta, bytes)
     }
 
-    fn put(&mut self, kind: PackKind, bytes: &[u8], alone: bool) -> Result<ChunkId> {
+    fn put(&mut self, kind: PackKind, bytes: &[u8]) -> Result<ChunkId> {
         let id = self.store.domain.chunk_id(bytes);
-        self.put_known(kind, id, bytes, alone)
+        self.put_known(kind, id, bytes)
     }
 
     /// Stores a chunk of file bytes whose id another thread computed in this writer's domain. Gives the id that stands for
     /// it: another one when the public domain has it.
     pub(crate) fn put_hashed(&mut self, id: ChunkId, bytes: &[u8]) -> Result<ChunkId> {
-        self.put_known(PackKind::Data, id, bytes, false)
+        self.put_known(PackKind::Data, id, bytes)
     }
 
-    fn put_known(&mut self, kind: PackKind, id: ChunkId, bytes: &[u8], alone: bool) -> Result<ChunkId> {
+    fn put_known(&mut self, kind: PackKind, id: ChunkId, bytes: &[u8]) -> Result<ChunkId> {
+        self.offer(bytes)?;
+        if let Some(known) = self.whole_as(&id, bytes) {
+            return Ok(known);
+        }
+        let pushed = self.pipeline.push(kind, id, bytes);
+        self.guard(pushed)?;
+        self.fresh.insert(id);
+        self.count_new(bytes);
+        Ok(id)
+    }
+
+    /// Checks and counts bytes that may be stored.
+    fn offer(&mut self, bytes: &[u8]) -> Result<()> {
         if bytes.len() > MAX_FRAME_PLAIN {
             return Err(Error::invalid(format!("chunk of {} bytes; at most {MAX_FRAME_PLAIN}", bytes.len())));
         }
         self.check_usable()?;
         self.stats.chunks += 1;
         self.stats.bytes += bytes.len() as u64;
-        if self.is_known(&id) {
-            return Ok(id);
-        }
-        // Asking this of any other domain would tell one tenant what another has.
-        if let Some(public) = self.public.as_ref().map(|public| public.chunk_id(bytes))
-            && self.is_known(&public)
-        {
-            return Ok(public);
-        }
-        let pushed = match alone {
-            true => self.pipeline.push_alone(kind, id, bytes),
-            false => self.pipeline.push(kind, id, bytes),
-        };
-        self.guard(pushed)?;
-        self.fresh.insert(id);
+        Ok(())
+    }
+
+    fn count_new(&mut self, bytes: &[u8]) {
         self.stats.new_chunks += 1;
         self.stats.new_bytes += bytes.len() as u64;
-        Ok(id)
+    }
+
+    /// The id under which the bytes are there already, whole by themselves: this domain's, or the public one's.
+    fn whole_as(&mut self, id: &ChunkId, bytes: &[u8]) -> Option<ChunkId> {
+        if self.is_known(id) {
+            return Some(*id);
+        }
+        // Asking this of any other domain would tell one tenant what another has.
+        let public = self.public.as_ref().map(|public| public.chunk_id(bytes))?;
+        self.is_known(&public).then_some(public)
     }
 
     /// Stores a frame of this domain once more, sealed under its current key. Many of them go into packs of their own;
@@ -197,7 +207,7 @@ impl Writer {
     /// As [`Self::put_chunk`]; `Corrupt` for a frame that is damaged or another domain's: the writer may not go on then.
     pub fn put_resealed(&mut self, kind: PackKind, frame: Vec<u8>) -> Result<()> {
         self.check_usable()?;
-        let pushed = self.pipeline.push_resealed(kind, frame, self.store.domain.clone());
+        let pushed = self.pipeline.push_resealed(kind, frame, self.store.clone());
         self.guard(pushed)
     }
 
@@ -211,21 +221,23 @@ impl Writer {
         self.guard(flushed)
     }
 
-    /// Whether a chunk is there already; if so the session leans on its pack from now on.
+    /// Whether a chunk is there already, whole by itself; if so the session leans on its pack from now on. One that is
+    /// there as a delta is not: who takes it must record its base, too, and only page tables do.
     fn is_known(&mut self, id: &ChunkId) -> bool {
-        if self.fresh.contains(id) {
-            return true;
-        }
+        self.fresh.contains(id) || self.lean_on(id, |place| !place.is_delta()).is_some()
+    }
+
+    /// A place of a chunk that `accept` takes, in a pack that is not condemned; the session leans on that pack from now on.
+    fn lean_on(&mut self, id: &ChunkId, accept: impl Fn(&Location) -> bool) -> Option<Location> {
         let runs = self.store.index().runs();
-        let place_in = |run: &Run| run.find(id).find(|place| !self.condemned.contains(&place.pack));
-        let Some((run, place)) = runs.iter().find_map(|run| Some((run, place_in(run)?))) else {
-            return false;
-        };
+        let is_good = |place: &Location| accept(place) && !self.condemned.contains(&place.pack);
+        let place_in = |run: &Run| run.find(id).find(|place| is_good(place));
+        let (run, place) = runs.iter().find_map(|run| Some((run, place_in(run)?)))?;
         self.leaned_on.insert(place.pack);
         if !run.is_stored() {
             self.adopted.insert(place.pack);
         }
-        true
+        Some(place)
     }
 
     /// Fails for a writer that failed before.
@@ -336,6 +348,7 @@ impl Writer {
         }
         self.store.index().refresh(tier)?;
         self.fresh.clear();
+        self.fresh_groups.clear();
         // Where another host may end this session, packs may go behind its back: there the collector alone joins runs.
         if !self.store.inner.config.is_shared
             && let Err(error) = self.store.index().compact_short(tier, &self.condemned)

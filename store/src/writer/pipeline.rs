@@ -3,14 +3,15 @@
 //! and one being stored per kind.
 
 use super::pool::{Pool, Ticket};
-use crate::domain::{Domain, Sealer};
+use crate::domain::Sealer;
 use crate::error::Result;
 use crate::id::{ChunkId, PackId, WriterId};
 use crate::pack::{
-    EncodedFrame, FrameDraft, MAX_FRAME_PLAIN, PackBuilder, PackDirectory, PackKind, TARGET_LEN, reseal,
+    Base, EncodedFrame, FrameDraft, MAX_FRAME_PLAIN, PackBuilder, PackDirectory, PackKind, TARGET_LEN, reseal,
 };
 use crate::placement::Placement;
-use std::collections::VecDeque;
+use crate::repo::Store;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Frames of file data and of metadata are closed at about this many bytes of header and chunks.
@@ -53,6 +54,8 @@ pub struct Pipeline {
     storing: VecDeque<Ticket<PackDirectory>>,
     stored: Vec<PackDirectory>,
     stored_bytes: u64,
+    /// Chunks stored as deltas since the last flush, and what against.
+    deltas: HashMap<ChunkId, ChunkId>,
 }
 
 impl Pipeline {
@@ -76,6 +79,7 @@ impl Pipeline {
             storing: VecDeque::new(),
             stored: Vec::new(),
             stored_bytes: 0,
+            deltas: HashMap::new(),
         })
     }
 
@@ -103,14 +107,26 @@ impl Pipeline {
         }
     }
 
-    /// Puts a chunk into a frame of its own.
+    /// Puts a chunk of data into a frame of its own, as a delta against `base` where that pays.
     ///
     /// # Errors
     /// As [`Self::push`].
-    pub fn push_alone(&mut self, kind: PackKind, id: ChunkId, bytes: &[u8]) -> Result<()> {
-        let mut draft = FrameDraft::new(kind);
+    pub fn push_alone(&mut self, id: ChunkId, bytes: &[u8], base: Option<Base>) -> Result<()> {
+        let mut draft = FrameDraft::new(PackKind::Data);
         draft.push(id, bytes);
+        draft.base = base;
         self.compress(draft)
+    }
+
+    /// Chunks stored as deltas since the last flush, and what against. Waits for all that was pushed to be compressed.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn deltas(&mut self) -> Result<&HashMap<ChunkId, ChunkId>> {
+        while !self.compressing.is_empty() {
+            self.pack_next_frame()?;
+        }
+        Ok(&self.deltas)
     }
 
     fn compress(&mut self, draft: FrameDraft) -> Result<()> {
@@ -133,18 +149,21 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Seals a frame of `domain` anew, stored elsewhere as `bytes`.
+    /// Seals a frame of the domain of `store` anew, stored elsewhere as `bytes`.
     ///
     /// # Errors
     /// As [`Self::push`].
-    pub fn push_resealed(&mut self, kind: PackKind, bytes: Vec<u8>, domain: Arc<Domain>) -> Result<()> {
+    pub fn push_resealed(&mut self, kind: PackKind, bytes: Vec<u8>, store: Store) -> Result<()> {
         let sealer = self.sealer.clone();
-        self.encode(kind, move || reseal(&bytes, &domain, &sealer))
+        self.encode(kind, move || reseal(&bytes, &store.domain, &sealer, &|base| store.read_base(base)))
     }
 
     fn pack_next_frame(&mut self) -> Result<()> {
         let Some((kind, ticket)) = self.compressing.pop_front() else { return Ok(()) };
         let frame = ticket.wait()?;
+        if let (Some(base), [(id, _)]) = (frame.base, frame.slots.as_slice()) {
+            self.deltas.insert(*id, base);
+        }
         let names = &mut self.names;
         let pack = self.packs[kind as usize].get_or_insert_with(|| PackBuilder::new(names.next(), kind));
         pack.push(&frame);
@@ -180,9 +199,8 @@ impl Pipeline {
     pub fn flush(&mut self) -> Result<Vec<PackDirectory>> {
         self.close_frame(PackKind::Data)?;
         self.close_frame(PackKind::Meta)?;
-        while !self.compressing.is_empty() {
-            self.pack_next_frame()?;
-        }
+        self.deltas()?;
+        self.deltas.clear();
         self.store_pack(PackKind::Data)?;
         self.store_pack(PackKind::Meta)?;
         while !self.storing.is_empty() {

@@ -23,7 +23,7 @@ use tests::model::{assert_clean, files_of_host, files_of_store, memory_of_store}
 const GOLDEN_HASH: &str = "e9f3b8841f56e8d38d06aa604fcb48899a43ef0056cb0371213691a0967d9aef";
 
 /// A table of the document: a record of fixed length, or the fixed head of one.
-struct Table {
+pub struct Table {
     len: usize,
     has_more: bool,
     fields: Vec<(String, Range<usize>)>,
@@ -36,11 +36,11 @@ impl Table {
         found.unwrap_or_else(|| panic!("no field {field:?} in the document")).1.clone()
     }
 
-    fn bytes<'a>(&self, record: &'a [u8], field: &str) -> &'a [u8] {
+    pub fn bytes<'a>(&self, record: &'a [u8], field: &str) -> &'a [u8] {
         &record[self.range(field)]
     }
 
-    fn number(&self, record: &[u8], field: &str) -> u64 {
+    pub fn number(&self, record: &[u8], field: &str) -> u64 {
         let bytes = self.bytes(record, field);
         let mut wide = [0; 8];
         wide[..bytes.len()].copy_from_slice(bytes);
@@ -49,7 +49,7 @@ impl Table {
 }
 
 /// The document, by the names of its tables.
-struct Document(BTreeMap<String, Table>);
+pub struct Document(BTreeMap<String, Table>);
 
 impl std::ops::Index<&str> for Document {
     type Output = Table;
@@ -71,7 +71,7 @@ fn cells(line: &str) -> Option<Vec<&str>> {
 }
 
 /// Reads every `### Name, N bytes` and the table below it; offsets and sizes must add up to N.
-fn document() -> Document {
+pub fn document() -> Document {
     let mut tables = BTreeMap::new();
     let text = text();
     for section in text.split("\n### ").skip(1) {
@@ -406,7 +406,7 @@ fn assert_frame(document: &Document, bytes: &[u8]) {
     for zero in ["cipher", "flags", "reserved", "key epoch", "tag of the domain"] {
         assert_eq!(table.number(bytes, zero), 0, "{zero}");
     }
-    assert_eq!(table.bytes(bytes, "prefix frame"), [0; 32]);
+    assert_eq!(table.bytes(bytes, "base of a delta"), [0; 32]);
     let count = table.number(bytes, "slot count") as usize;
     let stored_len = table.number(bytes, "stored length") as usize;
     let slots = &bytes[table.len..][..count * slot.len];

@@ -7,6 +7,7 @@ mod backups;
 mod conformance;
 mod crash;
 mod damage;
+mod deltas;
 mod disks;
 mod domains;
 mod format;

@@ -270,7 +270,7 @@ fn chunks_of_every_length_fit_their_frames() {
     for len in lengths {
         let bytes = random.bytes(len);
         let id = match random.below(3) {
-            0 => writer.put_page_group(&bytes).unwrap(),
+            0 => writer.put_page_group(&bytes, None).unwrap(),
             _ => writer.put_chunk(&bytes).unwrap(),
         };
         chunks.push((id, bytes));
