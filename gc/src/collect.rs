@@ -102,7 +102,7 @@ fn run(
     progress: &dyn Progress,
 ) -> Result<CollectReport> {
     let survey = survey(store, dry_run, table, progress).map_err(|error| match error.kind() {
-        Kind::Corrupt | Kind::NotFound => error.advice("nothing was deleted; run `snapctl check`"),
+        Kind::Corrupt | Kind::NotFound => error.further_advice("nothing was deleted; run `snapctl check`"),
         _ => error,
     })?;
     let Survey { mut report, lists, sessions, vanished, marked, keys, destroyed } = survey;

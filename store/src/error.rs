@@ -70,6 +70,15 @@ impl Error {
         self
     }
 
+    /// What the user can do besides, or also has to know.
+    pub fn further_advice(mut self, advice: &str) -> Self {
+        self.0.advice = Some(match self.0.advice.take() {
+            Some(first) => format!("{first}; {advice}"),
+            None => advice.to_owned(),
+        });
+        self
+    }
+
     /// Attaches the cause.
     pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.0.source = Some(Box::new(source));

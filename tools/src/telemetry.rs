@@ -1,25 +1,38 @@
 //! The libraries' tracing events as lines on standard error: warnings by default, more with `-v`, as `TORPOR_LOG` says if set.
+//!
+//! Ours name no file, ref or label of an encrypted domain. The FUSE library's name every file that is touched, and are
+//! written only where the filter names that library.
 
 use store::{Error, Kind, Result};
 use tracing_subscriber::EnvFilter;
 
 const VARIABLE: &str = "TORPOR_LOG";
+/// The library whose events name files.
+const NAMES_FILES: &str = "fuser";
 
 /// Installs the subscriber of this process; once, at the start.
 pub fn install(quiet: bool, verbose: u8) -> Result<()> {
     let filter = match std::env::var(VARIABLE) {
-        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).map_err(|source| {
+        Ok(text) if !text.is_empty() => EnvFilter::try_new(discreet(&text)).map_err(|source| {
             Error::new(Kind::Invalid, "cannot parse the log filter")
                 .object(format!("{VARIABLE}={text}"))
                 .caused_by(source)
                 .advice("write a level such as `debug`, or `store=debug,snapfs=info`")
         })?,
-        _ => EnvFilter::new(default_level(quiet, verbose)),
+        _ => EnvFilter::new(discreet(default_level(quiet, verbose))),
     };
     // A mount's log may be on a disk that is full: what cannot be written is lost, and the process goes on.
     let lines = tracing_subscriber::fmt().log_internal_errors(false);
     lines.with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     Ok(())
+}
+
+/// The filter without the events that name files, unless it asks for them.
+fn discreet(filter: &str) -> String {
+    match filter.contains(NAMES_FILES) {
+        true => filter.to_owned(),
+        false => format!("{filter},{NAMES_FILES}=warn"),
+    }
 }
 
 fn default_level(quiet: bool, verbose: u8) -> &'static str {

@@ -8,6 +8,7 @@
 mod basics;
 mod config;
 mod disk;
+mod domains;
 mod hostile_input;
 mod hostile_store;
 mod life;
@@ -16,6 +17,7 @@ mod memory;
 mod mounts;
 mod resume;
 mod sample;
+mod secrets;
 mod signals;
 mod tiers;
 mod wrong_paths;

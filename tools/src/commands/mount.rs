@@ -51,6 +51,7 @@ pub fn run(arguments: MountArguments, context: &mut Context) -> anyhow::Result<O
     }
     let store = context.store()?;
     let upper = upper_of(&arguments, &store)?;
+    refuse_plain_changes(&arguments, &store)?;
     create_directory(&upper)?;
     let mounted: Mounted = background::start(&upper.join(LOG))?;
     context.output.report(&mounted)?;

@@ -113,8 +113,8 @@ fn readable_refs(
         match found {
             Ok(found) => refs.push(found),
             Err(error) => {
-                let error =
-                    error.advice("put the ref's record back from a copy, or delete it to give the ref up");
+                let advice = "put the ref's record back from a copy, or delete it to give the ref up";
+                let error = error.further_advice(advice);
                 context.progress.note(&format!("snapctl: {error}"));
                 first_error.get_or_insert(error);
             }
