@@ -54,6 +54,16 @@ impl FrameCache {
         ))
     }
 
+    /// The frame, when it is in memory.
+    pub fn get(&self, pack: PackId, offset: u64) -> Option<Arc<Frame>> {
+        self.0.get(&(pack, offset))
+    }
+
+    /// How many bytes may be in memory.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.0.capacity()
+    }
+
     /// The frame, from memory or by `load`; concurrent callers wait for one load.
     ///
     /// # Errors

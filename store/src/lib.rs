@@ -16,6 +16,7 @@ mod config;
 mod derived;
 pub mod domain;
 mod error;
+mod fetch;
 mod flat_cache;
 mod id;
 pub mod image;

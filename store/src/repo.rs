@@ -40,7 +40,7 @@ pub(crate) struct Inner {
     pub(crate) superblock: Superblock,
     pub(crate) keyring: Keyring,
     pub(crate) index: Index,
-    cache: FrameCache,
+    pub(crate) cache: FrameCache,
     flat: FlatCache,
     pub(crate) placement: Arc<Placement>,
     touched: Touched,
@@ -271,6 +271,11 @@ impl Store {
 
     fn read_at(&self, id: &ChunkId, place: &Location) -> Result<ChunkBytes> {
         let frame = self.inner.cache.get_or_load(place.pack, place.offset, || self.fetch_frame(place))?;
+        self.chunk_in(&frame, id, place)
+    }
+
+    /// A chunk of a frame of the decoded cache.
+    pub(crate) fn chunk_in(&self, frame: &Arc<Frame>, id: &ChunkId, place: &Location) -> Result<ChunkBytes> {
         // The cache is of all domains; what is read is this one's or everybody's.
         let may_read = frame.domain == self.domain.id()
             || self.public()?.is_some_and(|public| public.id() == frame.domain);
@@ -292,20 +297,29 @@ impl Store {
                 return Ok(frame);
             }
             let bytes = tier.get_range(&key, place.offset, place.len_bytes);
-            match bytes.and_then(|bytes| Ok((self.decode_frame(&bytes)?, bytes))) {
-                Ok((frame, _)) if is_near => {
-                    self.inner.touched.note(&**tier, place.pack);
-                    return Ok(frame);
-                }
-                Ok((frame, bytes)) => {
-                    self.keep_near(place, &frame, &bytes);
-                    return Ok(frame);
-                }
+            match bytes.and_then(|bytes| self.accept_frame(place, *class, &**tier, &bytes)) {
+                Ok(frame) => return Ok(frame),
                 Err(error) if error.kind() == Kind::NotFound => failure = failure.or(Some(error)),
                 Err(error) => failure = Some(error.object(format!("{key} at byte {}", place.offset))),
             }
         }
         Err(failure.expect("a store has at least one tier"))
+    }
+
+    /// Decodes and verifies what a tier gave; what came from far away is kept near.
+    pub(crate) fn accept_frame(
+        &self,
+        place: &Location,
+        class: TierClass,
+        tier: &dyn Tier,
+        bytes: &[u8],
+    ) -> Result<Frame> {
+        let frame = self.decode_frame(bytes)?;
+        match class {
+            TierClass::Hot => self.inner.touched.note(tier, place.pack),
+            TierClass::Warm | TierClass::Cold => self.keep_near(place, &frame, bytes),
+        }
+        Ok(frame)
     }
 
     /// Decodes and verifies a stored frame of this domain or of the public one.
@@ -344,7 +358,8 @@ impl Store {
         Err(failure)
     }
 
-    fn cached_frame(&self, place: &Location) -> Option<Frame> {
+    /// A frame of the flat-file cache, verified.
+    pub(crate) fn cached_frame(&self, place: &Location) -> Option<Frame> {
         let bytes = self.inner.flat.get(place.pack, place.offset, place.len_bytes)?;
         self.decode_frame(&bytes).inspect_err(|_| self.inner.flat.remove(place.pack, place.offset)).ok()
     }

@@ -250,6 +250,11 @@ impl ContentReader {
         &self.extents
     }
 
+    /// All of the file, when it stands in its directory.
+    pub(crate) fn inline_bytes(&self) -> Option<&[u8]> {
+        self.extents.is_empty().then_some(&self.inline)
+    }
+
     /// Fills `buffer` from `offset`; gives how much, less than asked for only at the end of the file.
     ///
     /// # Errors
@@ -271,7 +276,7 @@ impl ContentReader {
             match extent {
                 Extent::Hole { .. } => target.fill(0),
                 Extent::Chunk { id, len_bytes } => {
-                    let chunk = self.chunk(&id, len_bytes)?;
+                    let chunk = read_extent(&self.store, &id, len_bytes)?;
                     target.copy_from_slice(&chunk[within as usize..within as usize + len]);
                 }
             }
@@ -279,18 +284,6 @@ impl ContentReader {
             index += 1;
         }
         Ok(done)
-    }
-
-    fn chunk(&self, id: &ChunkId, len_bytes: u32) -> Result<ChunkBytes> {
-        let chunk = self.store.read_chunk(id)?;
-        match chunk.len() == len_bytes as usize {
-            true => Ok(chunk),
-            false => {
-                let found = chunk.len();
-                Err(Error::corrupt(format!("extent of {len_bytes} bytes names a chunk of {found}"))
-                    .object(id))
-            }
-        }
     }
 
     /// Whether `len` bytes from `offset` (as far as the file goes) lie in holes.
@@ -302,5 +295,20 @@ impl ContentReader {
         let first = self.extents.partition_point(|(start, extent)| start + extent.len_bytes() <= offset);
         let mut touched = self.extents[first..].iter().take_while(|(start, _)| *start < end).peekable();
         touched.peek().is_some() && touched.all(|(_, extent)| matches!(extent, Extent::Hole { .. }))
+    }
+}
+
+/// The bytes of an extent that is a chunk.
+///
+/// # Errors
+/// As `Store::read_chunk`; `Corrupt` when the chunk has another length.
+pub(crate) fn read_extent(store: &Store, id: &ChunkId, len_bytes: u32) -> Result<ChunkBytes> {
+    let chunk = store.read_chunk(id)?;
+    match chunk.len() == len_bytes as usize {
+        true => Ok(chunk),
+        false => {
+            let found = chunk.len();
+            Err(Error::corrupt(format!("extent of {len_bytes} bytes names a chunk of {found}")).object(id))
+        }
     }
 }

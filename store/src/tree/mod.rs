@@ -10,8 +10,8 @@ mod inode;
 mod reader;
 mod write;
 
-pub(crate) use content::visit_content;
 pub use content::{Content, ContentReader, Extent, INLINE_MAX};
+pub(crate) use content::{read_extent, visit_content};
 pub use content_writer::ContentWriter;
 pub use directory::{Directory, encode_directory};
 pub use inode::{Entry, EntryInode, Inode, LinkedInode, MAX_NAME_LEN, Metadata, Node, TreeRoot};
