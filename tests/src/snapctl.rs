@@ -114,6 +114,11 @@ impl Place {
         for variable in ["TORPOR_STORE", "TORPOR_CONFIG", "TORPOR_LOG", "XDG_DATA_HOME"] {
             command.env_remove(variable);
         }
+        for (variable, _) in
+            std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"AWS_"))
+        {
+            command.env_remove(variable);
+        }
         command.env("HOME", self.path("home")).env("XDG_CONFIG_HOME", self.path("home/config"));
         command.stdin(Stdio::null());
         command

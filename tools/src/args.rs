@@ -102,6 +102,8 @@ pub enum Command {
     Cache(CacheArguments),
     /// Create, list, rotate and destroy domains: tenants with keys of their own
     Domain(DomainArguments),
+    /// Try what the tiers can be relied on for, and record it in the bucket
+    Doctor(DoctorArguments),
     /// Print a completion script for a shell
     Completions(CompletionsArguments),
     /// Print version, format and features
@@ -484,6 +486,23 @@ pub enum DomainAction {
         #[arg(value_name = "REF")]
         reference: Option<String>,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArguments {
+    /// Look at this tier only: hot, warm or cold
+    #[arg(long, value_name = "TIER", value_parser = ["hot", "warm", "cold"])]
+    tier: Option<String>,
+    /// Leave no record in the bucket
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+impl DoctorArguments {
+    /// Whether a tier is meant.
+    pub fn names(&self, tier: &str) -> bool {
+        self.tier.as_deref().is_none_or(|only| only == tier)
+    }
 }
 
 #[derive(Debug, Args)]

@@ -4,12 +4,17 @@
 //! A flag or variable that names a store names the whole store: tiers and state of the files belong to the files' store and
 //! are used only when it is the same one.
 
+mod cold;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
 use store::domain::DomainConfig;
 use store::{Breaker, DataTier, Error, Kind, LocalTier, MirrorTier, Result, StoreConfig, Tier, TierClass};
+
+pub use cold::Cold;
+use cold::ColdFile;
 
 use crate::args::GlobalArguments;
 use crate::human;
@@ -44,18 +49,11 @@ pub struct Config {
     pub domains: DomainConfig,
 }
 
-/// The cold tier's place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cold {
-    /// A directory; absolute.
-    Directory(PathBuf),
-}
-
 /// Whether and how a store is shared with other hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sharing {
     /// The cold tier holds the records of a store that many hosts share.
-    shared: bool,
+    pub shared: bool,
     /// Prefix of the refs that this host alone changes, where the shared place has no compare-and-swap.
     owned_refs: Option<String>,
     /// This host collects, where the shared place has no compare-and-swap.
@@ -117,14 +115,16 @@ impl Config {
             (None, None) => Location::directory(default_store()?),
         };
         let Location { hot, warm, cold, sharing, limits, state } = location;
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let cold = cold.map(|cold| cold.settle(&variable)).transpose()?;
         Ok(Config { hot, warm, cold, sharing, limits, state, cache_bytes, flat_cache_bytes, level, domains })
     }
 
     /// The same in the store's own terms.
-    pub fn store(&self) -> StoreConfig {
+    pub fn store(&self) -> Result<StoreConfig> {
         let local = StoreConfig::directory(&self.hot);
         let mut config = match &self.cold {
-            Some(Cold::Directory(path)) => self.with_cold(local, Arc::new(LocalTier::new(path))),
+            Some(cold) => self.with_cold(local, cold.tier()?),
             None => self.with_warm(local),
         };
         let limits = [self.limits.hot, self.limits.warm, self.limits.cold];
@@ -135,7 +135,7 @@ impl Config {
         config.flat_cache_bytes = self.flat_cache_bytes.unwrap_or(config.flat_cache_bytes);
         config.level = self.level.unwrap_or(config.level);
         config.domains.clone_from(&self.domains);
-        config
+        Ok(config)
     }
 
     fn with_warm(&self, mut config: StoreConfig) -> StoreConfig {
@@ -168,7 +168,7 @@ impl Config {
 struct Location {
     hot: PathBuf,
     warm: Option<PathBuf>,
-    cold: Option<Cold>,
+    cold: Option<ColdFile>,
     sharing: Sharing,
     limits: Limits,
     state: Option<PathBuf>,
@@ -221,7 +221,7 @@ struct ConfigFile {
 struct Tiers {
     hot: Option<PathBuf>,
     warm: Option<PathBuf>,
-    cold: Option<PathBuf>,
+    cold: Option<ColdFile>,
 }
 
 impl ConfigFile {
@@ -252,10 +252,11 @@ impl ConfigFile {
             ("state", &self.state),
             ("tiers.hot", &self.tiers.hot),
             ("tiers.warm", &self.tiers.warm),
-            ("tiers.cold", &self.tiers.cold),
         ];
-        for (key, path) in paths {
-            if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
+        let cold = self.tiers.cold.as_ref().and_then(ColdFile::directory);
+        let paths = paths.into_iter().map(|(key, path)| (key, path.as_deref()));
+        for (key, path) in paths.chain([("tiers.cold", cold)]) {
+            if let Some(path) = path.filter(|path| !path.is_absolute()) {
                 return Err((
                     format!("`{key}` is not an absolute path: {}", path.display()),
                     "begin it with `/`".into(),
@@ -271,19 +272,15 @@ impl ConfigFile {
             ));
         }
         let location_named = self.store.is_some() || self.tiers.hot.is_some();
-        let other_places = [&self.tiers.warm, &self.tiers.cold, &self.state];
-        if !location_named && (other_places.iter().any(|place| place.is_some()) || self.shared) {
+        let other_places = [self.tiers.warm.is_some(), self.tiers.cold.is_some(), self.state.is_some()];
+        if !location_named && (other_places.contains(&true) || self.shared) {
             return Err((
                 "`tiers.warm`, `tiers.cold`, `state` or `shared` stands without a store".into(),
                 "name `store` or `tiers.hot` too".into(),
             ));
         }
-        let hot = self.store.as_ref().or(self.tiers.hot.as_ref());
-        let tiers = [
-            ("tiers.hot", hot),
-            ("tiers.warm", self.tiers.warm.as_ref()),
-            ("tiers.cold", self.tiers.cold.as_ref()),
-        ];
+        let hot = self.store.as_deref().or(self.tiers.hot.as_deref());
+        let tiers = [("tiers.hot", hot), ("tiers.warm", self.tiers.warm.as_deref()), ("tiers.cold", cold)];
         for (number, (key, place)) in tiers.iter().enumerate() {
             if place.is_some() && tiers[..number].iter().any(|(_, other)| other == place) {
                 return Err((
@@ -317,7 +314,6 @@ impl ConfigFile {
     fn location(self) -> Option<Location> {
         let hot = self.store.or(self.tiers.hot)?;
         let Tiers { warm, cold, .. } = self.tiers;
-        let cold = cold.map(Cold::Directory);
         let sharing = Sharing { shared: self.shared, owned_refs: self.owned_refs, collector: self.collector };
         Some(Location { hot, warm, cold, sharing, limits: self.limits, state: self.state })
     }
@@ -409,13 +405,13 @@ mod tests {
     #[test]
     fn limits_and_sharing_reach_the_store() {
         let text = "store = '/nvme'\nshared = true\n[tiers]\nwarm = '/hdd'\ncold = '/far'\n[limits]\nhot = '2G'\nwarm = 5";
-        let config = settle(None, text).store();
+        let config = settle(None, text).store().unwrap();
         let tiers: Vec<_> = config.tiers.iter().map(|tier| (tier.class, tier.limit_bytes)).collect();
         let expected =
             [(TierClass::Hot, Some(2_000_000_000)), (TierClass::Warm, Some(5)), (TierClass::Cold, None)];
         assert_eq!((tiers.as_slice(), config.is_shared), (expected.as_slice(), true));
         assert_eq!(config.home.describe(), "/far");
-        let private = settle(None, &text.replace("shared = true", "")).store();
+        let private = settle(None, &text.replace("shared = true", "")).store().unwrap();
         assert_eq!((private.home.describe().as_str(), private.is_shared), ("/nvme", false));
     }
 
@@ -433,6 +429,17 @@ mod tests {
             ("stroe = '/x'", "stroe"),
             ("[tiers]\nhot = '/a'\nhotter = '/b'", "hotter"),
             ("store = '/a'\n[tiers]\ncold = '/a'", "tiers.cold"),
+            ("store = '/a'\n[tiers]\ncold = 7", "path or a table"),
+            ("store = '/a'\n[tiers.cold]\npath = '/a'", "tiers.cold"),
+            ("store = '/a'\n[tiers.cold]\npath = '/b'\nbucket = 'b'", "`path` and `bucket`"),
+            ("store = '/a'\n[tiers.cold]\nregion = 'x'", "`path` nor `bucket`"),
+            ("store = '/a'\n[tiers.cold]\npath = '/b'\nregion = 'x'", "`region`"),
+            ("store = '/a'\n[tiers.cold]\nbucket = 'b'\nsecret = 'x'", "secret"),
+            ("store = '/a'\n[tiers.cold]\nbucket = 'b'\nendpoint = 'host:9000'", "endpoint"),
+            ("store = '/a'\n[tiers.cold]\nbucket = 'b'\nprefix = 'a//b'", "prefix"),
+            ("store = '/a'\n[tiers.cold]\nbucket = 'b'\ncredentials = 'relative'", "credentials"),
+            ("store = '/a'\n[tiers.cold]\nbucket = 'b'\nparallelism = 0", "parallelism"),
+            ("store = '/a'\n[tiers.cold]\nbucket = 'b'\npart_bytes = '1M'", "part_bytes"),
             ("store = '/a'\nshared = true", "shared"),
             ("store = '/a'\n[limits]\nhot = '3X'", "unit of size"),
             ("store = 'relative'", "store"),

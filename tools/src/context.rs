@@ -36,12 +36,12 @@ impl Context {
 
     /// Opens the configured store.
     pub fn store(&self) -> Result<Store> {
-        Store::open(&self.config()?.store())
+        Store::open(&self.config()?.store()?)
     }
 
     /// Opens the configured store in its plain domain, whatever domain is named: for what concerns all domains.
     pub fn whole_store(&self) -> Result<Store> {
-        let mut config = self.config()?.store();
+        let mut config = self.config()?.store()?;
         config.domains.name = None;
         Store::open(&config)
     }

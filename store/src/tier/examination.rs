@@ -37,13 +37,15 @@ pub enum Property {
     Checksums,
     /// An object keeps the mark of the call that stored it.
     Marks,
-    /// Of a file system: files without a name, linked when they are whole.
+    /// Of a directory: it is on a file system of this machine.
+    OwnDisk,
+    /// Of a directory: files without a name, linked when they are whole, and never over another.
     UnnamedFiles,
-    /// Of a file system: a file replaces another at once.
+    /// Of a directory: a file replaces another at once.
     Rename,
-    /// Of a file system: files and directories can be synced.
+    /// Of a directory: files and directories can be synced.
     Sync,
-    /// Of a file system: locks between processes.
+    /// Of a directory: locks between those who open it.
     Locks,
 }
 

@@ -7,6 +7,7 @@ mod breaker;
 mod examination;
 mod guarantees;
 mod local;
+mod local_probe;
 mod memory;
 mod mirror;
 mod s3;
@@ -15,6 +16,7 @@ pub use breaker::Breaker;
 pub use examination::{Examination, Finding, Property};
 pub use guarantees::{BucketRecord, Guarantees};
 pub use local::{LocalTier, replace_file};
+pub use local_probe::examine_directory;
 pub use memory::MemoryTier;
 pub use mirror::MirrorTier;
 pub use s3::{

@@ -34,7 +34,7 @@ pub enum Fault {
     Truncated,
     /// The body of the answer ends halfway, and the answer says that it is as long as that.
     Shortened,
-    /// A range of the request is ignored: the whole object comes.
+    /// In place of a range a whole object comes, or what looks like one.
     WholeObject,
     /// The answer says that it is another range.
     WrongContentRange,
@@ -162,16 +162,13 @@ struct Link {
 
 impl Link {
     /// Deals with one request; whether the connection goes on.
-    fn act(&mut self, mut request: Message, fault: Fault) -> Result<bool> {
+    fn act(&mut self, request: Message, fault: Fault) -> Result<bool> {
         match fault {
             Fault::Reset => return self.reset(),
             Fault::Hang => return self.hang(),
             Fault::Status(status) => return self.refuse(status, None),
             Fault::RetryAfter(seconds) => return self.refuse(503, Some(seconds)),
             Fault::Delay(time) => std::thread::sleep(time),
-            Fault::WholeObject => {
-                request.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("range"));
-            }
             _ => {}
         }
         request.send(&mut self.server)?;
@@ -191,6 +188,12 @@ impl Link {
                 if has_body {
                     answer.set_header("Content-Length", &half.to_string());
                 }
+            }
+            Fault::WholeObject if answer.header("content-range").is_some() => {
+                answer.first = "HTTP/1.1 200 OK".to_owned();
+                answer.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("content-range"));
+                answer.body.extend(b"and what lies behind it");
+                answer.set_header("Content-Length", &answer.body.len().to_string());
             }
             Fault::WrongContentRange => {
                 if let Some(range) = answer.header("content-range") {

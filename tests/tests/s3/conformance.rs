@@ -8,14 +8,15 @@ use tests::conformance::{Effort, suite_with};
 
 /// Leaves the record of an examination below another prefix, as if it had been examined too.
 fn record(settings: &S3Settings, examination: &Examination) {
-    let unproven = S3Tier::open(settings).unwrap();
+    let unproven = S3Tier::new(settings).unwrap();
     assert!(unproven.put_if_absent(BucketRecord::KEY, &examination.record().encode()).unwrap());
 }
 
 /// The suite counts what is in a tier, and the bucket's own record is there too.
 fn fresh(settings: &S3Settings, examination: &Examination) -> Arc<dyn Tier> {
     record(settings, examination);
-    let tier = S3Tier::open(settings).unwrap();
+    let tier = S3Tier::new(settings).unwrap();
+    assert_eq!(tier.guarantees(), examination.guarantees());
     tier.delete(BucketRecord::KEY).unwrap();
     assert_eq!(tier.list("").unwrap(), []);
     Arc::new(tier)

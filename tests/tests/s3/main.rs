@@ -6,7 +6,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics, its helpers too")]
 
+mod cluster;
 mod conformance;
+mod doctor;
+mod faults;
+mod garage;
+mod single_owner;
 
 use std::sync::{LazyLock, Mutex};
 use store::tier::examine_and_record;
@@ -27,7 +32,17 @@ fn prefix(name: &str) -> String {
 /// A tier below a new prefix of a bucket, examined.
 fn examined(settings: &S3Settings) -> S3Tier {
     examine_and_record(settings).unwrap();
-    S3Tier::open(settings).unwrap()
+    S3Tier::new(settings).unwrap()
+}
+
+/// The port of the shared cluster's gateway.
+fn seaweed_port() -> u16 {
+    SEAWEED.port()
+}
+
+/// Whether there is time: `cargo xtask test --long`.
+fn is_long() -> bool {
+    std::env::var_os("TORPOR_LONG").is_some_and(|value| value == "1")
 }
 
 /// Settings for the shared cluster, under a prefix of their own.

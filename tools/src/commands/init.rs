@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
-use store::Store;
+use store::{Error, Store};
 
+use super::doctor::{self, Fitness};
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::output::Show;
@@ -13,18 +14,32 @@ use crate::output::Show;
 struct Made {
     store: String,
     path: String,
+    /// What the bucket was found to be fit for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bucket_fit_for: Option<Fitness>,
 }
 
 impl Show for Made {
     fn show(&self, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(out, "made store {} in {}", self.store, self.path)
+        writeln!(out, "made store {} in {}", self.store, self.path)?;
+        match self.bucket_fit_for {
+            None => Ok(()),
+            Some(Fitness::Many) => writeln!(out, "the bucket is fit for many hosts"),
+            Some(_) => writeln!(out, "the bucket is fit for a single host only; `snapctl doctor` says why"),
+        }
     }
 }
 
 pub fn run(context: &mut Context) -> anyhow::Result<Outcome> {
     let config = context.config()?;
-    let store = Store::init(&config.store())?;
-    let made = Made { store: store.id().to_string(), path: config.hot.display().to_string() };
+    let bucket_fit_for = doctor::prepare_bucket(&config)?;
+    if bucket_fit_for == Some(Fitness::Nothing) {
+        let what = "the bucket does not guarantee what the store needs";
+        return Err(Error::invalid(what).advice("run `snapctl doctor` to see what is missing").into());
+    }
+    let store = Store::init(&config.store()?)?;
+    let path = config.hot.display().to_string();
+    let made = Made { store: store.id().to_string(), path, bucket_fit_for };
     context.output.report(&made)?;
     Ok(Outcome::Done)
 }

@@ -7,6 +7,7 @@ mod cat;
 mod check;
 mod completions;
 mod diff;
+mod doctor;
 mod domain;
 mod forget;
 mod freeze;
@@ -52,6 +53,7 @@ pub fn run(command: Command, context: &mut Context) -> anyhow::Result<Outcome> {
         Command::Index(arguments) => index::run(&arguments, context),
         Command::Tier(arguments) => tier::run(arguments, context),
         Command::Cache(arguments) => cache::run(arguments, context),
+        Command::Doctor(arguments) => doctor::run(&arguments, context),
         Command::Completions(arguments) => completions::run(&arguments, context),
         Command::Version => version::run(context),
     }

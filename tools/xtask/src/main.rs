@@ -4,6 +4,7 @@
 //! - `setup`  installs what the other two need: packages, CRIU, devices checked
 //! - `apt`    reads the machine's own package sources (pure)
 //! - `criu`   builds CRIU from Debian's source when the machine has none that is new enough
+//! - `servers` installs the object stores that the tests run against
 //! - `test`   `cargo xtask test`: everything the workspace can test
 //! - `demo`   `cargo xtask demo`: the main job on real input
 //! - `shell`  runs one command or one timed step
@@ -13,6 +14,7 @@
 mod apt;
 mod criu;
 mod demo;
+mod servers;
 mod setup;
 mod shell;
 mod test;
@@ -23,7 +25,9 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask <task>
   setup             install what the tests and the demo need (second run: nothing to do)
-  test [-- args]    setup, then build and run every test; args go to `cargo test`
+  test [--long] [-- args]
+                    setup, then build and run every test; args go to `cargo test`. --long: with more rounds
+                    of what is random, and against Garage, which is built once (half an hour)
   demo [--keep]     setup, then run the main job on real input; --keep leaves the scratch directory
 ";
 
@@ -31,8 +35,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
-        ["setup"] => setup::run(),
-        ["test", rest @ ..] => test::run_all(rest.strip_prefix(&["--"]).unwrap_or(rest)),
+        ["setup"] => setup::run(false),
+        ["test", "--long", rest @ ..] => test::run_all(true, rest.strip_prefix(&["--"]).unwrap_or(rest)),
+        ["test", rest @ ..] => test::run_all(false, rest.strip_prefix(&["--"]).unwrap_or(rest)),
         ["demo"] => demo::run(false),
         ["demo", "--keep"] => demo::run(true),
         [demo::janitor::VERB, scratch] => demo::janitor::run(Path::new(scratch), false),

@@ -5,8 +5,8 @@
 
 use std::fs::{self, OpenOptions};
 
-use crate::criu;
 use crate::shell::{Context, Failure, Result, command, in_path, output, run_quiet, step};
+use crate::{criu, servers};
 
 /// A program that the tests or the demo call, and the Debian package that has it.
 struct Program {
@@ -28,17 +28,25 @@ const PROGRAMS: &[Program] = &[
 /// Libraries that have no program to look for. libclang is what userfaultfd's bindings are generated with.
 const LIBRARIES: &[&str] = &["libclang-dev", "ca-certificates"];
 
-/// `cargo xtask setup`.
-pub fn run() -> Result<()> {
+/// `cargo xtask setup`; `long`: also what only the long tests need.
+pub fn run(long: bool) -> Result<()> {
     check_root()?;
     check_devices()?;
     let criu = criu::installed();
-    let missing = missing_packages(criu.is_none())?;
+    let missing_servers = servers::missing();
+    let mut wanted = Vec::new();
+    if criu.is_none() {
+        wanted.extend(criu::BUILD_PACKAGES);
+    }
+    if !missing_servers.is_empty() {
+        wanted.extend(servers::PACKAGES);
+    }
+    let missing = missing_packages(&wanted)?;
     if missing.is_empty() {
         println!("{:<12} nothing to install", "packages");
     } else {
         step("packages", || {
-            install_packages(&missing)?;
+            install_packages(&missing, &wanted)?;
             Ok(missing.join(" "))
         })?;
     }
@@ -47,6 +55,14 @@ pub fn run() -> Result<()> {
         None => {
             step("criu", || Ok(format!("{} built and installed", criu::install()?)))?;
         }
+    }
+    if missing_servers.is_empty() {
+        println!("{:<12} are installed", "servers");
+    } else {
+        step("servers", servers::install)?;
+    }
+    if long && !servers::has_garage() {
+        step("garage", servers::install_garage)?;
     }
     Ok(())
 }
@@ -78,12 +94,10 @@ fn open_device(path: &str, advice: &str) -> Result<()> {
     })
 }
 
-fn missing_packages(with_criu: bool) -> Result<Vec<&'static str>> {
-    let mut wanted: Vec<&str> = LIBRARIES.to_vec();
+/// What is not installed of the libraries, of the packages of missing programs, and of `also`.
+fn missing_packages(also: &[&'static str]) -> Result<Vec<&'static str>> {
+    let mut wanted: Vec<&str> = [LIBRARIES, also].concat();
     wanted.extend(PROGRAMS.iter().filter(|program| !in_path(program.name)).map(|program| program.package));
-    if with_criu {
-        wanted.extend(criu::BUILD_PACKAGES);
-    }
     wanted.sort_unstable();
     wanted.dedup();
     let mut query = command("dpkg-query", ["--show", "--showformat=${Package} ${db:Status-Status}\n"]);
@@ -95,7 +109,7 @@ fn missing_packages(with_criu: bool) -> Result<Vec<&'static str>> {
     Ok(wanted)
 }
 
-fn install_packages(packages: &[&str]) -> Result<()> {
+fn install_packages(packages: &[&str], also: &[&'static str]) -> Result<()> {
     let advice = |failure| {
         let list = packages.join(" ");
         Failure::new(format!("{failure}\ncheck that this machine reaches its Debian mirror; wanted: {list}"))
@@ -104,7 +118,7 @@ fn install_packages(packages: &[&str]) -> Result<()> {
     let mut install = command("apt-get", ["install", "--yes", "--no-install-recommends"]);
     install.args(packages).env("DEBIAN_FRONTEND", "noninteractive");
     run_quiet(&mut install).map_err(advice)?;
-    let still = missing_packages(false)?;
+    let still = missing_packages(also)?;
     if still.is_empty() {
         return Ok(());
     }

@@ -3,10 +3,14 @@
 use crate::setup;
 use crate::shell::{Result, cargo, run, sealed, step};
 
-/// Sets up, builds, tests; `arguments` go to the last and longest `cargo test`, which says how long each suite took.
-pub fn run_all(arguments: &[&str]) -> Result<()> {
+/// What the tests look at to know that there is time.
+const LONG: &str = "TORPOR_LONG";
+
+/// Sets up, builds, tests; `arguments` go to the last and longest `cargo test`, which says how long each suite took. `long`:
+/// with more rounds of what is random, and against servers that take long to build.
+pub fn run_all(long: bool, arguments: &[&str]) -> Result<()> {
     const SUITES: [&str; 5] = ["test", "--workspace", "--lib", "--bins", "--tests"];
-    setup::run()?;
+    setup::run(long)?;
     let timed = |name: &str, words: &[&str]| {
         step(name, || {
             run(&mut cargo(words))?;
@@ -17,5 +21,11 @@ pub fn run_all(arguments: &[&str]) -> Result<()> {
     timed("programs", &["build", "--workspace", "--bins"])?;
     timed("tests built", &[SUITES.as_slice(), &["--no-run"]].concat())?;
     timed("doc tests", &["test", "--workspace", "--doc", "--no-fail-fast"])?;
-    run(&mut sealed(cargo(&SUITES).arg("--no-fail-fast").args(arguments)))
+    let mut tests = cargo(&SUITES);
+    tests.arg("--no-fail-fast").args(arguments);
+    match long {
+        true => tests.env(LONG, "1"),
+        false => tests.env_remove(LONG),
+    };
+    run(&mut sealed(&tests))
 }

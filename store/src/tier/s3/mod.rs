@@ -23,7 +23,7 @@ use client::{Bucket, Condition};
 use failure::Refusal;
 use retry::{Call, Caller};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::runtime::Runtime;
 use upload::{Write, Written};
 
@@ -35,7 +35,8 @@ const THREADS: usize = 2;
 pub struct S3Tier {
     shared: Arc<Shared>,
     runtime: Arc<Runtime>,
-    guarantees: Guarantees,
+    /// What the bucket's record says, once it was read.
+    guarantees: Arc<OnceLock<Guarantees>>,
     part_bytes: u64,
 }
 
@@ -61,39 +62,11 @@ fn call<'a>(verb: &'static str, object: &'a str) -> Call<'a> {
 }
 
 impl S3Tier {
-    /// Opens a bucket and reads what it guarantees. Where nobody has recorded that, nothing is guaranteed.
+    /// The tier in a bucket. Sends nothing: what the bucket guarantees is read when it is first needed.
     ///
     /// # Errors
-    /// `Invalid` when the settings are wrong or the bucket refuses them, `Unavailable` when it does not answer, `Corrupt`
-    /// when its record is damaged.
-    pub fn open(settings: &S3Settings) -> Result<Self> {
-        let tier = Self::unproven(settings)?;
-        let guarantees = match tier.bucket_record()? {
-            Some(record) => record.guarantees,
-            None => Guarantees::NONE,
-        };
-        Ok(Self { guarantees, ..tier })
-    }
-
-    /// What an examination of the bucket found, `None` when there was none.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    pub fn bucket_record(&self) -> Result<Option<BucketRecord>> {
-        match self.get(BucketRecord::KEY) {
-            Ok(record) => {
-                let read = BucketRecord::decode(&record);
-                let advice = "run `snapctl doctor` to examine the bucket again";
-                read.map(Some)
-                    .map_err(|error| error.object(self.shared.object(BucketRecord::KEY)).advice(advice))
-            }
-            Err(error) if error.kind() == Kind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The tier of a bucket of which nothing is known. Sends nothing.
-    fn unproven(settings: &S3Settings) -> Result<Self> {
+    /// `Invalid` when the settings are wrong.
+    pub fn new(settings: &S3Settings) -> Result<Self> {
         let parallelism = settings.parallelism.max(1);
         let shared = Shared {
             bucket: Bucket::new(settings)?,
@@ -107,16 +80,44 @@ impl S3Tier {
         Ok(Self {
             shared: Arc::new(shared),
             runtime: Arc::new(runtime),
-            guarantees: Guarantees::NONE,
+            guarantees: Arc::default(),
             part_bytes: settings.part_bytes.max(MIN_PART_BYTES),
         })
     }
 
+    /// What the bucket is known to guarantee: nothing where nobody has examined it.
+    fn known_guarantees(&self) -> Result<Guarantees> {
+        if let Some(known) = self.guarantees.get() {
+            return Ok(*known);
+        }
+        let record = self.bucket_record()?;
+        let guarantees = record.map_or(Guarantees::NONE, |record| record.guarantees);
+        Ok(*self.guarantees.get_or_init(|| guarantees))
+    }
+
+    /// What an examination of the bucket found, `None` when there was none.
+    ///
+    /// # Errors
+    /// `Corrupt`, or as the bucket answers.
+    pub fn bucket_record(&self) -> Result<Option<BucketRecord>> {
+        match self.get(BucketRecord::KEY) {
+            Ok(record) => {
+                let read = BucketRecord::decode(&record);
+                let advice = "run `snapctl doctor` to examine the bucket again";
+                read.map(Some)
+                    .map_err(|error| error.object(self.shared.object(BucketRecord::KEY)).advice(advice))
+            }
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Writes an object under a condition that the bucket respects, in parts where that is worth it.
     fn write(&self, write: Write<'_>) -> Result<Written> {
+        let guarantees = self.known_guarantees()?;
         let may_split = match write.condition {
-            Condition::None => self.guarantees.multipart,
-            Condition::Absent => self.guarantees.multipart && self.guarantees.multipart_condition,
+            Condition::None => guarantees.multipart,
+            Condition::Absent => guarantees.multipart && guarantees.multipart_condition,
             Condition::Match(_) => false,
         };
         self.runtime.block_on(async {
@@ -157,7 +158,7 @@ impl Tier for S3Tier {
     }
 
     fn guarantees(&self) -> Guarantees {
-        self.guarantees
+        self.known_guarantees().unwrap_or(Guarantees::NONE)
     }
 
     fn get(&self, key: &str) -> Result<Object> {
@@ -190,7 +191,7 @@ impl Tier for S3Tier {
     fn put_if_absent(&self, key: &str, body: &[u8]) -> Result<bool> {
         check_key(key)?;
         let mut condition = Condition::Absent;
-        if !self.guarantees.put_if_absent {
+        if !self.known_guarantees()?.put_if_absent {
             if self.len_bytes(key)?.is_some() {
                 return Ok(false);
             }
@@ -208,7 +209,7 @@ impl Tier for S3Tier {
         check_key(key)?;
         let found = self.runtime.block_on(reads::get(&self.shared, key))?;
         let Some((_, head)) = found.filter(|(current, _)| current == expected) else { return Ok(false) };
-        let condition = match (self.guarantees.compare_and_swap, &head.etag) {
+        let condition = match (self.known_guarantees()?.compare_and_swap, &head.etag) {
             (true, Some(etag)) => Condition::Match(etag),
             (true, None) => {
                 let what = "the bucket names no version of an object that is to be replaced";

@@ -36,7 +36,7 @@ const TIMED: usize = 15;
 /// # Errors
 /// When objects cannot be written and read at all.
 pub fn examine_bucket(settings: &S3Settings) -> Result<Examination> {
-    let tier = S3Tier::unproven(settings)?;
+    let tier = S3Tier::new(settings)?;
     let random = u64::from_le_bytes(clock::random_bytes());
     let probe = Probe { shared: tier.shared.clone(), place: format!("doctor/{random:016x}") };
     tier.runtime.block_on(async {
@@ -53,7 +53,7 @@ pub fn examine_bucket(settings: &S3Settings) -> Result<Examination> {
 pub fn examine_and_record(settings: &S3Settings) -> Result<Examination> {
     let examination = examine_bucket(settings)?;
     let record = examination.record().encode();
-    let tier = S3Tier::unproven(settings)?;
+    let tier = S3Tier::new(settings)?;
     let write = Write { key: BucketRecord::KEY, body: &record, condition: Condition::None };
     tier.runtime.block_on(tier.shared.write_whole(write))?;
     Ok(examination)

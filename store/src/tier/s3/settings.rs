@@ -53,12 +53,12 @@ pub struct Patience {
 impl Default for Patience {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(5),
-            request: Duration::from_secs(15),
-            call: Duration::from_secs(90),
+            connect: Duration::from_secs(3),
+            request: Duration::from_secs(10),
+            call: Duration::from_secs(40),
             attempts: 8,
             first_wait: Duration::from_millis(100),
-            longest_wait: Duration::from_secs(8),
+            longest_wait: Duration::from_secs(5),
         }
     }
 }

@@ -22,7 +22,7 @@ use scene::Scene;
 
 /// Sets up, builds, plays every scene; `keep` leaves the scratch directory for a look.
 pub fn run(keep: bool) -> Result<()> {
-    setup::run()?;
+    setup::run(false)?;
     step("programs", || {
         run_command(&mut cargo(&[
             "build",
