@@ -525,7 +525,8 @@ impl Store {
     /// # Errors
     /// As the tier.
     pub fn hold_for_upper(&self, upper: &Path, snapshots: &[SnapshotId]) -> Result<()> {
-        where_writable(session::hold_for_upper(self.sessions(), upper, snapshots)).map(drop)
+        let veiled = self.domain.is_encrypted();
+        where_writable(session::hold_for_upper(self.sessions(), upper, snapshots, veiled)).map(drop)
     }
 
     /// The upper holds no changes any more.

@@ -15,8 +15,8 @@ use crate::clock;
 use crate::collector::{self, Condemned};
 use crate::error::{Error, Kind, Result};
 use crate::id::{SnapshotId, WriterId};
-use crate::lock::{FileLock, LockState};
-use crate::tier::{LocalTier, Tier};
+use crate::lock::{FileLock, LockState, create_private_directories};
+use crate::tier::{LocalTier, Tier, replace_file};
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -314,19 +314,37 @@ fn upper_key(place: &SessionPlace, upper: &Path) -> String {
     format!("{PREFIX}{}", &digits[..24])
 }
 
+/// Where this host keeps the path of an upper that its session does not name.
+fn veiled_path(place: &SessionPlace, key: &str) -> PathBuf {
+    place.lock_path(key).with_extension("upper")
+}
+
 /// Pins the snapshots that the changes in `upper`, an absolute path, are changes to, in place of those pinned for it before.
-/// The caller has pinned them: they are there and not condemned.
+/// The caller has pinned them: they are there and not condemned. With `veiled`, the session does not name the path, which
+/// this host alone keeps: in an encrypted domain nothing tells what is done where.
 ///
 /// # Errors
 /// As the tier.
-pub fn hold_for_upper(place: &SessionPlace, upper: &Path, snapshots: &[SnapshotId]) -> Result<()> {
+pub fn hold_for_upper(
+    place: &SessionPlace,
+    upper: &Path,
+    snapshots: &[SnapshotId],
+    veiled: bool,
+) -> Result<()> {
     let tier = &*place.home;
-    let record = SessionRecord {
-        pinned: snapshots.to_vec(),
-        upper: Some(upper.to_owned()),
-        ..place.record(&format!("changes in {}", upper.display()))
+    let key = upper_key(place, upper);
+    let (shown, purpose) = match veiled {
+        true => (PathBuf::new(), "changes".to_owned()),
+        false => (upper.to_owned(), format!("changes in {}", upper.display())),
     };
-    let (key, bytes) = (upper_key(place, upper), record.encode());
+    if veiled {
+        let path = veiled_path(place, &key);
+        let failed = |error| Error::io("cannot keep the path of an upper", path.display(), error);
+        create_private_directories(path.parent().unwrap_or(&place.state)).map_err(failed)?;
+        replace_file(&path.with_extension("next"), &path, upper.as_os_str().as_bytes())?;
+    }
+    let record = SessionRecord { pinned: snapshots.to_vec(), upper: Some(shown), ..place.record(&purpose) };
+    let bytes = record.encode();
     loop {
         let current = match tier.get(&key) {
             Ok(object) if *object == *bytes => return Ok(()),
@@ -345,14 +363,35 @@ pub fn hold_for_upper(place: &SessionPlace, upper: &Path, snapshots: &[SnapshotI
 /// # Errors
 /// As the tier.
 pub fn let_go_of_upper(place: &SessionPlace, upper: &Path) -> Result<()> {
-    place.home.delete(&upper_key(place, upper))
+    let key = upper_key(place, upper);
+    place.home.delete(&key)?;
+    forget_veiled(place, &key);
+    Ok(())
 }
 
-/// Whether an upper was removed: a directory that cannot be seen because its disk is not mounted is not.
-fn is_removed(upper: &Path) -> bool {
+fn forget_veiled(place: &SessionPlace, key: &str) {
+    let path = veiled_path(place, key);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::debug!(path = %path.display(), %error, "the path of an upper stays");
+        }
+        _ => {}
+    }
+}
+
+/// Whether the upper of a session was removed: a directory that cannot be seen because its disk is not mounted is not, nor
+/// is one whose path was lost with this host's state.
+fn is_removed(place: &SessionPlace, key: &str, upper: &Path) -> bool {
+    let upper = match upper.as_os_str().is_empty() {
+        false => upper.to_owned(),
+        true => match std::fs::read(veiled_path(place, key)) {
+            Ok(path) => PathBuf::from(OsStr::from_bytes(&path)),
+            Err(_) => return false,
+        },
+    };
     let absent =
         |path: &Path| path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound);
-    absent(upper) && upper.parent().is_some_and(Path::is_dir)
+    absent(&upper) && upper.parent().is_some_and(Path::is_dir)
 }
 
 impl Drop for Session {
@@ -409,9 +448,10 @@ pub fn alive(place: &SessionPlace, sweep: bool) -> Result<Vec<Listed>> {
         let record = SessionRecord::decode(&bytes).map_err(|error| error.object(&info.key))?;
         let is_own = record.host == place.host;
         match &record.upper {
-            Some(upper) if is_own && is_removed(upper) => {
+            Some(upper) if is_own && is_removed(place, &info.key, upper) => {
                 if sweep {
                     tier.delete(&info.key)?;
+                    forget_veiled(place, &info.key);
                 }
                 continue;
             }

@@ -285,6 +285,17 @@ impl std::fmt::Debug for Domain {
     }
 }
 
+/// An encrypted domain with keys of its own, for the tests of other modules.
+#[cfg(test)]
+pub fn testing_domain() -> Domain {
+    let (keys, kek) = (KeySet::random(), kek::Kek::take(&mut [1; KEY_LEN]));
+    let id = DomainId::from_bytes(crate::clock::random_bytes());
+    let record = DomainRecord::new("acme", id, DomainKind::Encrypted, 1, &keys, &kek).expect("it is short");
+    let domain = Domain::encrypted("acme", &record, &keys);
+    domain.take_over(&record, [0; 32], keys);
+    domain
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

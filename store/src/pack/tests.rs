@@ -242,3 +242,148 @@ fn a_directory_tells_deltas_from_chunks_that_are_whole() {
     }
     assert!(!directory.names(0, &delta), "a delta that passes for whole");
 }
+
+mod encrypted {
+    use super::*;
+    use crate::codec;
+    use crate::domain::{SEAL_LEN, Sealer, testing_domain};
+    use crate::wire::Encoder;
+
+    fn chunks() -> Vec<Vec<u8>> {
+        vec![vec![7; 900], b"hello hello hello".to_vec(), Vec::new()]
+    }
+
+    fn frame_of(domain: &Domain, chunks: &[Vec<u8>]) -> Vec<u8> {
+        let mut draft = FrameDraft::new(PackKind::Data);
+        chunks.iter().for_each(|chunk| draft.push(domain.chunk_id(chunk), chunk));
+        pad(draft.encode_for(3, &domain.sealer().unwrap()).unwrap().bytes)
+    }
+
+    fn pad(mut bytes: Vec<u8>) -> Vec<u8> {
+        bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
+        bytes
+    }
+
+    fn no_base(id: &ChunkId) -> Result<crate::cache::ChunkBytes> {
+        Err(crate::Error::corrupt("no base").object(id))
+    }
+
+    fn reguard(frame: &mut [u8], slot_count: usize) {
+        let guard = checksum(&[&frame[..80], &frame[88..88 + slot_count * SLOT_LEN]].concat());
+        frame[80..88].copy_from_slice(&guard.to_le_bytes());
+    }
+
+    #[test]
+    fn an_encrypted_frame_says_nothing_of_what_is_in_it() {
+        let domain = testing_domain();
+        let frame = frame_of(&domain, &chunks());
+        let read = Frame::verify(&frame, &[&domain]).unwrap();
+        let plain: Vec<&[u8]> = read.slots.iter().map(|(_, range)| &read.plain[range.clone()]).collect();
+        assert_eq!(plain, chunks());
+        let header = Frame::verify_stored(&frame).unwrap();
+        assert_eq!((header.key_epoch, header.plain_len), (Some(1), 0));
+        assert!(header.slots.iter().all(|(_, range)| *range == (0..0)));
+        assert!(!frame.windows(5).any(|window| window == b"hello"));
+        assert_ne!(frame_of(&domain, &chunks()), frame, "the same chunks do not look the same");
+        assert!(Frame::decode(&frame, &[&super::plain(), &testing_domain()]).is_err());
+    }
+
+    /// Also where whoever flips bits makes the checksums right again.
+    #[test]
+    fn no_flipped_bit_of_an_encrypted_frame_opens() {
+        let domain = testing_domain();
+        let frame = frame_of(&domain, &chunks());
+        let end = Frame::verify_stored(&frame).map(|header| header.header_len() + header.stored_len).unwrap();
+        let (mut refused, mut reguarded) = (0, 0);
+        for bit in 0..frame.len() * 8 {
+            let mut damaged = flipped(&frame, bit);
+            assert!(Frame::verify(&damaged, &[&domain]).is_err(), "bit {bit}");
+            refused += 1;
+            // Reads pass over padding, and over the checksum of the body, which the tag replaces.
+            if bit / 8 >= end || (64..80).contains(&(bit / 8)) {
+                assert!(Frame::decode(&damaged, &[&domain]).is_err() == (bit / 8 < end), "bit {bit}");
+                continue;
+            }
+            reguard(&mut damaged, chunks().len());
+            let body_checksum = blake3::hash(&damaged[88 + 3 * SLOT_LEN..end]);
+            damaged[64..80].copy_from_slice(&body_checksum.as_bytes()[..16]);
+            reguard(&mut damaged, chunks().len());
+            assert!(Frame::decode(&damaged, &[&domain]).is_err(), "bit {bit} with right checksums");
+            reguarded += 1;
+        }
+        println!("{refused} flipped bits refused, {reguarded} of them also with right checksums");
+        for len in 0..frame.len() {
+            assert!(Frame::verify(&frame[..len], &[&domain]).is_err(), "cut at {len}");
+        }
+    }
+
+    /// A writer of the domain with a bug, or a thief of its key, cannot make a reader allocate without bound.
+    #[test]
+    fn what_is_sealed_is_bounded_too() {
+        let domain = testing_domain();
+        let sealer = domain.sealer().unwrap();
+        let zeroes = vec![0; 1 << 20];
+        let (codec, compressed) = codec::compress(&zeroes, 19).unwrap();
+        let id = domain.chunk_id(&zeroes);
+        assert!(Frame::decode(&forge(&sealer, codec, id, &[1 << 20], &compressed), &[&domain]).is_ok());
+        for lengths in [&[0][..], &[1], &[(1 << 20) - 1], &[(1 << 20) + 1], &[u32::MAX], &[]] {
+            let bomb = forge(&sealer, codec, id, lengths, &compressed);
+            assert!(Frame::decode(&bomb, &[&domain]).is_err(), "{lengths:?}");
+        }
+        let raw = forge(&sealer, codec::Codec::Raw, id, &[3 << 20], &vec![0; 3 << 20]);
+        assert!(Frame::decode(&raw, &[&domain]).is_err(), "more than a frame may hold");
+    }
+
+    /// A frame of one chunk whose sealed part is well made and says what it is told to.
+    fn forge(
+        sealer: &Sealer,
+        codec: codec::Codec,
+        id: ChunkId,
+        lengths: &[u32],
+        compressed: &[u8],
+    ) -> Vec<u8> {
+        let mut inner = Encoder::new();
+        lengths.iter().for_each(|len| {
+            inner.u32(*len);
+        });
+        inner.bytes(compressed);
+        let inner = inner.finish();
+        let mut fixed = Encoder::new();
+        fixed.bytes(frame::FRAME_MAGIC).u16(1).u8(0).u8(codec as u8).u8(1).u8(0).u16(0).u32(1);
+        fixed.u32(1).u32(0).count(inner.len() + SEAL_LEN).u32(sealer.tag).bytes(&[0; 32]);
+        let mut slots = Encoder::new();
+        slots.bytes(id.as_bytes()).u32(0);
+        let (fixed, slots) = (fixed.finish(), slots.finish());
+        let bound = [b"Torpor 1 frame\0", sealer.domain.as_bytes().as_slice(), &fixed, &slots].concat();
+        let stored = sealer.key.as_ref().unwrap().1.seal(&bound, &inner).unwrap();
+        let mut bytes = fixed;
+        bytes.extend_from_slice(&blake3::hash(&stored).as_bytes()[..16]);
+        let guard = checksum(&[&bytes[..], &slots].concat());
+        bytes.extend_from_slice(&guard.to_le_bytes());
+        pad([bytes, slots, stored].concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn encrypted_frames_of_any_chunks_read_back_and_reseal(
+            chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..6),
+            level in 1..=9,
+        ) {
+            let domain = testing_domain();
+            let mut draft = FrameDraft::new(PackKind::Meta);
+            chunks.iter().for_each(|chunk| draft.push(domain.chunk_id(chunk), chunk));
+            let sealer = domain.sealer().unwrap();
+            let first = draft.encode_for(level, &sealer).unwrap().bytes;
+            let again = reseal(&first, &domain, &sealer, &no_base).unwrap().bytes;
+            prop_assert!(first != again, "sealed under a new nonce");
+            for bytes in [first, again] {
+                let frame = Frame::verify(&pad(bytes), &[&domain]).unwrap();
+                let read: Vec<&[u8]> = frame.slots.iter().map(|(_, range)| &frame.plain[range.clone()]).collect();
+                prop_assert_eq!(&read, &chunks);
+            }
+            let other = testing_domain();
+            prop_assert!(reseal(&frame_of(&domain, &chunks), &other, &sealer, &no_base).is_err());
+        }
+    }
+}

@@ -408,3 +408,48 @@ fn scrubbing_needs_no_keys() {
     }
     println!("flipped bits found without keys: {found} of {found}");
 }
+
+/// What is used where shows in no session and no lock of an encrypted domain; an upper that is gone holds nothing all the
+/// same.
+#[test]
+fn sessions_of_an_encrypted_domain_name_nothing() {
+    let tenants = Tenants::new();
+    let (id, _) = commit(&tenants.open("acme"), 1);
+    let upper = tenants.scratch.path().join("canary upper");
+    std::fs::create_dir(&upper).unwrap();
+    let names_it = |store: &Store| {
+        let infos = store.home().list("sessions/").unwrap();
+        let records = infos.iter().map(|info| tenants.tier.get(&info.key).unwrap().to_vec());
+        let locks = [store.state_dir().join("lock")].into_iter().filter_map(|path| std::fs::read(path).ok());
+        let named = |bytes: Vec<u8>| bytes.windows(6).any(|window| window == b"canary");
+        (infos.len(), records.chain(locks).any(named))
+    };
+    for (domain, shows) in [("acme", false), ("default", true)] {
+        let store = tenants.open(domain);
+        let writer = store.writer("backup canary").unwrap();
+        let pinned = if shows {
+            commit_plain(writer)
+        } else {
+            drop(writer);
+            id
+        };
+        let pin = store.pin("restore canary", &[pinned]).unwrap();
+        store.hold_for_upper(&upper, &[pinned]).unwrap();
+        assert_eq!(names_it(&store), (2, shows), "{domain}");
+        drop(pin);
+        let held = || store::session::alive(store.sessions(), true).unwrap().len();
+        assert_eq!(held(), 1);
+        std::fs::rename(&upper, upper.with_extension("elsewhere")).unwrap();
+        assert_eq!(held(), 0, "{domain}");
+        std::fs::rename(upper.with_extension("elsewhere"), &upper).unwrap();
+        store.hold_for_upper(&upper, &[pinned]).unwrap();
+        store.let_go_of_upper(&upper).unwrap();
+        assert_eq!(names_it(&store).0, 0);
+        let left = std::fs::read_dir(store.state_dir().join("sessions")).unwrap().count();
+        assert_eq!(left, 0, "{domain}");
+    }
+}
+
+fn commit_plain(mut writer: Writer) -> SnapshotId {
+    writer.commit("web", SnapshotDraft::default()).unwrap()
+}
