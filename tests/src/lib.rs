@@ -5,6 +5,7 @@ pub mod conformance;
 pub mod fault;
 pub mod garden;
 pub mod golden;
+pub mod golden_domains;
 pub mod hook;
 pub mod hosts;
 pub mod model;

@@ -1,6 +1,7 @@
 //! The format for ever: the tables of docs/FORMAT.md against the bytes of the golden store, and the golden store against
 //! this build: it opens, checks clean, restores to known bytes, and its records are written the same way today.
 
+mod domains;
 mod runs;
 
 use crate::scratch::copy_of;
