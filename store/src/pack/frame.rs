@@ -87,7 +87,7 @@ impl FrameDraft {
         self.encode_for(level, &Sealer::plain())
     }
 
-    /// Compresses, as a delta where there is a base and that pays, and encodes as a domain's writer seals. Encryption adds about 1 ms for 1 MiB.
+    /// Compresses, as a delta where there is a base and that pays, and encodes as a domain's writer seals.
     ///
     /// # Errors
     /// As [`codec::compress`].
