@@ -99,12 +99,12 @@ impl Fetch<'_> {
         let (mut wanted, mut failure) = self.plan(ids);
         for (number, DataTier { class, .. }) in self.store.placement().tiers().iter().enumerate() {
             if *class != TierClass::Hot {
-                wanted.retain(|wanted| !self.from_flat_cache(wanted));
+                wanted.retain(|wanted| !self.take_from_flat_cache(wanted));
             }
             if wanted.is_empty() {
                 break;
             }
-            let (left, error) = self.from_tier(number, wanted);
+            let (left, error) = self.get_from_tier(number, wanted);
             wanted = left;
             failure = failure.or(error);
         }
@@ -178,7 +178,7 @@ impl Fetch<'_> {
         self.decoded.load(Ordering::Relaxed) >= self.budget
     }
 
-    fn from_flat_cache(&self, wanted: &Wanted) -> bool {
+    fn take_from_flat_cache(&self, wanted: &Wanted) -> bool {
         if self.is_over_budget() {
             return false;
         }
@@ -187,7 +187,7 @@ impl Fetch<'_> {
     }
 
     /// Gets what one tier has; gives what it has not, and why.
-    fn from_tier(&self, number: usize, wanted: Vec<Wanted>) -> (Vec<Wanted>, Option<Error>) {
+    fn get_from_tier(&self, number: usize, wanted: Vec<Wanted>) -> (Vec<Wanted>, Option<Error>) {
         let class = self.store.placement().tiers()[number].class;
         let total = wanted.iter().map(|wanted| wanted.place.len_bytes).sum::<u64>();
         let range_max = match class {

@@ -7,7 +7,7 @@ mod http;
 
 pub use http::Message;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufReader, Read, Result, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -106,8 +106,8 @@ impl Proxy {
 
     /// Does this to the next requests, one each, and no harm to later ones.
     pub fn next(&self, faults: &[Fault]) {
-        let mut faults = faults.to_vec().into_iter();
-        self.script(move |_| faults.next().unwrap_or(Fault::None));
+        let mut faults: VecDeque<Fault> = faults.iter().copied().collect();
+        self.script(move |_| faults.pop_front().unwrap_or(Fault::None));
     }
 
     /// Methods and targets of the requests since the last script, in order.

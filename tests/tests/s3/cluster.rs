@@ -21,6 +21,15 @@ fn body(key: &str) -> Vec<u8> {
     body
 }
 
+/// Every object is listed and reads back as it was written.
+fn assert_all_there(tier: &dyn Tier, keys: &[String]) {
+    let listed: Vec<String> = tier.list("packs/").unwrap().into_iter().map(|info| info.key).collect();
+    for key in keys {
+        assert!(*tier.get(key).unwrap() == *body(key), "{key}");
+        assert!(listed.binary_search(key).is_ok(), "{key} is listed");
+    }
+}
+
 #[test]
 fn a_volume_server_dies_and_nothing_acknowledged_is_lost() {
     let mut cluster = SeaweedCluster::start();
@@ -85,11 +94,7 @@ fn a_volume_server_dies_and_nothing_acknowledged_is_lost() {
     assert_eq!(wrong.into_inner(), 0, "what was acknowledged is read as it was written, also meanwhile");
     assert!(written >= 2 * OBJECTS, "writes go on without the server: {written}");
     let keys: Vec<String> = acknowledged.into_inner().unwrap().into_keys().collect();
-    let listed: Vec<String> = tier.list("packs/").unwrap().into_iter().map(|info| info.key).collect();
-    for key in &keys {
-        assert!(*tier.get(key).unwrap() == *body(key), "{key}");
-        assert!(listed.binary_search(key).is_ok(), "{key} is listed");
-    }
+    assert_all_there(&tier, &keys);
     let (failed, read) = (failed.into_inner(), read.into_inner());
     println!(
         "{written} objects acknowledged, {read} read meanwhile, {failed} calls failed; {} read back after a server died; {} MiB of servers",

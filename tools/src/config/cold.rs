@@ -20,7 +20,7 @@ pub enum Cold {
     /// A directory; absolute.
     Directory(PathBuf),
     /// A bucket.
-    Bucket(S3Settings),
+    Bucket(Box<S3Settings>),
 }
 
 impl Cold {
@@ -106,7 +106,7 @@ impl ColdFile {
     pub fn settle(self, variable: &dyn Fn(&str) -> Option<String>) -> Result<Cold> {
         match self.0 {
             Place::Directory(path) => Ok(Cold::Directory(path)),
-            Place::Bucket(file) => file.settle(variable).map(Cold::Bucket),
+            Place::Bucket(file) => file.settle(variable).map(|settings| Cold::Bucket(Box::new(settings))),
         }
     }
 }

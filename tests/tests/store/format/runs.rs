@@ -31,7 +31,7 @@ fn runs_with_buckets_lie_as_the_document_says() {
     for (number, row) in record[head.len..][..entries * entry.len].chunks(entry.len).enumerate() {
         let word = u64::from_be_bytes(row[..8].try_into().unwrap());
         let tail = u32::from_be_bytes(row[8..12].try_into().unwrap());
-        let own = ((word >> 32) * buckets as u64 >> 32) as usize;
+        let own = (((word >> 32) * buckets as u64) >> 32) as usize;
         let first = |index: usize| match index < buckets {
             true => bucket.number(&joined[start + index * bucket.len..], "number of the first") as usize,
             false => entries,
@@ -44,7 +44,7 @@ fn runs_with_buckets_lie_as_the_document_says() {
         assert_eq!(fields.map(|field| entry.number(row, field)), values.map(u64::from));
         let noise = word << 32 | u64::from(tail);
         for n in 0..6 {
-            let bit = ((noise >> (10 * n)) % 1024 * 480 >> 10) as usize;
+            let bit = (((noise >> (10 * n)) % 1024 * 480) >> 10) as usize;
             assert_ne!(filter[bit / 8] & (1 << (bit % 8)), 0);
         }
     }
