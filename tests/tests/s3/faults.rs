@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use store::tier::Patience;
-use store::{Kind, RangeRequest, S3Settings, S3Tier, Tier};
+use store::{Guarantees, Kind, RangeRequest, S3Settings, S3Tier, Tier};
 use tests::proxy::{Fault, Message, Proxy};
 
 /// Patience that a test can wait for.
@@ -28,12 +28,17 @@ struct Scene {
 
 impl Scene {
     fn new(name: &str) -> Self {
+        Self::with_patience(name, PATIENCE)
+    }
+
+    fn with_patience(name: &str, patience: Patience) -> Self {
         let settings = on_seaweed(name);
         let direct = examined(&settings);
+        assert_eq!(direct.guarantees(), Guarantees::ALL);
         let proxy = Proxy::new(seaweed_port());
         let tier = S3Tier::new(&S3Settings {
             endpoint: Some(proxy.endpoint()),
-            patience: PATIENCE,
+            patience,
             part_bytes: 5 << 20,
             ..settings
         });
@@ -275,7 +280,7 @@ fn packs_go_up_in_parts_through_every_fault() {
 
 #[test]
 fn many_ranges_come_through_a_storm() {
-    let scene = Scene::new("storm");
+    let scene = Scene::with_patience("storm", Patience { attempts: 12, ..PATIENCE });
     let whole = body(2_000_000);
     scene.direct.put_if_absent("packs/one", &whole).unwrap();
     let faults = [

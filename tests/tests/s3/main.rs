@@ -31,7 +31,8 @@ fn prefix(name: &str) -> String {
 
 /// A tier below a new prefix of a bucket, examined.
 fn examined(settings: &S3Settings) -> S3Tier {
-    examine_and_record(settings).unwrap();
+    let examination = examine_and_record(settings).unwrap();
+    println!("{}: {:#?}", settings.url(), examination.findings);
     S3Tier::new(settings).unwrap()
 }
 
