@@ -71,7 +71,7 @@ fn doctor_sees_through_a_server_that_ignores_conditions() {
     for name in ["put-if-absent", "compare-and-swap"] {
         assert_eq!(property(&document, name)["holds"], false, "{document}");
     }
-    for name in ["read-after-write", "ranges", "multipart"] {
+    for name in ["read-after-write", "list-after-write", "ranges"] {
         assert_eq!(property(&document, name)["holds"], true, "{document}");
     }
     let text = scene.run(&["doctor", "--tier", "cold"]).expect(1).text();

@@ -143,6 +143,8 @@ impl Answer<'_> {
             (400, "RequestTimeout" | "IncompleteBody") | (408 | 425 | 429, _) => {
                 Err(self.again(Kind::Unavailable, false))
             }
+            // Some operations begin to answer before they know how they end.
+            (200..300, _) => Err(self.again(Kind::Unavailable, true)),
             // A gateway that gave up does not know what the server behind it did.
             (500.., _) => Err(self.again(Kind::Unavailable, true)),
             _ => Err(self.wrong("check the configuration of the bucket", Kind::Invalid)),
