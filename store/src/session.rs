@@ -16,7 +16,7 @@ use crate::collector::{self, Condemned};
 use crate::error::{Error, Kind, Result};
 use crate::id::{SnapshotId, WriterId};
 use crate::lock::{FileLock, LockState, create_private_directories};
-use crate::tier::{LocalTier, Tier, replace_file};
+use crate::tier::{LocalTier, Tier, replace_file, sync_directory};
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -265,7 +265,10 @@ impl Session {
     fn open(place: &SessionPlace, record: SessionRecord) -> Result<Self> {
         let name: [u8; 12] = clock::random_bytes();
         let key = format!("{PREFIX}{}", name.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
-        let lock = FileLock::take(&place.lock_path(&key), &record.purpose)?;
+        let lock_path = place.lock_path(&key);
+        let lock = FileLock::take(&lock_path, &record.purpose)?;
+        // A session whose object outlives a power cut without its lock would count as alive for ever.
+        sync_directory(lock_path.parent().unwrap_or(&place.state))?;
         let bytes = record.encode();
         place.home.put_if_absent(&key, &bytes)?;
         let state = Mutex::new(ShownState { record, bytes, has_ended: false });
@@ -402,6 +405,8 @@ impl Drop for Session {
             tracing::error!(session = self.shown.key, "the thread that renewed a session panicked");
         }
         if let Err(error) = self.place.home.delete(&self.shown.key) {
+            // The free lock stays: by it the collector knows that the session is over.
+            self.lock.take();
             tracing::warn!(session = self.shown.key, %error, "session could not be ended; the collector will sweep it");
         }
         if let Some(lock) = self.lock.take() {

@@ -15,6 +15,7 @@ mod s3;
 pub use breaker::Breaker;
 pub use examination::{Examination, Finding, Property};
 pub use guarantees::{BucketRecord, Guarantees};
+pub(crate) use local::sync_directory;
 pub use local::{LocalTier, replace_file};
 pub use local_probe::examine_directory;
 pub use memory::MemoryTier;

@@ -144,7 +144,7 @@ impl Answer<'_> {
                 Err(self.again(Kind::Unavailable, false))
             }
             // Some operations begin to answer before they know how they end.
-            (200..300, _) => Err(self.again(Kind::Unavailable, true)),
+            (200..=299, _) => Err(self.again(Kind::Unavailable, true)),
             // A gateway that gave up does not know what the server behind it did.
             (500.., _) => Err(self.again(Kind::Unavailable, true)),
             _ => Err(self.wrong("check the configuration of the bucket", Kind::Invalid)),
