@@ -11,7 +11,7 @@ use super::{Shared, call};
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
-use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
@@ -149,7 +149,9 @@ async fn begin(shared: &Shared, key: &str, mark: &str) -> Result<String> {
             let (field, mark) = mark_field(mark);
             let bucket = &shared.bucket;
             let request = bucket.client.create_multipart_upload().bucket(&bucket.name).key(bucket.key(key));
-            match request.metadata(field, mark).send().await {
+            // Said at the beginning, or the sums that come with the parts are strangers at the end.
+            let request = request.metadata(field, mark).checksum_algorithm(ChecksumAlgorithm::Crc32);
+            match request.send().await {
                 Ok(answer) => answer.upload_id.ok_or_else(|| Failure::wrong_answer("an upload has no id")),
                 Err(error) => Err(unexpected(Failure::of(error))),
             }
@@ -199,7 +201,8 @@ async fn send_part(
             let Bucket { client, name, .. } = &shared.bucket;
             let request = client.upload_part().bucket(name).key(shared.bucket.key(key)).upload_id(upload);
             let body = ByteStream::new(body.again());
-            let answer = match request.part_number(number).body(body).send().await {
+            let request = request.part_number(number).checksum_algorithm(ChecksumAlgorithm::Crc32);
+            let answer = match request.body(body).send().await {
                 Ok(answer) => answer,
                 Err(error) => return Err(unexpected(Failure::of(error))),
             };
