@@ -209,6 +209,10 @@ impl Placement {
                 if read_directory(&*target.tier, id)? != here {
                     return Err(copies_differ(id, target));
                 }
+                if target.class == TierClass::Warm {
+                    // Whoever copied it may have died before its name was durable: this syncs it and changes nothing.
+                    target.tier.put_if_absent(&key, &source.tier.get(&key)?)?;
+                }
                 source.tier.len_bytes(&key)?.unwrap_or(0)
             }
             None => {
