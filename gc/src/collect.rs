@@ -12,7 +12,7 @@ use std::path::Path;
 use store::collector::{self, Condemned};
 use store::domain::Census;
 use store::session::Listed;
-use store::{Derived, FileLock, Kind, PackId, Progress, Result, SnapshotId, Store, Work, session};
+use store::{Derived, Kind, PackId, Progress, Result, SnapshotId, Store, Work, session};
 
 /// How to collect.
 #[derive(Clone, Copy, Debug)]
@@ -66,10 +66,10 @@ impl CollectReport {
 /// `Conflict` when another collector works; `Corrupt` or `NotFound` when a root or anything reachable cannot be read:
 /// nothing was deleted then; else as the tiers: the next run goes on.
 pub fn collect(store: &Store, options: &CollectOptions, progress: &dyn Progress) -> Result<CollectReport> {
-    let state = store.state_dir();
+    let state = store.state();
     let _lock = match options.dry_run {
         true => None,
-        false => Some(FileLock::take(&state.join("gc.lock"), "snapctl gc")?),
+        false => Some(state.lock("gc.lock", "snapctl gc")?),
     };
     if options.dry_run {
         return run(store, true, None, progress);
@@ -77,7 +77,7 @@ pub fn collect(store: &Store, options: &CollectOptions, progress: &dyn Progress)
     store.check_may_collect()?;
     let mut total = CollectReport::default();
     for _ in 0..options.cycles.max(1) {
-        let last = store.with_reserve(|| run(store, false, open_marks(state)?.as_ref(), progress))?;
+        let last = store.with_reserve(|| run(store, false, open_marks(state.path())?.as_ref(), progress))?;
         total = last.after(total);
     }
     Ok(total)

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use store::collector::{self, Condemned};
 use store::pack::{Frame, PackDirectory, read_directory};
-use store::{Error, FileLock, Kind, PackId, Progress, Result, Store, Work};
+use store::{Error, Kind, PackId, Progress, Result, Store, Work};
 
 /// What a repack did.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +27,7 @@ pub struct RepackReport {
 /// # Errors
 /// `Conflict` while somebody writes or collects; those of the store. Nothing is condemned then.
 pub fn repack_old_epochs(store: &Store, progress: &dyn Progress) -> Result<RepackReport> {
-    let _lock = FileLock::take(&store.state_dir().join("gc.lock"), "repack")?;
+    let _lock = store.state().lock("gc.lock", "repack")?;
     let mut writer = store.writer("repack")?;
     let (_, current) = store.domain().key_epochs();
     let condemned: HashSet<PackId> = store.condemned()?.into_iter().flat_map(|list| list.packs).collect();

@@ -6,7 +6,6 @@ use crate::domain::{Census, check_unopened};
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackId, SnapshotId};
 use crate::index::{Run, RunBuilder, store_run};
-use crate::lock::FileLock;
 use crate::pack::{self, PACK_HEADER_LEN, PackDirectory, read_directory};
 use crate::progress::{Progress, Work};
 use crate::reach::Reached;
@@ -290,7 +289,7 @@ fn hurt_by(
 /// # Errors
 /// `Conflict` while a collector works; `Corrupt` when a pack's directory cannot be read: nothing is removed then.
 pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64)> {
-    let _lock = FileLock::take(&store.state_dir().join("gc.lock"), "index rebuild")?;
+    let _lock = store.state().lock("gc.lock", "index rebuild")?;
     let old = store.home().list("index/")?;
     let packs = store.packs()?;
     progress.begin("read pack directories", Work::Items(packs.len() as u64));

@@ -6,9 +6,10 @@
 //! the bucket that all hosts see, and a host's hot tier holds copies of what is in the bucket and nothing else.
 
 use crate::domain::DomainConfig;
+use crate::state::LocalState;
 use crate::tier::{LocalTier, Tier};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// The latency class of a data tier.
@@ -64,7 +65,7 @@ pub struct StoreConfig {
     /// Where a shared home has no compare-and-swap: whether this host is the one that collects.
     pub is_collector: bool,
     /// Local state of this host: locks, uppers, derived tables. Never shared between hosts.
-    pub state: PathBuf,
+    pub state: LocalState,
     /// Hard limit of the decoded cache in bytes.
     pub cache_bytes: u64,
     /// Hard limit of the flat-file cache of slower tiers' frames in bytes; 0 keeps none.
@@ -77,7 +78,7 @@ pub struct StoreConfig {
 
 impl StoreConfig {
     /// A store of one host whose records and packs are on `tier`.
-    pub fn on(tier: Arc<dyn Tier>, state: impl Into<PathBuf>) -> Self {
+    pub fn on(tier: Arc<dyn Tier>, state: impl Into<LocalState>) -> Self {
         Self {
             home: tier.clone(),
             tiers: vec![DataTier::new(TierClass::Hot, tier)],

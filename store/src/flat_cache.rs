@@ -4,9 +4,9 @@
 //! there is none. Nothing in it is trusted: a frame is verified when it is decoded, like one from any tier, so files are not
 //! synced. Frames of an encrypted domain lie here encrypted. The directory may be removed at any time.
 
+use crate::disk::create_private_directories;
 use crate::error::{Error, Result};
 use crate::id::PackId;
-use crate::lock::create_private_directories;
 use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};

@@ -14,6 +14,7 @@ mod codec;
 pub mod collector;
 mod config;
 mod derived;
+pub mod disk;
 pub mod domain;
 mod error;
 mod fetch;
@@ -37,6 +38,7 @@ pub mod session;
 mod snapshot;
 mod spill;
 mod splice;
+mod state;
 mod stats;
 mod superblock;
 #[cfg(test)]
@@ -69,6 +71,7 @@ pub use repo::{Pin, Store};
 pub use restore::{RestoreReport, restore};
 pub use snapshot::{Snapshot, Totals};
 pub use splice::{is_zero, splice, write_with_holes};
+pub use state::LocalState;
 pub use stats::{StoreStats, stats};
 pub use throttle::Throttle;
 pub use tier::{

@@ -1,12 +1,10 @@
 //! Locks of one host: advisory file locks, which the kernel drops when their holder dies. One writer at a time, one
 //! collector at a time; readers take none.
 
+use crate::disk::{self, Disk, DiskFile, HostDisk};
 use crate::error::{Error, Kind, Result};
-use rustix::fs::FlockOperation;
-use std::fs::File;
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What can be seen of a lock from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,25 +20,9 @@ pub enum LockState {
 /// A held lock; dropping it lets go.
 #[derive(Debug)]
 pub struct FileLock {
-    file: File,
+    disk: Arc<dyn Disk>,
     path: PathBuf,
-}
-
-/// Creates a directory of local state and what is missing above it, for this user alone.
-///
-/// # Errors
-/// As the system calls.
-pub fn create_private_directories(directory: &Path) -> std::io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
-}
-
-impl Drop for FileLock {
-    fn drop(&mut self) {
-        // Closing is not enough: a child that another thread is forking shares the open file until it executes.
-        if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::Unlock) {
-            tracing::debug!(path = %self.path.display(), %error, "lock is let go when its last copy closes");
-        }
-    }
+    _held: Box<dyn DiskFile>,
 }
 
 impl FileLock {
@@ -50,64 +32,49 @@ impl FileLock {
     /// # Errors
     /// `Conflict`, naming the holder, when it is held.
     pub fn take(path: &Path, purpose: &str) -> Result<Self> {
+        Self::take_on(&(Arc::new(HostDisk) as Arc<dyn Disk>), path, purpose)
+    }
+
+    /// The same on another file system than the host's.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_on(disk: &Arc<dyn Disk>, path: &Path, purpose: &str) -> Result<Self> {
         let failed = |error| Error::io("cannot lock", path.display(), error);
-        if let Some(directory) = path.parent() {
-            create_private_directories(directory).map_err(failed)?;
-        }
-        // Whoever may open it may hold it.
-        let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let mut file = options.open(path).map_err(failed)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut holder = Vec::new();
-                file.take(256).read_to_end(&mut holder).map_err(failed)?;
-                let holder = String::from_utf8_lossy(&holder);
-                return Err(Error::new(Kind::Conflict, format!("locked by {}", holder.trim()))
-                    .object(path.display())
-                    .advice("one process writes at a time: wait until it ends, then try again"));
-            }
-            Err(error) => return Err(failed(error.into())),
-        }
+        disk::create_directories(&**disk, Path::new("/"), disk::parent(path))?;
+        let Some(mut held) = disk.lock(path, false).map_err(failed)? else {
+            let holder = disk.open(path).and_then(|file| disk::read_all(&*file)).map_err(failed)?;
+            let holder = String::from_utf8_lossy(&holder[..holder.len().min(256)]).into_owned();
+            return Err(Error::new(Kind::Conflict, format!("locked by {}", holder.trim()))
+                .object(path.display())
+                .advice("one process writes at a time: wait until it ends, then try again"));
+        };
         let text = format!("{purpose} (pid {})\n", std::process::id());
-        let named =
-            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes()));
-        if let Err(error) = named {
+        if let Err(error) = held.write(text.as_bytes()) {
             // The text is for people: the collector must run on a full disk.
             tracing::debug!(path = %path.display(), %error, "lock does not name its holder");
         }
-        Ok(Self { file, path: path.to_owned() })
+        Ok(Self { disk: disk.clone(), path: path.to_owned(), _held: held })
     }
 
     /// Whether somebody holds the lock at `path`.
     ///
     /// # Errors
     /// As the system calls.
-    pub fn look(path: &Path) -> Result<LockState> {
-        let failed = |error| Error::io("cannot look at lock", path.display(), error);
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(LockState::Absent),
-            Err(error) => return Err(failed(error)),
-        };
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => Ok(LockState::Free),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(LockState::Held),
-            Err(error) => Err(failed(error.into())),
+    pub fn look(disk: &dyn Disk, path: &Path) -> Result<LockState> {
+        match disk.is_locked(path) {
+            Ok(true) => Ok(LockState::Held),
+            Ok(false) => Ok(LockState::Free),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(LockState::Absent),
+            Err(error) => Err(Error::io("cannot look at lock", path.display(), error)),
         }
     }
 
-    /// Removes the file of a lock that nobody holds and nobody will take again.
-    pub fn remove_free(path: &Path) {
-        // A leftover lock file nobody holds means nothing, so a failure here harms nobody.
-        if let Err(error) = std::fs::remove_file(path) {
-            tracing::debug!(path = %path.display(), %error, "lock file stays");
-        }
-    }
-
-    /// Removes the lock's file and lets go.
+    /// Removes the lock's file, which nobody will take again, and lets go.
     pub fn remove(self) {
-        Self::remove_free(&self.path);
+        // A leftover lock file nobody holds means nothing, so a failure here harms nobody.
+        if let Err(error) = self.disk.unlink(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "lock file stays");
+        }
     }
 }

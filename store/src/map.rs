@@ -4,11 +4,10 @@
 //! chunks it holds (a 4 GB run opens in microseconds and only touched pages become resident).
 #![expect(unsafe_code, reason = "memmap2 cannot promise that nobody truncates the file")]
 
-use crate::error::{Error, Result};
 use memmap2::Advice;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
-use std::path::Path;
 
 /// Advice is given by pages.
 const PAGE: usize = 4096;
@@ -27,17 +26,17 @@ pub enum Access {
 pub struct Mapped(memmap2::Mmap);
 
 impl Mapped {
-    /// Maps the whole of `file`, whose name is only for the error text.
+    /// Maps the whole of `file`.
     ///
     /// # Errors
     /// As `mmap(2)`.
-    pub fn open(file: &File, path: &Path) -> Result<Self> {
+    pub fn open(file: &File) -> io::Result<Self> {
         // SAFETY: the map is undefined only if somebody changes or truncates the file below it. Files mapped here are
         // objects of a tier: linked under their name once, whole, never written again; deletion unlinks and leaves the
         // mapped inode alone. Or they are scratch files without a name, which only the process that maps them has, and
         // which it writes only while no map of them lives.
         let map = unsafe { memmap2::Mmap::map(file) };
-        map.map(Self).map_err(|error| Error::io("cannot map object", path.display(), error))
+        map.map(Self)
     }
 
     /// Tells the kernel how a part will be read: at random, so that it reads no page that nobody asked for, or from its

@@ -10,7 +10,6 @@ use crate::progress::{Progress, Work};
 use crate::reach::Reached;
 use crate::repo::Store;
 use crate::throttle::Throttle;
-use crate::tier::replace_file;
 use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroU64;
 
@@ -106,7 +105,7 @@ pub fn move_snapshot(
 }
 
 fn lock(store: &Store) -> Result<FileLock> {
-    FileLock::take(&store.state_dir().join("mover.lock"), "moving packs")
+    store.state().lock("mover.lock", "moving packs")
 }
 
 /// The packs that hold what a snapshot needs, one for each chunk, those of bases included. Walks the snapshot.
@@ -163,11 +162,13 @@ pub fn warm(store: &Store, snapshot: &SnapshotId, progress: &dyn Progress) -> Re
 /// # Errors
 /// As the system calls; a line that is no id is passed over.
 pub fn pins(store: &Store) -> Result<BTreeSet<SnapshotId>> {
-    let path = store.state_dir().join(PINS);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect()),
+    match store.state().read(PINS) {
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes);
+            Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect())
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeSet::new()),
-        Err(error) => Err(Error::io("cannot read the pins", path.display(), error)),
+        Err(error) => Err(Error::io("cannot read the pins", store.state_dir().join(PINS).display(), error)),
     }
 }
 
@@ -182,8 +183,7 @@ pub fn set_pin(store: &Store, snapshot: &SnapshotId, pinned: bool) -> Result<boo
     let changed = if pinned { all.insert(*snapshot) } else { all.remove(snapshot) };
     if changed {
         let text: String = all.iter().map(|id| format!("{id}\n")).collect();
-        let state = store.state_dir();
-        replace_file(&state.join("pins.next"), &state.join(PINS), text.as_bytes())?;
+        store.state().replace(PINS, text.as_bytes())?;
     }
     Ok(changed)
 }

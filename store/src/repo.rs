@@ -10,13 +10,13 @@ use crate::error::{Error, Kind, Result};
 use crate::flat_cache::FlatCache;
 use crate::id::{ChunkId, PackId, SnapshotId, StoreId};
 use crate::index::{Index, Location};
-use crate::lock::create_private_directories;
 use crate::pack::{Frame, FrameHeader, PackDirectory, PackKind, read_directory};
 use crate::placement::{Moved, Placement, Touched};
 use crate::refs::{Ref, RefEntry, Refs};
 use crate::reserve;
 use crate::session::{self, Session, SessionPlace};
 use crate::snapshot::Snapshot;
+use crate::state::LocalState;
 use crate::superblock::{self, Superblock};
 use crate::throttle::Throttle;
 use crate::tier::Tier;
@@ -67,8 +67,7 @@ impl Store {
         if config.home.len_bytes(superblock::KEY)?.is_some() {
             return Err(there(&*config.home));
         }
-        create_private_directories(&config.state)
-            .map_err(|error| Error::io("cannot create directory", config.state.display(), error))?;
+        config.state.create_directory("")?;
         config.home.put_if_absent("domains/default", &Domain::plain(clock::random_bytes()).encode_plain())?;
         let superblock = Superblock::new(StoreId::from_bytes(clock::random_bytes()));
         if !config.home.put_if_absent(superblock::KEY, &superblock.encode())? {
@@ -87,18 +86,17 @@ impl Store {
     pub fn open(config: &StoreConfig) -> Result<Self> {
         if config.is_shared {
             // The mirror of the records is below it.
-            create_private_directories(&config.state)
-                .map_err(|error| Error::io("cannot create directory", config.state.display(), error))?;
+            config.state.create_directory("")?;
         }
         let superblock = Superblock::read(&*config.home)?;
-        let keyring = Keyring::new(config.home.clone(), &config.state, config.domains.clone());
+        let keyring = Keyring::new(config.home.clone(), config.state.path(), config.domains.clone());
         let domain = keyring.open(config.domains.name.as_deref().unwrap_or(domain::DEFAULT))?;
         let inner = Inner {
             superblock,
             keyring,
-            index: Index::new(&config.state),
+            index: Index::new(config.state.path()),
             cache: FrameCache::new(config.cache_bytes),
-            flat: FlatCache::new(config.state.join("frames"), config.flat_cache_bytes),
+            flat: FlatCache::new(config.state.path().join("frames"), config.flat_cache_bytes),
             placement: Arc::new(Placement::new(config)),
             touched: Touched::default(),
             sessions: session_place(config)?,
@@ -139,6 +137,11 @@ impl Store {
 
     /// Local state of this host: locks, uppers, sockets, derived tables.
     pub fn state_dir(&self) -> &Path {
+        self.inner.config.state.path()
+    }
+
+    /// The same with the file system that it is on.
+    pub fn state(&self) -> &LocalState {
         &self.inner.config.state
     }
 
@@ -491,10 +494,10 @@ impl Store {
     /// Those of `act`.
     pub fn with_reserve<T>(&self, mut act: impl FnMut() -> Result<T>) -> Result<T> {
         let done = match act() {
-            Err(error) if error.kind() == Kind::Full && reserve::give_back(self.state_dir()) => act(),
+            Err(error) if error.kind() == Kind::Full && reserve::give_back(self.state()) => act(),
             done => done,
         };
-        reserve::keep(self.state_dir());
+        reserve::keep(self.state());
         done
     }
 

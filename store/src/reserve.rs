@@ -2,22 +2,19 @@
 //! much is deleted. It is kept from the moment a store is made or written, and helps where local state and hot tier share a
 //! disk, as in a store in one directory.
 
-use rustix::fs::{FallocateFlags, Mode, OFlags};
-use std::path::Path;
+use crate::state::LocalState;
 
 /// Enough for refs, condemned lists and the collector's clock many times over.
 const LEN_BYTES: u64 = 1 << 20;
 const NAME: &str = "reserve";
 
 /// Keeps the space, if it is not kept yet. A disk that has none to give is left as it is.
-pub fn keep(state: &Path) {
-    let path = state.join(NAME);
-    if path.exists() {
+pub fn keep(state: &LocalState) {
+    let (disk, path) = (state.disk(), state.path().join(NAME));
+    if disk.stat(&path).is_ok() {
         return;
     }
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let kept = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-        .and_then(|file| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, LEN_BYTES));
+    let kept = disk.create(&path).and_then(|mut file| file.allocate(LEN_BYTES));
     if let Err(error) = kept {
         tracing::debug!(path = %path.display(), %error, "no space is kept back");
         give_back(state);
@@ -25,6 +22,6 @@ pub fn keep(state: &Path) {
 }
 
 /// Gives the space back to the disk; false when none was kept.
-pub fn give_back(state: &Path) -> bool {
-    std::fs::remove_file(state.join(NAME)).is_ok()
+pub fn give_back(state: &LocalState) -> bool {
+    state.disk().unlink(&state.path().join(NAME)).is_ok()
 }

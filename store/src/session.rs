@@ -15,8 +15,9 @@ use crate::clock;
 use crate::collector::{self, Condemned};
 use crate::error::{Error, Kind, Result};
 use crate::id::{SnapshotId, WriterId};
-use crate::lock::{FileLock, LockState, create_private_directories};
-use crate::tier::{LocalTier, Tier, replace_file, sync_directory};
+use crate::lock::{FileLock, LockState};
+use crate::state::LocalState;
+use crate::tier::Tier;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -65,16 +66,12 @@ pub struct SessionPlace {
     /// The store's home.
     pub home: Arc<dyn Tier>,
     /// Local state, with the locks of this host's sessions.
-    pub state: PathBuf,
+    pub state: LocalState,
     /// This host, in a shared store.
     pub host: Option<HostId>,
 }
 
 impl SessionPlace {
-    fn lock_path(&self, key: &str) -> PathBuf {
-        self.state.join(key)
-    }
-
     fn record(&self, purpose: &str) -> SessionRecord {
         SessionRecord {
             writer_epoch: None,
@@ -91,8 +88,8 @@ impl SessionPlace {
 ///
 /// # Errors
 /// As the system calls.
-pub fn host_id(state: &Path) -> Result<HostId> {
-    let local = LocalTier::new(state);
+pub fn host_id(state: &LocalState) -> Result<HostId> {
+    let local = state.tier();
     let drawn = HostId::from_bytes(clock::random_bytes());
     // Of several processes that draw a name at once, one has its name kept.
     local.put_if_absent(HOST, format!("{drawn}\n").as_bytes())?;
@@ -100,7 +97,7 @@ pub fn host_id(state: &Path) -> Result<HostId> {
     let named = std::str::from_utf8(&kept).ok().and_then(|text| text.trim().parse().ok());
     named.ok_or_else(|| {
         Error::corrupt("file does not name this host")
-            .object(state.join(HOST).display())
+            .object(state.path().join(HOST).display())
             .advice("remove it: another name is drawn")
     })
 }
@@ -265,10 +262,7 @@ impl Session {
     fn open(place: &SessionPlace, record: SessionRecord) -> Result<Self> {
         let name: [u8; 12] = clock::random_bytes();
         let key = format!("{PREFIX}{}", name.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
-        let lock_path = place.lock_path(&key);
-        let lock = FileLock::take(&lock_path, &record.purpose)?;
-        // A session whose object outlives a power cut without its lock would count as alive for ever.
-        sync_directory(lock_path.parent().unwrap_or(&place.state))?;
+        let lock = place.state.lock(&key, &record.purpose)?;
         let bytes = record.encode();
         place.home.put_if_absent(&key, &bytes)?;
         let state = Mutex::new(ShownState { record, bytes, has_ended: false });
@@ -318,8 +312,8 @@ fn upper_key(place: &SessionPlace, upper: &Path) -> String {
 }
 
 /// Where this host keeps the path of an upper that its session does not name.
-fn veiled_path(place: &SessionPlace, key: &str) -> PathBuf {
-    place.lock_path(key).with_extension("upper")
+fn veiled_name(key: &str) -> String {
+    format!("{key}.upper")
 }
 
 /// Pins the snapshots that the changes in `upper`, an absolute path, are changes to, in place of those pinned for it before.
@@ -341,10 +335,8 @@ pub fn hold_for_upper(
         false => (upper.to_owned(), format!("changes in {}", upper.display())),
     };
     if veiled {
-        let path = veiled_path(place, &key);
-        let failed = |error| Error::io("cannot keep the path of an upper", path.display(), error);
-        create_private_directories(path.parent().unwrap_or(&place.state)).map_err(failed)?;
-        replace_file(&path.with_extension("next"), &path, upper.as_os_str().as_bytes())?;
+        place.state.create_directory(PREFIX)?;
+        place.state.replace(&veiled_name(&key), upper.as_os_str().as_bytes())?;
     }
     let record = SessionRecord { pinned: snapshots.to_vec(), upper: Some(shown), ..place.record(&purpose) };
     let bytes = record.encode();
@@ -373,13 +365,7 @@ pub fn let_go_of_upper(place: &SessionPlace, upper: &Path) -> Result<()> {
 }
 
 fn forget_veiled(place: &SessionPlace, key: &str) {
-    let path = veiled_path(place, key);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            tracing::debug!(path = %path.display(), %error, "the path of an upper stays");
-        }
-        _ => {}
-    }
+    place.state.remove(&veiled_name(key));
 }
 
 /// Whether the upper of a session was removed: a directory that cannot be seen because its disk is not mounted is not, nor
@@ -387,7 +373,7 @@ fn forget_veiled(place: &SessionPlace, key: &str) {
 fn is_removed(place: &SessionPlace, key: &str, upper: &Path) -> bool {
     let upper = match upper.as_os_str().is_empty() {
         false => upper.to_owned(),
-        true => match std::fs::read(veiled_path(place, key)) {
+        true => match place.state.read(&veiled_name(key)) {
             Ok(path) => PathBuf::from(OsStr::from_bytes(&path)),
             Err(_) => return false,
         },
@@ -405,8 +391,6 @@ impl Drop for Session {
             tracing::error!(session = self.shown.key, "the thread that renewed a session panicked");
         }
         if let Err(error) = self.place.home.delete(&self.shown.key) {
-            // The free lock stays: by it the collector knows that the session is over.
-            self.lock.take();
             tracing::warn!(session = self.shown.key, %error, "session could not be ended; the collector will sweep it");
         }
         if let Some(lock) = self.lock.take() {
@@ -435,13 +419,12 @@ pub fn alive(place: &SessionPlace, sweep: bool) -> Result<Vec<Listed>> {
     let tier = &*place.home;
     let mut alive = Vec::new();
     for info in tier.list(PREFIX)? {
-        let lock_path = place.lock_path(&info.key);
-        let lock = FileLock::look(&lock_path)?;
+        let lock = place.state.look_at_lock(&info.key)?;
         if lock == LockState::Free {
             if sweep {
                 tracing::info!(session = info.key, "ending the session of a dead process");
                 tier.delete(&info.key)?;
-                FileLock::remove_free(&lock_path);
+                place.state.remove(&info.key);
             }
             continue;
         }

@@ -1,8 +1,8 @@
 //! Scratch files: what is too long for memory and is gone with the process.
 
 use crate::clock;
+use crate::disk::create_private_directories;
 use crate::error::{Error, Result};
-use crate::lock::create_private_directories;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;

@@ -140,7 +140,7 @@ impl Config {
 
     fn with_warm(&self, mut config: StoreConfig) -> StoreConfig {
         if let Some(state) = &self.state {
-            config.state.clone_from(state);
+            config.state = state.into();
         }
         match &self.warm {
             Some(warm) => config.with_tier(DataTier::new(TierClass::Warm, Arc::new(LocalTier::new(warm)))),
@@ -153,7 +153,7 @@ impl Config {
         let cold: Arc<dyn Tier> = Arc::new(Breaker::new(cold));
         let mut config = self.with_warm(config).with_tier(DataTier::new(TierClass::Cold, cold.clone()));
         if self.sharing.shared {
-            let mirror = Arc::new(LocalTier::new(config.state.join("mirror")));
+            let mirror = Arc::new(LocalTier::new(config.state.path().join("mirror")));
             config.home = Arc::new(MirrorTier::new(mirror, cold));
             config.is_shared = true;
             config.owned_refs.clone_from(&self.sharing.owned_refs);

@@ -70,7 +70,7 @@ pub fn backup(
     let store = writer.store().clone();
     let parent = store.refs().get(name)?.and_then(|found| found.current());
     let cache =
-        stat_cache::StatCache::load(store.state_dir(), store.domain().local_hasher(), name, parent.as_ref());
+        stat_cache::StatCache::load(store.state(), store.domain().local_hasher(), name, parent.as_ref());
     progress.begin("back up", Work::SomeBytes);
     let parent_tree = match &parent {
         Some(id) => store.snapshot(id)?.tree.map(|tree| store.tree(&tree)).transpose()?,
@@ -85,7 +85,7 @@ pub fn backup(
     let draft =
         SnapshotDraft { tree: Some(tree), image: None, parent, labels, files: files + directories, bytes };
     let snapshot = writer.commit(name, draft)?;
-    if let Err(error) = cache.save(&looks, store.state_dir(), name, &snapshot) {
+    if let Err(error) = cache.save(&looks, store.state(), name, &snapshot) {
         progress.note(&format!("the next backup will read every file again: {error}"));
     }
     progress.end();

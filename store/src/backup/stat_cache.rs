@@ -1,14 +1,13 @@
 //! What files looked like at a ref's last backup: a hash of the path to a hash of device, inode, size, mtime and ctime.
 //! Derived state of this host; without it every file is read again, which costs time and changes nothing.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::id::SnapshotId;
-use crate::tier::replace_file;
+use crate::state::LocalState;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use rustix::fs::Stat;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::path::{Path, PathBuf};
 
 type Hash = [u8; 16];
 
@@ -72,17 +71,17 @@ fn look(hasher: &blake3::Hasher, stat: &Stat) -> Hash {
     hash(hasher, &fields.map(u64::to_le_bytes).each_ref().map(|field| field.as_slice()))
 }
 
-fn path_of(state: &Path, hasher: &blake3::Hasher, name: &str) -> PathBuf {
+/// The file of a ref in local state.
+fn file_of(hasher: &blake3::Hasher, name: &str) -> String {
     let digits: String = hash(hasher, &[name.as_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect();
-    state.join("stat").join(digits)
+    format!("stat/{digits}")
 }
 
 impl StatCache {
     /// What was kept at the backup that made `parent`; nothing when that is not there or damaged.
-    pub fn load(state: &Path, hasher: blake3::Hasher, name: &str, parent: Option<&SnapshotId>) -> Self {
+    pub fn load(state: &LocalState, hasher: blake3::Hasher, name: &str, parent: Option<&SnapshotId>) -> Self {
         let settled_before = crate::clock::now().seconds - 1;
-        let old =
-            std::fs::read(path_of(state, &hasher, name)).ok().and_then(|bytes| decode(&bytes, parent?).ok());
+        let old = state.read(&file_of(&hasher, name)).ok().and_then(|bytes| decode(&bytes, parent?).ok());
         Self { old: old.unwrap_or_default(), settled_before, hasher }
     }
 
@@ -98,17 +97,14 @@ impl StatCache {
     ///
     /// # Errors
     /// As the system calls.
-    pub fn save(&self, new: &[Look], state: &Path, name: &str, snapshot: &SnapshotId) -> Result<()> {
+    pub fn save(&self, new: &[Look], state: &LocalState, name: &str, snapshot: &SnapshotId) -> Result<()> {
         let mut body = Encoder::with_capacity(40 + new.len() * 32);
         body.bytes(snapshot.as_bytes()).count(new.len());
         for Look { key, look } in new {
             body.bytes(key).bytes(look);
         }
-        let path = path_of(state, &self.hasher, name);
-        let directory = state.join("stat");
-        std::fs::create_dir_all(&directory)
-            .map_err(|error| Error::io("cannot create directory", directory.display(), error))?;
-        replace_file(&path.with_extension("next"), &path, &seal(Record::StatCache, &body.finish()))
+        state.create_directory("stat")?;
+        state.replace(&file_of(&self.hasher, name), &seal(Record::StatCache, &body.finish()))
     }
 }
 
@@ -133,19 +129,20 @@ mod tests {
 
     #[test]
     fn a_cache_reads_back_for_its_own_snapshot_and_nothing_else_does() {
-        let state = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let state = LocalState::from(directory.path());
         let (own, other) = (SnapshotId::from_bytes([1; 32]), SnapshotId::from_bytes([2; 32]));
         let new = [(3, 4), (5, 6)].map(|(key, look)| Look { key: [key; 16], look: [look; 16] });
-        StatCache::default().save(&new, state.path(), "web", &own).unwrap();
+        StatCache::default().save(&new, &state, "web", &own).unwrap();
         let kept: Looks = new.into_iter().map(|Look { key, look }| (key, look)).collect();
-        let load = |name, parent| StatCache::load(state.path(), blake3::Hasher::new(), name, parent).old;
+        let load = |name, parent| StatCache::load(&state, blake3::Hasher::new(), name, parent).old;
         assert_eq!(load("web", Some(&own)), kept);
         assert!(load("web", Some(&other)).is_empty());
         assert!(load("web", None).is_empty());
         assert!(load("other", Some(&own)).is_empty());
         let keyed = blake3::Hasher::new_keyed(&[1; 32]);
-        assert!(StatCache::load(state.path(), keyed, "web", Some(&own)).old.is_empty(), "in another domain");
-        let bytes = std::fs::read(path_of(state.path(), &blake3::Hasher::new(), "web")).unwrap();
+        assert!(StatCache::load(&state, keyed, "web", Some(&own)).old.is_empty(), "in another domain");
+        let bytes = state.read(&file_of(&blake3::Hasher::new(), "web")).unwrap();
         assert_sealed(&bytes, &kept, |bytes| decode(bytes, &own));
     }
 }

@@ -5,9 +5,9 @@
 //! trusting as one that sees the record for the first time, no more.
 
 use super::keys::VerifyKey;
+use crate::disk::create_private_directories;
 use crate::error::{Error, Result};
 use crate::id::DomainId;
-use crate::lock::create_private_directories;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use rustix::fs::FlockOperation;
 use std::fs::File;

@@ -53,7 +53,7 @@ fn merge_packs(runs: &[&Run], packs: &[PackId], scratch: &Path) -> Result<Object
     let count = merge_entries(runs, packs, |entry| out.write_all(entry).map_err(failed))?;
     out.into_inner().map_err(|error| failed(error.into_error()))?;
     finish_file(&file, count, packs, scratch)?;
-    Mapped::open(&file, scratch).map(Object::Mapped)
+    Mapped::open(&file).map(Object::Mapped).map_err(failed)
 }
 
 fn merge_in_memory(runs: &[&Run], packs: &[PackId], most: usize) -> Result<Vec<u8>> {
@@ -75,10 +75,10 @@ fn merge_in_memory(runs: &[&Run], packs: &[PackId], most: usize) -> Result<Vec<u
 /// Puts tables, header and envelope around the entries in a scratch file.
 fn finish_file(mut file: &File, count: usize, packs: &[PackId], scratch: &Path) -> Result<()> {
     let failed = |error| Error::io("cannot write a scratch file", scratch.display(), error);
-    let tables = tables(Mapped::open(file, scratch)?[ENTRIES_START..].as_chunks().0, packs);
+    let tables = tables(Mapped::open(file).map_err(failed)?[ENTRIES_START..].as_chunks().0, packs);
     file.write_all(&tables).map_err(failed)?;
     file.write_all_at(&head(count, packs.len()), ENVELOPE_LEN as u64).map_err(failed)?;
-    let envelope = envelope(Record::BucketRun, &Mapped::open(file, scratch)?[ENVELOPE_LEN..]);
+    let envelope = envelope(Record::BucketRun, &Mapped::open(file).map_err(failed)?[ENVELOPE_LEN..]);
     file.write_all_at(&envelope, 0).map_err(failed)
 }
 

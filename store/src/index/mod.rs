@@ -184,9 +184,8 @@ impl Index {
 
     fn spill(&self, bytes: &[u8]) -> Result<Mapped> {
         let mut file: File = unnamed_file(&self.scratch)?;
-        let written = file.write_all(bytes);
-        written.map_err(|error| Error::io("cannot write a scratch file", self.scratch.display(), error))?;
-        Mapped::open(&file, &self.scratch)
+        let written = file.write_all(bytes).and_then(|()| Mapped::open(&file));
+        written.map_err(|error| Error::io("cannot write a scratch file", self.scratch.display(), error))
     }
 
     /// Takes packs that are gone out of the index, stores the runs that are of this process only, and joins runs so that

@@ -88,8 +88,8 @@ impl Writer {
     pub(crate) fn open(store: &Store, purpose: &str) -> Result<Self> {
         store.inner.superblock.check_writable()?;
         let purpose = store.domain.discreet(purpose);
-        let state = store.state_dir();
-        let lock = FileLock::take(&state.join("lock"), purpose)?;
+        let state = store.state();
+        let lock = state.lock("lock", purpose)?;
         reserve::keep(state);
         let names = state::next_incarnation(state)?;
         let config = &store.inner.config;

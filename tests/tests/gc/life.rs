@@ -146,7 +146,7 @@ fn a_session_of_other_local_state_counts_as_alive() {
     garden.open().forget("app", |_| true).unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
     let mut config = garden.config(std::sync::Arc::new(garden.memory.clone()));
-    config.state = elsewhere.path().to_owned();
+    config.state = elsewhere.path().into();
     let options = CollectOptions { dry_run: false, cycles: 4 };
     collect(&store::Store::open(&config).unwrap(), &options, &Unwatched).unwrap();
     std::fs::remove_dir_all(garden.state().join("sessions")).unwrap();

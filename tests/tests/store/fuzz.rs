@@ -274,7 +274,8 @@ fn metadata_survives_mutation() {
     }
     writer.commit("fuzz", SnapshotDraft::default()).unwrap();
     drop(writer);
-    let store = Store::open(&StoreConfig::on(Arc::new(copy_of(&tier)), &scratch.config.state)).unwrap();
+    let store =
+        Store::open(&StoreConfig::on(Arc::new(copy_of(&tier)), scratch.config.state.clone())).unwrap();
     for id in ids {
         if let Ok(tree) = store.tree(&TreeId::from(id)) {
             walk(&store, &tree);

@@ -126,7 +126,8 @@ impl World {
 
     fn drop_local_state(&mut self) -> String {
         self.states_dropped += 1;
-        self.config.state = self.scratch.directory.path().join(format!("state-{}", self.states_dropped));
+        self.config.state =
+            self.scratch.directory.path().join(format!("state-{}", self.states_dropped)).into();
         self.reopen();
         "loss of the local state".to_owned()
     }
