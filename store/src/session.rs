@@ -263,6 +263,8 @@ impl Session {
         let name: [u8; 12] = clock::random_bytes();
         let key = format!("{PREFIX}{}", name.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
         let lock = place.state.lock(&key, &record.purpose)?;
+        // A session that outlived its lock file in a power cut would count as another host's, alive for ever.
+        place.state.sync_directory(PREFIX)?;
         let bytes = record.encode();
         place.home.put_if_absent(&key, &bytes)?;
         let state = Mutex::new(ShownState { record, bytes, has_ended: false });
@@ -390,11 +392,14 @@ impl Drop for Session {
         if self.renewing.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!(session = self.shown.key, "the thread that renewed a session panicked");
         }
-        if let Err(error) = self.place.home.delete(&self.shown.key) {
-            tracing::warn!(session = self.shown.key, %error, "session could not be ended; the collector will sweep it");
-        }
-        if let Some(lock) = self.lock.take() {
-            lock.remove();
+        let ended = self.place.home.delete(&self.shown.key);
+        match (ended, self.lock.take()) {
+            (Ok(()), Some(lock)) => lock.remove(),
+            (Ok(()), None) => {}
+            // A lock file that nobody holds tells the collector that the session is dead.
+            (Err(error), _) => {
+                tracing::warn!(session = self.shown.key, %error, "session could not be ended; the collector will sweep it");
+            }
         }
     }
 }
