@@ -107,6 +107,9 @@ fn run(
     })?;
     let Survey { mut report, lists, sessions, vanished, marked, keys, destroyed } = survey;
     if !dry_run {
+        // What is acted on must not be undone by a power cut: whoever wrote it may have died before it was durable.
+        ["refs/", "domains/"].iter().try_for_each(|prefix| store.home().make_durable(prefix))?;
+        store.make_packs_durable()?;
         destroyed.iter().try_for_each(|domain| store.remove_records_of(domain))?;
         execute(store, &lists, vanished, &keys, &mut report)?;
         if let Some(table) = table {

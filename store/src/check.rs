@@ -292,6 +292,7 @@ pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64
     let _lock = store.state().lock("gc.lock", "index rebuild")?;
     let old = store.home().list("index/")?;
     let packs = store.packs()?;
+    store.make_packs_durable()?;
     progress.begin("read pack directories", Work::Items(packs.len() as u64));
     let (mut chunks, pack_count) = (0, packs.len() as u64);
     let mut builder = RunBuilder::default();

@@ -312,27 +312,31 @@ pub fn create_private_directories(directory: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
-/// Creates `directory` and what is missing above it, but nothing above `root`, for this user alone, and syncs each directory
-/// that got a new name.
+/// Creates `directory` and what is missing above it, but nothing above `root`, for this user alone, and makes their names
+/// durable. Nothing is ever put into a directory whose own name is not durable, so one that is not empty needs no sync; one
+/// that is may have been made by a process that died before it could sync.
 ///
 /// # Errors
 /// As the system calls.
 pub fn create_directories(disk: &dyn Disk, root: &Path, directory: &Path) -> Result<()> {
-    let made = match disk.make_directory(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && directory != root => {
-            create_directories(disk, root, parent(directory))?;
-            disk.make_directory(directory)
+    let failed = |error| Error::io("cannot create directory", directory.display(), error);
+    if disk.is_empty(directory).is_ok_and(|is_empty| !is_empty) {
+        return Ok(());
+    }
+    if directory != root && directory.parent().is_some() {
+        create_directories(disk, root, parent(directory))?;
+    }
+    match disk.make_directory(directory) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            if disk.stat(directory).map_err(failed)? != Stat::Directory {
+                return Err(failed(io::ErrorKind::NotADirectory.into()));
+            }
         }
-        made => made,
-    };
-    match made {
-        Ok(()) => sync_directory(disk, parent(directory)),
-        Err(error)
-            if error.kind() == io::ErrorKind::AlreadyExists
-                && disk.stat(directory).is_ok_and(|stat| stat == Stat::Directory) =>
-        {
-            Ok(())
-        }
-        Err(error) => Err(Error::io("cannot create directory", directory.display(), error)),
+        Err(error) => return Err(failed(error)),
+    }
+    match directory.parent() {
+        Some(_) => sync_directory(disk, parent(directory)),
+        None => Ok(()),
     }
 }

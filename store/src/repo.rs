@@ -561,6 +561,14 @@ impl Store {
         Err(failure.expect("a store has at least one tier"))
     }
 
+    /// Makes every pack that is seen durable, whoever stored it: before a stored run of the index says that it is there.
+    ///
+    /// # Errors
+    /// As the tiers.
+    pub fn make_packs_durable(&self) -> Result<()> {
+        self.tiers().iter().try_for_each(|tier| tier.make_durable("packs/"))
+    }
+
     /// Every pack on any tier with the length in bytes of its longest copy.
     ///
     /// # Errors

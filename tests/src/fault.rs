@@ -143,4 +143,8 @@ impl Tier for FaultTier {
     fn delete(&self, key: &str) -> Result<()> {
         self.mutate(|tier| tier.delete(key))
     }
+
+    fn make_durable(&self, prefix: &str) -> Result<()> {
+        self.read(|tier| tier.make_durable(prefix))
+    }
 }

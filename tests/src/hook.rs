@@ -93,4 +93,9 @@ impl Tier for HookTier {
         self.before_operation();
         self.inner.delete(key)
     }
+
+    fn make_durable(&self, prefix: &str) -> Result<()> {
+        self.before_operation();
+        self.inner.make_durable(prefix)
+    }
 }

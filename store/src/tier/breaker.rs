@@ -125,6 +125,10 @@ impl Tier for Breaker {
         self.call(|tier| tier.delete(key))
     }
 
+    fn make_durable(&self, prefix: &str) -> Result<()> {
+        self.call(|tier| tier.make_durable(prefix))
+    }
+
     fn get_many(&self, requests: &[RangeRequest]) -> Vec<Result<Vec<u8>>> {
         if let Err(error) = self.admit() {
             let refusal = error.to_string();

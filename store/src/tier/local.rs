@@ -61,6 +61,19 @@ impl LocalTier {
         lock.map_err(|error| Error::io("cannot lock", path.display(), error))
     }
 
+    /// Syncs a directory and those below it. The bytes of files were synced before they could be seen.
+    fn make_directory_durable(&self, directory: &Path) -> Result<()> {
+        let failed = |error| Error::io("cannot list", directory.display(), error);
+        let entries = match self.disk.list(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            listed => listed.map_err(failed)?,
+        };
+        for (name, _) in entries.iter().filter(|(_, stat)| *stat == Stat::Directory) {
+            self.make_directory_durable(&directory.join(name))?;
+        }
+        sync_directory(&*self.disk, directory)
+    }
+
     fn walk(&self, directory: &Path, prefix: &str, found: &mut Vec<ObjectInfo>) -> Result<()> {
         let entries = match self.disk.list(directory) {
             Ok(entries) => entries,
@@ -154,6 +167,10 @@ impl Tier for LocalTier {
         found.retain(|info| info.key.split('/').next() != Some(SWAP_DIRECTORY));
         found.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(found)
+    }
+
+    fn make_durable(&self, prefix: &str) -> Result<()> {
+        self.make_directory_durable(&self.root.join(prefix))
     }
 
     fn delete(&self, key: &str) -> Result<()> {

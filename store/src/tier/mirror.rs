@@ -170,6 +170,10 @@ impl Tier for MirrorTier {
         Ok(())
     }
 
+    fn make_durable(&self, prefix: &str) -> Result<()> {
+        self.remote.make_durable(prefix)
+    }
+
     fn get_many(&self, requests: &[RangeRequest]) -> Vec<Result<Vec<u8>>> {
         self.remote.get_many(requests)
     }

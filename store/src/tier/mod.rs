@@ -115,6 +115,16 @@ pub trait Tier: Send + Sync + Debug {
     /// Removes the object for good; absence is fine.
     fn delete(&self, key: &str) -> Result<()>;
 
+    /// Makes what is seen under `prefix`, as [`Self::list`] takes it, durable, whoever put it there: a process may have died
+    /// after its change could be seen and before it was durable. Whoever writes or deletes for good because of what another
+    /// process wrote calls this in between. A tier that shows only what is durable has nothing to do.
+    ///
+    /// # Errors
+    /// After an error it may be lost.
+    fn make_durable(&self, _prefix: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Notes that the object was used now, as a hint for what to keep near. May do nothing.
     fn touch(&self, _key: &str) {}
 

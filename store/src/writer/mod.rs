@@ -329,6 +329,9 @@ impl Writer {
     fn flush(&mut self) -> Result<Vec<PackId>> {
         let mut directories = self.pipeline.flush()?;
         let packs = directories.iter().map(|directory| directory.id).collect();
+        if !self.adopted.is_empty() {
+            self.store.make_packs_durable()?; // their writer may have died before it did
+        }
         for pack in std::mem::take(&mut self.adopted) {
             match self.store.pack_directory(pack) {
                 Ok(directory) => directories.push(directory),
