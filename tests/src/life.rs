@@ -1,0 +1,327 @@
+//! The life of a store on a simulated disk: what its users do, what was acknowledged to them when, and what must be there
+//! after a crash or a failure.
+
+use crate::model::{Item, Memory, Pages, Random, State, assert_clean, put_files, put_memory, state_of_store};
+use crate::sim_disk::SimDisk;
+use gc::{CollectOptions, Verdict};
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use store::{
+    Kind, LocalState, LocalTier, PAGE, Pin, Result, SnapshotDraft, SnapshotId, Store, StoreConfig, Unwatched,
+    Writer,
+};
+
+/// Where the store is on the disk.
+pub const STORE: &str = "/store";
+/// Local state. The collector's marks are not on a simulated disk; where no directory can be it does without them.
+const STATE: &str = "/dev/null/state";
+
+/// What a user does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Files to a ref.
+    Commit(&'static str),
+    /// Memory to a ref, over the image that its last snapshot has.
+    Capture(&'static str),
+    /// All but the newest snapshots of a ref are forgotten.
+    Forget(&'static str),
+    /// Three runs of the collector.
+    Collect,
+    /// One run of the collector.
+    CollectOnce,
+    /// The index is made anew.
+    Rebuild,
+    /// A reader pins the newest snapshot of a ref, or lets go of what it has pinned.
+    Pin(&'static str),
+}
+
+/// The snapshots of a ref, oldest first; the id of one whose commit failed or did not end is unknown.
+pub type History = Vec<(Option<SnapshotId>, Arc<State>)>;
+
+/// What a store must hold: for each ref the histories that it may have. There is one when all that was asked for was
+/// acknowledged; what did not end, or failed, adds another. A ref that is not there has an empty history.
+#[derive(Clone, Debug, Default)]
+pub struct Acks {
+    /// Whether the store was made.
+    pub exists: bool,
+    /// The histories that each ref may have.
+    pub refs: BTreeMap<String, Vec<History>>,
+}
+
+/// A store and its users.
+pub struct Life {
+    /// The disk.
+    pub disk: SimDisk,
+    /// What was acknowledged so far.
+    pub acks: Acks,
+    /// What was acknowledged when the disk had seen so many changes.
+    pub diary: Vec<(usize, Acks)>,
+    store: Option<Store>,
+    pin: Option<Pin>,
+    version: u64,
+}
+
+/// A small store on a disk.
+pub fn config(disk: &SimDisk) -> StoreConfig {
+    let disk = Arc::new(disk.clone());
+    let (tier, state) = (LocalTier::on(disk.clone(), STORE), LocalState::on(disk, STATE));
+    StoreConfig {
+        cache_bytes: 1 << 20,
+        flat_cache_bytes: 0,
+        level: 1,
+        ..StoreConfig::on(Arc::new(tier), state)
+    }
+}
+
+/// Files that a version determines: some are new in each, some never change.
+fn files(version: u64) -> State {
+    let noise = |seed, len| Item::file(Random::new(seed).bytes(len));
+    let linked = Item { link: Some(b"hard-1".to_vec()), ..noise(7, 30) };
+    let files = [
+        (b"".to_vec(), Item::directory()),
+        (b"sub".to_vec(), Item::directory()),
+        (b"sub/fixed".to_vec(), noise(1, 6000)),
+        (b"sub/new".to_vec(), noise(version + 100, 4500)),
+        (
+            b"text".to_vec(),
+            Item::file(format!("version {version}\n").repeat(version as usize % 3 * 200).into()),
+        ),
+        (b"hard-1".to_vec(), linked.clone()),
+        (b"hard-2".to_vec(), linked),
+    ];
+    State { files: Some(files.into()), memory: None }
+}
+
+/// Memory that a version determines, mostly the same from one version to the next.
+fn memory(version: u64) -> State {
+    let page = |page: u64| {
+        let seed = if page == version % 5 { version + 1000 } else { page };
+        (page, Random::new(seed).bytes(PAGE))
+    };
+    let pages = (0..5).map(page).collect();
+    let spaces = [(0, Pages { len_bytes: 8 * PAGE as u64, pages })].into();
+    let blobs = [("state".to_owned(), Random::new(version).bytes(4200))].into();
+    State { files: None, memory: Some(Memory { spaces, blobs }) }
+}
+
+impl Life {
+    /// On this disk, which holds no store yet or the one that `acks` tell of. Versions begin at `version`.
+    pub fn on(disk: SimDisk, acks: Acks, version: u64) -> Self {
+        let diary = vec![(0, acks.clone())];
+        Self { disk, acks, diary, store: None, pin: None, version }
+    }
+
+    /// What was acknowledged by the time the disk had seen so many changes.
+    pub fn acked_at(&self, changes: usize) -> &Acks {
+        let after = self.diary.partition_point(|(at, _)| *at <= changes);
+        &self.diary[after - 1].1
+    }
+
+    fn note(&mut self) {
+        self.diary.push((self.disk.change_count(), self.acks.clone()));
+    }
+
+    /// The store, made if there is none.
+    ///
+    /// # Errors
+    /// As the store.
+    pub fn store(&mut self) -> Result<Store> {
+        if let Some(store) = &self.store {
+            return Ok(store.clone());
+        }
+        let store = open_or_init(&self.disk, &self.acks)?;
+        self.acks.exists = true;
+        self.note();
+        self.store = Some(store.clone());
+        Ok(store)
+    }
+
+    /// The next command is another process.
+    pub fn reopen(&mut self) {
+        self.store = None;
+    }
+
+    /// Does one step.
+    ///
+    /// # Errors
+    /// As the store.
+    pub fn step(&mut self, step: Step) -> Result<()> {
+        let store = self.store()?;
+        match step {
+            Step::Commit(name) => {
+                self.version += 1;
+                self.commit(&store, name, files(self.version))
+            }
+            Step::Capture(name) => {
+                self.version += 1;
+                self.commit(&store, name, memory(self.version))
+            }
+            Step::Forget(name) => self.forget(&store, name),
+            Step::Collect => collect(&store, 3),
+            Step::CollectOnce => collect(&store, 1),
+            Step::Rebuild => store::rebuild_index(&store, &Unwatched).map(|_| ()),
+            Step::Pin(name) => self.pin(&store, name),
+        }
+    }
+
+    /// A history that a ref may have from now on.
+    fn begin(&mut self, name: &str, history: History) {
+        self.acks.refs.entry(name.to_owned()).or_insert_with(|| vec![History::new()]).push(history);
+        self.note();
+    }
+
+    /// The one history that a ref must have from now on.
+    fn acknowledge(&mut self, name: &str, history: History) {
+        self.acks.refs.insert(name.to_owned(), vec![history]);
+        self.note();
+    }
+
+    fn commit(&mut self, store: &Store, name: &str, state: State) -> Result<()> {
+        let mut history = self.acks.seen(store, name)?;
+        let state = Arc::new(state);
+        history.push((None, state.clone()));
+        self.begin(name, history.clone());
+        let mut writer = store.writer("a life")?;
+        let draft = draft(&mut writer, name, &state)?;
+        let committed = writer.commit(name, draft);
+        if committed.is_err() {
+            // A writer that failed refuses to go on, whatever the disk does by now.
+            assert!(writer.put_chunk(b"more").is_err());
+            assert!(writer.commit(name, SnapshotDraft::default()).is_err());
+        }
+        let id = committed?;
+        history.pop();
+        history.push((Some(id), state));
+        self.acknowledge(name, history);
+        Ok(())
+    }
+
+    fn forget(&mut self, store: &Store, name: &str) -> Result<()> {
+        let history = self.acks.seen(store, name)?;
+        let Some(last) = history.last().cloned() else { return Ok(()) };
+        self.begin(name, vec![last.clone()]);
+        store.forget(name, |entry| Some(entry.snapshot) != last.0)?;
+        self.acknowledge(name, vec![last]);
+        Ok(())
+    }
+
+    fn pin(&mut self, store: &Store, name: &str) -> Result<()> {
+        if self.pin.take().is_some() {
+            return Ok(());
+        }
+        if let Some((Some(id), state)) = self.acks.seen(store, name)?.last() {
+            self.pin = Some(store.pin("a reader", &[*id])?);
+            assert!(state_of_store(store, id)? == **state, "{name} reads as something else");
+        }
+        Ok(())
+    }
+}
+
+impl Acks {
+    /// The history that a ref is seen to have, which is one of those that it may have.
+    fn seen(&self, store: &Store, name: &str) -> Result<History> {
+        let found = store.refs().get(name)?.map(|found| found.history).unwrap_or_default();
+        let ids: Vec<SnapshotId> = found.iter().map(|entry| entry.snapshot).collect();
+        let nothing = vec![History::new()];
+        let allowed = self.refs.get(name).unwrap_or(&nothing);
+        let fits = |history: &&History| {
+            let mut pairs = history.iter().zip(&ids);
+            // A snapshot whose id nobody was told is known by what it holds.
+            let is_it = |state: &Arc<State>, id| state_of_store(store, id).is_ok_and(|read| read == **state);
+            history.len() == ids.len()
+                && pairs
+                    .all(|((known, state), id)| known.map_or_else(|| is_it(state, id), |known| known == *id))
+        };
+        let Some(history) = allowed.iter().find(fits) else {
+            let ids_of = |history: &History| history.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+            let allowed: Vec<_> = allowed.iter().map(ids_of).collect();
+            panic!("{name} has the history {ids:?}, and may have {allowed:?}");
+        };
+        Ok(history.iter().zip(ids).map(|((_, state), id)| (Some(id), state.clone())).collect())
+    }
+}
+
+fn open_or_init(disk: &SimDisk, acks: &Acks) -> Result<Store> {
+    let config = config(disk);
+    match Store::open(&config) {
+        // Whether it was made is not known where nobody was told.
+        Err(error) if error.kind() == Kind::NotFound && !acks.exists => Store::init(&config),
+        opened => opened,
+    }
+}
+
+fn draft(writer: &mut Writer, name: &str, state: &State) -> Result<SnapshotDraft> {
+    let store = writer.store().clone();
+    let parent = store.refs().get(name)?.and_then(|found| found.current());
+    let tree = state.files.as_ref().map(|files| put_files(writer, files)).transpose()?;
+    let image = match (&state.memory, parent.map(|id| store.snapshot(&id)).transpose()?) {
+        (None, _) => None,
+        (Some(memory), before) => {
+            let before = before.and_then(|snapshot| snapshot.image);
+            let before = before.map(|image| store.image(&image)).transpose()?;
+            Some(put_memory(writer, memory, before.as_ref())?)
+        }
+    };
+    Ok(SnapshotDraft { tree, image, parent, ..SnapshotDraft::default() })
+}
+
+fn collect(store: &Store, cycles: u32) -> Result<()> {
+    gc::collect(store, &CollectOptions { dry_run: false, cycles }, &Unwatched).map(|_| ())
+}
+
+/// Demands that every ref has a history that it may have, and every snapshot the bytes that were put into it.
+fn assert_survived(store: &Store, acks: &Acks) -> Result<()> {
+    let mut names: BTreeSet<String> = acks.refs.keys().cloned().collect();
+    names.extend(store.refs().list()?.into_iter().map(|found| found.name));
+    for name in names {
+        for (id, state) in acks.seen(store, &name)? {
+            let id = id.expect("what is seen has an id");
+            assert!(state_of_store(store, &id)? == *state, "{name} {id} holds something else");
+        }
+    }
+    Ok(())
+}
+
+/// Opens what is left, by other processes than before: everything acknowledged is there and a full check finds nothing.
+/// Then it takes a new commit and a collection, and all that again; nothing that nobody needs stays behind.
+pub fn recover(disk: &SimDisk, acks: &Acks, context: &str) {
+    let recovered = catch_unwind(AssertUnwindSafe(|| try_to_recover(disk, acks)));
+    match recovered {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => panic!("{context}: {error}"),
+        Err(panic) => {
+            eprintln!("{context}: see above");
+            resume_unwind(panic)
+        }
+    }
+}
+
+fn try_to_recover(disk: &SimDisk, acks: &Acks) -> Result<()> {
+    let mut life = Life::on(disk.clone(), acks.clone(), 1 << 20);
+    let store = life.store()?;
+    assert_survived(&store, acks)?;
+    assert_clean(&store, "right after");
+    drop(store);
+    life.step(Step::Commit("after"))?;
+    life.step(Step::Collect)?;
+    let store = life.store()?;
+    assert_survived(&store, &life.acks)?;
+    assert_clean(&store, "written and collected since");
+    assert_nothing_left_over(&store)
+}
+
+/// After three runs of the collector with nobody at work there is nothing but what refs need.
+fn assert_nothing_left_over(store: &Store) -> Result<()> {
+    let report = gc::collect(store, &CollectOptions { dry_run: true, cycles: 1 }, &Unwatched)?;
+    let packs = report.packs.iter().filter(|pack| pack.verdict != Verdict::Keep);
+    let packs: Vec<String> = packs.map(|pack| format!("{}: {}", pack.id, pack.reason)).collect();
+    let records = report.snapshots.iter().filter(|record| record.verdict != Verdict::Keep);
+    let records: Vec<String> = records.map(|record| format!("{}: {}", record.id, record.reason)).collect();
+    let sessions = store.home().list("sessions/")?;
+    assert!(
+        packs.is_empty() && records.is_empty() && sessions.is_empty(),
+        "left over are packs {packs:?}, snapshots {records:?}, sessions {sessions:?}"
+    );
+    Ok(())
+}

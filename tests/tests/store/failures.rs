@@ -1,0 +1,91 @@
+//! Operations of the disk that fail: for every n the n-th one of a store's life, once or from then on, by an error of the
+//! device or for want of space. Nothing is acknowledged that is not durable, a writer that failed does not go on, and when
+//! the disk works again so does the store.
+
+use crate::sim::{begun, is_long, try_all};
+use rustix::io::Errno;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tests::life::{Life, Step, recover};
+use tests::sim_disk::{Fault, Luck, Rules, Survey};
+
+/// Everything that users do, after a fashion.
+const LIFE: [Step; 9] = [
+    Step::Pin("web"),
+    Step::Commit("web"),
+    Step::Capture("vm"),
+    Step::Forget("web"),
+    Step::CollectOnce,
+    Step::Commit("new"),
+    Step::Collect,
+    Step::Rebuild,
+    Step::Pin("web"),
+];
+
+/// Lives with the fault, then without it; gives how often the store recovered, and whether the fault was met.
+fn fail(fault: Fault) -> (u64, bool) {
+    let (disk, acks) = begun();
+    let mut life = Life::on(disk, acks, 100);
+    life.disk.set_fault(Some(fault));
+    let mut failures = Vec::new();
+    for step in LIFE {
+        // Users try again, each time with another process.
+        for _ in 0..2 {
+            match life.step(step) {
+                Ok(()) => break,
+                Err(error) => failures.push(format!("{step:?}: {error}")),
+            }
+            life.reopen();
+        }
+    }
+    let was_met = life.disk.is_fault_met();
+    life.disk.set_fault(None);
+    let context = format!("{fault:?}, which gave {failures:?}");
+    // What was acknowledged is durable, also if the power goes now.
+    let mut survey = Survey::of(&life.disk);
+    survey.advance(survey.len());
+    let luck = Luck::Seed(fault.operation);
+    let crashes = [(Rules::Kill, Luck::Nothing), (Rules::Unordered, Luck::Nothing), (Rules::Unordered, luck)];
+    for (rules, luck) in crashes {
+        recover(&survey.crash(rules, luck), &life.acks, &format!("{context}, then {rules:?}, {luck:?}"));
+    }
+    // And the processes that met the fault may still be there.
+    for step in LIFE {
+        life.step(step).unwrap_or_else(|error| panic!("{context}, then {step:?}: {error}"));
+    }
+    (crashes.len() as u64 + 1, was_met)
+}
+
+/// How many operations a life has: ids are random, so it is not always the same.
+fn operations() -> usize {
+    let (disk, acks) = begun();
+    let mut life = Life::on(disk, acks, 100);
+    life.disk.set_fault(None);
+    LIFE.iter().for_each(|step| life.step(*step).unwrap());
+    life.disk.operations() as usize
+}
+
+/// Fails every operation in turn, or one of `stride`.
+fn every_operation(what: &str, errno: Errno, lasts: bool, stride: usize) {
+    let stride = if is_long() { 1 } else { stride };
+    let (count, met) = (operations() / stride, AtomicU64::new(0));
+    try_all(what, count, |number| {
+        let (points, was_met) = fail(Fault { operation: (number * stride) as u64, errno, lasts });
+        met.fetch_add(u64::from(was_met), Ordering::Relaxed);
+        points
+    });
+    let met = met.into_inner() as usize;
+    println!("{what}: {met} of {count} operations");
+    assert!(met > 100 && met + 20 > count, "{met} operations failed");
+}
+
+#[test]
+fn any_operation_may_fail_once() {
+    every_operation("failed once", Errno::IO, false, 1);
+    every_operation("no space once", Errno::NOSPC, false, 4);
+}
+
+#[test]
+fn all_operations_may_fail_from_any_of_them_on() {
+    every_operation("failed from there on", Errno::IO, true, 2);
+    every_operation("no space from there on", Errno::NOSPC, true, 4);
+}
