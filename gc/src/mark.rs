@@ -209,8 +209,9 @@ impl<'a> Marker<'a> {
             |pack: &PackId, end: u64| self.inventory.get(pack).is_some_and(|len_bytes| end <= *len_bytes);
         let places = self.index.find(id).into_iter().filter(|place| whole(&place.pack, end_of(place)));
         let (deltas, plain): (Vec<_>, Vec<_>) = places.partition(|place| place.is_delta());
-        let live = plain.iter().find(|place| !self.condemned.contains_key(&place.pack));
-        live.or(plain.first()).into_iter().chain(&deltas).map(|place| self.number_of(place)).collect()
+        // Every run chooses the same one of several, in whatever order the index has them.
+        let chosen = plain.iter().min_by_key(|place| (self.condemned.contains_key(&place.pack), place.pack));
+        chosen.into_iter().chain(&deltas).map(|place| self.number_of(place)).collect()
     }
 
     fn number_of(&mut self, place: &index::Location) -> u32 {
