@@ -69,7 +69,7 @@ pub fn collect(store: &Store, options: &CollectOptions, progress: &dyn Progress)
     let state = store.state();
     let _lock = match options.dry_run {
         true => None,
-        false => Some(state.lock("gc.lock", "snapctl gc")?),
+        false => Some(store.with_reserve(|| state.lock("gc.lock", "snapctl gc"))?),
     };
     if options.dry_run {
         return run(store, true, None, progress);
@@ -77,7 +77,13 @@ pub fn collect(store: &Store, options: &CollectOptions, progress: &dyn Progress)
     store.check_may_collect()?;
     let mut total = CollectReport::default();
     for _ in 0..options.cycles.max(1) {
-        let last = store.with_reserve(|| run(store, false, open_marks(state.path())?.as_ref(), progress))?;
+        let mut is_full = false;
+        let last = store.with_reserve(|| {
+            // What is kept back is too little for the table, too.
+            let table = if is_full { None } else { open_marks(state.path())? };
+            is_full = true;
+            run(store, false, table.as_ref(), progress)
+        })?;
         total = last.after(total);
     }
     Ok(total)
@@ -128,7 +134,7 @@ struct Survey {
     report: CollectReport,
     lists: Vec<Condemned>,
     sessions: Vec<Listed>,
-    /// Condemned packs that an earlier run deleted before it could say so.
+    /// Packs that are condemned, or named by the index, and gone.
     vanished: HashSet<PackId>,
     marked: HashSet<SnapshotId>,
     /// Keys of the snapshot records.
@@ -193,7 +199,9 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
         keys.insert(id, store.domain().snapshot_key(&id));
     }
     report.snapshots.sort_unstable_by_key(|planned| planned.id);
-    let vanished = condemned.keys().filter(|id| !inventory.contains_key(id)).copied().collect();
+    // A writer that was fenced may have told of packs that were collected before it could.
+    let told: Vec<PackId> = store.index().runs().iter().flat_map(|run| run.packs()).collect();
+    let vanished = condemned.keys().copied().chain(told).filter(|id| !inventory.contains_key(id)).collect();
     Ok(Survey { report, lists, sessions, vanished, marked, keys, destroyed })
 }
 

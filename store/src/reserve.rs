@@ -1,27 +1,41 @@
-//! Space kept back in the local state, so that a full disk can be freed: to forget and to collect is to write little before
-//! much is deleted. It is kept from the moment a store is made or written, and helps where local state and hot tier share a
-//! disk, as in a store in one directory.
+//! Space and inodes kept back in the local state, so that a full disk can be freed: to forget and to collect is to write
+//! little before much is deleted. They are kept from the moment a store is made or written, and help where local state and
+//! hot tier share a disk, as in a store in one directory.
 
 use crate::state::LocalState;
+use std::path::PathBuf;
 
 /// Enough for refs, condemned lists and the collector's clock many times over.
 const LEN_BYTES: u64 = 1 << 20;
-const NAME: &str = "reserve";
+/// Files kept, the first of them of that length: enough inodes for the collector's directories and objects.
+const FILES: u32 = 8;
 
-/// Keeps the space, if it is not kept yet. A disk that has none to give is left as it is.
+fn path(state: &LocalState, number: u32) -> PathBuf {
+    state.path().join(format!("reserve-{number}"))
+}
+
+/// Keeps the space, as far as it is not kept yet. A disk that has none to give is left as it is.
 pub fn keep(state: &LocalState) {
-    let (disk, path) = (state.disk(), state.path().join(NAME));
-    if disk.stat(&path).is_ok() {
-        return;
-    }
-    let kept = disk.create(&path).and_then(|mut file| file.allocate(LEN_BYTES));
-    if let Err(error) = kept {
-        tracing::debug!(path = %path.display(), %error, "no space is kept back");
-        give_back(state);
+    let disk = state.disk();
+    for number in 0..FILES {
+        let path = path(state, number);
+        if disk.stat(&path).is_ok() {
+            continue;
+        }
+        let kept = disk.create(&path).and_then(|mut file| match number {
+            0 => file.allocate(LEN_BYTES),
+            _ => Ok(()),
+        });
+        if let Err(error) = kept {
+            tracing::debug!(path = %path.display(), %error, "no space is kept back");
+            state.remove(&format!("reserve-{number}"));
+            return;
+        }
     }
 }
 
 /// Gives the space back to the disk; false when none was kept.
 pub fn give_back(state: &LocalState) -> bool {
-    state.disk().unlink(&state.path().join(NAME)).is_ok()
+    let disk = state.disk();
+    (0..FILES).fold(false, |given, number| disk.unlink(&path(state, number)).is_ok() || given)
 }

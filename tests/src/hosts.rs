@@ -1,9 +1,20 @@
 //! Hosts that share a store: one bucket, and for each host local state and a hot tier of its own.
 
 use crate::garden;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::{DataTier, LocalTier, MirrorTier, SnapshotId, Store, StoreConfig, Tier, TierClass};
+
+/// The configuration of one of several processes that use DIRECTORY/store as hosts of their own, each with its own state.
+pub fn shared_directory(directory: &Path, host: &str) -> StoreConfig {
+    let bucket = Arc::new(LocalTier::new(directory.join("store")));
+    StoreConfig {
+        is_shared: true,
+        cache_bytes: 1 << 20,
+        level: 1,
+        ..StoreConfig::on(bucket, directory.join(host))
+    }
+}
 
 /// One host of a shared store.
 pub struct Host {
@@ -14,7 +25,9 @@ pub struct Host {
 impl Host {
     /// A host that sees `bucket`.
     pub fn new(bucket: Arc<dyn Tier>) -> Self {
-        Self { scratch: tempfile::tempdir().expect("a scratch directory"), bucket }
+        // In memory where that is possible: nothing here is about the durability of local state.
+        let scratch = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        Self { scratch: scratch.expect("a scratch directory"), bucket }
     }
 
     /// Its local state.

@@ -27,11 +27,16 @@ impl Default for PowerDisk {
 impl PowerDisk {
     /// A new one, mounted.
     pub fn new() -> Self {
+        Self::of(256 << 20)
+    }
+
+    /// A new one of so many bytes, mounted.
+    pub fn of(len_bytes: u64) -> Self {
         let directory = tempfile::tempdir().expect(MADE);
         let (image, mounted) = (directory.path().join("image"), directory.path().join("mounted"));
         std::fs::File::create(&image)
             .expect(MADE)
-            .set_len(256 << 20)
+            .set_len(len_bytes)
             .expect("a file system can be made, mounted and taken away");
         std::fs::create_dir(&mounted).expect(MADE);
         run("mkfs.ext4", &["-q", "-F"], &image);

@@ -288,7 +288,7 @@ fn touch(runs: &[Arc<Run>], prefix: Prefix) {
 /// As the tier.
 pub fn store_run(tier: &dyn Tier, what: &str, bytes: &[u8]) -> Result<String> {
     let name = WriterId::from_bytes(clock::random_bytes());
-    let key = format!("index/{name}/{what}");
+    let key = format!("index/{what}/{name}"); // in a directory that is there
     match tier.put_if_absent(&key, bytes)? {
         true => Ok(key),
         false => Err(Error::new(Kind::Internal, "an index run of this name is there already").object(key)),

@@ -230,14 +230,40 @@ impl Writer {
     /// A place of a chunk that `accept` takes, in a pack that is not condemned; the session leans on that pack from now on.
     fn lean_on(&mut self, id: &ChunkId, accept: impl Fn(&Location) -> bool) -> Option<Location> {
         let runs = self.store.index().runs();
-        let is_good = |place: &Location| accept(place) && !self.condemned.contains(&place.pack);
-        let place_in = |run: &Run| run.find(id).find(|place| is_good(place));
-        let (run, place) = runs.iter().find_map(|run| Some((run, place_in(run)?)))?;
-        self.leaned_on.insert(place.pack);
-        if !run.is_stored() {
-            self.adopted.insert(place.pack);
+        loop {
+            let is_good = |place: &Location| accept(place) && !self.condemned.contains(&place.pack);
+            let place_in = |run: &Run| run.find(id).find(|place| is_good(place));
+            let (run, place) = runs.iter().find_map(|run| Some((run, place_in(run)?)))?;
+            if !self.leaned_on.contains(&place.pack) && !self.is_surely_there(&place.pack) {
+                self.condemned.insert(place.pack);
+                continue;
+            }
+            self.leaned_on.insert(place.pack);
+            if !run.is_stored() {
+                self.adopted.insert(place.pack);
+            }
+            return Some(place);
         }
-        Some(place)
+    }
+
+    /// Whether some tier has a pack. A writer that was fenced may have told of packs that were collected before it could; and
+    /// what cannot be asked for is stored again.
+    fn is_surely_there(&self, pack: &PackId) -> bool {
+        self.is_there(pack).unwrap_or_else(|error| {
+            tracing::warn!(%pack, %error, "what is in the pack is stored again");
+            false
+        })
+    }
+
+    /// Whether some tier has a pack.
+    fn is_there(&self, pack: &PackId) -> Result<bool> {
+        let key = pack.key();
+        for tier in self.store.tiers() {
+            if tier.len_bytes(&key)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Fails for a writer that failed before.
@@ -363,14 +389,9 @@ impl Writer {
 
     /// A ref must never name what is not there, whatever the index said.
     fn check_leaned_on(&self) -> Result<()> {
-        let tiers = self.store.tiers();
         for pack in &self.leaned_on {
-            let key = pack.key();
-            let mut found = false;
-            for tier in &tiers {
-                found |= tier.len_bytes(&key)?.is_some();
-            }
-            if !found {
+            if !self.is_there(pack)? {
+                self.session.check_alive()?; // else it went because nobody waits for this writer
                 return Err(Error::corrupt("the index names a pack that is gone")
                     .object(pack)
                     .advice("run `snapctl index rebuild`, then try again; nothing was committed"));

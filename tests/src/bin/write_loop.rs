@@ -1,13 +1,17 @@
 //! A process that commits one version after the other to a store and says so, until it is killed; or that holds the
-//! writer's lock until its input ends. For tests that need a process to kill or to wait for.
+//! writer's lock until its input ends; or that writes as one of several hosts. For tests that need a process to kill, to
+//! stop or to wait for.
 //!
 //! `write_loop DIRECTORY SEED FIRST one|many` (one ref, or a new one for each version) or
-//! `write_loop DIRECTORY hold`; the store is DIRECTORY/store, its state DIRECTORY/state.
+//! `write_loop DIRECTORY hold`; the store is DIRECTORY/store, its state DIRECTORY/state. Or
+//! `write_loop DIRECTORY host`: the store is shared, and a commit that is refused is told of and tried anew.
 
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
-use store::{LocalTier, Result, SnapshotDraft, Store, StoreConfig};
+use store::{Kind, LocalTier, Result, SnapshotDraft, Store, StoreConfig};
+use tests::garden;
+use tests::hosts::shared_directory;
 use tests::model::{put_files, sample_files};
 
 /// Commits of one writer before the next is opened.
@@ -16,6 +20,9 @@ const COMMITS_OF_A_WRITER: u64 = 3;
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let directory = Path::new(&arguments[1]);
+    if arguments[2] == "host" {
+        return write_as_a_host(directory);
+    }
     let store = Store::open(&StoreConfig {
         cache_bytes: 1 << 20,
         level: 1,
@@ -40,6 +47,26 @@ fn main() -> Result<()> {
             say(&format!("ack {version} {id}"));
             version += 1;
         }
+    }
+}
+
+/// Commits one version after the other to a ref of its own, in a shared store. Each leans on the files that
+/// every version has.
+fn write_as_a_host(directory: &Path) -> Result<()> {
+    let config = shared_directory(directory, "slow");
+    let mut version = 0;
+    loop {
+        let outcome = Store::open(&config).and_then(|store| {
+            let mut writer = store.writer("a slow host")?;
+            garden::commit(&mut writer, "slow", &[1, 2, version % 7 + 10])
+        });
+        match outcome {
+            Ok(id) => say(&format!("ack {version} {id}")),
+            Err(error) if error.kind() == Kind::Fenced => say("fenced"),
+            Err(error) if error.kind() == Kind::Conflict => say("refused"),
+            Err(error) => return Err(error),
+        }
+        version += 1;
     }
 }
 

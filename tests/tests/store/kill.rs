@@ -1,6 +1,7 @@
 //! A real process writes to a real disk and is killed at any moment: whatever it acknowledged is there.
 
 use crate::scratch::Scratch;
+use crate::sim::is_long;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -9,7 +10,6 @@ use std::time::{Duration, Instant};
 use store::{SnapshotId, Unwatched};
 use tests::model::{Random, assert_clean, files_of_store, sample_files};
 
-const ROUNDS: u64 = 25;
 const SEED: u64 = 77;
 
 /// A process that commits version `first`, the next, and so on, to `one` ref or to `many`.
@@ -52,10 +52,11 @@ pub fn parse(line: &str) -> (u64, SnapshotId) {
 
 #[test]
 fn whatever_a_killed_writer_acknowledged_is_there() {
+    let rounds = if is_long() { 1_000 } else { 60 };
     let scratch = Scratch::in_directory();
     let mut random = Random::new(SEED);
     let mut acknowledged: Vec<(u64, SnapshotId)> = Vec::new();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let next = acknowledged.last().map_or(0, |(version, _)| version + 1);
         let told = run_and_kill(scratch.directory.path(), next, &mut random);
         acknowledged.extend(&told);
@@ -80,5 +81,5 @@ fn whatever_a_killed_writer_acknowledged_is_there() {
             assert!(store.home().list("sessions/").unwrap().is_empty());
         }
     }
-    println!("{ROUNDS} kills, {} commits acknowledged, none lost", acknowledged.len());
+    println!("{rounds} kills, {} commits acknowledged, none lost", acknowledged.len());
 }

@@ -2,6 +2,7 @@
 //! Whatever the writer acknowledged before is there.
 
 use crate::kill::{parse, start};
+use crate::sim::is_long;
 use std::io::{BufRead, BufReader};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -9,7 +10,6 @@ use store::{LocalTier, SnapshotId, Store, StoreConfig, Unwatched};
 use tests::model::{Random, assert_clean, files_of_store, sample_files};
 use tests::power_disk::PowerDisk;
 
-const ROUNDS: u64 = 24;
 const SEED: u64 = 78;
 
 fn open(disk: &PowerDisk) -> Store {
@@ -47,11 +47,12 @@ fn write_and_cut(disk: &PowerDisk, first: u64, refs: &str, random: &mut Random) 
 
 #[test]
 fn whatever_was_acknowledged_before_a_power_cut_is_there() {
+    let rounds = if is_long() { 1_000 } else { 30 };
     let disk = PowerDisk::new();
     Store::init(&config(&disk)).unwrap();
     let mut random = Random::new(SEED);
     let mut acknowledged: Vec<(u64, SnapshotId)> = Vec::new();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let next = acknowledged.last().map_or(0, |(version, _)| version + 1);
         // A ref that is new is linked under its name, one that is there is swapped.
         let refs = if round % 3 == 0 { "one" } else { "many" };
@@ -77,7 +78,7 @@ fn whatever_was_acknowledged_before_a_power_cut_is_there() {
     gc::collect(&store, &gc::CollectOptions { dry_run: false, cycles: 3 }, &Unwatched).unwrap();
     assert_clean(&store, "after all rounds");
     drop(store);
-    println!("{ROUNDS} power cuts, {} commits acknowledged, none lost", acknowledged.len());
+    println!("{rounds} power cuts, {} commits acknowledged, none lost", acknowledged.len());
     disk.unmount();
     disk.mount();
     assert_clean(&open(&disk), "after a clean unmount");

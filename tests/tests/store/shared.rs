@@ -1,8 +1,10 @@
 //! Many hosts over one bucket: writers never collide, a host sees, reads and deduplicates against what another committed,
 //! a silent bucket leaves what is near readable, and a fenced writer cannot commit.
 
+use crate::sim::is_long;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use store::{Breaker, Kind, MemoryTier, SnapshotDraft, Store, Tier, Unwatched, session};
 use tests::fault::{Fault, FaultTier};
 use tests::garden::{assert_files, commit, put_tree};
@@ -226,4 +228,67 @@ fn without_compare_and_swap_each_ref_has_one_owner_and_one_host_collects() {
     assert_eq!(gc::collect(&store, &options, &Unwatched).unwrap_err().kind(), Kind::Invalid);
     gc::collect(&open(0), &options, &Unwatched).unwrap();
     assert_clean(&open(1), "after the one collector");
+}
+
+/// Hosts that move one ref at once while others read it: no move is lost, and whatever a reader is told of is all there.
+#[test]
+fn ten_thousand_moves_of_a_ref_are_atomic_and_seen_whole() {
+    const HOSTS: u64 = 4;
+    const REFS: u64 = 100;
+    let moves_of_each = if is_long() { 25_000 } else { 2_500 };
+    let bucket = MemoryTier::new();
+    let hosts: Vec<Host> = (0..HOSTS).map(|_| Host::new(Arc::new(bucket.clone()))).collect();
+    hosts[0].init();
+    // A ref's record grows with its history: the moves are over some refs, each of them of all hosts.
+    let name = |version: u64| format!("common-{}", version % REFS);
+    let seen = AtomicU64::new(0);
+    let writing = AtomicU64::new(HOSTS);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while writing.load(Ordering::Relaxed) > 0 {
+                hosts[0].collect(1);
+            }
+        });
+        for (number, host) in hosts.iter().enumerate() {
+            let writing = &writing;
+            let name = &name;
+            scope.spawn(move || {
+                let store = host.open();
+                let mut writer = store.writer("test").unwrap();
+                for version in 0..moves_of_each {
+                    // Most snapshots have chunks in common, as a service's have.
+                    let text = format!("{number} {}", version / 10);
+                    let blob = writer.put_chunk(text.as_bytes()).unwrap();
+                    let number = ("number".to_owned(), format!("{number} {version}"));
+                    let labels =
+                        [("chunk".to_owned(), blob.to_string()), ("text".to_owned(), text), number].into();
+                    let tree = Some(put_tree(&mut writer, &[]).unwrap());
+                    writer
+                        .commit(&name(version), SnapshotDraft { tree, labels, ..SnapshotDraft::default() })
+                        .unwrap();
+                }
+                writing.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+        let reader = Host::new(Arc::new(bucket.clone())).open();
+        while writing.load(Ordering::Relaxed) > 0 {
+            if let Ok(newest) = reader.resolve(&name(seen.load(Ordering::Relaxed))) {
+                assert_whole(&reader, &newest);
+                seen.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let store = hosts[1].open();
+    let histories = store.refs().list().unwrap().into_iter().flat_map(|found| found.history);
+    let moved: HashSet<_> = histories.map(|entry| entry.snapshot).collect();
+    assert_eq!(moved.len() as u64, HOSTS * moves_of_each);
+    moved.iter().for_each(|snapshot| assert_whole(&store, snapshot));
+    println!("{} moves of a ref by {HOSTS} hosts, none lost; {seen:?} looks, each whole", moved.len());
+}
+
+fn assert_whole(store: &Store, snapshot: &store::SnapshotId) {
+    let record = store.snapshot(snapshot).unwrap();
+    let chunk = store.read_chunk(&record.labels["chunk"].parse().unwrap()).unwrap();
+    assert_eq!(&*chunk, record.labels["text"].as_bytes());
+    store.tree(&record.tree.unwrap()).unwrap();
 }
