@@ -149,8 +149,8 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
         true => collector::read_epoch(tier)? + 1,
         false => collector::raise_epoch(tier)?,
     };
-    if let Some(table) = table.filter(|_| store.is_shared() && !dry_run && tier.guarantees().compare_and_swap)
-    {
+    let may_fence = store.is_shared() && !dry_run && tier.guarantees()?.compare_and_swap;
+    if let Some(table) = table.filter(|_| may_fence) {
         fence_stale(store, table, epoch)?;
     }
     let sessions = session::alive(store.sessions(), !dry_run)?;

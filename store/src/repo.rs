@@ -174,7 +174,7 @@ impl Store {
         let config = &self.inner.config;
         let owned = config.owned_refs.as_deref();
         if !config.is_shared
-            || config.home.guarantees().compare_and_swap
+            || config.home.guarantees()?.compare_and_swap
             || owned.is_some_and(|own| name.starts_with(own))
         {
             return Ok(());
@@ -194,7 +194,7 @@ impl Store {
     /// `Invalid`.
     pub fn check_may_collect(&self) -> Result<()> {
         let config = &self.inner.config;
-        if !config.is_shared || config.home.guarantees().compare_and_swap || config.is_collector {
+        if !config.is_shared || config.home.guarantees()?.compare_and_swap || config.is_collector {
             return Ok(());
         }
         Err(Error::invalid("the bucket has no compare-and-swap, and this host is not its collector")

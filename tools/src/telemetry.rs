@@ -9,6 +9,8 @@ use tracing_subscriber::EnvFilter;
 const VARIABLE: &str = "TORPOR_LOG";
 /// The library whose events name files.
 const NAMES_FILES: &str = "fuser";
+/// Warns of every object that went up in parts: their checksums are ours to compare, and are.
+const NOISE: &str = "aws_sdk_s3::http_response_checksum=error,aws_smithy_checksums=error";
 
 /// Installs the subscriber of this process; once, at the start.
 pub fn install(quiet: bool, verbose: u8) -> Result<()> {
@@ -19,7 +21,7 @@ pub fn install(quiet: bool, verbose: u8) -> Result<()> {
                 .caused_by(source)
                 .advice("write a level such as `debug`, or `store=debug,snapfs=info`")
         })?,
-        _ => EnvFilter::new(discreet(default_level(quiet, verbose))),
+        _ => EnvFilter::new(format!("{},{NOISE}", discreet(default_level(quiet, verbose)))),
     };
     // A mount's log may be on a disk that is full: what cannot be written is lost, and the process goes on.
     let lines = tracing_subscriber::fmt().log_internal_errors(false);

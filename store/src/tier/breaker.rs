@@ -142,8 +142,8 @@ impl Tier for Breaker {
         outcomes
     }
 
-    fn guarantees(&self) -> Guarantees {
-        self.inner.guarantees()
+    fn guarantees(&self) -> Result<Guarantees> {
+        self.call(|tier| tier.guarantees())
     }
 
     fn touch(&self, key: &str) {

@@ -178,7 +178,7 @@ impl Tier for MirrorTier {
         self.remote.get_many(requests)
     }
 
-    fn guarantees(&self) -> Guarantees {
+    fn guarantees(&self) -> Result<Guarantees> {
         self.remote.guarantees()
     }
 }

@@ -90,8 +90,11 @@ pub trait Tier: Send + Sync + Debug {
     }
 
     /// What can be relied on besides. A tier that guarantees no conditional writes must have a single owner for each key.
-    fn guarantees(&self) -> Guarantees {
-        Guarantees::ALL
+    ///
+    /// # Errors
+    /// Where it is written down in the tier, as reading that.
+    fn guarantees(&self) -> Result<Guarantees> {
+        Ok(Guarantees::ALL)
     }
 
     /// Size of the object, `None` when there is none.

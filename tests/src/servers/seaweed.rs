@@ -14,7 +14,7 @@ pub struct SeaweedCluster {
     volumes: Vec<Option<Process>>,
     others: Vec<Process>,
     s3_port: u16,
-    _directory: TempDir,
+    _directory: Option<TempDir>,
 }
 
 impl SeaweedCluster {
@@ -24,7 +24,20 @@ impl SeaweedCluster {
     /// When `weed` is not there or does not start.
     pub fn start() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let place = |name: &str| directory.path().join(name);
+        let cluster = Self::start_in(directory.path());
+        Self { _directory: Some(directory), ..cluster }
+    }
+
+    /// Starts one that keeps all it has in `directory`, which is emptied first.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_in(directory: &Path) -> Self {
+        if directory.exists() {
+            std::fs::remove_dir_all(directory).expect("what an earlier cluster left can be removed");
+        }
+        std::fs::create_dir_all(directory).expect("a directory can be made");
+        let place = |name: &str| directory.join(name);
         let [master_port, filer_port, s3_port] = [(); 3].map(|()| free_port());
         let volume_ports = [(); VOLUME_SERVERS].map(|()| free_port());
         let here = ["-ip=127.0.0.1".to_owned(), "-ip.bind=127.0.0.1".to_owned()];
@@ -76,7 +89,7 @@ impl SeaweedCluster {
             format!("POST /buckets/{BUCKET}/ HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n");
         let made = http(filer_port, &bucket).unwrap_or_default();
         assert!(made.contains(" 201 "), "the bucket cannot be made: {made}");
-        Self { volumes, others: vec![master, filer, s3], s3_port, _directory: directory }
+        Self { volumes, others: vec![master, filer, s3], s3_port, _directory: None }
     }
 
     /// The URL of its S3 gateway.

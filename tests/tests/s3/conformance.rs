@@ -16,7 +16,7 @@ fn record(settings: &S3Settings, examination: &Examination) {
 fn fresh(settings: &S3Settings, examination: &Examination) -> Arc<dyn Tier> {
     record(settings, examination);
     let tier = S3Tier::new(settings).unwrap();
-    assert_eq!(tier.guarantees(), examination.guarantees());
+    assert_eq!(tier.guarantees().unwrap(), examination.guarantees());
     tier.delete(BucketRecord::KEY).unwrap();
     assert_eq!(tier.list("").unwrap(), []);
     Arc::new(tier)

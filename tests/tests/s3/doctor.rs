@@ -36,7 +36,7 @@ impl Scene {
     }
 
     fn recorded(&self, endpoint: &str) -> Guarantees {
-        S3Tier::new(&settings(endpoint, &self.prefix)).unwrap().guarantees()
+        S3Tier::new(&settings(endpoint, &self.prefix)).unwrap().guarantees().unwrap()
     }
 }
 

@@ -39,7 +39,7 @@ impl Scene {
         let unknown = S3Tier::new(&settings).unwrap();
         assert!(unknown.put_if_absent(BucketRecord::KEY, &record.encode()).unwrap());
         let direct = S3Tier::new(&settings).unwrap();
-        assert_eq!(direct.guarantees(), Guarantees::ALL);
+        assert_eq!(direct.guarantees().unwrap(), Guarantees::ALL);
         let proxy = Proxy::new(seaweed_port());
         let tier = S3Tier::new(&S3Settings {
             endpoint: Some(proxy.endpoint()),
@@ -48,7 +48,10 @@ impl Scene {
             ..settings
         });
         let tier = tier.unwrap();
-        assert!(tier.guarantees().is_fit_for_many(), "what is guaranteed is read before any harm is done");
+        assert!(
+            tier.guarantees().unwrap().is_fit_for_many(),
+            "what is guaranteed is read before any harm is done"
+        );
         Self { proxy, tier, direct }
     }
 }

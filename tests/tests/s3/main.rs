@@ -12,14 +12,17 @@ mod doctor;
 mod faults;
 mod garage;
 mod single_owner;
+mod whole;
 
+use std::path::Path;
 use std::sync::{LazyLock, Mutex};
 use store::tier::examine_and_record;
 use store::{S3Settings, S3Tier};
 use tests::servers::{SeaweedCluster, settings};
 
 /// The cluster that tests share. Tests that break a server have one of their own.
-static SEAWEED: LazyLock<SeaweedCluster> = LazyLock::new(SeaweedCluster::start);
+static SEAWEED: LazyLock<SeaweedCluster> =
+    LazyLock::new(|| SeaweedCluster::start_in(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("seaweed")));
 
 /// A prefix that no other test has.
 fn prefix(name: &str) -> String {

@@ -193,8 +193,8 @@ impl Tier for Unconditional {
     fn delete(&self, key: &str) -> store::Result<()> {
         self.0.delete(key)
     }
-    fn guarantees(&self) -> store::Guarantees {
-        store::Guarantees::NONE
+    fn guarantees(&self) -> store::Result<store::Guarantees> {
+        Ok(store::Guarantees::NONE)
     }
 }
 

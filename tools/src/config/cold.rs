@@ -70,7 +70,7 @@ impl TryFrom<Value> for ColdFile {
         match value {
             Value::String(path) => Ok(ColdFile(Place::Directory(path.into()))),
             Value::Table(table) => place(table).map(ColdFile),
-            _ => Err("`tiers.cold` is neither a path or a table".into()),
+            _ => Err("`tiers.cold` is neither a path nor a table".into()),
         }
     }
 }

@@ -157,8 +157,8 @@ impl Tier for S3Tier {
         self.shared.url.clone()
     }
 
-    fn guarantees(&self) -> Guarantees {
-        self.known_guarantees().unwrap_or(Guarantees::NONE)
+    fn guarantees(&self) -> Result<Guarantees> {
+        self.known_guarantees()
     }
 
     fn get(&self, key: &str) -> Result<Object> {
