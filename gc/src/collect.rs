@@ -5,11 +5,12 @@
 //! step leaves a state from which the next run goes on. No wall clock is read.
 
 use crate::fence::fence_stale;
-use crate::mark::Marker;
+use crate::mark::{Marker, Scene};
 use crate::plan::{Clock, Planned, Verdict};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use store::collector::{self, Condemned};
+use store::damaged::{self, DamagedFrames};
 use store::domain::Census;
 use store::session::Listed;
 use store::{Derived, FileLock, Kind, PackId, Progress, Result, SnapshotId, Store, Work, session};
@@ -105,10 +106,15 @@ fn run(
         Kind::Corrupt | Kind::NotFound => error.further_advice("nothing was deleted; run `snapctl check`"),
         _ => error,
     })?;
-    let Survey { mut report, lists, sessions, vanished, marked, keys, destroyed } = survey;
+    let Survey { mut report, lists, sessions, vanished, noted, marked, keys, destroyed } = survey;
     if !dry_run {
         destroyed.iter().try_for_each(|domain| store.remove_records_of(domain))?;
+        let noted_and_gone: Vec<PackId> = noted.intersection(&vanished).copied().collect();
         execute(store, &lists, vanished, &keys, &mut report)?;
+        let deleted = report.packs.iter().filter(|pack| pack.verdict == Verdict::Delete);
+        for pack in deleted.map(|pack| pack.id).filter(|id| noted.contains(id)).chain(noted_and_gone) {
+            store.home().delete(&damaged::key_of(pack))?;
+        }
         if let Some(table) = table {
             let mut live: HashSet<&[u8]> = marked.iter().map(|id| id.as_bytes().as_slice()).collect();
             live.extend(sessions.iter().map(|listed| listed.key.as_bytes()));
@@ -125,8 +131,10 @@ struct Survey {
     report: CollectReport,
     lists: Vec<Condemned>,
     sessions: Vec<Listed>,
-    /// Condemned packs that an earlier run deleted before it could say so.
+    /// Condemned packs that an earlier run deleted before it could say so, and lost ones that nothing needs.
     vanished: HashSet<PackId>,
+    /// Packs with a record of what is lost in them.
+    noted: HashSet<PackId>,
     marked: HashSet<SnapshotId>,
     /// Keys of the snapshot records.
     keys: HashMap<SnapshotId, String>,
@@ -147,6 +155,7 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     let sessions = session::alive(store.sessions(), !dry_run)?;
     let lists = Condemned::read_all(tier)?;
     let packs = store.packs()?;
+    let damaged = DamagedFrames::read_all(tier)?;
     let census = Census::take(store)?;
     let destroyed = census.destroyed.clone();
     let domains = census.all_open()?;
@@ -165,7 +174,8 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     // is needed and not judged.
     let inventory: HashMap<PackId, u64> = store.packs()?.into_iter().collect();
     let condemned = epochs(&lists, |list| &list.packs);
-    let mut marker = Marker::new(store.index(), &inventory, &condemned, table);
+    let scene = Scene { inventory: &inventory, condemned: &condemned, damaged: &damaged };
+    let mut marker = Marker::new(store.index(), scene, table);
     progress.begin("mark snapshots", Work::Items(roots.len() as u64));
     for (root, store) in &roots {
         marker.mark(store, root)?;
@@ -190,8 +200,12 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
         keys.insert(id, store.domain().snapshot_key(&id));
     }
     report.snapshots.sort_unstable_by_key(|planned| planned.id);
-    let vanished = condemned.keys().filter(|id| !inventory.contains_key(id)).copied().collect();
-    Ok(Survey { report, lists, sessions, vanished, marked, keys, destroyed })
+    // A lost pack that nothing needs any more goes from the index, too, and with it what was noted of it.
+    let lost = damaged.packs().map(|(id, _)| id).filter(|id| !marker.missed().contains(id));
+    let vanished: HashSet<PackId> =
+        condemned.keys().copied().chain(lost).filter(|id| !inventory.contains_key(id)).collect();
+    let noted = damaged.packs().map(|(id, _)| id).collect();
+    Ok(Survey { report, lists, sessions, vanished, noted, marked, keys, destroyed })
 }
 
 /// Every snapshot that must stay, and the store in its domain. What a writer proposed is one if its session was just seen;
