@@ -123,4 +123,6 @@ impl PackBuilder {
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;
