@@ -69,7 +69,12 @@ impl CheckReport {
         self.hurtful_problem(object, error, Vec::new());
     }
 
-    fn hurtful_problem(&mut self, object: impl std::fmt::Display, error: &Error, hurts: Vec<String>) {
+    pub(crate) fn hurtful_problem(
+        &mut self,
+        object: impl std::fmt::Display,
+        error: &Error,
+        hurts: Vec<String>,
+    ) {
         if self.problems.len() == MAX_PROBLEMS {
             self.more_problems += 1;
             return;
@@ -209,9 +214,11 @@ fn check_packs(
     let mut whole = RowMarks::new(store.index());
     for (id, len_bytes) in packs {
         report.packs += 1;
+        let mut has_directory = false;
         for tier in store.tiers() {
-            match check_pack(census, tier, id, options, report) {
+            match check_pack(census, tier, id, options, &lost, report) {
                 Ok(Some(directory)) => {
+                    has_directory = true;
                     let frames = &directory.frames;
                     let is_lost = |frame: u32| lost.has_frame(&id, frames[frame as usize].offset);
                     for entry in directory.entries.iter().filter(|entry| !is_lost(entry.frame)) {
@@ -219,8 +226,16 @@ fn check_packs(
                     }
                 }
                 Ok(None) => {}
+                Err(_) if lost.names(&id) => {} // a scrub found that, and which frames are left
                 Err(error) => report.problem(format!("{} in {}", id.key(), tier.describe()), &error),
             }
+        }
+        if !has_directory && lost.names(&id) {
+            let rows = store.index().outline(id).into_iter().flat_map(|outline| outline.rows);
+            let left = rows.filter(|row| !lost.has_frame(&id, row.offset));
+            left.for_each(|row| {
+                whole.insert(&row.chunk());
+            });
         }
         progress.advance(len_bytes);
     }
@@ -234,6 +249,7 @@ fn check_pack(
     tier: &dyn Tier,
     id: PackId,
     options: CheckOptions,
+    lost: &DamagedFrames,
     report: &mut CheckReport,
 ) -> Result<Option<PackDirectory>> {
     if !options.read_data {
@@ -243,7 +259,9 @@ fn check_pack(
     let examined = copy.examine(census, id);
     report.read_bytes += copy.bytes.len() as u64;
     report.locked_frames += examined.locked_frames;
-    for fault in &examined.faults {
+    let is_known =
+        |offset: u64| lost.has_frame(&id, offset) || (examined.directory.is_none() && lost.names(&id));
+    for fault in examined.faults.iter().filter(|fault| !is_known(fault.offset)) {
         let object = format!("{} byte {} in {}", id.key(), fault.offset, tier.describe());
         report.problem(object, &fault.error);
     }

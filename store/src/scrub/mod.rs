@@ -32,6 +32,7 @@ use assemble::{Assembled, LostFrame, Sources};
 use hurt::Search;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One of so many parts of all packs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,8 @@ struct Scrub<'a> {
     census: &'a Census,
     repair: bool,
     throttle: Throttle,
+    /// Packs whose whole bytes an interrupted repair left beside them, and on which tiers.
+    staged: BTreeMap<PackId, Vec<usize>>,
     /// Chunks that no place gives.
     lost: RowMarks,
     report: ScrubReport,
@@ -85,6 +88,22 @@ struct Copy {
     tier: usize,
     copy: PackCopy,
     examined: Examined,
+}
+
+/// While this lives, what is read from far away is not kept near: looking changes nothing.
+struct Looking<'a>(&'a AtomicBool);
+
+impl<'a> Looking<'a> {
+    fn at(store: &'a Store) -> Self {
+        store.inner.keeps_near.store(false, Ordering::Relaxed);
+        Self(&store.inner.keeps_near)
+    }
+}
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Scrubs.
@@ -99,9 +118,17 @@ pub fn scrub(store: &Store, options: &ScrubOptions, progress: &dyn Progress) -> 
         true => Some((lock("gc.lock")?, lock("mover.lock")?)),
         false => None,
     };
+    let _looking = Looking::at(store);
     let mut report = ScrubReport::default();
     let census = Census::take(store)?;
     let snapshots = check_all_records(store, &census, &mut report.records)?;
+    for (store, snapshots) in census.open.iter().zip(&snapshots) {
+        for (id, refs) in snapshots {
+            if let Err(error) = store.snapshot(id) {
+                report.records.hurtful_problem(format!("snapshot {id}"), &error, refs.clone());
+            }
+        }
+    }
     store.index().refresh(store.home())?;
     store.index().adopt_uncovered(&store.tiers())?;
     let mut scrub = Scrub {
@@ -109,6 +136,7 @@ pub fn scrub(store: &Store, options: &ScrubOptions, progress: &dyn Progress) -> 
         census: &census,
         repair: options.repair,
         throttle: Throttle::new(options.rate),
+        staged: repair::staged(store)?,
         lost: RowMarks::new(store.index()),
         report,
     };
@@ -117,6 +145,7 @@ pub fn scrub(store: &Store, options: &ScrubOptions, progress: &dyn Progress) -> 
         scrub.runs(progress);
     }
     scrub.search(&snapshots, progress);
+    scrub.report.advise();
     Ok(scrub.report)
 }
 
@@ -126,27 +155,35 @@ impl Scrub<'_> {
         let mut packs: BTreeMap<PackId, u64> =
             self.store.index().named_packs().into_iter().map(|pack| (pack, 0)).collect();
         packs.extend(self.store.packs()?);
-        let mut noted = BTreeSet::new();
+        let mut noted = BTreeMap::new();
         for info in self.store.home().list(damaged::PREFIX)? {
             let Some(pack) = damaged::pack_of(&info.key) else { continue };
             packs.entry(pack).or_insert(0);
-            noted.insert(pack);
-            if let Err(error) = damaged::read(self.store.home(), &info.key) {
-                self.report.records.problem(&info.key, &error);
-            }
+            let offsets = match damaged::read(self.store.home(), &info.key) {
+                Ok(found) => found.map(|found| found.offsets).unwrap_or_default(),
+                Err(error) => {
+                    if !self.repair {
+                        self.report.records.problem(&info.key, &error);
+                    }
+                    Vec::new()
+                }
+            };
+            noted.insert(pack, offsets);
         }
         packs.retain(|pack, _| subset.is_none_or(|subset| subset.holds(*pack)));
         progress.begin("scrub", Work::Bytes(packs.values().sum()));
         for (pack, len_bytes) in packs {
             self.report.packs += 1;
-            self.pack(pack, noted.contains(&pack))?;
+            self.pack(pack, noted.get(&pack).map(Vec::as_slice))?;
             progress.advance(len_bytes);
         }
         progress.end();
         Ok(())
     }
 
-    fn pack(&mut self, id: PackId, is_noted: bool) -> Result<()> {
+    /// One pack, of which these frames are known to be lost.
+    fn pack(&mut self, id: PackId, noted: Option<&[u64]>) -> Result<()> {
+        let is_noted = noted.is_some();
         let copies = self.copies(id);
         let is_missing = copies.is_empty();
         if is_missing && !self.is_missed(id)? && !is_noted {
@@ -155,6 +192,9 @@ impl Scrub<'_> {
         if !is_missing && copies.iter().all(|copy| copy.examined.faults.is_empty()) {
             if is_noted && self.repair {
                 self.note(id, &[]);
+            }
+            if let Some(copy) = copies.first() {
+                self.end_staging(id, &copy.copy.bytes);
             }
             return Ok(());
         }
@@ -172,7 +212,7 @@ impl Scrub<'_> {
         };
         match sources.assemble() {
             Assembled::Whole(whole) => self.whole(id, &copies, &whole, is_noted),
-            Assembled::Lacking { lost, reason } => self.lacking(id, &copies, &lost, &reason),
+            Assembled::Lacking { lost, reason } => self.lacking(id, &copies, &lost, &reason, noted),
         }
         Ok(())
     }
@@ -217,8 +257,20 @@ impl Scrub<'_> {
 
     /// Whole bytes that a repair left beside a copy that it could not change in one step.
     fn staged(&self, id: PackId) -> Vec<Vec<u8>> {
-        let key = repair::staged_key(id);
-        self.store.tiers().iter().filter_map(|tier| Some(tier.get(&key).ok()?.to_vec())).collect()
+        let tiers = self.store.tiers();
+        let numbers = self.staged.get(&id).into_iter().flatten();
+        let read = |number: &usize| Some(tiers[*number].get(&repair::staged_key(id)).ok()?.to_vec());
+        numbers.filter_map(read).collect()
+    }
+
+    /// Ends what an interrupted repair began: the pack is put where it was, and what was left beside it goes.
+    fn end_staging(&mut self, id: PackId, whole: &[u8]) {
+        for number in self.staged.remove(&id).filter(|_| self.repair).unwrap_or_default() {
+            let tier = self.store.tiers()[number];
+            if let Err(error) = repair::put_back(self.store, tier, id, whole) {
+                self.report.records.problem(repair::staged_key(id), &error);
+            }
+        }
     }
 
     /// All of the pack is there: its damaged copies are made whole, or could be.
@@ -256,20 +308,22 @@ impl Scrub<'_> {
         if is_noted && self.repair && !has_failed {
             self.note(id, &[]);
         }
+        self.end_staging(id, whole);
     }
 
-    /// Not all of the pack is there.
-    fn lacking(&mut self, id: PackId, copies: &[Copy], lost: &[LostFrame], reason: &Error) {
-        let remedy = Remedy::Lacking { reason: reason.to_string() };
-        let tiers = self.store.tiers();
-        for copy in copies.iter().filter(|copy| !copy.examined.faults.is_empty()) {
-            self.tell(id, tiers[copy.tier].describe(), &copy.examined, &remedy);
-        }
-        if copies.is_empty() {
-            self.missing(id, remedy);
-        }
-        if lost.is_empty() {
-            return;
+    /// Not all of the pack is there. What is lost, noted, and read from other packs is no damage any more.
+    fn lacking(
+        &mut self,
+        id: PackId,
+        copies: &[Copy],
+        lost: &[LostFrame],
+        reason: &Error,
+        noted: Option<&[u64]>,
+    ) {
+        let offsets: Vec<u64> = lost.iter().map(|frame| frame.extent.offset).collect();
+        let mut is_noted = noted == Some(&offsets);
+        if self.repair && !offsets.is_empty() && !is_noted {
+            is_noted = self.note(id, &offsets);
         }
         let (mut lost_chunks, mut read_elsewhere) = (0, 0);
         let mut known = HashMap::new();
@@ -281,11 +335,23 @@ impl Scrub<'_> {
                 }
             }
         }
-        let offsets: Vec<u64> = lost.iter().map(|frame| frame.extent.offset).collect();
-        if self.repair {
-            self.note(id, &offsets);
+        let is_harmless = is_noted && lost_chunks == 0;
+        let what = if is_harmless { ", and their chunks are read from other packs" } else { "" };
+        let remedy = Remedy::Lacking { reason: format!("{reason}{what}") };
+        let tiers = self.store.tiers();
+        let before = self.report.damaged_copies;
+        for copy in copies.iter().filter(|copy| !copy.examined.faults.is_empty()) {
+            self.tell(id, tiers[copy.tier].describe(), &copy.examined, &remedy);
         }
-        self.report.lost.push(LostFrames { pack: id, offsets, lost_chunks, read_elsewhere });
+        if copies.is_empty() {
+            self.missing(id, remedy);
+        }
+        if is_harmless {
+            self.report.damaged_copies = before;
+        }
+        if !offsets.is_empty() {
+            self.report.lost.push(LostFrames { pack: id, offsets, lost_chunks, read_elsewhere });
+        }
     }
 
     fn tell(&mut self, pack: PackId, tier: String, examined: &Examined, remedy: &Remedy) {
@@ -303,10 +369,10 @@ impl Scrub<'_> {
         self.report.damage(Damage { tier: "no tier".to_owned(), pack, offset: 0, error, remedy });
     }
 
-    fn note(&mut self, id: PackId, offsets: &[u64]) {
-        if let Err(error) = repair::note_lost(self.store.home(), id, offsets) {
-            self.report.records.problem(damaged::key_of(id), &error);
-        }
+    /// Notes what is lost of a pack; false when that failed.
+    fn note(&mut self, id: PackId, offsets: &[u64]) -> bool {
+        let noted = repair::note_lost(self.store.home(), id, offsets);
+        noted.inspect_err(|error| self.report.records.problem(damaged::key_of(id), error)).is_ok()
     }
 
     /// Whether a chunk is whole in another frame than the one that is lost. `known`: frames that were looked at.

@@ -1,6 +1,6 @@
 //! Changing what is damaged. Order, and why: the whole bytes are made and verified in memory, the damaged ones are durable in
-//! quarantine on the same tier, and only then does the object change, in one step from the old bytes to the new. Nothing is
-//! deleted, so a run that ends anywhere leaves at least what it found.
+//! quarantine on the same tier, and only then does the object change, in one step from the old bytes to the new. What is
+//! damaged is never deleted, so a run that ends anywhere leaves at least what it found.
 
 use super::examine::PackCopy;
 use crate::damaged::{self, DamagedPack};
@@ -9,9 +9,12 @@ use crate::id::PackId;
 use crate::lock::FileLock;
 use crate::repo::Store;
 use crate::tier::Tier;
+use std::collections::BTreeMap;
 
 /// Where damaged bytes are kept.
 const QUARANTINE: &str = "quarantine/";
+/// Behind the key of whole bytes on their way.
+const STAGED: &str = ".whole";
 
 /// Keeps bytes of a damaged object aside on its tier, once. Gives their key.
 pub fn keep_aside(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<String> {
@@ -26,7 +29,7 @@ pub fn keep_aside(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<String> {
 
 /// The key of whole bytes on their way to a place that cannot be changed in one step.
 pub fn staged_key(pack: PackId) -> String {
-    format!("{QUARANTINE}{}.whole", pack.key())
+    format!("{QUARANTINE}{}{STAGED}", pack.key())
 }
 
 /// Puts whole bytes in place of a damaged copy. Gives the key under which the damaged bytes are kept.
@@ -52,6 +55,10 @@ pub fn replace(store: &Store, tier: &dyn Tier, id: PackId, copy: &PackCopy, whol
             tier.put_if_absent(&key, whole)?
         }
     };
+    if replaced && !copy.unreadable.is_empty() {
+        expect_bytes(tier, &key, whole)?;
+        tier.delete(&staged_key(id))?;
+    }
     if !replaced {
         return Err(Error::new(Kind::Conflict, "the copy was changed or moved meanwhile")
             .object(&key)
@@ -62,14 +69,32 @@ pub fn replace(store: &Store, tier: &dyn Tier, id: PackId, copy: &PackCopy, whol
     Ok(aside)
 }
 
-/// Puts whole bytes where no copy is left.
+/// Which packs an interrupted repair left whole bytes of beside them, and on which tiers.
+///
+/// # Errors
+/// As the tiers.
+pub fn staged(store: &Store) -> Result<BTreeMap<PackId, Vec<usize>>> {
+    let mut staged: BTreeMap<PackId, Vec<usize>> = BTreeMap::new();
+    for (number, tier) in store.tiers().into_iter().enumerate() {
+        for info in tier.list(QUARANTINE)? {
+            let key = info.key.strip_prefix(QUARANTINE).and_then(|key| key.strip_suffix(STAGED));
+            if let Some(pack) = key.and_then(PackId::from_key) {
+                staged.entry(pack).or_default().push(number);
+            }
+        }
+    }
+    Ok(staged)
+}
+
+/// Puts whole bytes where no copy is left, or was taken away by an interrupted repair.
 ///
 /// # Errors
 /// As [`replace`].
 pub fn put_back(store: &Store, tier: &dyn Tier, id: PackId, whole: &[u8]) -> Result<()> {
     let _lock = FileLock::take(&store.state_dir().join("lock"), "scrub")?;
     tier.put_if_absent(&id.key(), whole)?;
-    expect_bytes(tier, &id.key(), whole)
+    expect_bytes(tier, &id.key(), whole)?;
+    tier.delete(&staged_key(id))
 }
 
 fn expect_bytes(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<()> {

@@ -104,7 +104,7 @@ pub struct ScrubReport {
     pub damages: Vec<Damage>,
     /// How many places more.
     pub more_damages: u64,
-    /// Copies that are not whole after this run.
+    /// Copies that are not whole after this run, but for those of which all that is lost is noted and read from other packs.
     pub damaged_copies: u64,
     /// Copies that were put together again.
     pub repaired_copies: u64,
@@ -118,10 +118,37 @@ pub struct ScrubReport {
     pub more_hurt: u64,
 }
 
+/// What to do about a record that is damaged, by its key: there is one of each, and nothing it follows from.
+fn advice(object: &str) -> Option<&'static str> {
+    match object.split(['/', ' ']).next()? {
+        "superblock" | "domains" => Some(
+            "bring it back from a copy of the store, or from the mirror in the local state of a host that shares it",
+        ),
+        "refs" => Some(
+            "bring it back from a copy of the store; until then its snapshots are read by their ids and nothing is collected",
+        ),
+        "snapshot" | "snapshots" => {
+            Some("bring it back from a copy of the store, or run `snapctl forget` on the snapshot")
+        }
+        "gc" => Some("bring it back from a copy of the store; until then nothing is collected"),
+        "sessions" => Some("remove it when nothing runs on the host whose it is"),
+        _ => None,
+    }
+}
+
 impl ScrubReport {
+    /// Adds to each problem what to do about it.
+    pub(super) fn advise(&mut self) {
+        for problem in &mut self.records.problems {
+            if let Some(advice) = advice(&problem.object).filter(|_| !problem.error.contains("; ")) {
+                problem.error = format!("{}; {advice}", problem.error);
+            }
+        }
+    }
+
     /// Whether something is damaged now.
     pub fn is_whole(&self) -> bool {
-        self.records.problems.is_empty() && self.damaged_copies == 0 && self.lost.is_empty()
+        self.records.problems.is_empty() && self.damaged_copies == 0
     }
 
     pub(super) fn damage(&mut self, damage: Damage) {

@@ -19,6 +19,7 @@ mod power;
 mod random_histories;
 mod rollback;
 mod scratch;
+mod scrub;
 mod shared;
 mod splices;
 mod tiering;

@@ -121,7 +121,7 @@ impl Frames {
     fn insert(&mut self, place: &Location) {
         let next = self.packs.len() as u64;
         let pack = *self.packs.entry(place.pack).or_insert(next);
-        self.frames.push(pack << 40 | place.offset / 64 << 16 | place.len_bytes / 64);
+        self.frames.push((pack << 40) | ((place.offset / 64) << 16) | (place.len_bytes / 64));
         if self.frames.len() > self.limit {
             self.settle();
             self.limit = (2 * self.frames.len()).max(1 << 20);
