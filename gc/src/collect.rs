@@ -5,11 +5,12 @@
 //! step leaves a state from which the next run goes on. No wall clock is read.
 
 use crate::fence::fence_stale;
-use crate::mark::Marker;
+use crate::mark::{Marker, Scene};
 use crate::plan::{Clock, Planned, Verdict};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use store::collector::{self, Condemned};
+use store::damaged::{self, DamagedFrames};
 use store::domain::Census;
 use store::session::Listed;
 use store::{Derived, Kind, PackId, Progress, Result, SnapshotId, Store, Work, session};
@@ -111,13 +112,18 @@ fn run(
         Kind::Corrupt | Kind::NotFound => error.further_advice("nothing was deleted; run `snapctl check`"),
         _ => error,
     })?;
-    let Survey { mut report, lists, sessions, vanished, marked, keys, destroyed } = survey;
+    let Survey { mut report, lists, sessions, vanished, noted, marked, keys, destroyed } = survey;
     if !dry_run {
         // What is acted on must not be undone by a power cut: whoever wrote it may have died before it was durable.
         ["refs/", "domains/"].iter().try_for_each(|prefix| store.home().make_durable(prefix))?;
         store.make_packs_durable()?;
         destroyed.iter().try_for_each(|domain| store.remove_records_of(domain))?;
+        let noted_and_gone: Vec<PackId> = noted.intersection(&vanished).copied().collect();
         execute(store, &lists, vanished, &keys, &mut report)?;
+        let deleted = report.packs.iter().filter(|pack| pack.verdict == Verdict::Delete);
+        for pack in deleted.map(|pack| pack.id).filter(|id| noted.contains(id)).chain(noted_and_gone) {
+            store.home().delete(&damaged::key_of(pack))?;
+        }
         if let Some(table) = table {
             let mut live: HashSet<&[u8]> = marked.iter().map(|id| id.as_bytes().as_slice()).collect();
             live.extend(sessions.iter().map(|listed| listed.key.as_bytes()));
@@ -134,8 +140,10 @@ struct Survey {
     report: CollectReport,
     lists: Vec<Condemned>,
     sessions: Vec<Listed>,
-    /// Packs that are condemned, or named by the index, and gone.
+    /// Packs that are condemned, lost and unneeded, or named by the index, and gone.
     vanished: HashSet<PackId>,
+    /// Packs with a record of what is lost in them.
+    noted: HashSet<PackId>,
     marked: HashSet<SnapshotId>,
     /// Keys of the snapshot records.
     keys: HashMap<SnapshotId, String>,
@@ -156,6 +164,7 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     let sessions = session::alive(store.sessions(), !dry_run)?;
     let lists = Condemned::read_all(tier)?;
     let packs = store.packs()?;
+    let damaged = DamagedFrames::read_all(tier)?;
     let census = Census::take(store)?;
     let destroyed = census.destroyed.clone();
     let domains = census.all_open()?;
@@ -174,7 +183,8 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     // is needed and not judged.
     let inventory: HashMap<PackId, u64> = store.packs()?.into_iter().collect();
     let condemned = epochs(&lists, |list| &list.packs);
-    let mut marker = Marker::new(store.index(), &inventory, &condemned, table);
+    let scene = Scene { inventory: &inventory, condemned: &condemned, damaged: &damaged };
+    let mut marker = Marker::new(store.index(), scene, table);
     progress.begin("mark snapshots", Work::Items(roots.len() as u64));
     for (root, store) in &roots {
         marker.mark(store, root)?;
@@ -199,10 +209,13 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
         keys.insert(id, store.domain().snapshot_key(&id));
     }
     report.snapshots.sort_unstable_by_key(|planned| planned.id);
-    // A writer that was fenced may have told of packs that were collected before it could.
-    let told: Vec<PackId> = store.index().runs().iter().flat_map(|run| run.packs()).collect();
-    let vanished = condemned.keys().copied().chain(told).filter(|id| !inventory.contains_key(id)).collect();
-    Ok(Survey { report, lists, sessions, vanished, marked, keys, destroyed })
+    // A lost pack that nothing needs any more goes from the index, and with it what was noted of it. So does one that a fenced
+    // writer told of after it was collected.
+    let noted: HashSet<PackId> = damaged.packs().map(|(id, _)| id).collect();
+    let mut vanished: HashSet<PackId> = condemned.keys().copied().chain(noted.iter().copied()).collect();
+    vanished.extend(store.index().runs().iter().flat_map(|run| run.packs()));
+    vanished.retain(|id| !inventory.contains_key(id) && !marker.missed().contains(id));
+    Ok(Survey { report, lists, sessions, vanished, noted, marked, keys, destroyed })
 }
 
 /// Every snapshot that must stay, and the store in its domain. What a writer proposed is one if its session was just seen;

@@ -7,6 +7,7 @@
 mod collect;
 mod fence;
 mod mark;
+mod memo;
 mod plan;
 mod repack;
 pub mod retention;

@@ -1,74 +1,125 @@
 //! Mark: which packs the roots need. A snapshot's packs are computed once and kept in a derived table, so a run costs
-//! what is new since the last one; within a run every directory is visited once, however many snapshots share it. A pack
-//! that is shorter than it was when a chunk was put into it does not count as there.
+//! what is new since the last one; within a run a directory is visited once, however many snapshots share it, as far as a
+//! bounded memo reaches. A pack that is shorter than it was when a chunk was put into it does not count as there.
+//!
+//! What is known to be lost (`store::damaged`) stops nothing: of a chunk another copy is kept where there is one, and the
+//! damaged one where there is none; what a lost record named is needed only as far as somebody else needs it.
 
+use crate::memo::{BUDGET_BYTES, Memo, Needs};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::rc::Rc;
-use store::{ChunkId, Derived, DirectoryId, Error, Kind, PackId, Result, SnapshotId, Store, Tree, index};
+use store::damaged::DamagedFrames;
+use store::{
+    ChunkId, Derived, DirectoryId, Error, Kind, PackId, Result, SnapshotId, Store, Tree, Visitor, index,
+};
 
 /// Bytes of a pack's id and of how far into it a snapshot reaches, in the derived table.
 const NEED_LEN: usize = PackId::LEN + 8;
 
-/// Packs by number, sorted.
-type PackSet = Rc<[u32]>;
+/// What packs are like.
+#[derive(Clone, Copy)]
+pub struct Scene<'a> {
+    /// The packs that are there, with their lengths in bytes.
+    pub inventory: &'a HashMap<PackId, u64>,
+    /// Those that are condemned, and since when.
+    pub condemned: &'a HashMap<PackId, u64>,
+    /// Frames that are lost.
+    pub damaged: &'a DamagedFrames,
+}
 
 /// A mark under way.
 pub struct Marker<'a> {
     index: &'a index::Index,
-    /// The packs that are there, with their lengths in bytes.
-    inventory: &'a HashMap<PackId, u64>,
-    condemned: &'a HashMap<PackId, u64>,
+    scene: Scene<'a>,
     table: Option<&'a Derived>,
     /// Packs by number, and how far into each what was marked reaches.
     packs: Vec<(PackId, u64)>,
     numbers: HashMap<PackId, u32>,
-    directories: HashMap<DirectoryId, PackSet>,
+    directories: Memo,
     marked: HashSet<SnapshotId>,
     reached: BTreeSet<PackId>,
+    /// Packs that are gone and would be needed.
+    missed: HashSet<PackId>,
 }
 
 /// Collects the packs of chunks, remembering the first chunk that no pack holds.
 struct Gather<'m, 'a> {
     marker: &'m mut Marker<'a>,
-    packs: BTreeSet<u32>,
+    found: Found,
     missing: Option<ChunkId>,
 }
 
-impl Gather<'_, '_> {
+/// Packs that are needed, and whether something was lost on the way to others.
+#[derive(Default)]
+struct Found {
+    packs: BTreeSet<u32>,
+    is_lossy: bool,
+}
+
+impl Found {
+    fn add(&mut self, needs: &Needs) {
+        self.packs.extend(needs.packs.iter());
+        self.is_lossy |= needs.is_lossy;
+    }
+
+    fn needs(self) -> Needs {
+        Needs { packs: self.packs.into_iter().collect(), is_lossy: self.is_lossy }
+    }
+}
+
+impl Visitor for Gather<'_, '_> {
     fn chunk(&mut self, id: &ChunkId) {
         let packs = self.marker.packs_of(id);
         if packs.is_empty() {
-            self.missing.get_or_insert(*id);
+            match self.marker.is_known_to_be_lost(id) {
+                true => {
+                    self.found.is_lossy = true;
+                    let places = self.marker.index.find(id).into_iter();
+                    self.marker.missed.extend(places.map(|place| place.pack));
+                }
+                false => {
+                    self.missing.get_or_insert(*id);
+                }
+            }
         }
-        self.packs.extend(packs);
+        self.found.packs.extend(packs);
     }
 
-    fn finish(self) -> Result<BTreeSet<u32>> {
+    fn unreadable(&mut self, record: &[ChunkId], error: Error) -> Result<()> {
+        let is_damage = matches!(error.kind(), Kind::Corrupt | Kind::NotFound);
+        match is_damage && record.iter().any(|id| self.marker.is_known_to_be_lost(id)) {
+            true => {
+                tracing::warn!(%error, "a record that is known to be lost is passed over");
+                self.found.is_lossy = true;
+                Ok(())
+            }
+            false => Err(error),
+        }
+    }
+}
+
+impl Gather<'_, '_> {
+    fn finish(self) -> Result<Found> {
         match self.missing {
             Some(id) => Err(Error::new(Kind::Corrupt, "a reachable chunk is in no pack").object(id)),
-            None => Ok(self.packs),
+            None => Ok(self.found),
         }
     }
 }
 
 impl<'a> Marker<'a> {
-    /// A mark over the packs of `inventory`; a chunk that lies in several counts for one that is not condemned.
-    pub fn new(
-        index: &'a index::Index,
-        inventory: &'a HashMap<PackId, u64>,
-        condemned: &'a HashMap<PackId, u64>,
-        table: Option<&'a Derived>,
-    ) -> Self {
+    /// A mark over the packs of a scene; a chunk that lies in several counts for one that is not condemned, and where it is
+    /// not lost.
+    pub fn new(index: &'a index::Index, scene: Scene<'a>, table: Option<&'a Derived>) -> Self {
         Self {
             index,
-            inventory,
-            condemned,
+            scene,
             table,
             packs: Vec::new(),
             numbers: HashMap::new(),
-            directories: HashMap::new(),
+            directories: Memo::new(BUDGET_BYTES),
             marked: HashSet::new(),
             reached: BTreeSet::new(),
+            missed: HashSet::new(),
         }
     }
 
@@ -83,8 +134,10 @@ impl<'a> Marker<'a> {
         let packs = match self.remembered(store, snapshot)? {
             Some(packs) => packs,
             None => {
-                let needs = self.needs_of(store, snapshot)?;
-                self.remember(snapshot, &needs);
+                let (needs, is_lossy) = self.needs_of(store, snapshot)?;
+                if !is_lossy {
+                    self.remember(snapshot, &needs);
+                }
                 needs.into_iter().map(|(pack, _)| pack).collect()
             }
         };
@@ -103,8 +156,13 @@ impl<'a> Marker<'a> {
         &self.reached
     }
 
+    /// The packs that are gone although something in them is needed.
+    pub fn missed(&self) -> &HashSet<PackId> {
+        &self.missed
+    }
+
     /// The packs kept for a snapshot by an earlier run, if all of them are still there and as long as they must be, and its
-    /// record too. What lies in a condemned pack may lie elsewhere by now, and is looked for again.
+    /// record too. What lies in a condemned or damaged pack may lie elsewhere by now, and is looked for again.
     fn remembered(&self, store: &Store, snapshot: &SnapshotId) -> Result<Option<Vec<PackId>>> {
         let Some(table) = self.table else { return Ok(None) };
         store.snapshot(snapshot)?;
@@ -121,8 +179,8 @@ impl<'a> Marker<'a> {
         for need in needs {
             let (pack, end) = need.split_first_chunk()?;
             let (pack, end) = (PackId::from_bytes(*pack), u64::from_le_bytes(end.try_into().ok()?));
-            self.inventory.get(&pack).filter(|len_bytes| end <= **len_bytes)?;
-            if self.condemned.contains_key(&pack) {
+            self.scene.inventory.get(&pack).filter(|len_bytes| end <= **len_bytes)?;
+            if self.scene.condemned.contains_key(&pack) || self.scene.damaged.names(&pack) {
                 return None;
             }
             packs.push(pack);
@@ -143,75 +201,92 @@ impl<'a> Marker<'a> {
         }
     }
 
-    /// The packs that a snapshot needs, and how far into each.
-    fn needs_of(&mut self, store: &Store, id: &SnapshotId) -> Result<Vec<(PackId, u64)>> {
+    /// The packs that a snapshot needs, and how far into each; and whether something was lost on the way to others.
+    fn needs_of(&mut self, store: &Store, id: &SnapshotId) -> Result<(Vec<(PackId, u64)>, bool)> {
         let snapshot = store.snapshot(id)?;
-        let mut packs = BTreeSet::new();
+        let mut found = Found::default();
         if let Some(image) = &snapshot.image {
-            packs.extend(self.gather(|visit| store::chunks_of_image(store, image, visit))?.1);
+            found.add(&self.gather(|visitor| store::chunks_of_image(store, image, visitor))?.1.needs());
         }
         if let Some(tree) = &snapshot.tree {
-            let ((tree, root), own) = self.gather(|visit| store::chunks_of_tree(store, tree, visit))?;
-            packs.extend(own);
-            if let Some(root) = root {
-                packs.extend(self.packs_of_directory(&tree, root)?.iter());
+            let (opened, own) = self.gather(|visitor| store::chunks_of_tree(store, tree, visitor))?;
+            found.add(&own.needs());
+            if let Some((tree, Some(root))) = opened {
+                found.add(&self.needs_of_directory(&tree, root)?);
             }
         }
-        Ok(packs.into_iter().map(|number| self.packs[number as usize]).collect())
+        let needs = found.packs.into_iter().map(|number| self.packs[number as usize]).collect();
+        Ok((needs, found.is_lossy))
     }
 
-    /// The packs of a directory and all below it, without recursion: a tree may be deeper than the stack.
-    fn packs_of_directory(&mut self, tree: &Tree, root: DirectoryId) -> Result<PackSet> {
+    /// What a directory and all below it need, without recursion: a tree may be deeper than the stack.
+    fn needs_of_directory(&mut self, tree: &Tree, root: DirectoryId) -> Result<Needs> {
         struct Open {
             id: DirectoryId,
-            packs: BTreeSet<u32>,
+            found: Found,
             children: Vec<DirectoryId>,
         }
         let mut stack: Vec<Open> = Vec::new();
         let mut next = Some(root);
         loop {
-            if let Some(id) = next.take() {
-                let known = self.directories.get(&id).cloned();
-                match (known, stack.last_mut()) {
-                    (Some(packs), Some(parent)) => parent.packs.extend(packs.iter()),
-                    (Some(packs), None) => return Ok(packs),
-                    (None, _) => {
-                        let (children, packs) =
-                            self.gather(|visit| store::chunks_of_directory(tree, &id, visit))?;
-                        stack.push(Open { id, packs, children });
+            let done = match next {
+                Some(id) => match self.directories.get(&id) {
+                    Some(needs) => Some(needs),
+                    None => {
+                        let (children, found) =
+                            self.gather(|visitor| store::chunks_of_directory(tree, &id, visitor))?;
+                        stack.push(Open { id, found, children });
+                        None
                     }
+                },
+                None => {
+                    let Open { id, found, .. } = stack.pop().expect("the root returns when it is done");
+                    let needs = found.needs();
+                    self.directories.insert(id, needs.clone());
+                    Some(needs)
                 }
+            };
+            match (done, stack.last_mut()) {
+                (Some(needs), None) => return Ok(needs),
+                (Some(needs), Some(parent)) => parent.found.add(&needs),
+                (None, _) => {}
             }
-            let Some(open) = stack.last_mut() else { unreachable!("the root returns when it is known") };
-            next = open.children.pop();
-            if next.is_none() {
-                let Open { id, packs, .. } = stack.pop().expect("one was just looked at");
-                self.directories.insert(id, packs.into_iter().collect());
-                next = Some(id);
-            }
+            next = stack.last_mut().and_then(|open| open.children.pop());
         }
     }
 
-    fn gather<T>(
-        &mut self,
-        walk: impl FnOnce(&mut store::Visit<'_>) -> Result<T>,
-    ) -> Result<(T, BTreeSet<u32>)> {
-        let mut gather = Gather { marker: self, packs: BTreeSet::new(), missing: None };
-        let found = walk(&mut |id| gather.chunk(id))?;
-        Ok((found, gather.finish()?))
+    fn gather<T>(&mut self, walk: impl FnOnce(&mut dyn Visitor) -> Result<T>) -> Result<(T, Found)> {
+        let mut gather = Gather { marker: self, found: Found::default(), missing: None };
+        let walked = walk(&mut gather)?;
+        Ok((walked, gather.finish()?))
     }
 
     /// The packs that hold a chunk for whoever needs it: one in which it is whole by itself, and every one in which it is
     /// a delta. A page table that records its base may count on a delta, any other need may not, and of deltas against
-    /// several bases each page table records one.
+    /// several bases each page table records one. Where it is lost it counts only as long as it is nowhere else: a tier that
+    /// comes back may still heal it.
     fn packs_of(&mut self, id: &ChunkId) -> Vec<u32> {
-        let whole =
-            |pack: &PackId, end: u64| self.inventory.get(pack).is_some_and(|len_bytes| end <= *len_bytes);
-        let places = self.index.find(id).into_iter().filter(|place| whole(&place.pack, end_of(place)));
-        let (deltas, plain): (Vec<_>, Vec<_>) = places.partition(|place| place.is_delta());
+        let Scene { inventory, condemned, damaged } = self.scene;
+        let is_there = |place: &index::Location| {
+            inventory.get(&place.pack).is_some_and(|len_bytes| end_of(place) <= *len_bytes)
+        };
+        let places = self.index.find(id).into_iter().filter(is_there);
+        let (mut deltas, plain): (Vec<_>, Vec<_>) = places.partition(|place| place.is_delta());
         // Every run chooses the same one of several, in whatever order the index has them.
-        let chosen = plain.iter().min_by_key(|place| (self.condemned.contains_key(&place.pack), place.pack));
-        chosen.into_iter().chain(&deltas).map(|place| self.number_of(place)).collect()
+        let standing = |place: &&index::Location| {
+            (damaged.has(place), condemned.contains_key(&place.pack), place.pack)
+        };
+        let best = plain.iter().min_by_key(standing);
+        if best.into_iter().chain(&deltas).any(|place| !damaged.has(place)) {
+            deltas.retain(|place| !damaged.has(place));
+        }
+        best.into_iter().chain(&deltas).map(|place| self.number_of(place)).collect()
+    }
+
+    /// Whether every place of a chunk is in a frame that is known to be lost.
+    fn is_known_to_be_lost(&self, id: &ChunkId) -> bool {
+        let mut places = self.index.find(id).into_iter().peekable();
+        places.peek().is_some() && places.all(|place| self.scene.damaged.has(&place))
     }
 
     fn number_of(&mut self, place: &index::Location) -> u32 {

@@ -1,19 +1,21 @@
 //! Checking a store: structure always, every stored byte on request. Read-only: it reports, it never repairs. Rebuilding
-//! the index, the one repair there is, writes beside the old runs before it removes them.
+//! the index writes beside the old runs before it removes them; all else that can be repaired is [`crate::scrub`]'s.
 
 use crate::collector::{self, Condemned};
+use crate::damaged::{self, DamagedFrames};
 use crate::domain::{Census, check_unopened};
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackId, SnapshotId};
-use crate::index::{Run, RunBuilder, store_run};
-use crate::pack::{self, PACK_HEADER_LEN, PackDirectory, read_directory};
+use crate::index::{RowMarks, Run, RunBuilder, store_run};
+use crate::pack::{PackDirectory, read_directory};
 use crate::progress::{Progress, Work};
 use crate::reach::Reached;
 use crate::repo::Store;
+use crate::scrub::read_whole;
 use crate::session;
 use crate::superblock::{self, Superblock};
 use crate::tier::Tier;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// How deep to check.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,39 +52,72 @@ pub struct CheckReport {
     pub locked_domains: Vec<String>,
     /// Frames that nobody has the key of here: only their checksums were checked.
     pub locked_frames: u64,
-    /// What is wrong.
+    /// Packs with frames that a scrub found to be lost, and how many frames. Only what problems name is hurt by that.
+    pub damaged_packs: Vec<(PackId, u64)>,
+    /// What is wrong, up to [`MAX_PROBLEMS`].
     pub problems: Vec<Problem>,
+    /// How many problems more there are.
+    pub more_problems: u64,
 }
 
+/// No report lists more problems; what is left out is counted.
+pub const MAX_PROBLEMS: usize = 10_000;
+
 impl CheckReport {
-    fn problem(&mut self, object: impl std::fmt::Display, error: &Error) {
-        let problem = Problem { object: object.to_string(), error: error.to_string(), hurts: Vec::new() };
-        self.problems.push(problem);
+    pub(crate) fn problem(&mut self, object: impl std::fmt::Display, error: &Error) {
+        self.hurtful_problem(object, error, Vec::new());
+    }
+
+    pub(crate) fn hurtful_problem(
+        &mut self,
+        object: impl std::fmt::Display,
+        error: &Error,
+        hurts: Vec<String>,
+    ) {
+        if self.problems.len() == MAX_PROBLEMS {
+            self.more_problems += 1;
+            return;
+        }
+        self.problems.push(Problem { object: object.to_string(), error: error.to_string(), hurts });
     }
 }
 
 /// Checks that every pack is whole, that every ref names snapshots that are there, and that every chunk they need is in
-/// the index and in a pack. Memory: about 100 bytes a chunk.
+/// the index and in a pack. Memory: a byte for every two chunks, and what a pack takes.
 ///
 /// # Errors
 /// Only when the tier cannot be listed; whatever else is wrong is in the report.
 pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> Result<CheckReport> {
     let mut report = CheckReport::default();
-    check_records(store, &mut report);
     let census = Census::take(store)?;
     // Refs and their snapshots are read before the index: what a commit adds meanwhile is then never missed.
-    let mut snapshots = Vec::new();
-    for store in &census.open {
-        snapshots.push((store, check_refs(store, &mut report)?));
-    }
-    check_locked(store, &census, &mut report)?;
+    let snapshots = check_all_records(store, &census, &mut report)?;
     store.index().refresh(store.home())?;
-    let chunks = check_packs(store, &census, options, progress, &mut report)?;
-    check_runs(store, &mut report)?;
-    for (store, snapshots) in &snapshots {
-        check_snapshots(store, snapshots, &chunks, &mut report);
+    // Chunks are marked at rows of the index: those of packs that no run covers get rows of this process only.
+    store.index().adopt_uncovered(&store.tiers())?;
+    let whole = check_packs(store, &census, options, progress, &mut report)?;
+    for (store, snapshots) in census.open.iter().zip(&snapshots) {
+        Needs::new(store, &whole).check(store, snapshots, &mut report);
     }
     Ok(report)
+}
+
+/// Checks all but packs and what snapshots need: records, refs, domains that do not open, index runs. Gives the snapshots
+/// of the census's open domains with the refs that name them.
+pub(crate) fn check_all_records(
+    store: &Store,
+    census: &Census,
+    report: &mut CheckReport,
+) -> Result<Vec<BTreeMap<SnapshotId, Vec<String>>>> {
+    check_records(store, report);
+    let mut snapshots = Vec::new();
+    for store in &census.open {
+        snapshots.push(check_refs(store, report)?);
+    }
+    check_locked(store, census, report)?;
+    check_runs(store, report)?;
+    report.snapshots += snapshots.iter().map(|snapshots| snapshots.len() as u64).sum::<u64>();
+    Ok(snapshots)
 }
 
 /// The few records that opening, writing or collecting cannot do without.
@@ -159,128 +194,149 @@ fn check_runs(store: &Store, report: &mut CheckReport) -> Result<()> {
     Ok(())
 }
 
-/// Every chunk that a whole pack holds.
-type StoredChunks = HashMap<ChunkId, PackId>;
-
 fn check_packs(
     store: &Store,
     census: &Census,
     options: CheckOptions,
     progress: &dyn Progress,
     report: &mut CheckReport,
-) -> Result<StoredChunks> {
+) -> Result<RowMarks> {
+    let lost = DamagedFrames::read_all(store.home()).unwrap_or_else(|error| {
+        report.problem(damaged::PREFIX, &error);
+        DamagedFrames::default()
+    });
+    report.damaged_packs = lost.packs().map(|(pack, count)| (pack, count as u64)).collect();
+    report.damaged_packs.sort_unstable();
     let packs = store.packs()?;
     let total = packs.iter().map(|(_, len)| *len).sum();
     progress.begin("check packs", Work::Bytes(total));
-    let mut stored = StoredChunks::new();
+    let mut whole = RowMarks::new(store.index());
     for (id, len_bytes) in packs {
         report.packs += 1;
+        let mut has_directory = false;
         for tier in store.tiers() {
-            match check_pack(census, tier, id, options, report) {
-                Ok(Some(directory)) => stored.extend(directory.entries.iter().map(|entry| (entry.id, id))),
+            match check_pack(census, tier, id, options, &lost, report) {
+                Ok(Some(directory)) => {
+                    has_directory = true;
+                    let frames = &directory.frames;
+                    let is_lost = |frame: u32| lost.has_frame(&id, frames[frame as usize].offset);
+                    for entry in directory.entries.iter().filter(|entry| !is_lost(entry.frame)) {
+                        whole.insert(&entry.id);
+                    }
+                }
                 Ok(None) => {}
+                Err(_) if lost.names(&id) => {} // a scrub found that, and which frames are left
                 Err(error) => report.problem(format!("{} in {}", id.key(), tier.describe()), &error),
             }
+        }
+        if !has_directory && lost.names(&id) {
+            let rows = store.index().outline(id).into_iter().flat_map(|outline| outline.rows);
+            let left = rows.filter(|row| !lost.has_frame(&id, row.offset));
+            left.for_each(|row| {
+                whole.insert(&row.chunk());
+            });
         }
         progress.advance(len_bytes);
     }
     progress.end();
-    Ok(stored)
+    Ok(whole)
 }
 
+/// The directory of a pack, without what is in frames that are found to be damaged.
 fn check_pack(
     census: &Census,
     tier: &dyn Tier,
     id: PackId,
     options: CheckOptions,
+    lost: &DamagedFrames,
     report: &mut CheckReport,
 ) -> Result<Option<PackDirectory>> {
-    let mut directory = match read_directory(tier, id) {
-        Ok(directory) => directory,
-        Err(error) if error.kind() == Kind::NotFound => return Ok(None), // on another tier, or collected meanwhile
-        Err(error) => return Err(error),
-    };
     if !options.read_data {
-        return Ok(Some(directory));
+        return unless_absent(read_directory(tier, id));
     }
-    let header = tier.get_range(&id.key(), 0, PACK_HEADER_LEN as u64)?;
-    if header != pack::header(id, directory.kind) {
-        // No read goes by it, only a scan of a pack whose directory is lost.
-        report.problem(id.key(), &Error::corrupt("pack header is damaged"));
+    let Some(copy) = unless_absent(read_whole(tier, id, &mut |_| {}))? else { return Ok(None) };
+    let examined = copy.examine(census, id);
+    report.read_bytes += copy.bytes.len() as u64;
+    report.locked_frames += examined.locked_frames;
+    let is_known =
+        |offset: u64| lost.has_frame(&id, offset) || (examined.directory.is_none() && lost.names(&id));
+    for fault in examined.faults.iter().filter(|fault| !is_known(fault.offset)) {
+        let object = format!("{} byte {} in {}", id.key(), fault.offset, tier.describe());
+        report.problem(object, &fault.error);
     }
-    let mut damaged = HashSet::new();
-    for (number, extent) in (0u32..).zip(&directory.frames) {
-        let bytes = tier.get_range(&id.key(), extent.offset, extent.len_bytes.into());
-        let frame = bytes.and_then(|bytes| census.verify(&bytes));
-        let frame = frame.and_then(|frame| match frame {
-            None => {
-                report.locked_frames += 1;
-                Ok(())
-            }
-            Some(frame) if directory.names(number, &frame) => Ok(()),
-            Some(_) => Err(Error::corrupt("frame holds other chunks than the pack directory says")),
-        });
-        report.read_bytes += u64::from(extent.len_bytes);
-        if let Err(error) = frame {
-            damaged.insert(number);
-            // A delta whose base was collected is garbage that shares its pack; if anybody needs it, that shows below.
-            if error.kind() != Kind::NotFound {
-                report.problem(format!("{} frame {number}", id.key()), &error);
-            }
-        }
-    }
-    directory.entries.retain(|entry| !damaged.contains(&entry.frame));
-    Ok(Some(directory))
+    let damaged: BTreeSet<u64> = examined.faults.iter().map(|fault| fault.offset).collect();
+    Ok(examined.directory.map(|mut directory| {
+        let frames = &directory.frames;
+        directory.entries.retain(|entry| !damaged.contains(&frames[entry.frame as usize].offset));
+        directory
+    }))
 }
 
-fn check_snapshots(
-    store: &Store,
-    snapshots: &BTreeMap<SnapshotId, Vec<String>>,
-    stored: &StoredChunks,
-    report: &mut CheckReport,
-) {
-    let mut seen: HashMap<ChunkId, bool> = HashMap::new();
-    let mut reached = Reached::new();
-    report.snapshots += snapshots.len() as u64;
-    let hurt = snapshots.keys().any(|id| hurt_by(store, id, stored, &mut reached, &mut seen).is_some());
-    if hurt {
-        // What snapshots share was walked for the first of them alone: now each on its own, to name all that are hurt.
-        for (id, names) in snapshots {
-            if let Some(error) = hurt_by(store, id, stored, &mut Reached::new(), &mut seen) {
-                report.problem(format!("snapshot {id}"), &error);
-                if let Some(problem) = report.problems.last_mut() {
-                    problem.hurts.clone_from(names);
+/// `None` for what is on another tier, or was collected meanwhile.
+fn unless_absent<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Err(error) if error.kind() == Kind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// What the snapshots of a domain need, against what is there.
+struct Needs<'a> {
+    whole: &'a RowMarks,
+    seen: RowMarks,
+    missing: RowMarks,
+}
+
+impl<'a> Needs<'a> {
+    fn new(store: &Store, whole: &'a RowMarks) -> Self {
+        let marks = || RowMarks::new(store.index());
+        Self { whole, seen: marks(), missing: marks() }
+    }
+
+    fn check(
+        mut self,
+        store: &Store,
+        snapshots: &BTreeMap<SnapshotId, Vec<String>>,
+        report: &mut CheckReport,
+    ) {
+        let mut reached = Reached::new(store);
+        let hurt = snapshots.keys().any(|id| self.hurt_by(store, id, &mut reached).is_some());
+        if hurt {
+            // What snapshots share was walked for the first of them alone: now each on its own, to name all that are hurt.
+            for (id, names) in snapshots {
+                if let Some(error) = self.hurt_by(store, id, &mut Reached::new(store)) {
+                    report.hurtful_problem(format!("snapshot {id}"), &error, names.clone());
                 }
             }
         }
+        report.chunks += self.seen.len();
     }
-    report.chunks += seen.len() as u64;
+
+    /// What is wrong with a snapshot, as far as this walk has not been there before.
+    fn hurt_by(&mut self, store: &Store, id: &SnapshotId, reached: &mut Reached) -> Option<Error> {
+        let mut missing = None;
+        let walked = reached.walk(store, id, &mut |chunk: &ChunkId| {
+            if self.seen.insert(chunk) && !(self.whole.contains(chunk) && is_indexed(store, chunk)) {
+                self.missing.insert(chunk);
+            }
+            if !self.missing.is_empty() && self.missing.contains(chunk) {
+                missing.get_or_insert(*chunk);
+            }
+        });
+        let missing = missing.map(|chunk| match self.whole.contains(&chunk) {
+            true => Error::new(Kind::NotFound, "a chunk that it needs is not in the index")
+                .object(chunk)
+                .advice("run `snapctl index rebuild`"),
+            false => Error::new(Kind::NotFound, "a chunk that it needs is in no whole pack").object(chunk),
+        });
+        walked.err().or(missing)
+    }
 }
 
-/// What is wrong with a snapshot, as far as this walk has not been there before.
-fn hurt_by(
-    store: &Store,
-    id: &SnapshotId,
-    stored: &StoredChunks,
-    reached: &mut Reached,
-    seen: &mut HashMap<ChunkId, bool>,
-) -> Option<Error> {
-    let mut missing = None;
-    let walked = reached.walk(store, id, &mut |chunk| {
-        let there = *seen.entry(*chunk).or_insert_with(|| {
-            stored.contains_key(chunk) && store.index().find_in(chunk, |_| true).is_some()
-        });
-        if !there {
-            missing.get_or_insert(*chunk);
-        }
-    });
-    let missing = missing.map(|chunk| match stored.contains_key(&chunk) {
-        true => Error::new(Kind::NotFound, "a chunk that it needs is not in the index")
-            .object(chunk)
-            .advice("run `snapctl index rebuild`"),
-        false => Error::new(Kind::NotFound, "a chunk that it needs is in no whole pack").object(chunk),
-    });
-    walked.err().or(missing)
+/// Whether a run that others see, too, has the chunk.
+fn is_indexed(store: &Store, chunk: &ChunkId) -> bool {
+    let runs = store.index().runs();
+    runs.iter().any(|run| run.is_stored() && run.find(chunk).next().is_some())
 }
 
 /// Makes the index anew from the directories of all packs and removes the old runs. Takes the collector's lock. Memory: 100
@@ -291,13 +347,24 @@ fn hurt_by(
 pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64)> {
     let _lock = store.state().lock("gc.lock", "index rebuild")?;
     let old = store.home().list("index/")?;
-    let packs = store.packs()?;
+    let packs: Vec<PackId> = store.packs()?.into_iter().map(|(pack, _)| pack).collect();
     store.make_packs_durable()?;
+    let chunks = index_packs(store, &packs, progress)?;
+    for run in old {
+        store.home().delete(&run.key)?;
+    }
+    store.index().refresh(store.home())?;
+    store.index().compact(store.home(), &HashSet::new())?;
+    Ok((packs.len() as u64, chunks))
+}
+
+/// Stores index runs over these packs; gives how many chunks they list.
+pub(crate) fn index_packs(store: &Store, packs: &[PackId], progress: &dyn Progress) -> Result<u64> {
     progress.begin("read pack directories", Work::Items(packs.len() as u64));
-    let (mut chunks, pack_count) = (0, packs.len() as u64);
+    let mut chunks = 0;
     let mut builder = RunBuilder::default();
-    for (id, _) in packs {
-        let directory = store.pack_directory(id)?;
+    for id in packs {
+        let directory = store.pack_directory(*id)?;
         chunks += directory.entries.len() as u64;
         builder.push(&directory)?;
         if builder.is_full() {
@@ -309,10 +376,5 @@ pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64
     if !builder.is_empty() {
         store_run(store.home(), "rebuilt", &builder.finish())?;
     }
-    for run in old {
-        store.home().delete(&run.key)?;
-    }
-    store.index().refresh(store.home())?;
-    store.index().compact(store.home(), &HashSet::new())?;
-    Ok((pack_count, chunks))
+    Ok(chunks)
 }

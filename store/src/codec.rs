@@ -7,13 +7,19 @@
 use crate::error::{Error, Kind, Result};
 use std::cell::RefCell;
 use zstd::bulk::{Compressor, Decompressor};
-use zstd::zstd_safe::{CCtx, CParameter, DCtx, ErrorCode, compress_bound, get_error_name};
+use zstd::zstd_safe::{
+    CCtx, CParameter, DCtx, ErrorCode, compress_bound, find_frame_compressed_size, get_dict_id_from_frame,
+    get_error_name,
+};
 
 /// A delta is kept when it takes at most this share of what the bytes take alone, in percent: less than that does not pay
 /// for the base that every reader has to fetch (docs/TUNING.md).
 const DELTA_PERCENT: usize = 75;
 /// And when it saves at least so many bytes: frames are padded, and a short one costs little whatever is in it.
 const DELTA_SAVED_BYTES: usize = 256;
+
+/// First bytes of a zstd frame that is not to be skipped.
+const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 
 /// How a frame's bytes are stored; the number is part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +119,18 @@ pub fn compress(plain: &[u8], level: i32) -> Result<(Codec, Vec<u8>)> {
     })
 }
 
+/// Refuses all but one zstd frame that needs no dictionary, with nothing before or behind it: the decoder would pass over
+/// frames that are to be skipped.
+fn expect_one_frame(stored: &[u8]) -> Result<()> {
+    let is_one = stored.starts_with(&ZSTD_MAGIC)
+        && get_dict_id_from_frame(stored).is_none()
+        && find_frame_compressed_size(stored).is_ok_and(|len| len == stored.len());
+    match is_one {
+        true => Ok(()),
+        false => Err(Error::corrupt("not one zstd frame")),
+    }
+}
+
 /// Decodes to exactly `plain_len` bytes, which the caller has bounded.
 ///
 /// # Errors
@@ -121,6 +139,7 @@ pub fn decompress(codec: Codec, stored: &[u8], plain_len: usize) -> Result<Vec<u
     let plain = match codec {
         Codec::Raw => stored.to_vec(),
         Codec::Zstd => WORKSPACE.with_borrow_mut(|workspace| {
+            expect_one_frame(stored)?;
             let mut plain = Vec::with_capacity(plain_len);
             let decoded =
                 workspace.decompressor().and_then(|zstd| zstd.decompress_to_buffer(stored, &mut plain));
@@ -167,6 +186,7 @@ pub fn compress_delta(plain: &[u8], base: &[u8], level: i32, alone: usize) -> Re
 /// # Errors
 /// `Corrupt` for anything else.
 pub fn decompress_delta(stored: &[u8], base: &[u8], plain_len: usize) -> Result<Vec<u8>> {
+    expect_one_frame(stored)?;
     let decompress = || -> std::result::Result<Vec<u8>, ErrorCode> {
         let mut context = DCtx::create();
         context.ref_prefix(base)?;

@@ -3,7 +3,7 @@
 
 use crate::config::TierClass;
 use crate::error::{Error, Result};
-use crate::id::{PackId, SnapshotId};
+use crate::id::{ChunkId, PackId, SnapshotId};
 use crate::lock::FileLock;
 use crate::placement::{Moved, TierUsage};
 use crate::progress::{Progress, Work};
@@ -114,7 +114,7 @@ fn lock(store: &Store) -> Result<FileLock> {
 /// `NotFound` or `Corrupt` when it cannot be walked.
 pub fn packs_of(store: &Store, snapshot: &SnapshotId) -> Result<BTreeSet<PackId>> {
     let mut packs = BTreeSet::new();
-    Reached::new().walk(store, snapshot, &mut |chunk| {
+    Reached::new(store).walk(store, snapshot, &mut |chunk: &ChunkId| {
         packs.extend(store.index().find_in(chunk, |_| true).map(|place| place.pack));
     })?;
     Ok(packs)
@@ -127,7 +127,7 @@ pub fn packs_of(store: &Store, snapshot: &SnapshotId) -> Result<BTreeSet<PackId>
 /// As reading.
 pub fn warm(store: &Store, snapshot: &SnapshotId, progress: &dyn Progress) -> Result<u64> {
     let mut chunks = BTreeSet::new();
-    Reached::new().walk(store, snapshot, &mut |chunk| {
+    Reached::new(store).walk(store, snapshot, &mut |chunk: &ChunkId| {
         chunks.insert(*chunk);
     })?;
     let hot = &store.placement().tiers()[0];

@@ -23,6 +23,7 @@ use crate::tier::Tier;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Fewest digits of a snapshot id that `resolve` takes.
 const MIN_PREFIX_DIGITS: usize = 6;
@@ -42,6 +43,8 @@ pub(crate) struct Inner {
     pub(crate) index: Index,
     pub(crate) cache: FrameCache,
     flat: FlatCache,
+    /// Whether what comes from far away is kept near; who only looks changes nothing.
+    pub(crate) keeps_near: AtomicBool,
     pub(crate) placement: Arc<Placement>,
     touched: Touched,
     sessions: SessionPlace,
@@ -97,6 +100,7 @@ impl Store {
             index: Index::new(config.state.path()),
             cache: FrameCache::new(config.cache_bytes),
             flat: FlatCache::new(config.state.path().join("frames"), config.flat_cache_bytes),
+            keeps_near: AtomicBool::new(true),
             placement: Arc::new(Placement::new(config)),
             touched: Touched::default(),
             sessions: session_place(config)?,
@@ -369,6 +373,9 @@ impl Store {
 
     /// A frame came from far away: it is kept on local flash; of metadata, which is read piece by piece, the whole pack is.
     fn keep_near(&self, place: &Location, frame: &Frame, stored: &[u8]) {
+        if !self.inner.keeps_near.load(Ordering::Relaxed) {
+            return;
+        }
         let promoted = match frame.kind {
             PackKind::Data => Ok(false),
             PackKind::Meta => {

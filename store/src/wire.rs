@@ -41,6 +41,8 @@ pub enum Record {
     Bucket = 11,
     /// [`crate::index`]: one sorted run with buckets
     BucketRun = 12,
+    /// [`crate::damaged`]: frames of a pack that are lost
+    DamagedPack = 13,
     /// [`crate::domain`]: a domain with keys of its own
     KeyedDomain = 20,
     /// [`crate::domain`]: an encrypted snapshot record

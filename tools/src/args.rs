@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueHint};
 
 use crate::human;
-use crate::spec::{Label, PathSpec};
+use crate::spec::{self, Label, PathSpec};
 
 const AFTER_HELP: &str = "\
 SPEC names a snapshot: a ref (`web`), an older entry of its history (`web~2` is
@@ -92,6 +92,8 @@ pub enum Command {
     /// Check that everything that is referred to is there, and whole
     #[command(visible_alias = "verify")]
     Check(CheckArguments),
+    /// Read and verify every stored byte on every tier, say whom damage hurts, and repair it
+    Scrub(ScrubArguments),
     /// Say what the store, or a ref, holds and what it costs
     Stats(StatsArguments),
     /// Work on the chunk index
@@ -124,6 +126,9 @@ pub struct BackupArguments {
     /// Do not enter other file systems
     #[arg(long)]
     pub one_file_system: bool,
+    /// Read every file, also those that look unchanged: stores anew what a scrub found to be lost
+    #[arg(long)]
+    pub force_read: bool,
     /// Note on the snapshot; may be given again
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<Label>,
@@ -339,6 +344,19 @@ pub struct CheckArguments {
     /// Read and verify every byte, too
     #[arg(long)]
     pub read_data: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ScrubArguments {
+    /// Only the N-th of M parts of all packs: M runs with N from 1 to M scrub everything once
+    #[arg(long, value_name = "N/M", value_parser = spec::parse_subset)]
+    pub subset: Option<store::scrub::Subset>,
+    /// Read at most so many bytes a second: 500K, 20M, 1G
+    #[arg(long, value_name = "BYTES", value_parser = human::parse_rate)]
+    pub rate: Option<std::num::NonZeroU64>,
+    /// Put damaged packs together again from what is whole anywhere, and note what is lost; deletes nothing
+    #[arg(long)]
+    pub repair: bool,
 }
 
 #[derive(Debug, Args)]

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use store::scrub::Subset;
 
 /// A snapshot and, perhaps, something in its tree. The first colon divides them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +111,14 @@ pub fn labels(typed: Vec<Label>) -> BTreeMap<String, String> {
     typed.into_iter().map(|label| (label.key, label.value)).collect()
 }
 
+/// Reads `N/M`, the N-th of M parts.
+pub fn parse_subset(typed: &str) -> Result<Subset, String> {
+    let parts =
+        typed.split_once('/').and_then(|(number, count)| Some((number.parse().ok()?, count.parse().ok()?)));
+    let (number, count) = parts.ok_or_else(|| "a part is N/M, such as 1/7".to_owned())?;
+    Subset::new(number, count).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +142,14 @@ mod tests {
         assert!(parse("web:a/../../b").is_err());
         assert!(parse(":a").is_err());
         assert!(PathSpec::parse(OsStr::from_bytes(b"\xff:a")).is_err());
+    }
+
+    #[test]
+    fn a_part_is_one_of_so_many() {
+        assert_eq!(parse_subset("2/7"), Ok(Subset::new(2, 7).unwrap()));
+        for wrong in ["", "1", "0/3", "4/3", "1/0", "a/b", "1/2/3", "-1/2"] {
+            assert!(parse_subset(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

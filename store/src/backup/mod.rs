@@ -30,6 +30,9 @@ pub struct BackupOptions {
     pub exclude: Vec<String>,
     /// Do not descend into other file systems.
     pub one_file_system: bool,
+    /// Read every file, also what looks as it did, and take nothing over from the last snapshot: what of that cannot be
+    /// read any more is stored anew.
+    pub force_read: bool,
     /// Labels of the snapshot.
     pub labels: BTreeMap<String, String>,
 }
@@ -69,10 +72,10 @@ pub fn backup(
     let exclude = Exclude::new(&options.exclude)?;
     let store = writer.store().clone();
     let parent = store.refs().get(name)?.and_then(|found| found.current());
-    let cache =
-        stat_cache::StatCache::load(store.state(), store.domain().local_hasher(), name, parent.as_ref());
+    let known = parent.as_ref().filter(|_| !options.force_read);
+    let cache = stat_cache::StatCache::load(store.state(), store.domain().local_hasher(), name, known);
     progress.begin("back up", Work::SomeBytes);
-    let parent_tree = match &parent {
+    let parent_tree = match known {
         Some(id) => store.snapshot(id)?.tree.map(|tree| store.tree(&tree)).transpose()?,
         None => None,
     };

@@ -68,6 +68,14 @@ impl Census {
         }
     }
 
+    /// Whether a frame is a delta whose base cannot be read by the domain that it is of.
+    pub(crate) fn lacks_base_of(&self, header: &FrameHeader) -> bool {
+        let Some(base) = &header.base else { return false };
+        let is_theirs = |store: &&Store| store.domain.id().tag() == header.domain_tag;
+        let mut theirs = self.open.iter().filter(is_theirs).peekable();
+        theirs.peek().is_some() && theirs.all(|store| store.read_base(base).is_err())
+    }
+
     /// Decodes and verifies a whole stored frame, whosever it is; `None` for one that nobody has the key of here, whose
     /// checksums are right.
     ///

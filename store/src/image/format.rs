@@ -6,7 +6,7 @@ use crate::blob;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, ImageId};
 use crate::repo::Store;
-use crate::tree::{Content, visit_content};
+use crate::tree::Content;
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION};
 use std::collections::{BTreeMap, HashMap};
 
@@ -188,14 +188,8 @@ fn decode_space(fields: &mut Decoder<'_>, group_count: usize, group_pages: u32) 
     Ok(Space { id, len_bytes, runs })
 }
 
-/// Tells `visit` of every chunk that an image needs, the bases of its deltas included.
-pub(crate) fn visit_image(store: &Store, id: &ImageId, visit: &mut dyn FnMut(&ChunkId)) -> Result<()> {
+/// Reads an image's page table and tells `visit` of the chunks that make it up.
+pub(crate) fn read_parts(store: &Store, id: &ImageId, visit: &mut dyn FnMut(&ChunkId)) -> Result<Parts> {
     let table = blob::read_visiting(store, &id.chunk(), visit)?;
-    let parts = decode(&table).map_err(|error| error.object(format!("image {id}")))?;
-    parts.groups.iter().for_each(&mut *visit);
-    parts.bases.values().for_each(&mut *visit);
-    for (_, content) in &parts.blobs {
-        visit_content(store, content, visit)?;
-    }
-    Ok(())
+    decode(&table).map_err(|error| error.object(format!("image {id}")))
 }

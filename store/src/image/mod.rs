@@ -11,7 +11,7 @@ mod reader;
 mod table;
 
 pub use builder::{ImageBuilder, ImageStats};
-pub(crate) use format::visit_image;
+pub(crate) use format::read_parts;
 pub use reader::Image;
 pub use table::{GROUP_PAGES, ImageKind, Location, PAGE, PageRun, Space};
 

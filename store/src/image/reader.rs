@@ -125,7 +125,7 @@ impl Image {
         self.0.bases.get(&group).copied()
     }
 
-    pub(super) fn group_id(&self, group: u32) -> Option<ChunkId> {
+    pub(crate) fn group_id(&self, group: u32) -> Option<ChunkId> {
         self.0.groups.get(group as usize).copied()
     }
 }

@@ -20,7 +20,7 @@ const PROBES: u32 = 6;
 const PROBE_BITS: u32 = 10;
 
 /// The bytes of an id that a run keeps, as numbers that order as the bytes do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix {
     /// The first 8 bytes.
     word: u64,

@@ -6,12 +6,16 @@
 
 mod bucket;
 mod build;
+mod marks;
 mod merge;
+mod outline;
 mod row;
 mod run;
 
 pub use build::{RunBuilder, encode};
+pub use marks::RowMarks;
 pub use merge::{MAX_RUN_ENTRIES, merge};
+pub use outline::{Outline, OutlineRow};
 pub use row::{ENTRY_LEN, PREFIX_LEN, Row};
 pub use run::{ENTRIES_START, HEADER_LEN, Location, Run};
 

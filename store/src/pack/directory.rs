@@ -1,12 +1,13 @@
 //! The directory at a pack's end: where each frame is and which chunks it holds, sorted by id, found in one read of the
 //! tail. The index is made of these.
 
-use super::frame::{EncodedFrame, Frame, MAX_FRAME_LEN};
+use super::frame::{EncodedFrame, Frame, FrameHeader, MAX_FRAME_LEN};
 use super::{ALIGNMENT, DELTA_SLOT, PACK_HEADER_LEN, PackKind};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackId};
 use crate::tier::Tier;
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION, checksum};
+use std::ops::Range;
 
 /// First bytes of the trailer.
 pub const TRAILER_MAGIC: &[u8; 8] = b"TORPEND\n";
@@ -71,12 +72,21 @@ impl PackDirectory {
 
     /// Whether the directory names the chunks of this frame under this number, and as what they are.
     pub fn names(&self, number: u32, frame: &Frame) -> bool {
+        self.names_slots(number, &frame.slots, frame.base.is_some())
+    }
+
+    /// [`Self::names`] of a frame that cannot be opened here.
+    pub fn names_header(&self, number: u32, header: &FrameHeader) -> bool {
+        self.names_slots(number, &header.slots, header.base.is_some())
+    }
+
+    fn names_slots(&self, number: u32, slots: &[(ChunkId, Range<usize>)], is_delta: bool) -> bool {
         let is_named = |id, slot| {
             let key = (id, number, slot);
             self.entries.binary_search_by_key(&key, |entry| (entry.id, entry.frame, entry.slot)).is_ok()
         };
-        let slots = frame.slots.iter().zip(numbers_of_slots(frame.base.is_some()));
-        slots.into_iter().all(|((id, _), slot)| is_named(*id, slot))
+        let mut slots = slots.iter().zip(numbers_of_slots(is_delta));
+        slots.all(|((id, _), slot)| is_named(*id, slot))
     }
 
     pub(super) fn append_to(&self, pack: &mut Vec<u8>) {
@@ -169,6 +179,24 @@ pub fn read_directory(tier: &dyn Tier, id: PackId) -> Result<PackDirectory> {
         None => tier.get_range(&key, trailer.offset, trailer.len_bytes as u64)?,
     };
     decode_body(&body, &trailer, id).map_err(|error| error.object(key))
+}
+
+/// The directory of a pack whose bytes are all at hand.
+///
+/// # Errors
+/// As [`read_directory`].
+pub fn directory_of(id: PackId, pack: &[u8]) -> Result<PackDirectory> {
+    let decode = || {
+        let trailer = pack.split_last_chunk::<TRAILER_LEN>();
+        let (rest, trailer) = trailer
+            .filter(|(rest, _)| rest.len() >= PACK_HEADER_LEN)
+            .ok_or_else(|| Error::corrupt(format!("pack of {} bytes is cut short", pack.len())))?;
+        let trailer = Trailer::decode(trailer, id, pack.len() as u64)?;
+        let start = rest.len().checked_sub(trailer.len_bytes);
+        let body = start.map(|start| &rest[start..]);
+        decode_body(body.ok_or_else(|| Error::corrupt("pack directory is cut short"))?, &trailer, id)
+    };
+    decode().map_err(|error| error.object(id.key()))
 }
 
 fn decode_body(body: &[u8], trailer: &Trailer, id: PackId) -> Result<PackDirectory> {

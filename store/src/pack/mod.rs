@@ -8,10 +8,11 @@ mod frame;
 
 pub use directory::{
     DIRECTORY_ENTRY_LEN, DirectoryEntry, FRAME_EXTENT_LEN, FrameExtent, PackDirectory, TRAILER_LEN,
-    read_directory,
+    directory_of, read_directory,
 };
 pub use frame::{
-    Base, EncodedFrame, FRAME_HEADER_LEN, Frame, FrameDraft, FrameHeader, ReadBase, SLOT_LEN, reseal,
+    Base, EncodedFrame, FRAME_HEADER_LEN, FRAME_MAGIC, Frame, FrameDraft, FrameHeader, ReadBase, SLOT_LEN,
+    reseal,
 };
 
 use crate::error::{Error, Result};
@@ -121,5 +122,7 @@ impl PackBuilder {
     }
 }
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod tests;

@@ -349,7 +349,7 @@ mod encrypted {
         inner.bytes(compressed);
         let inner = inner.finish();
         let mut fixed = Encoder::new();
-        fixed.bytes(frame::FRAME_MAGIC).u16(1).u8(0).u8(codec as u8).u8(1).u8(0).u16(0).u32(1);
+        fixed.bytes(FRAME_MAGIC).u16(1).u8(0).u8(codec as u8).u8(1).u8(0).u16(0).u32(1);
         fixed.u32(1).u32(0).count(inner.len() + SEAL_LEN).u32(sealer.tag).bytes(&[0; 32]);
         let mut slots = Encoder::new();
         slots.bytes(id.as_bytes()).u32(0);

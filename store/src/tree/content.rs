@@ -186,21 +186,20 @@ pub(super) fn decode_stored(bytes: &[u8], len_bytes: u64) -> Result<Vec<Extent>>
     }
 }
 
-/// Tells `visit` of every chunk that a file's bytes need.
-pub(crate) fn visit_content(store: &Store, content: &Content, visit: &mut dyn FnMut(&ChunkId)) -> Result<()> {
-    let extents = match &content.0 {
-        Form::Inline(_) => return Ok(()),
-        Form::Listed { extents, .. } => extents.clone(),
+/// The extents of a file, none where its bytes stand inline; tells `visit` of the chunks of their list, where they have one.
+pub(crate) fn read_extents(
+    store: &Store,
+    content: &Content,
+    visit: &mut dyn FnMut(&ChunkId),
+) -> Result<Vec<Extent>> {
+    match &content.0 {
+        Form::Inline(_) => Ok(Vec::new()),
+        Form::Listed { extents, .. } => Ok(extents.clone()),
         Form::Stored { len_bytes, list } => {
-            decode_stored(&blob::read_visiting(store, list, visit)?, *len_bytes)?
+            decode_stored(&blob::read_visiting(store, list, visit)?, *len_bytes)
+                .map_err(|error| error.object(list))
         }
-    };
-    extents.iter().for_each(|extent| {
-        if let Extent::Chunk { id, .. } = extent {
-            visit(id);
-        }
-    });
-    Ok(())
+    }
 }
 
 /// Random reads of a file's bytes.

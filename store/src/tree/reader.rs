@@ -100,13 +100,20 @@ impl Tree {
         Ok(Some(inode))
     }
 
-    /// Tells `visit` of the chunks that make up the root record and the link table.
-    pub(crate) fn visit_records(store: &Store, id: &TreeId, visit: &mut dyn FnMut(&ChunkId)) -> Result<Self> {
+    /// Opens a tree and tells `visit` of the chunks of its root record.
+    pub(crate) fn visit_root(store: &Store, id: &TreeId, visit: &mut dyn FnMut(&ChunkId)) -> Result<Self> {
         blob::read_visiting(store, &id.chunk(), visit)?;
-        let tree = Self::open(store, id)?;
-        if let Some(table) = &tree.link_table {
-            blob::read_visiting(store, table, visit)?;
+        Self::open(store, id)
+    }
+
+    /// The link table, after `visit` was told of its chunks.
+    pub(crate) fn visit_links(
+        &self,
+        visit: &mut dyn FnMut(&ChunkId),
+    ) -> Result<Arc<BTreeMap<u64, LinkedInode>>> {
+        if let Some(table) = &self.link_table {
+            blob::read_visiting(&self.store, table, visit)?;
         }
-        Ok(tree)
+        self.links()
     }
 }

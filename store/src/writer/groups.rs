@@ -33,6 +33,7 @@ impl Writer {
         let pushed = self.pipeline.push_alone(id, bytes, base);
         self.guard(pushed)?;
         self.count_new(bytes);
+        self.bound_fresh()?;
         Ok(id)
     }
 

@@ -9,6 +9,7 @@ mod pool;
 mod state;
 
 use crate::clock;
+use crate::damaged::DamagedFrames;
 use crate::domain::Domain;
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, ImageId, PackId, SnapshotId, TreeId};
@@ -23,6 +24,9 @@ use crate::snapshot::{Snapshot, Totals};
 use pipeline::Pipeline;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+
+/// Chunks of a session that are kept in memory: about 50 MB.
+const FRESH_MAX: usize = 1 << 20;
 
 /// What a writer did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,7 +78,11 @@ pub struct Writer {
     adopted: HashSet<PackId>,
     /// Index runs written so far.
     run_count: u32,
+    /// Chunks of this session that may be kept in `fresh` and `fresh_groups` before they go into an index run.
+    fresh_max: usize,
     condemned: HashSet<PackId>,
+    /// Frames that are lost: nobody may lean on them.
+    damaged: DamagedFrames,
     condemned_snapshots: HashSet<SnapshotId>,
     stats: WriteStats,
     /// What this writer failed with: it may not go on.
@@ -119,6 +127,8 @@ impl Writer {
             leaned_on: HashSet::new(),
             adopted: HashSet::new(),
             run_count: 0,
+            fresh_max: FRESH_MAX,
+            damaged: DamagedFrames::read_all(store.home())?,
             condemned: lists.iter().flat_map(|list| list.packs.clone()).collect(),
             condemned_snapshots: lists.into_iter().flat_map(|list| list.snapshots).collect(),
             stats: WriteStats::default(),
@@ -171,7 +181,22 @@ impl Writer {
         self.guard(pushed)?;
         self.fresh.insert(id);
         self.count_new(bytes);
+        self.bound_fresh()?;
         Ok(id)
+    }
+
+    /// When much of this session is known to this process alone, makes it durable and indexed, so that memory does not grow
+    /// with the session. The packs stay as safe as before a commit: none is condemned before this session began.
+    fn bound_fresh(&mut self) -> Result<()> {
+        if self.fresh.len() + self.fresh_groups.len() < self.fresh_max {
+            return Ok(());
+        }
+        let deltas = self.pipeline.deltas().cloned();
+        let deltas = self.guard(deltas)?;
+        let flushed = self.flush();
+        self.guard(flushed)?;
+        self.known_deltas.extend(deltas);
+        Ok(())
     }
 
     /// Checks and counts bytes that may be stored.
@@ -231,7 +256,9 @@ impl Writer {
     fn lean_on(&mut self, id: &ChunkId, accept: impl Fn(&Location) -> bool) -> Option<Location> {
         let runs = self.store.index().runs();
         loop {
-            let is_good = |place: &Location| accept(place) && !self.condemned.contains(&place.pack);
+            let is_good = |place: &Location| {
+                accept(place) && !self.condemned.contains(&place.pack) && !self.damaged.has(place)
+            };
             let place_in = |run: &Run| run.find(id).find(|place| is_good(place));
             let (run, place) = runs.iter().find_map(|run| Some((run, place_in(run)?)))?;
             if !self.leaned_on.contains(&place.pack) && !self.is_surely_there(&place.pack) {
@@ -398,5 +425,51 @@ impl Writer {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack::Base;
+    use crate::testing::memory_store;
+
+    #[test]
+    fn a_long_session_keeps_few_chunks_in_memory_and_dedups_all_of_them() {
+        let (store, _directory) = memory_store();
+        let mut writer = store.writer("test").unwrap();
+        writer.fresh_max = 100;
+        let mut ids = Vec::new();
+        for number in 0..1000u64 {
+            ids.push(writer.put_chunk(&(number % 700).to_le_bytes()).unwrap());
+            assert!(writer.fresh.len() < 100);
+        }
+        assert_eq!(writer.stats().new_chunks, 700, "each is stored once");
+        assert_eq!(writer.run_count, 7);
+        writer.commit("app", SnapshotDraft::default()).unwrap();
+        assert!(ids.iter().all(|id| store.read_chunk(id).is_ok()));
+    }
+
+    #[test]
+    fn a_group_knows_its_base_also_after_it_went_into_a_run() {
+        let (store, _directory) = memory_store();
+        let mut writer = store.writer("test").unwrap();
+        let mut base = vec![0; 40_000];
+        blake3::Hasher::new().update(b"base").finalize_xof().fill(&mut base);
+        let base_id = writer.put_page_group(&base, None).unwrap();
+        writer.publish().unwrap();
+        writer.fresh_max = 2;
+        let groups: Vec<ChunkId> = (0..5)
+            .map(|number| {
+                let mut bytes = base.clone();
+                bytes[number] ^= 1;
+                let base = Base { id: base_id, bytes: store.read_chunk(&base_id).unwrap() };
+                writer.put_page_group(&bytes, Some(base)).unwrap()
+            })
+            .collect();
+        assert!(writer.run_count > 2);
+        for group in &groups {
+            assert_eq!(writer.group_base(group).unwrap(), Some(base_id));
+        }
     }
 }

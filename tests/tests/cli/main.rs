@@ -17,6 +17,7 @@ mod memory;
 mod mounts;
 mod resume;
 mod sample;
+mod scrub;
 mod secrets;
 mod signals;
 mod tiers;

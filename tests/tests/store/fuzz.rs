@@ -75,6 +75,9 @@ fn rich() -> (Scratch, MemoryTier, SnapshotId, SnapshotId) {
     drop(writer);
     store.forget("gone", |_| true).unwrap();
     gc::collect(&store, &gc::CollectOptions::default(), &Unwatched).unwrap();
+    let (pack, _) = store.packs().unwrap().remove(0);
+    let lost = store::damaged::DamagedPack { pack, offsets: vec![64, 640] };
+    tier.put_if_absent(&store::damaged::key_of(pack), &lost.encode()).unwrap();
     (scratch, tier, web, vm)
 }
 
@@ -95,6 +98,7 @@ fn records_survive_mutation() {
         ("refs/", Record::Ref),
         ("gc/state", Record::CollectorState),
         ("gc/condemned/", Record::Condemned),
+        ("damaged/", Record::DamagedPack),
         ("index/", Record::IndexRun),
     ];
     let objects: Vec<(String, Record, Vec<u8>)> = kinds
@@ -136,6 +140,7 @@ fn use_store(config: &StoreConfig, also_write: bool) -> store::Result<()> {
     }
     let _ = store.resolve("web~1");
     let _ = store.condemned();
+    let _ = store::damaged::DamagedFrames::read_all(store.home());
     let _ = store::collector::read_epoch(store.home());
     let _ = store::stats(&store);
     for id in store.snapshot_ids()? {

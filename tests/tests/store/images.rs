@@ -166,6 +166,6 @@ fn spaces_of_several_processes_and_blobs_come_back() {
         assert!(tests::model::bytes_of(&store, content).unwrap() == *bytes, "{name}");
     }
     let mut chunks = 0;
-    Reached::new().walk(&store, &snapshot, &mut |_| chunks += 1).unwrap();
+    Reached::new(&store).walk(&store, &snapshot, &mut |_: &store::ChunkId| chunks += 1).unwrap();
     assert!(chunks > image.group_count());
 }

@@ -22,6 +22,7 @@ mod power;
 mod random_histories;
 mod rollback;
 mod scratch;
+mod scrub;
 mod shared;
 mod sim;
 mod splices;

@@ -20,23 +20,54 @@ struct Checked {
     read_bytes: u64,
     locked_domains: Vec<String>,
     locked_frames: u64,
+    damaged_packs: Vec<DamagedPack>,
     problems: Vec<Problem>,
+    more_problems: u64,
 }
 
 #[derive(Serialize)]
-struct Problem {
+struct DamagedPack {
+    pack: String,
+    lost_frames: u64,
+}
+
+#[derive(Serialize)]
+pub(super) struct Problem {
     object: String,
     error: String,
     hurts: Vec<String>,
 }
 
+impl Problem {
+    /// The problems of a report.
+    pub(super) fn all(problems: Vec<store::Problem>) -> Vec<Self> {
+        let describe = |store::Problem { object, error, hurts }| Self { object, error, hurts };
+        problems.into_iter().map(describe).collect()
+    }
+
+    pub(super) fn show(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{}: {}", self.object, self.error)?;
+        if !self.hurts.is_empty() {
+            writeln!(out, "  hurts {}", self.hurts.join(" "))?;
+        }
+        Ok(())
+    }
+}
+
 impl Show for Checked {
     fn show(&self, out: &mut dyn Write) -> io::Result<()> {
         for problem in &self.problems {
-            writeln!(out, "{}: {}", problem.object, problem.error)?;
-            if !problem.hurts.is_empty() {
-                writeln!(out, "  hurts {}", problem.hurts.join(" "))?;
-            }
+            problem.show(out)?;
+        }
+        if self.more_problems > 0 {
+            writeln!(out, "and {} problems more", self.more_problems)?;
+        }
+        for damaged in &self.damaged_packs {
+            writeln!(
+                out,
+                "a scrub found {} frames of pack {} to be lost; what is not named as hurt does not need them",
+                damaged.lost_frames, damaged.pack
+            )?;
         }
         for domain in &self.locked_domains {
             writeln!(
@@ -62,7 +93,7 @@ pub fn run(arguments: &CheckArguments, context: &mut Context) -> anyhow::Result<
     let options = CheckOptions { read_data: arguments.read_data };
     let report = store::check(&store, options, &context.progress)?;
     context.progress.clear();
-    let count = report.problems.len();
+    let count = report.problems.len() as u64 + report.more_problems;
     let checked = describe(report);
     context.output.report(&checked)?;
     if count == 0 {
@@ -71,16 +102,16 @@ pub fn run(arguments: &CheckArguments, context: &mut Context) -> anyhow::Result<
     let what = format!("the store has {count} problems");
     Err(Error::new(Kind::Corrupt, what)
         .object(store.home().describe())
-        .advice("restore what is hurt from another copy; what is not named is whole")
+        .advice(
+            "`snapctl scrub` says which files are hurt and what can be repaired; what is not named is whole",
+        )
         .into())
 }
 
 fn describe(report: CheckReport) -> Checked {
-    let problems = report.problems.into_iter().map(|problem| Problem {
-        object: problem.object,
-        error: problem.error,
-        hurts: problem.hurts,
-    });
+    let damaged_packs = report.damaged_packs.into_iter();
+    let damaged_packs =
+        damaged_packs.map(|(pack, lost_frames)| DamagedPack { pack: pack.to_string(), lost_frames });
     Checked {
         refs: report.refs,
         snapshots: report.snapshots,
@@ -89,6 +120,8 @@ fn describe(report: CheckReport) -> Checked {
         read_bytes: report.read_bytes,
         locked_domains: report.locked_domains,
         locked_frames: report.locked_frames,
-        problems: problems.collect(),
+        damaged_packs: damaged_packs.collect(),
+        problems: Problem::all(report.problems),
+        more_problems: report.more_problems,
     }
 }

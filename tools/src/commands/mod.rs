@@ -18,6 +18,7 @@ mod ls;
 mod mount;
 mod restore;
 mod resume;
+mod scrub;
 mod show;
 mod snapshots;
 mod stats;
@@ -48,6 +49,7 @@ pub fn run(command: Command, context: &mut Context) -> anyhow::Result<Outcome> {
         Command::Forget(arguments) => forget::run(&arguments, context),
         Command::Gc(arguments) => gc::run(&arguments, context),
         Command::Check(arguments) => check::run(&arguments, context),
+        Command::Scrub(arguments) => scrub::run(&arguments, context),
         Command::Stats(arguments) => stats::run(&arguments, context),
         Command::Domain(arguments) => domain::run(&arguments, context),
         Command::Index(arguments) => index::run(&arguments, context),

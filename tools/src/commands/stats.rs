@@ -1,10 +1,11 @@
 //! `snapctl stats [REF]`: what is stood for against what it takes; of the whole store, of a ref's whole history, or of one
 //! snapshot. Reads records and the index, no data.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::{self, Write};
 
 use serde::Serialize;
+use store::index::{Location, RowMarks};
 use store::{ChunkId, Error, Kind, PackId, Reached, SnapshotId, Store, StoreStats};
 
 use crate::args::StatsArguments;
@@ -106,33 +107,70 @@ fn snapshots_of(store: &Store, spec: &str) -> anyhow::Result<Vec<SnapshotId>> {
     }
 }
 
+/// Frames, each counted once, in 8 bytes of memory, or 16 while it grows: the number of its pack, where it begins in units
+/// of 64 bytes, and its length in the same units, as in a row of the index.
+#[derive(Default)]
+struct Frames {
+    packs: HashMap<PackId, u64>,
+    frames: Vec<u64>,
+    /// So many are there before those that come more than once are dropped again.
+    limit: usize,
+}
+
+impl Frames {
+    fn insert(&mut self, place: &Location) {
+        let next = self.packs.len() as u64;
+        let pack = *self.packs.entry(place.pack).or_insert(next);
+        self.frames.push((pack << 40) | ((place.offset / 64) << 16) | (place.len_bytes / 64));
+        if self.frames.len() > self.limit {
+            self.settle();
+            self.limit = (2 * self.frames.len()).max(1 << 20);
+        }
+    }
+
+    fn settle(&mut self) {
+        self.frames.sort_unstable();
+        self.frames.dedup();
+    }
+
+    /// Bytes of all frames, and how many packs they are in.
+    fn finish(mut self) -> (u64, u64) {
+        self.settle();
+        (self.frames.iter().map(|frame| (frame & 0xffff) * 64).sum(), self.packs.len() as u64)
+    }
+}
+
 /// Adds up the frames that hold what the snapshots need.
 fn part(store: &Store, spec: &str, snapshots: &[SnapshotId]) -> store::Result<Part> {
-    let mut chunks: HashSet<ChunkId> = HashSet::new();
-    let mut reached = Reached::new();
+    store.index().refresh(store.home())?;
+    let mut chunks = RowMarks::new(store.index());
+    let mut reached = Reached::new(store);
     let mut logical_bytes = 0_u64;
+    let (mut frames, mut lacking) = (Frames::default(), None);
     for id in snapshots {
         logical_bytes = logical_bytes.saturating_add(store.snapshot(id)?.totals.bytes);
-        reached.walk(store, id, &mut |chunk| {
-            chunks.insert(*chunk);
+        reached.walk(store, id, &mut |chunk: &ChunkId| {
+            if chunks.insert(chunk) {
+                match store.index().find_in(chunk, |_| true) {
+                    Some(place) => frames.insert(&place),
+                    None => lacking = lacking.or(Some(*chunk)),
+                }
+            }
         })?;
     }
-    let mut frames: HashMap<(PackId, u64), u64> = HashMap::new();
-    for chunk in &chunks {
-        let place = store.index().find_in(chunk, |_| true).ok_or_else(|| {
-            Error::new(Kind::Corrupt, "the index lacks a chunk").object(chunk).advice("run `snapctl check`")
-        })?;
-        frames.insert((place.pack, place.offset), place.len_bytes);
+    if let Some(chunk) = lacking {
+        return Err(Error::new(Kind::Corrupt, "the index lacks a chunk")
+            .object(chunk)
+            .advice("run `snapctl check`"));
     }
-    let packs: HashSet<PackId> = frames.keys().map(|(pack, _)| *pack).collect();
-    let stored_bytes = frames.values().sum();
+    let (stored_bytes, packs) = frames.finish();
     Ok(Part {
         spec: spec.to_owned(),
         snapshots: snapshots.len() as u64,
         logical_bytes,
         stored_bytes,
         ratio: ratio(logical_bytes, stored_bytes),
-        chunks: chunks.len() as u64,
-        packs: packs.len() as u64,
+        chunks: chunks.len(),
+        packs,
     })
 }

@@ -1,0 +1,182 @@
+//! Putting a pack together again, byte for byte, from whatever is whole of it anywhere: packs are immutable and follow from
+//! their frames, so header, padding and directory can be made again, and a frame of one copy fits every other.
+//!
+//! Where the directory of every copy is lost, frames are found one behind the other, each by what it says of itself; that
+//! they are all is known when the index lists just these chunks, or a copy is just as long as the pack that they make.
+
+use super::examine::{Verified, examine, frame_at, next_frame, verify};
+use crate::domain::Census;
+use crate::error::{Error, Result};
+use crate::flat_cache::FlatCache;
+use crate::id::{ChunkId, PackId};
+use crate::index::{Outline, OutlineRow};
+use crate::pack::{
+    EncodedFrame, FrameExtent, PACK_HEADER_LEN, PackBuilder, PackDirectory, PackKind, directory_of,
+};
+use std::collections::BTreeMap;
+
+/// What a pack can be put together from.
+pub struct Sources<'a> {
+    pub census: &'a Census,
+    pub id: PackId,
+    /// What tiers have of it.
+    pub copies: Vec<&'a [u8]>,
+    /// What the index knows of it.
+    pub outline: Option<Outline>,
+    pub flat_cache: &'a FlatCache,
+}
+
+/// A frame, or where one is lost.
+struct Piece {
+    extent: FrameExtent,
+    frame: Option<(Verified, Vec<u8>)>,
+}
+
+/// A frame that is whole nowhere.
+#[derive(Debug)]
+pub struct LostFrame {
+    /// Where it lies. Of several in a row of which nothing is known: where the first begins.
+    pub extent: FrameExtent,
+    /// Its chunks, as far as they are known.
+    pub chunks: Vec<ChunkId>,
+}
+
+/// What became of it.
+pub enum Assembled {
+    /// The bytes of the pack.
+    Whole(Vec<u8>),
+    /// Not all of it is there.
+    Lacking {
+        /// What is lost.
+        lost: Vec<LostFrame>,
+        /// Why it cannot be put together.
+        reason: Error,
+    },
+}
+
+impl Sources<'_> {
+    /// Puts the pack together, or says what is lost.
+    pub fn assemble(&self) -> Assembled {
+        let directory = self.copies.iter().find_map(|copy| directory_of(self.id, copy).ok());
+        let pieces = match &directory {
+            Some(directory) => self.by_directory(directory),
+            None => self.by_scan(),
+        };
+        let lost: Vec<LostFrame> = pieces
+            .iter()
+            .filter(|piece| piece.frame.is_none())
+            .map(|piece| LostFrame {
+                extent: piece.extent,
+                chunks: self.chunks_at(piece, directory.as_ref()),
+            })
+            .collect();
+        if !lost.is_empty() {
+            let reason = Error::corrupt(format!("{} of its frames are whole nowhere", lost.len()));
+            return Assembled::Lacking { lost, reason };
+        }
+        match self.build(pieces, directory.as_ref()) {
+            Ok(bytes) => Assembled::Whole(bytes),
+            Err(reason) => Assembled::Lacking { lost, reason },
+        }
+    }
+
+    /// Each frame that the directory names from the first place that has it whole.
+    fn by_directory(&self, directory: &PackDirectory) -> Vec<Piece> {
+        let piece = |(number, extent): (u32, &FrameExtent)| {
+            let is_named = |verified: &Verified| directory.names_header(number, &verified.header);
+            Piece { extent: *extent, frame: self.frame_of(extent, &is_named) }
+        };
+        (0..).zip(&directory.frames).map(piece).collect()
+    }
+
+    fn frame_of(
+        &self,
+        extent: &FrameExtent,
+        accept: &dyn Fn(&Verified) -> bool,
+    ) -> Option<(Verified, Vec<u8>)> {
+        let (start, len) = (extent.offset as usize, extent.len_bytes as usize);
+        let try_bytes = |bytes: &[u8]| {
+            let verified = verify(self.census, bytes).ok().filter(accept)?;
+            Some((verified, bytes.to_vec()))
+        };
+        let of_copy = |copy: &&[u8]| try_bytes(copy.get(start..start.checked_add(len)?)?);
+        self.copies
+            .iter()
+            .find_map(of_copy)
+            .or_else(|| try_bytes(&self.flat_cache.get(self.id, extent.offset, extent.len_bytes.into())?))
+    }
+
+    /// One frame behind the other, by what they say of themselves and by what the index knows.
+    fn by_scan(&self) -> Vec<Piece> {
+        let known: BTreeMap<u64, u32> = self.outline.iter().flat_map(Outline::frames).collect();
+        let mut pieces = Vec::new();
+        let mut offset = PACK_HEADER_LEN as u64;
+        loop {
+            let found = self.copies.iter().find_map(|copy| frame_at(self.census, copy, offset));
+            let piece = if let Some((verified, bytes)) = found {
+                let extent = FrameExtent { offset, len_bytes: bytes.len() as u32 };
+                Piece { extent, frame: Some((verified, bytes.to_vec())) }
+            } else if let Some(len_bytes) = known.get(&offset) {
+                let extent = FrameExtent { offset, len_bytes: *len_bytes };
+                Piece { extent, frame: self.frame_of(&extent, &|_| true) }
+            } else {
+                let of_copies = self.copies.iter().filter_map(|copy| next_frame(self.census, copy, offset));
+                let of_index = known.range(offset + 1..).next().map(|(offset, _)| *offset);
+                let Some(next) = of_copies.chain(of_index).min() else { return pieces };
+                Piece { extent: FrameExtent { offset, len_bytes: (next - offset) as u32 }, frame: None }
+            };
+            offset += u64::from(piece.extent.len_bytes);
+            pieces.push(piece);
+        }
+    }
+
+    /// The chunks of a lost frame.
+    fn chunks_at(&self, piece: &Piece, directory: Option<&PackDirectory>) -> Vec<ChunkId> {
+        let offset = piece.extent.offset;
+        if let Some(directory) = directory {
+            let is_there = |frame: u32| directory.frames[frame as usize].offset == offset;
+            let entries = directory.entries.iter().filter(|entry| is_there(entry.frame));
+            return entries.map(|entry| entry.id).collect();
+        }
+        let rows = self.outline.iter().flat_map(|outline| &outline.rows);
+        rows.filter(|row| row.offset == offset).map(OutlineRow::chunk).collect()
+    }
+
+    /// The pack of these frames, verified like any other, and known to be all of it.
+    fn build(&self, pieces: Vec<Piece>, directory: Option<&PackDirectory>) -> Result<Vec<u8>> {
+        let first = pieces.first().and_then(|piece| piece.frame.as_ref());
+        let kind = match (directory, first) {
+            (Some(directory), _) => directory.kind,
+            (None, Some((verified, _))) => verified.header.kind,
+            (None, None) => return Err(Error::corrupt("nothing of it is whole anywhere")),
+        };
+        let (bytes, rebuilt) = built(self.id, kind, pieces);
+        if let Some(fault) = examine(self.census, self.id, &bytes).faults.into_iter().next() {
+            return Err(fault.error);
+        }
+        let is_all = match directory {
+            Some(directory) => *directory == rebuilt,
+            None => {
+                let is_known = self.outline.as_ref().is_some_and(|outline| outline.matches(&rebuilt));
+                is_known || self.copies.iter().any(|copy| copy.len() == bytes.len())
+            }
+        };
+        match (is_all, directory) {
+            (true, _) => Ok(bytes),
+            (false, Some(_)) => Err(Error::corrupt("its frames are not those that its directory names")),
+            (false, None) => Err(Error::corrupt(
+                "its directory is lost, and nothing tells whether these are all of its frames",
+            )),
+        }
+    }
+}
+
+fn built(id: PackId, kind: PackKind, pieces: Vec<Piece>) -> (Vec<u8>, PackDirectory) {
+    let mut builder = PackBuilder::new(id, kind);
+    for (verified, bytes) in pieces.into_iter().filter_map(|piece| piece.frame) {
+        let slots = verified.header.slots.iter().map(|(id, range)| (*id, range.len() as u32)).collect();
+        builder.push(&EncodedFrame { bytes, slots, base: verified.header.base });
+    }
+    let (_, bytes, directory) = builder.finish();
+    (bytes, directory)
+}

@@ -1,0 +1,134 @@
+//! Changing what is damaged. Order, and why: the whole bytes are made and verified in memory, the damaged ones are durable in
+//! quarantine on the same tier, and only then does the object change, in one step from the old bytes to the new. What is
+//! damaged is never deleted, so a run that ends anywhere leaves at least what it found.
+
+use super::examine::PackCopy;
+use crate::damaged::{self, DamagedPack};
+use crate::error::{Error, Kind, Result};
+use crate::id::PackId;
+use crate::lock::FileLock;
+use crate::repo::Store;
+use crate::tier::Tier;
+use std::collections::BTreeMap;
+
+/// Where damaged bytes are kept.
+const QUARANTINE: &str = "quarantine/";
+/// Behind the key of whole bytes on their way.
+const STAGED: &str = ".whole";
+
+/// Keeps bytes of a damaged object aside on its tier, once. Gives their key.
+pub fn keep_aside(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<String> {
+    for number in 0_u32.. {
+        let aside = format!("{QUARANTINE}{key}.{number}");
+        if tier.put_if_absent(&aside, bytes)? || *tier.get(&aside)? == *bytes {
+            return Ok(aside);
+        }
+    }
+    Err(Error::new(Kind::Full, "quarantine has no number left").object(key))
+}
+
+/// The key of whole bytes on their way to a place that cannot be changed in one step.
+pub fn staged_key(pack: PackId) -> String {
+    format!("{QUARANTINE}{}{STAGED}", pack.key())
+}
+
+/// Puts whole bytes in place of a damaged copy. Gives the key under which the damaged bytes are kept.
+///
+/// # Errors
+/// `Conflict` while somebody writes, or when the copy is not what was read; `Corrupt` when the tier gives other bytes than
+/// it was given; as the tier.
+pub fn replace(store: &Store, tier: &dyn Tier, id: PackId, copy: &PackCopy, whole: &[u8]) -> Result<String> {
+    // A writer that makes room moves packs: it must not move the damaged copy while the whole one takes its place.
+    let _lock = FileLock::take(&store.state_dir().join("lock"), "scrub")?;
+    if store.is_shared() && !tier.guarantees()?.compare_and_swap {
+        store.check_may_collect()?;
+    }
+    let key = id.key();
+    let aside = keep_aside(tier, &key, &copy.bytes)?;
+    let replaced = match copy.unreadable.is_empty() {
+        true => tier.compare_and_swap(&key, Some(&copy.bytes), whole)?,
+        // What cannot be read cannot be compared. The whole bytes are beside it before its name goes.
+        false => {
+            tier.put_if_absent(&staged_key(id), whole)?;
+            expect_bytes(tier, &staged_key(id), whole)?;
+            tier.delete(&key)?;
+            tier.put_if_absent(&key, whole)?
+        }
+    };
+    if replaced && !copy.unreadable.is_empty() {
+        expect_bytes(tier, &key, whole)?;
+        tier.delete(&staged_key(id))?;
+    }
+    if !replaced {
+        return Err(Error::new(Kind::Conflict, "the copy was changed or moved meanwhile")
+            .object(&key)
+            .advice("run it again"));
+    }
+    expect_bytes(tier, &key, whole)?;
+    tracing::info!(pack = %id, tier = tier.describe(), aside, "put together again");
+    Ok(aside)
+}
+
+/// Which packs an interrupted repair left whole bytes of beside them, and on which tiers.
+///
+/// # Errors
+/// As the tiers.
+pub fn staged(store: &Store) -> Result<BTreeMap<PackId, Vec<usize>>> {
+    let mut staged: BTreeMap<PackId, Vec<usize>> = BTreeMap::new();
+    for (number, tier) in store.tiers().into_iter().enumerate() {
+        for info in tier.list(QUARANTINE)? {
+            let key = info.key.strip_prefix(QUARANTINE).and_then(|key| key.strip_suffix(STAGED));
+            if let Some(pack) = key.and_then(PackId::from_key) {
+                staged.entry(pack).or_default().push(number);
+            }
+        }
+    }
+    Ok(staged)
+}
+
+/// Puts whole bytes where no copy is left, or was taken away by an interrupted repair.
+///
+/// # Errors
+/// As [`replace`].
+pub fn put_back(store: &Store, tier: &dyn Tier, id: PackId, whole: &[u8]) -> Result<()> {
+    let _lock = FileLock::take(&store.state_dir().join("lock"), "scrub")?;
+    tier.put_if_absent(&id.key(), whole)?;
+    expect_bytes(tier, &id.key(), whole)?;
+    tier.delete(&staged_key(id))
+}
+
+fn expect_bytes(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<()> {
+    match *tier.get(key)? == *bytes {
+        true => Ok(()),
+        false => Err(Error::corrupt("the tier gives other bytes than it was given")
+            .object(format!("{key} in {}", tier.describe()))),
+    }
+}
+
+/// Notes which frames of a pack are lost, or that none is any more.
+///
+/// # Errors
+/// `Conflict` when somebody changed the record; as the tier.
+pub fn note_lost(home: &dyn Tier, pack: PackId, offsets: &[u64]) -> Result<()> {
+    let key = damaged::key_of(pack);
+    let current = match home.get(&key) {
+        Err(error) if error.kind() == Kind::NotFound => None,
+        found => Some(found?),
+    };
+    if offsets.is_empty() {
+        return if current.is_some() { home.delete(&key) } else { Ok(()) };
+    }
+    let record = DamagedPack { pack, offsets: offsets.to_vec() }.encode();
+    if let Some(current) = &current {
+        if **current == *record {
+            return Ok(());
+        }
+        if DamagedPack::decode(current).is_err() {
+            keep_aside(home, &key, current)?;
+        }
+    }
+    match home.compare_and_swap(&key, current.as_deref(), &record)? {
+        true => Ok(()),
+        false => Err(Error::new(Kind::Conflict, "somebody else notes what is lost").object(key)),
+    }
+}

@@ -1,0 +1,247 @@
+//! `snapctl scrub`: every stored byte of every tier, read and verified; which files of which snapshots are hurt; and with
+//! `--repair`, damaged packs put together again from what is whole anywhere. Without it nothing changes.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use store::scrub::{HurtSnapshot, Remedy};
+use store::{Error, Kind, ScrubOptions, ScrubReport};
+
+use super::check::Problem;
+use super::ls::json_path;
+use crate::args::ScrubArguments;
+use crate::context::Context;
+use crate::exit::Outcome;
+use crate::human;
+use crate::output::Show;
+
+/// So many paths of a snapshot are shown to people.
+const SHOWN_PATHS: usize = 20;
+
+#[derive(Serialize)]
+struct Scrubbed {
+    repair: bool,
+    refs: u64,
+    snapshots: u64,
+    packs: u64,
+    copies: u64,
+    read_bytes: u64,
+    frames: u64,
+    locked_domains: Vec<String>,
+    locked_frames: u64,
+    problems: Vec<Problem>,
+    more_problems: u64,
+    damages: Vec<Damage>,
+    more_damages: u64,
+    damaged_copies: u64,
+    repaired_copies: u64,
+    repaired_index_runs: u64,
+    lost: Vec<Lost>,
+    hurt: Vec<Hurt>,
+    more_hurt: u64,
+    is_whole: bool,
+}
+
+#[derive(Serialize)]
+struct Damage {
+    tier: String,
+    pack: String,
+    offset: u64,
+    error: String,
+    /// `repairable`, `repaired`, `failed` or `lacking`.
+    state: &'static str,
+    /// Key of the damaged bytes, or why they stay.
+    detail: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Lost {
+    pack: String,
+    offsets: Vec<u64>,
+    lost_chunks: u64,
+    chunks_in_other_packs: u64,
+}
+
+#[derive(Serialize)]
+struct Hurt {
+    snapshot: String,
+    domain: String,
+    refs: Vec<String>,
+    paths: Vec<HurtPath>,
+    more_paths: u64,
+}
+
+#[derive(Serialize)]
+struct HurtPath {
+    path: String,
+    /// The bytes of a path that is not UTF-8, in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_hex: Option<String>,
+    how: String,
+    #[serde(skip)]
+    shown: String,
+}
+
+impl Show for Scrubbed {
+    fn show(&self, out: &mut dyn Write) -> io::Result<()> {
+        for problem in &self.problems {
+            problem.show(out)?;
+        }
+        for damage in &self.damages {
+            damage.show(out)?;
+        }
+        for (count, what) in [(self.more_problems, "problems"), (self.more_damages, "places of damage")] {
+            if count > 0 {
+                writeln!(out, "and {count} {what} more")?;
+            }
+        }
+        for lost in &self.lost {
+            writeln!(
+                out,
+                "packs/{}: {} frames are whole nowhere: {} chunks are lost, {} are read from other packs",
+                lost.pack,
+                lost.offsets.len(),
+                lost.lost_chunks,
+                lost.chunks_in_other_packs,
+            )?;
+        }
+        for hurt in &self.hurt {
+            hurt.show(out)?;
+        }
+        if self.more_hurt > 0 {
+            writeln!(out, "and {} snapshots more are hurt", self.more_hurt)?;
+        }
+        for domain in &self.locked_domains {
+            writeln!(out, "domain {domain} cannot be opened here: whom damage hurts in it is not known")?;
+        }
+        if self.lost.iter().any(|lost| lost.lost_chunks > 0) {
+            writeln!(
+                out,
+                "what is lost is stored anew where its source still is: `snapctl backup --force-read` after `snapctl scrub \
+                 --repair`; else `snapctl forget` the snapshots and `snapctl gc`"
+            )?;
+        }
+        writeln!(
+            out,
+            "scrubbed {} packs in {} copies, read {}, {} frames; repaired {} copies and {} index runs: {}",
+            self.packs,
+            self.copies,
+            human::size(self.read_bytes),
+            self.frames,
+            self.repaired_copies,
+            self.repaired_index_runs,
+            if self.is_whole { "all is well" } else { "damaged" },
+        )
+    }
+}
+
+impl Damage {
+    fn show(&self, out: &mut dyn Write) -> io::Result<()> {
+        write!(out, "packs/{} byte {} in {}: {}; ", self.pack, self.offset, self.tier, self.error)?;
+        let detail = self.detail.as_deref();
+        match (self.state, detail) {
+            ("repairable", _) => writeln!(out, "can be repaired: all of the pack is whole somewhere"),
+            ("repaired", Some(quarantine)) => {
+                writeln!(out, "repaired, the damaged bytes are in {quarantine}")
+            }
+            ("repaired", None) => writeln!(out, "repaired"),
+            ("failed", detail) => writeln!(out, "could be repaired, but {}", detail.unwrap_or_default()),
+            (_, detail) => writeln!(out, "cannot be repaired: {}", detail.unwrap_or_default()),
+        }
+    }
+}
+
+impl Hurt {
+    fn show(&self, out: &mut dyn Write) -> io::Result<()> {
+        let domain =
+            if self.domain == "default" { String::new() } else { format!(" of domain {}", self.domain) };
+        writeln!(out, "snapshot {}{domain} ({}) is hurt:", &self.snapshot[..12], self.refs.join(" "))?;
+        for HurtPath { shown, how, .. } in self.paths.iter().take(SHOWN_PATHS) {
+            writeln!(out, "  {shown}: {how}")?;
+        }
+        let more = self.more_paths + self.paths.len().saturating_sub(SHOWN_PATHS) as u64;
+        if more > 0 {
+            writeln!(out, "  and {more} paths more")?;
+        }
+        Ok(())
+    }
+}
+
+pub fn run(arguments: &ScrubArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+    let store = context.whole_store()?;
+    let ScrubArguments { subset, rate, repair } = *arguments;
+    let options = ScrubOptions { subset, rate, repair };
+    let report = store::scrub(&store, &options, &context.progress)?;
+    context.progress.clear();
+    let scrubbed = describe(report, repair);
+    context.output.report(&scrubbed)?;
+    if scrubbed.is_whole {
+        return Ok(Outcome::Done);
+    }
+    let can_repair = scrubbed.damages.iter().any(|damage| damage.state == "repairable");
+    let problems = scrubbed.problems.len() as u64 + scrubbed.more_problems;
+    let what =
+        format!("the store has {} damaged copies of packs and {problems} problems", scrubbed.damaged_copies);
+    let error = Error::new(Kind::Corrupt, what).object(store.home().describe());
+    Err(match can_repair {
+        true => error.advice("run `snapctl scrub --repair`"),
+        false => error.advice("what is not named as hurt is whole"),
+    }
+    .into())
+}
+
+fn describe(report: ScrubReport, repair: bool) -> Scrubbed {
+    let is_whole = report.is_whole();
+    let damages = report.damages.into_iter().map(|damage| {
+        let (state, detail) = match damage.remedy {
+            Remedy::Repairable => ("repairable", None),
+            Remedy::Repaired { quarantine } => ("repaired", quarantine),
+            Remedy::Failed { error } => ("failed", Some(error)),
+            Remedy::Lacking { reason } => ("lacking", Some(reason)),
+        };
+        let store::scrub::Damage { tier, pack, offset, error, .. } = damage;
+        Damage { tier, pack: pack.to_string(), offset, error, state, detail }
+    });
+    let lost = report.lost.into_iter().map(|lost| Lost {
+        pack: lost.pack.to_string(),
+        offsets: lost.offsets,
+        lost_chunks: lost.lost_chunks,
+        chunks_in_other_packs: lost.read_elsewhere,
+    });
+    Scrubbed {
+        repair,
+        refs: report.records.refs,
+        snapshots: report.records.snapshots,
+        packs: report.packs,
+        copies: report.copies,
+        read_bytes: report.read_bytes,
+        frames: report.frames,
+        locked_domains: report.records.locked_domains,
+        locked_frames: report.locked_frames,
+        problems: Problem::all(report.records.problems),
+        more_problems: report.records.more_problems,
+        damages: damages.collect(),
+        more_damages: report.more_damages,
+        damaged_copies: report.damaged_copies,
+        repaired_copies: report.repaired_copies,
+        repaired_index_runs: report.repaired_runs,
+        lost: lost.collect(),
+        hurt: report.hurt.into_iter().map(hurt).collect(),
+        more_hurt: report.more_hurt,
+        is_whole,
+    }
+}
+
+fn hurt(hurt: HurtSnapshot) -> Hurt {
+    let describe = |found: store::scrub::HurtPath| {
+        let (path, path_hex) = json_path(&found.path);
+        HurtPath { path, path_hex, how: found.how, shown: human::name(&found.path) }
+    };
+    Hurt {
+        snapshot: hurt.id.to_string(),
+        domain: hurt.domain,
+        refs: hurt.refs,
+        paths: hurt.paths.into_iter().map(describe).collect(),
+        more_paths: hurt.more_paths,
+    }
+}
