@@ -273,9 +273,8 @@ impl<'a> Marker<'a> {
         let places = self.index.find(id).into_iter().filter(is_there);
         let (mut deltas, plain): (Vec<_>, Vec<_>) = places.partition(|place| place.is_delta());
         // Every run chooses the same one of several, in whatever order the index has them.
-        let standing = |place: &&index::Location| {
-            (damaged.has(place), condemned.contains_key(&place.pack), place.pack)
-        };
+        let standing =
+            |place: &&index::Location| (damaged.has(place), condemned.contains_key(&place.pack), place.pack);
         let best = plain.iter().min_by_key(standing);
         if best.into_iter().chain(&deltas).any(|place| !damaged.has(place)) {
             deltas.retain(|place| !damaged.has(place));

@@ -129,6 +129,9 @@ pub struct BackupArguments {
     /// Read every file, also those that look unchanged: stores anew what a scrub found to be lost
     #[arg(long)]
     pub force_read: bool,
+    /// The same, and compare what is there already byte for byte: stores anew whatever cannot be read
+    #[arg(long)]
+    pub compare: bool,
     /// Note on the snapshot; may be given again
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<Label>,

@@ -33,6 +33,8 @@ pub struct BackupOptions {
     /// Read every file, also what looks as it did, and take nothing over from the last snapshot: what of that cannot be
     /// read any more is stored anew.
     pub force_read: bool,
+    /// Read what is there already of what is new to the last snapshot, and compare: see [`Writer::compare_duplicates`].
+    pub compare: bool,
     /// Labels of the snapshot.
     pub labels: BTreeMap<String, String>,
 }
@@ -70,6 +72,9 @@ pub fn backup(
 ) -> Result<BackupReport> {
     crate::check_name(name)?;
     let exclude = Exclude::new(&options.exclude)?;
+    if options.compare {
+        writer.compare_duplicates();
+    }
     let store = writer.store().clone();
     let parent = store.refs().get(name)?.and_then(|found| found.current());
     let known = parent.as_ref().filter(|_| !options.force_read);

@@ -3,6 +3,7 @@
 //! Order of a commit: packs durable -> index run -> snapshot record -> session still alive and packs leaned on still
 //! there -> ref. A writer that failed once refuses to go on. Dropping a writer leaves nothing that a ref reaches.
 
+mod compare;
 mod groups;
 mod pipeline;
 mod pool;
@@ -21,6 +22,7 @@ use crate::repo::Store;
 use crate::reserve;
 use crate::session::Session;
 use crate::snapshot::{Snapshot, Totals};
+use compare::Compared;
 use pipeline::Pipeline;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -68,6 +70,8 @@ pub struct Writer {
     pipeline: Pipeline,
     /// Chunks of this session, which the index does not know yet, and that are whole by themselves.
     fresh: HashSet<ChunkId>,
+    /// What duplicates are compared with, where they are.
+    compared: Compared,
     /// Page groups of this session that may be stored as deltas.
     fresh_groups: HashSet<ChunkId>,
     /// Page groups that were there already as deltas, and what against.
@@ -122,6 +126,7 @@ impl Writer {
             }),
             store: store.clone(),
             fresh: HashSet::new(),
+            compared: Compared::default(),
             fresh_groups: HashSet::new(),
             known_deltas: HashMap::new(),
             leaned_on: HashSet::new(),
@@ -174,12 +179,15 @@ impl Writer {
 
     fn put_known(&mut self, kind: PackKind, id: ChunkId, bytes: &[u8]) -> Result<ChunkId> {
         self.offer(bytes)?;
-        if let Some(known) = self.whole_as(&id, bytes) {
+        if let Some(known) = self.whole_as(&id, bytes)
+            && self.is_reliable(&known, bytes)?
+        {
             return Ok(known);
         }
         let pushed = self.pipeline.push(kind, id, bytes);
         self.guard(pushed)?;
         self.fresh.insert(id);
+        self.compared.note(id, bytes);
         self.count_new(bytes);
         self.bound_fresh()?;
         Ok(id)
@@ -404,6 +412,7 @@ impl Writer {
         }
         self.store.index().refresh(tier)?;
         self.fresh.clear();
+        self.compared.forget();
         self.fresh_groups.clear();
         // Where another host may end this session, packs may go behind its back: there the collector alone joins runs.
         if !self.store.inner.config.is_shared

@@ -104,7 +104,7 @@ fn lost_files_are_named_noted_and_stored_anew() {
         sample::assert_same(&place.path("source"), &target);
     }
     place.run(["scrub"]).expect(0).says("0 chunks are lost").says("all is well");
-    place.run(["check", "--read-data"]).expect(0).says("do not need them").says("all is well");
+    place.run(["check", "--read-data"]).expect(0).says("does not need them").says("all is well");
     place.run(["gc", "--cycles", "4"]).expect(0);
     place.run(["forget", "web", "--keep-last", "1"]).expect(0);
     place.run(["gc", "--cycles", "4"]).expect(0);
@@ -112,6 +112,20 @@ fn lost_files_are_named_noted_and_stored_anew() {
     let target = place.path("last");
     place.run(["restore".as_ref(), "web".as_ref(), target.as_os_str()]).expect(0);
     sample::assert_same(&place.path("source"), &target);
+}
+
+/// Without any scrub before it: whatever does not read is stored anew.
+#[test]
+fn a_comparing_backup_heals_what_it_cannot_read() {
+    let place = stored();
+    flip(&largest(&packs(&place.store)).clone(), 700_000);
+    assert_eq!(back_up(&place, &["--force-read"])["new_bytes"], 0, "only looked at");
+    let healed = back_up(&place, &["--compare"]);
+    assert!(healed["new_bytes"].as_u64().unwrap() > 0, "{healed}");
+    let target = place.path("restored");
+    place.run(["restore".as_ref(), "web".as_ref(), target.as_os_str()]).expect(0);
+    sample::assert_same(&place.path("source"), &target);
+    assert_eq!(back_up(&place, &["--compare"])["new_bytes"], 0, "nothing is left to heal");
 }
 
 #[test]

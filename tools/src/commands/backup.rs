@@ -53,7 +53,8 @@ pub fn run(arguments: BackupArguments, context: &mut Context) -> anyhow::Result<
     let options = BackupOptions {
         exclude: arguments.exclude,
         one_file_system: arguments.one_file_system,
-        force_read: arguments.force_read,
+        force_read: arguments.force_read || arguments.compare,
+        compare: arguments.compare,
         labels: spec::labels(arguments.labels),
     };
     let report = store::backup(&mut writer, &arguments.source, &arguments.name, &options, &context.progress)?;
