@@ -35,6 +35,7 @@ mod reserve;
 mod restore;
 pub mod session;
 mod snapshot;
+mod spare;
 mod spill;
 mod splice;
 mod stats;
