@@ -17,7 +17,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Frames of file data and of metadata are closed at about this many bytes of header and chunks.
-const FRAME_TARGET: [usize; 2] = [256 << 10, 64 << 10];
+const FRAME_TARGET: [usize; 2] = [512 << 10, 64 << 10];
 /// Frames in flight for each compressing thread.
 const FRAMES_PER_THREAD: usize = 4;
 /// Packs waiting to be stored.
