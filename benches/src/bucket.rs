@@ -76,7 +76,7 @@ impl Scene {
     }
 
     fn reads(&self) -> Result<Row> {
-        let store = self.open(1 << 20)?;
+        let store = self.open(32 << 20)?;
         let tier = S3Tier::new(&self.settings)?;
         let contents = (0..FILES.min(100)).map(|file| {
             let path = format!("{:04}/{:02}", file / 100, file % 100);

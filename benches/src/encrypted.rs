@@ -110,7 +110,7 @@ fn frames(plain: &Store, acme: &Store, sample: &[u8]) -> Result<Vec<Row>> {
     let (_, key) = acme.domain().sealer()?.key.ok_or("an encrypted domain has a key")?;
     let bodies: Vec<&[u8]> = sample.chunks(FRAME_LEN_BYTES).collect();
     let sealed: Vec<Vec<u8>> = bodies.iter().map(|body| key.seal(b"", body)).collect::<store::Result<_>>()?;
-    let seal = || time(|| bodies.iter().try_for_each(|body| Ok(drop(key.seal(b"", body)?))));
+    let seal = || time(|| bodies.iter().try_for_each(|body| Ok(key.seal(b"", body).map(drop)?)));
     let open =
         || time(|| sealed.iter().try_for_each(|body| key.open(b"", body).map(drop).ok_or("sealed".into())));
     let cipher = Pairs::measure(ROUNDS, seal, open)?;

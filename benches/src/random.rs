@@ -41,8 +41,8 @@ pub fn random(scratch: &Path) -> Result<Vec<Row>> {
     fs::create_dir(&source)?;
     let bytes = Noise::new(9).bytes(FILE_LEN);
     fs::write(source.join("file"), &bytes)?;
-    // A cache that holds next to nothing: every read decodes.
-    let store = Store::init(&StoreConfig { cache_bytes: 1 << 20, ..StoreConfig::directory(&path) })?;
+    // A cache that holds a sixteenth of the file, and a frame for as long as one read needs it.
+    let store = Store::init(&StoreConfig { cache_bytes: 32 << 20, ..StoreConfig::directory(&path) })?;
     let snapshot = back_up(&store, &source)?;
     let content = content(&store, &snapshot, b"file")?;
     let mut noise = Noise::new(10);
