@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use store::{GROUP_PAGES, Image, ImageBuilder, ImageId, ImageKind, PAGE, SnapshotDraft, Store, StoreConfig};
 
-use crate::measure::{Pairs, Result, Row, duration, median, percentile, time};
+use crate::measure::{Pairs, Result, Row, percentiles, time};
 use crate::raw_uffd::{RawMapping, Source};
 use crate::workload::Noise;
 
@@ -57,14 +57,8 @@ fn first_touches(figure: &str, image: &Image, floor_source: &Source, memory: &[u
             ours.extend(our_seconds);
         }
     }
-    let say = |all: &[f64]| format!("p50 {}, p99 {}", duration(median(all)), duration(percentile(all, 99)));
-    Ok(Row {
-        figure: figure.into(),
-        ours: say(&ours),
-        floor: say(&floor),
-        ratio: median(&ours) / median(&floor),
-        note: format!("{} faults, each in another group; ours fills {GROUP_PAGES} pages", ours.len()),
-    })
+    let note = format!("{} faults, each in another group; ours fills {GROUP_PAGES} pages", ours.len());
+    Ok(percentiles(figure, &ours, &floor, note))
 }
 
 /// Time until every page has been touched, in order.

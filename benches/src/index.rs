@@ -12,28 +12,16 @@ use std::path::Path;
 use rustix::fs::Advice;
 use rustix::time::{ClockId, clock_gettime};
 use store::index::{Index, RunBuilder, store_run};
-use store::pack::{DirectoryEntry, FrameExtent, PackDirectory, PackKind};
-use store::{ChunkId, LocalTier, PackId, Tier, WriterId};
+use store::{ChunkId, LocalTier, Tier};
 
 use crate::measure::{Pairs, Result, Row, duration, median, time};
+use crate::synthetic::{CHUNKS_OF_PACK, chunk, directory};
 use crate::workload::Noise;
 
 const CHUNKS: u64 = 100_000_000;
-/// 32 MiB of 64 KiB chunks that compress to half: frames of 256 KiB hold 4 of them.
-const CHUNKS_OF_PACK: u64 = 1024;
-const CHUNKS_OF_FRAME: u64 = 4;
-const FRAME_LEN: u32 = 128 << 10;
 const ROUNDS: usize = 5;
 const LOOKUPS: u64 = 1_000_000;
 const COLD_LOOKUPS: u64 = 2_000;
-
-/// The id of the chunk with this number; those from the count of chunks on are not there.
-fn chunk(number: u64) -> ChunkId {
-    let mut noise = Noise::new(number.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x5851_f42d_4c95_7f2d);
-    let mut bytes = [0; 32];
-    bytes.as_chunks_mut().0.iter_mut().for_each(|word| *word = noise.next().to_le_bytes());
-    ChunkId::from_bytes(bytes)
-}
 
 /// What a figure counts.
 #[derive(Clone, Copy)]
@@ -51,22 +39,6 @@ impl Clock {
             Clock::Core => ClockId::ThreadCPUTime,
         });
         time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-    }
-}
-
-fn directory(number: u64, chunks: Range<u64>) -> PackDirectory {
-    let frames = (chunks.end - chunks.start).div_ceil(CHUNKS_OF_FRAME);
-    let frame = |frame: u64| FrameExtent { offset: 64 + frame * u64::from(FRAME_LEN), len_bytes: FRAME_LEN };
-    let entry = |(at, number): (u64, u64)| DirectoryEntry {
-        id: chunk(number),
-        frame: (at / CHUNKS_OF_FRAME) as u32,
-        slot: (at % CHUNKS_OF_FRAME) as u32,
-    };
-    PackDirectory {
-        id: PackId { writer: WriterId::from_bytes([7; 8]), epoch: 1, sequence: number as u32 },
-        kind: PackKind::Data,
-        frames: (0..frames).map(frame).collect(),
-        entries: (0..).zip(chunks).map(entry).collect(),
     }
 }
 

@@ -5,11 +5,16 @@
 //!
 //! - `measure`   alternating pairs, medians, rows
 //! - `workload`  seeded trees and memory
-//! - `storage`   ingest and restore
+//! - `synthetic` chunks and packs that nobody wrote
+//! - `storage`   ingest, also of what changed, and restore
+//! - `encrypted` what encryption costs in them, and a core
+//! - `random`    64 KiB read anywhere
+//! - `bucket`    the same, and restore, from a bucket that is 20 ms away
 //! - `mounted`   mount time, warm reads
 //! - `fault`     page faults of a mapping; `raw_uffd` is their floor
 //! - `resume`    a process that CRIU wakes lazily and eagerly
 //! - `index`     lookups among 100 million chunks
+//! - `memory`    peak memory of commands on a store of 1 TiB
 //!
 //! On demand only, since they need real files (`corpus` makes them once, with npm, pip and debootstrap) and restic, borg,
 //! zstd and GNU time from Debian:
@@ -18,16 +23,21 @@
 //! - `versions`       stored bytes of several versions of one thing
 //! - `tune`           the experiments of docs/TUNING.md, with arguments of its own
 
+mod bucket;
 mod contender;
 mod corpus;
+mod encrypted;
 mod fault;
 mod index;
 mod measure;
+mod memory;
 mod mounted;
 mod peers;
+mod random;
 mod raw_uffd;
 mod resume;
 mod storage;
+mod synthetic;
 mod tune;
 mod workload;
 
@@ -41,12 +51,17 @@ type Bench = (&'static str, fn(&Path) -> Result<Vec<Row>>);
 
 const BENCHES: &[Bench] = &[
     ("ingest", storage::ingest),
+    ("changed", storage::changed),
     ("restore", storage::restore),
+    ("crypto", encrypted::crypto),
+    ("random", random::random),
     ("mount", mounted::mount),
     ("read", mounted::read),
     ("fault", fault::fault),
     ("resume", resume::resume),
     ("index", index::index),
+    ("bucket", bucket::bucket),
+    ("memory", memory::memory),
 ];
 
 /// Run only when named.

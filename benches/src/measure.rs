@@ -125,6 +125,13 @@ pub fn percentile(values: &[f64], percent: usize) -> f64 {
     sorted.get((sorted.len().saturating_sub(1) * percent).div_ceil(100)).copied().unwrap_or(f64::NAN)
 }
 
+/// A row of single operations, each timed by itself.
+pub fn percentiles(figure: &str, ours: &[f64], floor: &[f64], note: String) -> Row {
+    let say = |all: &[f64]| format!("p50 {}, p99 {}", duration(median(all)), duration(percentile(all, 99)));
+    let ratio = median(ours) / median(floor);
+    Row { figure: figure.into(), ours: say(ours), floor: say(floor), ratio, note }
+}
+
 /// The least and the greatest value.
 pub fn spread(values: &[f64]) -> (f64, f64) {
     (percentile(values, 0), percentile(values, 100))

@@ -1,11 +1,14 @@
 //! Ingest against the work it cannot avoid (read, BLAKE3, zstd of the same bytes at the same level on every core), and
 //! restore against `cp -a` of the tree that was stored. Sources are in the page cache for both sides.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use store::{BackupOptions, Store, StoreConfig, Unwatched};
 
@@ -14,8 +17,10 @@ use crate::peers::regular_files;
 use crate::workload::mixed_tree;
 
 const ROUNDS: usize = 7;
+/// How long a file must not have changed to be taken for unchanged, and some more.
+const RECENT: Duration = Duration::from_millis(1200);
 /// What the floor compresses at once: the length of a frame of file data.
-const FRAME_LEN_BYTES: usize = 256 << 10;
+const FRAME_LEN_BYTES: usize = 512 << 10;
 
 pub fn ingest(scratch: &Path) -> Result<Vec<Row>> {
     let source = scratch.join("source");
@@ -68,6 +73,54 @@ pub fn back_up(store: &Store, source: &Path) -> Result<store::SnapshotId> {
     let mut writer = store.writer("bench")?;
     let report = store::backup(&mut writer, source, "bench", &BackupOptions::default(), &Unwatched)?;
     Ok(report.snapshot)
+}
+
+/// One file in so many is changed.
+const CHANGED: usize = 100;
+
+/// Ingest of a tree of which one file in a hundred changed. The floor looks at every file, and reads, hashes and compresses
+/// those that changed.
+pub fn changed(scratch: &Path) -> Result<Vec<Row>> {
+    let source = scratch.join("source");
+    let (paths, _) = mixed_tree(&source)?;
+    let level = StoreConfig::directory(scratch).level;
+    let store = Store::init(&StoreConfig::directory(&scratch.join("store")))?;
+    back_up(&store, &source)?;
+    // What changed in the second before a backup is never taken for unchanged by the next: first nothing did.
+    std::thread::sleep(RECENT);
+    back_up(&store, &source)?;
+    let round = Cell::new(0);
+    let changing = || -> Result<Vec<PathBuf>> {
+        let first = round.replace(round.get() + 1);
+        let changed: Vec<PathBuf> = paths.iter().skip(first).step_by(CHANGED).cloned().collect();
+        for path in &changed {
+            let file = File::options().write(true).open(path)?;
+            file.write_all_at(&(first as u64 + 1).to_le_bytes(), file.metadata()?.len() / 2)?;
+        }
+        std::thread::sleep(RECENT);
+        rustix::fs::sync();
+        Ok(changed)
+    };
+    let ours = || {
+        changing()?;
+        time(|| back_up(&store, &source))
+    };
+    let floor = || {
+        let changed = changing()?;
+        let elapsed = time(|| {
+            regular_files(&source, &mut Vec::new())?;
+            hash_and_compress(&changed, level)
+        })?;
+        back_up(&store, &source)?;
+        Ok(elapsed)
+    };
+    let pairs = Pairs::measure(ROUNDS, ours, floor)?;
+    let note = format!("{} of {} files; ours also commits", paths.len().div_ceil(CHANGED), paths.len());
+    Ok(vec![pairs.latency(
+        "ingest, 1 % of the files changed / look at all, read + hash + zstd those",
+        1,
+        note,
+    )])
 }
 
 fn copy(source: &Path, target: &Path) -> Result<()> {

@@ -38,6 +38,7 @@ mod restore;
 pub mod scrub;
 pub mod session;
 mod snapshot;
+mod spare;
 mod spill;
 mod splice;
 mod state;

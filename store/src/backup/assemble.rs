@@ -3,11 +3,12 @@
 
 use super::events::{Event, Form, InodeKey, Leaf, Old, Segment};
 use super::host::Xattrs;
-use super::read::{Buffers, Item, Pieces};
+use super::read::{Item, Pieces};
 use super::stat_cache::Look;
 use crate::error::{Error, Kind, Result};
 use crate::id::DirectoryId;
 use crate::progress::Progress;
+use crate::spare::SpareBuffers;
 use crate::tree::{Content, Entry, EntryInode, Extent, Inode, LinkedInode, Metadata, Node, Tree, TreeRoot};
 use crate::writer::Writer;
 use crossbeam_channel::Receiver;
@@ -48,7 +49,7 @@ pub struct Assembler<'a> {
     writer: &'a mut Writer,
     parent: Option<&'a Tree>,
     progress: &'a dyn Progress,
-    buffers: Buffers,
+    buffers: SpareBuffers,
     /// The directory that is open now.
     path: PathBuf,
     stack: Vec<Open>,
@@ -69,7 +70,7 @@ impl<'a> Assembler<'a> {
         source: &Path,
         parent: Option<&'a Tree>,
         progress: &'a dyn Progress,
-        buffers: Buffers,
+        buffers: SpareBuffers,
     ) -> Self {
         Self {
             writer,
@@ -280,14 +281,14 @@ impl<'a> Assembler<'a> {
 /// The items of a segment's pieces, one after the other.
 struct Incoming<'a> {
     pieces: Option<Pieces>,
-    buffers: &'a Buffers,
+    buffers: &'a SpareBuffers,
     bytes: Vec<u8>,
     items: std::vec::IntoIter<Item>,
     at: usize,
 }
 
 impl<'a> Incoming<'a> {
-    fn new(pieces: Option<Pieces>, buffers: &'a Buffers) -> Self {
+    fn new(pieces: Option<Pieces>, buffers: &'a SpareBuffers) -> Self {
         Self { pieces, buffers, bytes: Vec::new(), items: Vec::new().into_iter(), at: 0 }
     }
 

@@ -16,6 +16,7 @@ mod walk;
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::progress::{Progress, Work};
+use crate::spare::SpareBuffers;
 use crate::tree::{Metadata, Tree};
 use crate::writer::{SnapshotDraft, WriteStats, Writer};
 use crossbeam_channel::bounded;
@@ -135,7 +136,7 @@ impl Plan<'_> {
         let readers = std::thread::available_parallelism().map_or(1, usize::from).clamp(2, READERS_MAX);
         let (segments, coming) = bounded(SEGMENTS_AHEAD);
         let (batches, waiting) = bounded(readers);
-        let buffers = read::Buffers::new();
+        let buffers = SpareBuffers::new(read::SPARE_BUFFERS, read::BUFFER_LEN);
         let walk = walk::Walk {
             source: source.clone(),
             exclude: self.exclude,

@@ -8,8 +8,9 @@ use crate::chunker;
 use crate::domain::Domain;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
+use crate::spare::SpareBuffers;
 use crate::tree::INLINE_MAX;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -19,11 +20,11 @@ use std::path::{Path, PathBuf};
 /// A piece is given away when it is about this long.
 const PIECE_LEN: usize = 1 << 20;
 /// Room of a buffer: a piece, and the beginning of a chunk whose end is not read yet.
-const BUFFER_LEN: usize = PIECE_LEN + chunker::MAX_LEN;
+pub const BUFFER_LEN: usize = PIECE_LEN + chunker::MAX_LEN;
 /// Pieces of one batch that wait for the assembler.
 pub const PIECES_AHEAD: usize = 2;
 /// Buffers kept for use again.
-const SPARE_BUFFERS: usize = 16;
+pub const SPARE_BUFFERS: usize = 16;
 
 /// A file to be read.
 pub struct Job {
@@ -60,34 +61,10 @@ pub struct Batch {
     pub pieces: Sender<Piece>,
 }
 
-/// Buffers that were emptied and may be filled again.
-#[derive(Clone)]
-pub struct Buffers {
-    give: Sender<Vec<u8>>,
-    take: Receiver<Vec<u8>>,
-}
-
-impl Buffers {
-    pub fn new() -> Self {
-        let (give, take) = bounded(SPARE_BUFFERS);
-        Self { give, take }
-    }
-
-    fn take(&self) -> Vec<u8> {
-        self.take.try_recv().unwrap_or_else(|_| Vec::with_capacity(BUFFER_LEN))
-    }
-
-    /// Keeps a buffer, unless there are enough.
-    pub fn give(&self, mut buffer: Vec<u8>) {
-        buffer.clear();
-        let _ = self.give.try_send(buffer);
-    }
-}
-
 /// One reading thread.
 pub struct Reader<'a> {
     domain: &'a Domain,
-    buffers: Buffers,
+    buffers: SpareBuffers,
     host: Host,
     piece: Piece,
     /// Where in the piece the bytes begin that are not cut yet.
@@ -112,7 +89,7 @@ impl From<GaveUp> for Stop {
 }
 
 impl<'a> Reader<'a> {
-    pub fn new(domain: &'a Domain, buffers: Buffers) -> Self {
+    pub fn new(domain: &'a Domain, buffers: SpareBuffers) -> Self {
         Self { domain, buffers, host: Host::new(), piece: Piece::default(), uncut: 0, has_extents: false }
     }
 

@@ -39,6 +39,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 const MAX_IN_MEMORY: usize = 4 << 20;
 /// A writer joins short runs when there are more; the collector does it sooner.
 const MAX_WRITERS_RUNS: usize = 32;
+/// Threads that open new runs.
+const OPENING_THREADS: usize = 8;
 /// A writer joins no longer runs than these: its commit waits for it.
 const MAX_WRITERS_ENTRIES: usize = 1 << 18;
 
@@ -100,20 +102,21 @@ impl Index {
     pub fn refresh(&self, tier: &dyn Tier) -> Result<()> {
         let damaged = self.damaged();
         let known = self.runs();
-        let mut runs = Vec::new();
-        for info in tier.list("index/")?.into_iter().rev() {
-            if damaged.contains(&info.key) {
-                continue;
-            }
-            if let Some(run) = known.iter().find(|run| run.key() == info.key) {
+        let mut keys: Vec<String> = tier.list("index/")?.into_iter().rev().map(|info| info.key).collect();
+        keys.retain(|key| !damaged.contains(key));
+        let is_new = |key: &&String| known.iter().all(|run| run.key() != **key);
+        let mut opened = open_runs(tier, keys.iter().filter(is_new)).into_iter();
+        let mut runs = Vec::with_capacity(keys.len());
+        for key in &keys {
+            if let Some(run) = known.iter().find(|run| run.key() == key) {
                 runs.push(run.clone());
                 continue;
             }
-            match tier.get(&info.key).and_then(|object| Run::open(&info.key, object)) {
+            match opened.next().expect("every new run was opened") {
                 Ok(run) => runs.push(Arc::new(run)),
                 Err(error) if error.kind() == Kind::NotFound => {} // merged away since it was listed
                 Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Invalid) => {
-                    tracing::warn!(run = info.key, %error, "index run cannot be used; reading its packs instead");
+                    tracing::warn!(run = key, %error, "index run cannot be used; reading its packs instead");
                 }
                 Err(error) => return Err(error),
             }
@@ -279,6 +282,25 @@ impl Index {
         touch(&runs, prefix);
         runs.iter().find_map(|run| run.find_prefix(prefix).find(|location| accept(&location.pack)))
     }
+}
+
+/// Opens runs in the order of their keys. Each waits for a page of its own from a disk, or a whole object from a bucket, so
+/// several threads open them.
+fn open_runs<'a>(tier: &dyn Tier, keys: impl Iterator<Item = &'a String>) -> Vec<Result<Run>> {
+    let keys: Vec<&String> = keys.collect();
+    let open = |key: &&String| tier.get(key).and_then(|object| Run::open(key, object));
+    if keys.len() < 2 {
+        return keys.iter().map(open).collect();
+    }
+    std::thread::scope(|scope| {
+        let shares = keys.chunks(keys.len().div_ceil(OPENING_THREADS));
+        let threads: Vec<_> =
+            shares.map(|keys| scope.spawn(move || keys.iter().map(open).collect::<Vec<_>>())).collect();
+        let share = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread.join().expect("opening a run does not panic")
+        };
+        threads.into_iter().flat_map(share).collect()
+    })
 }
 
 /// Brings the buckets of a prefix near, all at once.

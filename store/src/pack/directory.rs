@@ -90,7 +90,12 @@ impl PackDirectory {
     }
 
     pub(super) fn append_to(&self, pack: &mut Vec<u8>) {
-        let offset = pack.len() as u64;
+        let end = self.encode_at(pack.len() as u64);
+        pack.extend_from_slice(&end);
+    }
+
+    /// The end of a pack whose frames end at `offset`: directory and trailer.
+    pub fn encode_at(&self, offset: u64) -> Vec<u8> {
         let mut out = Encoder::new();
         for frame in &self.frames {
             out.u64(frame.offset).u32(frame.len_bytes);
@@ -98,16 +103,16 @@ impl PackDirectory {
         for entry in &self.entries {
             out.bytes(entry.id.as_bytes()).u32(entry.frame).u32(entry.slot);
         }
-        let body = out.finish();
+        let mut body = out.finish();
         let mut trailer = Encoder::with_capacity(TRAILER_LEN);
         trailer.bytes(TRAILER_MAGIC).u16(FORMAT_VERSION).u8(self.kind as u8).u8(0);
         trailer.count(self.frames.len()).count(self.entries.len()).u32(0);
         trailer.u64(offset).u64(offset + (body.len() + TRAILER_LEN) as u64);
         trailer.bytes(&self.id.to_bytes()).u64(checksum(&body));
         let trailer = trailer.finish();
-        pack.extend_from_slice(&body);
-        pack.extend_from_slice(&trailer);
-        pack.extend_from_slice(&checksum(&trailer).to_le_bytes());
+        body.extend_from_slice(&trailer);
+        body.extend_from_slice(&checksum(&trailer).to_le_bytes());
+        body
     }
 }
 

@@ -83,7 +83,7 @@ impl FrameDraft {
     ///
     /// # Errors
     /// As [`codec::compress`].
-    pub fn encode(self, level: i32) -> Result<EncodedFrame> {
+    pub fn encode(&self, level: i32) -> Result<EncodedFrame> {
         self.encode_for(level, &Sealer::plain())
     }
 
@@ -91,7 +91,7 @@ impl FrameDraft {
     ///
     /// # Errors
     /// As [`codec::compress`].
-    pub fn encode_for(self, level: i32, sealer: &Sealer) -> Result<EncodedFrame> {
+    pub fn encode_for(&self, level: i32, sealer: &Sealer) -> Result<EncodedFrame> {
         let (codec, compressed) = codec::compress(&self.plain, level)?;
         if let Some(base) = &self.base
             && let Some(delta) = codec::compress_delta(&self.plain, &base.bytes, level, compressed.len())?

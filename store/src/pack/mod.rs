@@ -93,7 +93,13 @@ pub struct PackBuilder {
 impl PackBuilder {
     /// An empty pack.
     pub fn new(id: PackId, kind: PackKind) -> Self {
-        Self { id, kind, bytes: header(id, kind), directory: PackDirectory::new(id, kind) }
+        Self::in_buffer(id, kind, Vec::new())
+    }
+
+    /// The same, built in an empty buffer.
+    pub fn in_buffer(id: PackId, kind: PackKind, mut buffer: Vec<u8>) -> Self {
+        buffer.extend_from_slice(&header(id, kind));
+        Self { id, kind, bytes: buffer, directory: PackDirectory::new(id, kind) }
     }
 
     /// Appends a frame.

@@ -3,6 +3,7 @@
 //! and one being stored per kind.
 
 use super::pool::{Pool, Ticket};
+use crate::chunker;
 use crate::domain::Sealer;
 use crate::error::Result;
 use crate::id::{ChunkId, PackId, WriterId};
@@ -11,15 +12,20 @@ use crate::pack::{
 };
 use crate::placement::Placement;
 use crate::repo::Store;
+use crate::spare::SpareBuffers;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Frames of file data and of metadata are closed at about this many bytes of header and chunks.
-const FRAME_TARGET: [usize; 2] = [256 << 10, 64 << 10];
+const FRAME_TARGET: [usize; 2] = [512 << 10, 64 << 10];
 /// Frames in flight for each compressing thread.
 const FRAMES_PER_THREAD: usize = 4;
 /// Packs waiting to be stored.
 const PACKS_IN_FLIGHT: usize = 2;
+/// Room for a frame of file data: what is added last may be a whole chunk.
+const DRAFT_LEN: usize = FRAME_TARGET[PackKind::Data as usize] + chunker::MAX_LEN;
+/// Room for a pack: what is added last may be a long frame, and the directory.
+const PACK_LEN: usize = TARGET_LEN + (2 << 20);
 
 /// Names packs in one writer's incarnation.
 pub struct PackNames {
@@ -56,6 +62,8 @@ pub struct Pipeline {
     stored_bytes: u64,
     /// Chunks stored as deltas since the last flush, and what against.
     deltas: HashMap<ChunkId, ChunkId>,
+    spare_drafts: SpareBuffers,
+    spare_packs: SpareBuffers,
 }
 
 impl Pipeline {
@@ -80,6 +88,8 @@ impl Pipeline {
             stored: Vec::new(),
             stored_bytes: 0,
             deltas: HashMap::new(),
+            spare_drafts: SpareBuffers::new(threads * FRAMES_PER_THREAD, DRAFT_LEN),
+            spare_packs: SpareBuffers::new(PACKS_IN_FLIGHT, PACK_LEN),
         })
     }
 
@@ -100,11 +110,15 @@ impl Pipeline {
     }
 
     fn close_frame(&mut self, kind: PackKind) -> Result<()> {
-        let draft = std::mem::replace(&mut self.drafts[kind as usize], FrameDraft::new(kind));
-        match draft.slots.is_empty() {
-            true => Ok(()),
-            false => self.compress(draft),
+        if self.drafts[kind as usize].slots.is_empty() {
+            return Ok(());
         }
+        let mut next = FrameDraft::new(kind);
+        if kind == PackKind::Data {
+            next.plain = self.spare_drafts.take();
+        }
+        let draft = std::mem::replace(&mut self.drafts[kind as usize], next);
+        self.compress(draft)
     }
 
     /// Puts a chunk of data into a frame of its own, as a delta against `base` where that pays.
@@ -131,7 +145,12 @@ impl Pipeline {
 
     fn compress(&mut self, draft: FrameDraft) -> Result<()> {
         let (kind, level, sealer) = (draft.kind, self.level, self.sealer.clone());
-        self.encode(kind, move || draft.encode_for(level, &sealer))
+        let spare = self.spare_drafts.clone();
+        self.encode(kind, move || {
+            let encoded = draft.encode_for(level, &sealer);
+            spare.give(draft.plain);
+            encoded
+        })
     }
 
     /// Queues a frame that `encode` makes.
@@ -164,8 +183,9 @@ impl Pipeline {
         if let (Some(base), [(id, _)]) = (frame.base, frame.slots.as_slice()) {
             self.deltas.insert(*id, base);
         }
-        let names = &mut self.names;
-        let pack = self.packs[kind as usize].get_or_insert_with(|| PackBuilder::new(names.next(), kind));
+        let (names, spare) = (&mut self.names, &self.spare_packs);
+        let pack = self.packs[kind as usize]
+            .get_or_insert_with(|| PackBuilder::in_buffer(names.next(), kind, spare.take()));
         pack.push(&frame);
         if pack.len_bytes() >= TARGET_LEN {
             self.store_pack(kind)?;
@@ -178,7 +198,12 @@ impl Pipeline {
         let placement = self.placement.clone();
         let (id, bytes, directory) = pack.finish();
         self.stored_bytes += bytes.len() as u64;
-        self.storing.push_back(self.storer.run(move || placement.land(id, &bytes).map(|()| directory)));
+        let spare = self.spare_packs.clone();
+        self.storing.push_back(self.storer.run(move || {
+            placement.land(id, &bytes)?;
+            spare.give(bytes);
+            Ok(directory)
+        }));
         while self.storing.len() > PACKS_IN_FLIGHT {
             self.await_stored()?;
         }

@@ -29,7 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gc", &["store"]),
     ("tools", &["store", "snapfs", "lazyload", "gc"]),
     ("tests", &["store", "snapfs", "lazyload", "gc", "tools"]),
-    ("benches", &["store", "snapfs", "lazyload", "gc", "tools"]),
+    ("benches", &["store", "snapfs", "lazyload", "gc", "tools", "tests"]),
     ("xtask", &[]),
 ];
 
