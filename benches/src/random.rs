@@ -78,12 +78,11 @@ fn read_raw(store: &Store, root: &Path, content: &ContentReader, offset: u64) ->
     let place = store.index().find_in(&id, |_| true).ok_or("the chunk was stored")?;
     let file = File::open(root.join(place.pack.key()))?;
     let mut stored = vec![0; place.len_bytes as usize];
-    file.read_exact_at(&mut stored, place.offset)?;
-    let header = FrameHeader::decode(&stored)?;
     let mut zstd = zstd::bulk::Decompressor::new()?;
-    let body = header.header_len()..header.header_len() + header.stored_len;
     let start = Instant::now();
     file.read_exact_at(&mut stored, place.offset)?;
+    let header = FrameHeader::decode(&stored)?;
+    let body = header.header_len()..header.header_len() + header.stored_len;
     let plain = zstd.decompress(&stored[body], header.plain_len)?;
     header.slots.iter().for_each(|(_, range)| {
         std::hint::black_box(blake3::hash(&plain[range.clone()]));
