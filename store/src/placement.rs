@@ -204,14 +204,19 @@ impl Placement {
         }
         let len_bytes = match target.tier.len_bytes(&key)? {
             Some(_) => {
-                // It was verified when it came there; that it is still whole shows in its directory.
+                // It was verified when it came there. Of a bucket, which keeps checksums of its own, the directory tells that
+                // it is still whole; disks rot, and their copies are read again.
                 let here = read_directory(&*source.tier, id)?;
                 if read_directory(&*target.tier, id)? != here {
                     return Err(copies_differ(id, target));
                 }
                 if target.class == TierClass::Warm {
+                    let body = source.tier.get(&key)?;
+                    if *target.tier.get(&key)? != *body {
+                        return Err(copies_differ(id, target));
+                    }
                     // Whoever copied it may have died before its name was durable: this syncs it and changes nothing.
-                    target.tier.put_if_absent(&key, &source.tier.get(&key)?)?;
+                    target.tier.put_if_absent(&key, &body)?;
                 }
                 source.tier.len_bytes(&key)?.unwrap_or(0)
             }

@@ -7,7 +7,7 @@
 //! any more. So a writer that slept through its own fencing never moves a ref to what was collected meanwhile.
 
 use crate::clock::Time;
-use crate::domain::{LOOKS, Seen, StoredRef, vanished};
+use crate::domain::{Seen, StoredRef, vanished};
 use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
 use crate::repo::Store;
@@ -198,25 +198,14 @@ impl<'a> Refs<'a> {
         Ok(self.read(&self.store.domain.ref_key(name))?.map(|(stored, _)| stored.found))
     }
 
-    /// The record under a key. One that looks older than what was seen is read again: another process of this host may
-    /// have changed it, and noted that, between the two looks.
+    /// The record under a key, if it is what this host had seen before the look, or came after it. What other processes
+    /// change and note meanwhile does not count: it is newer than what is read here.
     fn read(&self, key: &str) -> Result<Option<(StoredRef, Vec<u8>)>> {
-        let mut looks = 0;
-        loop {
-            looks += 1;
-            match self.look(key) {
-                Err(error) if error.kind() == Kind::Corrupt && self.seen.is_some() && looks < LOOKS => {}
-                read => return read,
-            }
-        }
-    }
-
-    fn look(&self, key: &str) -> Result<Option<(StoredRef, Vec<u8>)>> {
         let domain = &self.store.domain;
         let last = key.strip_prefix(&domain.ref_prefix()).unwrap_or(key);
+        let old = self.seen.as_ref().and_then(|seen| seen.get(last));
         let stored = self.read_unseen(key)?;
         let Some(seen) = &self.seen else { return Ok(stored) };
-        let old = seen.get(last);
         let Some((stored, bytes)) = stored else {
             return match old {
                 Some(_) => Err(vanished("ref", key, domain.name())),

@@ -37,5 +37,6 @@ pub fn keep(state: &LocalState) {
 /// Gives the space back to the disk; false when none was kept.
 pub fn give_back(state: &LocalState) -> bool {
     let disk = state.disk();
-    (0..FILES).fold(false, |given, number| disk.unlink(&path(state, number)).is_ok() || given)
+    let given = (0..FILES).filter(|number| disk.unlink(&path(state, *number)).is_ok());
+    given.count() > 0
 }

@@ -12,10 +12,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How often a record is read again that looks older than what was seen: another process of this host may have changed it,
-/// and noted that, between the two looks.
-pub const LOOKS: usize = 3;
-
 /// What a host says of domains: where keys are, and which keys it trusts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DomainConfig {
@@ -96,23 +92,12 @@ impl Keyring {
         }
     }
 
-    /// A domain's record, its hash and its bytes, if it is what this host saw or came after it.
+    /// A domain's record, its hash and its bytes, if it is what this host had seen before the look, or came after it.
     ///
     /// # Errors
     /// `NotFound`, or `Corrupt`.
     pub fn read(&self, name: &str) -> Result<(DomainRecord, [u8; 32], Vec<u8>)> {
-        let mut looks = 0;
-        loop {
-            looks += 1;
-            let read = self.look(name);
-            match read {
-                Err(error) if error.kind() == Kind::Corrupt && looks < LOOKS => {}
-                read => return read,
-            }
-        }
-    }
-
-    fn look(&self, name: &str) -> Result<(DomainRecord, [u8; 32], Vec<u8>)> {
+        let old = self.seen.get(name);
         let (record, mark, bytes) = self.read_unseen(name)?;
         if self.config.verify_keys.get(name).is_some_and(|pinned| *pinned != record.verify_key) {
             let what = format!(
@@ -121,7 +106,7 @@ impl Keyring {
             );
             return Err(Error::corrupt(what).object(name));
         }
-        match self.seen.get(name).map(|old| old.judge(&mark, &[])) {
+        match old.map(|old| old.judge(&mark, &[])) {
             None | Some(Ok(())) => {}
             Some(Err(wrong)) => return Err(wrong.error("domain record", name, name)),
         }

@@ -17,7 +17,7 @@ mod seen;
 
 pub use census::{Census, check_unopened};
 pub use kek::{KekId, KeySource, KeySources};
-pub use keyring::{DomainConfig, Keyring, LOOKS};
+pub use keyring::{DomainConfig, Keyring};
 pub use keys::{SEAL_LEN, VerifyKey};
 pub use manage::{DomainSummary, Rotation};
 pub use record::DomainKind;

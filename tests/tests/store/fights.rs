@@ -90,7 +90,7 @@ fn take_over(fast: &Store, round: u64) -> u64 {
     drop(writer);
     fast.forget("fast", |entry| entry.snapshot != newest).unwrap();
     let kept = fast.resolve("slow").ok();
-    if kept.is_some() && round % 3 != 0 {
+    if kept.is_some() && !round.is_multiple_of(3) {
         // Every third time a commit that sleeps finds the files that it leans on named by nobody any more.
         fast.forget("slow", |_| round % 3 == 1).unwrap();
     }

@@ -150,8 +150,7 @@ fn a_process_without_descriptors_loses_nothing() {
     for round in 0..rounds(100, 300) {
         let enough = getrlimit(Resource::Nofile);
         let open = fs::read_dir("/proc/self/fd").unwrap().count() as u64;
-        setrlimit(Resource::Nofile, Rlimit { current: Some(open - 1 + round % 20), ..enough.clone() })
-            .unwrap();
+        setrlimit(Resource::Nofile, Rlimit { current: Some(open - 1 + round % 20), ..enough }).unwrap();
         let committed = filled.commit(2);
         let collected = Store::open(&filled.config).and_then(|store| {
             gc::collect(&store, &gc::CollectOptions { dry_run: false, cycles: 1 }, &Unwatched)

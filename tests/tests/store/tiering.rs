@@ -204,6 +204,25 @@ fn a_tier_that_stores_other_bytes_releases_nothing() {
 }
 
 /// Pinned snapshots come back to a hot tier that is full of others, and push out nothing that is pinned.
+/// A copy that has been there for long may have rotted since.
+#[test]
+fn a_rotten_copy_releases_nothing() {
+    let world = world(None, None);
+    let store = Store::open(&world.config).unwrap();
+    let snapshot = put(&store, "app", &[1, 2, 3]);
+    let (hot, warm) = (&world.config.tiers[0].tier, &world.config.tiers[1].tier);
+    let before = hot.list("packs/").unwrap();
+    for info in &before {
+        let mut bytes = hot.get(&info.key).unwrap().to_vec();
+        bytes[200] ^= 1;
+        warm.put_if_absent(&info.key, &bytes).unwrap();
+    }
+    let error = move_snapshot(&store, &snapshot, TierClass::Warm, None, &Unwatched).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+    assert_eq!(hot.list("packs/").unwrap(), before);
+    assert_files(&store, &snapshot, "beside a rotten copy");
+}
+
 #[test]
 fn pins_make_room_for_themselves_and_never_push_each_other_out() {
     let world = world(Some(700 * KIB), None);
