@@ -4,12 +4,19 @@
 use crate::error::Result;
 use crate::id::PackId;
 use crate::pack::Frame;
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 type Key = (PackId, u64);
+
+/// The cache is split into parts, each with a lock of its own and room for at least 32 frames of this length: the longest
+/// that are usual.
+const TYPICAL_FRAME: u64 = 512 << 10;
+/// Share of a part for frames that were asked for again. What is new passes through the rest, and must stay there until its
+/// other chunks are asked for: of the 3 % that are the default a part is shorter than a frame.
+const HOT_SHARE: f64 = 0.75;
 
 #[derive(Clone)]
 struct ByLength;
@@ -46,12 +53,14 @@ pub struct FrameCache(Cache<Key, Arc<Frame>, ByLength>);
 impl FrameCache {
     /// A cache that holds at most about `capacity_bytes` of plain bytes.
     pub fn new(capacity_bytes: u64) -> Self {
-        let typical_frame = 64 << 10;
-        Self(Cache::with_weighter(
-            (capacity_bytes / typical_frame).max(16) as usize,
-            capacity_bytes,
-            ByLength,
-        ))
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity((capacity_bytes / TYPICAL_FRAME).max(16) as usize)
+            .weight_capacity(capacity_bytes)
+            .hot_allocation(HOT_SHARE)
+            .build()
+            .expect("both capacities are set");
+        let (hash_builder, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
+        Self(Cache::with_options(options, ByLength, hash_builder, lifecycle))
     }
 
     /// The frame, when it is in memory.
@@ -81,5 +90,33 @@ impl FrameCache {
 impl std::fmt::Debug for FrameCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "FrameCache({} of {} bytes)", self.0.weight(), self.0.capacity())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{DomainId, WriterId};
+    use crate::pack::PackKind;
+
+    /// Else each chunk of a frame would decode the frame again.
+    #[test]
+    fn a_new_frame_stays_for_a_while_in_a_full_cache() {
+        let cache = FrameCache::new(64 << 20);
+        let pack = PackId { writer: WriterId::from_bytes([1; 8]), epoch: 0, sequence: 0 };
+        let frame = || Frame {
+            kind: PackKind::Data,
+            domain: DomainId::from_bytes([0; 16]),
+            plain: vec![0; TYPICAL_FRAME as usize],
+            slots: Vec::new(),
+            base: None,
+        };
+        for offset in 0..1000 {
+            cache.get_or_load(pack, offset, || Ok(frame())).unwrap();
+            assert!(cache.get(pack, offset).is_some(), "frame {offset}");
+            assert!(cache.0.weight() <= cache.capacity_bytes());
+        }
+        let kept = (990..1000).filter(|offset| cache.get(pack, *offset).is_some()).count();
+        assert!(kept >= 5, "{kept} of the last 10");
     }
 }
