@@ -7,6 +7,7 @@ use crate::error::{Error, Kind, Result};
 use crate::lock::FileLock;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::time::Duration;
 
 /// A table of bytes by bytes. One process at a time has it open.
 pub struct Derived {
@@ -24,13 +25,27 @@ fn failed(error: sled::Error) -> Error {
     Error::new(Kind::Unavailable, "derived table cannot be used").caused_by(error)
 }
 
-/// sled 0.34 panics on some damaged files; a panic is an error like any other here.
+/// How often a table is tried that another instance of this process has not let go of yet.
+const ATTEMPTS: u32 = 100;
+/// And how long in between.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// sled 0.34 panics on some damaged files; a panic is an error like any other here. Its threads hold its lock for a moment
+/// after a table was closed: as ours is held here, nobody else can be meant.
 fn open_table(directory: &Path) -> Result<sled::Db> {
     let open = || sled::Config::new().path(directory).cache_capacity(8 << 20).open();
-    match catch_unwind(AssertUnwindSafe(open)) {
-        Ok(opened) => opened.map_err(failed),
-        Err(_) => Err(Error::new(Kind::Corrupt, "derived table is damaged")),
+    for attempt in 1.. {
+        match catch_unwind(AssertUnwindSafe(open)) {
+            Ok(Err(sled::Error::Io(error)))
+                if error.to_string().contains("could not acquire lock") && attempt < ATTEMPTS =>
+            {
+                std::thread::sleep(PAUSE);
+            }
+            Ok(opened) => return opened.map_err(failed),
+            Err(_) => break,
+        }
     }
+    Err(Error::new(Kind::Corrupt, "derived table is damaged"))
 }
 
 impl Derived {
