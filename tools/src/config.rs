@@ -429,7 +429,7 @@ mod tests {
             ("stroe = '/x'", "stroe"),
             ("[tiers]\nhot = '/a'\nhotter = '/b'", "hotter"),
             ("store = '/a'\n[tiers]\ncold = '/a'", "tiers.cold"),
-            ("store = '/a'\n[tiers]\ncold = 7", "path or a table"),
+            ("store = '/a'\n[tiers]\ncold = 7", "path nor a table"),
             ("store = '/a'\n[tiers.cold]\npath = '/a'", "tiers.cold"),
             ("store = '/a'\n[tiers.cold]\npath = '/b'\nbucket = 'b'", "`path` and `bucket`"),
             ("store = '/a'\n[tiers.cold]\nregion = 'x'", "`path` nor `bucket`"),
