@@ -180,7 +180,8 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     store.index().adopt_uncovered(&store.tiers())?;
 
     // Packs are listed before the refs, to be judged, and after them, to be counted on: what a commit adds between the two
-    // is needed and not judged.
+    // is needed and not judged. What the index names is taken before that: a pack that it names later is not on the list.
+    let named = store.index().named_packs();
     let inventory: HashMap<PackId, u64> = store.packs()?.into_iter().collect();
     let condemned = epochs(&lists, |list| &list.packs);
     let scene = Scene { inventory: &inventory, condemned: &condemned, damaged: &damaged };
@@ -213,7 +214,7 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     // writer told of after it was collected.
     let noted: HashSet<PackId> = damaged.packs().map(|(id, _)| id).collect();
     let mut vanished: HashSet<PackId> = condemned.keys().copied().chain(noted.iter().copied()).collect();
-    vanished.extend(store.index().runs().iter().flat_map(|run| run.packs()));
+    vanished.extend(named);
     vanished.retain(|id| !inventory.contains_key(id) && !marker.missed().contains(id));
     Ok(Survey { report, lists, sessions, vanished, noted, marked, keys, destroyed })
 }

@@ -31,6 +31,7 @@ pub mod pack;
 mod placement;
 mod progress;
 mod reach;
+mod read;
 mod refs;
 mod repo;
 mod reserve;

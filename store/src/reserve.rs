@@ -10,8 +10,15 @@ const LEN_BYTES: u64 = 1 << 20;
 /// Files kept, the first of them of that length: enough inodes for the collector's directories and objects.
 const FILES: u32 = 8;
 
+fn name(number: u32) -> String {
+    match number {
+        0 => "reserve".to_owned(),
+        _ => format!("reserve-{number}"),
+    }
+}
+
 fn path(state: &LocalState, number: u32) -> PathBuf {
-    state.path().join(format!("reserve-{number}"))
+    state.path().join(name(number))
 }
 
 /// Keeps the space, as far as it is not kept yet. A disk that has none to give is left as it is.
@@ -28,7 +35,7 @@ pub fn keep(state: &LocalState) {
         });
         if let Err(error) = kept {
             tracing::debug!(path = %path.display(), %error, "no space is kept back");
-            state.remove(&format!("reserve-{number}"));
+            state.remove(&name(number));
             return;
         }
     }

@@ -20,3 +20,8 @@ pub mod snapfs_mount;
 pub mod snapfs_tree;
 pub mod tenants;
 pub mod vmm;
+
+/// Whether there is time for more rounds: `cargo xtask test --long`.
+pub fn is_long() -> bool {
+    std::env::var_os("TORPOR_LONG").is_some_and(|value| value == "1")
+}

@@ -1,7 +1,7 @@
 //! The life of a store on a simulated disk: what its users do, what was acknowledged to them when, and what must be there
 //! after a crash or a failure.
 
-use crate::model::{Item, Memory, Pages, Random, State, assert_clean, put_files, put_memory, state_of_store};
+use crate::model::{Item, Memory, Pages, Random, State, assert_clean, draft_of, state_of_store};
 use crate::sim_disk::SimDisk;
 use gc::{CollectOptions, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use store::{
     Kind, LocalState, LocalTier, PAGE, Pin, Result, SnapshotDraft, SnapshotId, Store, StoreConfig, Unwatched,
-    Writer,
 };
 
 /// Where the store is on the disk.
@@ -183,7 +182,7 @@ impl Life {
         history.push((None, state.clone()));
         self.begin(name, history.clone());
         let mut writer = store.writer("a life")?;
-        let draft = draft(&mut writer, name, &state)?;
+        let draft = draft_of(&mut writer, name, &state)?;
         let committed = writer.commit(name, draft);
         if committed.is_err() {
             // A writer that failed refuses to go on, whatever the disk does by now.
@@ -249,21 +248,6 @@ fn open_or_init(disk: &SimDisk, acks: &Acks) -> Result<Store> {
         Err(error) if error.kind() == Kind::NotFound && !acks.exists => Store::init(&config),
         opened => opened,
     }
-}
-
-fn draft(writer: &mut Writer, name: &str, state: &State) -> Result<SnapshotDraft> {
-    let store = writer.store().clone();
-    let parent = store.refs().get(name)?.and_then(|found| found.current());
-    let tree = state.files.as_ref().map(|files| put_files(writer, files)).transpose()?;
-    let image = match (&state.memory, parent.map(|id| store.snapshot(&id)).transpose()?) {
-        (None, _) => None,
-        (Some(memory), before) => {
-            let before = before.and_then(|snapshot| snapshot.image);
-            let before = before.map(|image| store.image(&image)).transpose()?;
-            Some(put_memory(writer, memory, before.as_ref())?)
-        }
-    };
-    Ok(SnapshotDraft { tree, image, parent, ..SnapshotDraft::default() })
 }
 
 fn collect(store: &Store, cycles: u32) -> Result<()> {

@@ -11,8 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 use store::{
     CheckOptions, Content, DirectoryId, Entry, EntryInode, Image, ImageBuilder, ImageId, ImageKind, Inode,
-    LinkedInode, Metadata, Node, PAGE, Result, SnapshotId, Store, Time, Tree, TreeId, TreeRoot, Unwatched,
-    Writer, write_with_holes,
+    LinkedInode, Metadata, Node, PAGE, Result, SnapshotDraft, SnapshotId, Store, Time, Tree, TreeId,
+    TreeRoot, Unwatched, Writer, write_with_holes,
 };
 
 /// Repeatable randomness: SplitMix64.
@@ -359,6 +359,25 @@ pub struct State {
     pub files: Option<Files>,
     /// Its memory.
     pub memory: Option<Memory>,
+}
+
+/// Puts a state into the store, its memory over the image that the ref's last snapshot has. Gives the draft of a snapshot.
+///
+/// # Errors
+/// As the writer.
+pub fn draft_of(writer: &mut Writer, name: &str, state: &State) -> Result<SnapshotDraft> {
+    let store = writer.store().clone();
+    let parent = store.refs().get(name)?.and_then(|found| found.current());
+    let tree = state.files.as_ref().map(|files| put_files(writer, files)).transpose()?;
+    let image = match (&state.memory, parent.map(|id| store.snapshot(&id)).transpose()?) {
+        (None, _) => None,
+        (Some(memory), before) => {
+            let before = before.and_then(|snapshot| snapshot.image);
+            let before = before.map(|image| store.image(&image)).transpose()?;
+            Some(put_memory(writer, memory, before.as_ref())?)
+        }
+    };
+    Ok(SnapshotDraft { tree, image, parent, ..SnapshotDraft::default() })
 }
 
 /// What a snapshot holds.

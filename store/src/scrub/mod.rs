@@ -23,7 +23,6 @@ use crate::domain::Census;
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackId, SnapshotId};
 use crate::index::{Location, RowMarks, Run};
-use crate::lock::FileLock;
 use crate::progress::{Progress, Work};
 use crate::repo::Store;
 use crate::throttle::Throttle;
@@ -112,8 +111,7 @@ impl Drop for Looking<'_> {
 /// `Conflict` when something is to be repaired while a collector or a mover works; as the tiers when they cannot be listed.
 /// All else that is wrong is in the report.
 pub fn scrub(store: &Store, options: &ScrubOptions, progress: &dyn Progress) -> Result<ScrubReport> {
-    let state = store.state_dir();
-    let lock = |name| FileLock::take(&state.join(name), "scrub");
+    let lock = |name| store.state().lock(name, "scrub");
     let _locks = match options.repair {
         true => Some((lock("gc.lock")?, lock("mover.lock")?)),
         false => None,

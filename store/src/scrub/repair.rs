@@ -6,7 +6,6 @@ use super::examine::PackCopy;
 use crate::damaged::{self, DamagedPack};
 use crate::error::{Error, Kind, Result};
 use crate::id::PackId;
-use crate::lock::FileLock;
 use crate::repo::Store;
 use crate::tier::Tier;
 use std::collections::BTreeMap;
@@ -39,7 +38,7 @@ pub fn staged_key(pack: PackId) -> String {
 /// it was given; as the tier.
 pub fn replace(store: &Store, tier: &dyn Tier, id: PackId, copy: &PackCopy, whole: &[u8]) -> Result<String> {
     // A writer that makes room moves packs: it must not move the damaged copy while the whole one takes its place.
-    let _lock = FileLock::take(&store.state_dir().join("lock"), "scrub")?;
+    let _lock = store.state().lock("lock", "scrub")?;
     if store.is_shared() && !tier.guarantees()?.compare_and_swap {
         store.check_may_collect()?;
     }
@@ -91,7 +90,7 @@ pub fn staged(store: &Store) -> Result<BTreeMap<PackId, Vec<usize>>> {
 /// # Errors
 /// As [`replace`].
 pub fn put_back(store: &Store, tier: &dyn Tier, id: PackId, whole: &[u8]) -> Result<()> {
-    let _lock = FileLock::take(&store.state_dir().join("lock"), "scrub")?;
+    let _lock = store.state().lock("lock", "scrub")?;
     tier.put_if_absent(&id.key(), whole)?;
     expect_bytes(tier, &id.key(), whole)?;
     tier.delete(&staged_key(id))

@@ -28,8 +28,9 @@ impl Compared {
 }
 
 impl Writer {
-    /// From now on the bytes of every duplicate are compared with those that are there: what cannot be read is stored anew,
-    /// and of two different chunks with one id the first is kept and the second refused. Costs a read of each duplicate.
+    /// From now on the bytes of every duplicate of files and metadata are compared with those that are there: what cannot be
+    /// read is stored anew, and of two different chunks with one id the first is kept and the second refused. Costs a read of
+    /// each duplicate. Page groups are not compared.
     pub fn compare_duplicates(&mut self) {
         self.compared.is_on = true;
     }
@@ -83,20 +84,13 @@ mod tests {
         let (store, _directory) = store_of_short_ids();
         let mut first: HashMap<ChunkId, Vec<u8>> = HashMap::new();
         let (mut collisions, mut same) = (0, 0);
-        let mut writer = None;
+        let mut writer = store.writer("test").unwrap();
+        writer.compare_duplicates();
         for number in 0..6_000_u32 {
             // Every fourth comes once more; some while they are fresh, some when they can be read.
             let body = (number - number % 4 / 3 * 500.min(number)).to_le_bytes().repeat(5);
             let id = store.domain.chunk_id(&body);
-            let writing = match &mut writer {
-                Some(writing) => writing,
-                none => {
-                    let mut new = store.writer("test").unwrap();
-                    new.compare_duplicates();
-                    none.insert(new)
-                }
-            };
-            let put = writing.put_chunk(&body);
+            let put = writer.put_chunk(&body);
             match first.get(&id) {
                 Some(known) if *known != body => {
                     let error = put.unwrap_err();
@@ -113,12 +107,10 @@ mod tests {
                 }
             }
             if number % 97 == 0 {
-                writing.publish().unwrap();
+                writer.publish().unwrap();
             }
         }
-        if let Some(mut writing) = writer {
-            writing.publish().unwrap();
-        }
+        writer.publish().unwrap();
         for (id, body) in &first {
             assert_eq!(*store.read_chunk(id).unwrap(), **body, "the first one is there");
         }

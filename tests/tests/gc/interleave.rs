@@ -177,3 +177,43 @@ fn a_reader_that_pins_during_a_collection_keeps_its_snapshot_or_is_refused() {
     assert!(kept > 5 && refused > 5, "kept {kept}, refused {refused}");
     assert!(Garden::new().memory.list("sessions/").unwrap().is_empty());
 }
+
+/// A read of the mark that fails makes the collector look for new index runs. A pack that it learns of then was not there
+/// when it listed packs, and is not gone: the index goes on to name it.
+#[test]
+fn a_run_that_the_collector_learns_of_late_stays_in_the_index() {
+    let mut late = 0;
+    for operation in 0..MAX_OPERATIONS {
+        let garden = Arc::new(Garden::new());
+        garden.commit("old", &[1, 2, 3]);
+        garden.commit("gone", &[4]);
+        garden.open().forget("gone", |_| true).unwrap();
+        let hooked = HookTier::new(Arc::new(garden.memory.clone()));
+        let store = garden.open_on(hooked.clone());
+        let (step, again) = (garden.clone(), hooked.clone());
+        hooked.arm(operation, move || {
+            let packs = step.memory.list("packs/").unwrap();
+            let bodies: Vec<Vec<u8>> =
+                packs.iter().map(|info| step.memory.get(&info.key).unwrap().to_vec()).collect();
+            step.commit("new", &[5, 6]);
+            // For this one operation they cannot be read.
+            packs.iter().for_each(|info| step.memory.delete(&info.key).unwrap());
+            again.arm(1, move || {
+                for (info, body) in packs.iter().zip(&bodies) {
+                    assert!(step.memory.put_if_absent(&info.key, body).unwrap());
+                }
+            });
+        });
+        let outcome = gc::collect(&store, &gc::CollectOptions::default(), &store::Unwatched);
+        if garden.open().refs().get("new").unwrap().is_none() {
+            break;
+        }
+        late += u32::from(outcome.is_ok());
+        if hooked.is_armed() {
+            hooked.len_bytes("superblock").unwrap(); // what was taken away comes back
+            hooked.len_bytes("superblock").unwrap();
+        }
+        garden.assert_sound(&format!("before operation {operation} of the collector: {outcome:?}"));
+    }
+    assert!(late >= 10, "only {late} collections went on");
+}

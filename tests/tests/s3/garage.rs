@@ -1,11 +1,12 @@
 //! Garage: really distributed, every byte on three nodes, and no conditional writes. In the long mode only: it is built
 //! from source.
 
-use crate::{examined, is_long, prefix, single_owner};
+use crate::{examined, prefix, single_owner};
 use store::tier::Property;
 use store::tier::examine_bucket;
 use store::{S3Settings, Tier};
 use tests::conformance::suite_of_one_owner;
+use tests::is_long;
 use tests::servers::{Garage, settings};
 
 #[test]

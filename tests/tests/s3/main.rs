@@ -44,11 +44,6 @@ fn seaweed_port() -> u16 {
     SEAWEED.port()
 }
 
-/// Whether there is time: `cargo xtask test --long`.
-fn is_long() -> bool {
-    std::env::var_os("TORPOR_LONG").is_some_and(|value| value == "1")
-}
-
 /// Settings for the shared cluster, under a prefix of their own.
 fn on_seaweed(name: &str) -> S3Settings {
     settings(&SEAWEED.endpoint(), &prefix(name))

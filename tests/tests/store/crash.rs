@@ -8,9 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use store::{MemoryTier, Result, SnapshotDraft, SnapshotId, Store, StoreConfig, Unwatched};
 use tests::fault::{Fault, FaultTier};
-use tests::model::{
-    Histories, State, assert_clean, put_files, put_memory, sample_files, sample_memory, state_of_store,
-};
+use tests::model::{Histories, State, assert_clean, draft_of, sample_files, sample_memory, state_of_store};
 
 const SEED: u64 = 42;
 
@@ -60,19 +58,9 @@ impl Acks {
 }
 
 fn write(writer: &mut store::Writer, name: &str, version: u64, state: &State) -> Result<SnapshotId> {
-    let store = writer.store().clone();
-    let parent = store.refs().get(name)?.and_then(|found| found.current());
-    let tree = state.files.as_ref().map(|files| put_files(writer, files)).transpose()?;
-    let image = match (&state.memory, parent.map(|id| store.snapshot(&id)).transpose()?) {
-        (None, _) => None,
-        (Some(memory), before) => {
-            let before = before.and_then(|snapshot| snapshot.image);
-            let before = before.map(|image| store.image(&image)).transpose()?;
-            Some(put_memory(writer, memory, before.as_ref())?)
-        }
-    };
+    let draft = draft_of(writer, name, state)?;
     let labels = [("version".to_owned(), version.to_string())].into();
-    writer.commit(name, SnapshotDraft { tree, image, parent, labels, ..SnapshotDraft::default() })
+    writer.commit(name, SnapshotDraft { labels, ..draft })
 }
 
 fn with_files(version: u64) -> State {

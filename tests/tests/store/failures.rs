@@ -2,9 +2,10 @@
 //! device or for want of space. Nothing is acknowledged that is not durable, a writer that failed does not go on, and when
 //! the disk works again so does the store.
 
-use crate::sim::{begun, is_long, try_all};
+use crate::sim::{begun, try_all};
 use rustix::io::Errno;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tests::is_long;
 use tests::life::{Life, Step, recover};
 use tests::sim_disk::{Fault, Luck, Rules, Survey};
 

@@ -2,7 +2,6 @@
 //! the first wakes up and goes on as if nothing had happened. Nothing that it then writes counts unless all of it is there.
 
 use crate::kill::parse;
-use crate::sim::is_long;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
@@ -11,6 +10,7 @@ use store::disk::{Disk, HostDisk};
 use store::{Kind, SnapshotId, Store, session};
 use tests::garden::{assert_files, commit};
 use tests::hosts::shared_directory;
+use tests::is_long;
 use tests::model::{Random, assert_clean};
 
 /// A process that writes as the host `slow`.

@@ -2,13 +2,13 @@
 //! is there, the collector runs, and what it frees can be written again.
 
 use crate::disks::Disk;
-use crate::sim::is_long;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use store::{Kind, SnapshotId, Store, StoreConfig, Unwatched};
 use tests::garden::{assert_files, commit};
+use tests::is_long;
 use tests::model::{Random, assert_clean};
 use tests::power_disk::PowerDisk;
 

@@ -1,11 +1,12 @@
 //! The index is a cache: deleted, damaged, stale or foreign, everything still reads, and a rebuild gives the same listing.
 
 use crate::scratch::{Scratch, overwrite};
-use crate::sim::{is_long, try_all};
+use crate::sim::try_all;
 use std::collections::BTreeSet;
 use store::index::{ENTRIES_START, Location, Run};
 use store::wire::{Record, seal};
 use store::{CheckOptions, Kind, Object, PackId, SnapshotDraft, Store, Tier, Unwatched, Writer};
+use tests::is_long;
 use tests::model::{Histories, Random, State, assert_clean, assert_holds, put_files, sample_files};
 
 fn commit(writer: &mut Writer, version: u64, model: &mut Histories) {

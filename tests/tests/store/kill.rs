@@ -1,13 +1,13 @@
 //! A real process writes to a real disk and is killed at any moment: whatever it acknowledged is there.
 
 use crate::scratch::Scratch;
-use crate::sim::is_long;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use store::{SnapshotId, Unwatched};
+use tests::is_long;
 use tests::model::{Random, assert_clean, files_of_store, sample_files};
 
 const SEED: u64 = 77;

@@ -2,11 +2,11 @@
 //! Whatever the writer acknowledged before is there.
 
 use crate::kill::{parse, start};
-use crate::sim::is_long;
 use std::io::{BufRead, BufReader};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use store::{LocalTier, SnapshotId, Store, StoreConfig, Unwatched};
+use tests::is_long;
 use tests::model::{Random, assert_clean, files_of_store, sample_files};
 use tests::power_disk::PowerDisk;
 

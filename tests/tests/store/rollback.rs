@@ -10,7 +10,7 @@ use tests::tenants::Tenants;
 const REFS: [&str; 3] = ["web", "shop/web-1", "vm"];
 
 fn rounds() -> usize {
-    if std::env::var_os("TORPOR_LONG").is_some() { 20_000 } else { 400 }
+    if tests::is_long() { 20_000 } else { 400 }
 }
 
 fn commit(store: &Store, name: &str) {

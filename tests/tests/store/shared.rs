@@ -1,7 +1,6 @@
 //! Many hosts over one bucket: writers never collide, a host sees, reads and deduplicates against what another committed,
 //! a silent bucket leaves what is near readable, and a fenced writer cannot commit.
 
-use crate::sim::is_long;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +9,7 @@ use tests::fault::{Fault, FaultTier};
 use tests::garden::{assert_files, commit, put_tree};
 use tests::hook::HookTier;
 use tests::hosts::Host;
+use tests::is_long;
 use tests::model::assert_clean;
 
 fn two_hosts() -> (MemoryTier, Host, Host) {

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
+use tests::is_long;
 use tests::life::{Acks, Life, Step, recover};
 use tests::model::Random;
 use tests::order::{self, Looked};
@@ -21,11 +22,6 @@ const STEPS: [Step; 7] = [
     Step::Rebuild,
     Step::Pin("web"),
 ];
-
-/// `TORPOR_LONG=1` multiplies what is tried.
-pub fn is_long() -> bool {
-    std::env::var_os("TORPOR_LONG").is_some_and(|value| value == "1")
-}
 
 /// Tries all of `count` cases, on all cores; gives how many crash points there were in them.
 pub fn try_all(what: &str, count: usize, case: impl Fn(usize) -> u64 + Sync) -> u64 {
