@@ -1,7 +1,7 @@
 //! One run of the collector.
 //!
 //! Order, and why: raise the epoch, then list sessions, then refs (so a writer is seen in one of the two); mark; refuse
-//! if anything is missing; write the condemned lists; take deleted packs out of the index; delete; shorten the lists. Each
+//! if anything is missing; write the condemned list, and note the epoch when it is visible; take deleted packs out of the index; delete; shorten the lists. Each
 //! step leaves a state from which the next run goes on. No wall clock is read.
 
 use crate::fence::fence_stale;
@@ -13,7 +13,7 @@ use store::collector::{self, Condemned};
 use store::damaged::{self, DamagedFrames};
 use store::domain::Census;
 use store::session::Listed;
-use store::{Derived, Kind, PackId, Progress, Result, SnapshotId, Store, Work, session};
+use store::{Derived, Kind, PackId, Progress, Result, SnapshotId, Store, Tier, Work, session};
 
 /// How to collect.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +115,7 @@ fn run(
     let Survey { mut report, lists, sessions, vanished, noted, marked, keys, destroyed } = survey;
     if !dry_run {
         // What is acted on must not be undone by a power cut: whoever wrote it may have died before it was durable.
-        ["refs/", "domains/"].iter().try_for_each(|prefix| store.home().make_durable(prefix))?;
+        ["refs/", "domains/", "index/"].iter().try_for_each(|prefix| store.home().make_durable(prefix))?;
         store.make_packs_durable()?;
         destroyed.iter().try_for_each(|domain| store.remove_records_of(domain))?;
         let noted_and_gone: Vec<PackId> = noted.intersection(&vanished).copied().collect();
@@ -162,7 +162,7 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
         fence_stale(store, table, epoch)?;
     }
     let sessions = session::alive(store.sessions(), !dry_run)?;
-    let lists = Condemned::read_all(tier)?;
+    let lists = lists(tier, dry_run)?;
     let packs = store.packs()?;
     let damaged = DamagedFrames::read_all(tier)?;
     let census = Census::take(store)?;
@@ -183,9 +183,10 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     // is needed and not judged. What the index names is taken before that: a pack that it names later is not on the list.
     let named = store.index().named_packs();
     let inventory: HashMap<PackId, u64> = store.packs()?.into_iter().collect();
-    let condemned = epochs(&lists, |list| &list.packs);
+    // What nobody noted to be visible counts as condemned now.
+    let condemned = epochs(&lists, epoch, |list| &list.packs);
     let scene = Scene { inventory: &inventory, condemned: &condemned, damaged: &damaged };
-    let mut marker = Marker::new(store.index(), scene, table);
+    let mut marker = Marker::new(store, scene, table);
     progress.begin("mark snapshots", Work::Items(roots.len() as u64));
     for (root, store) in &roots {
         marker.mark(store, root)?;
@@ -202,7 +203,7 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
         report.packs.push(Planned { id, len_bytes, verdict, reason });
     }
     let marked = marker.marked().clone();
-    let condemned_records = epochs(&lists, |list| &list.snapshots);
+    let condemned_records = epochs(&lists, epoch, |list| &list.snapshots);
     let mut keys = HashMap::new();
     for (id, store) in records {
         let (verdict, reason) = plan(marked.contains(&id), condemned_records.get(&id));
@@ -246,12 +247,23 @@ fn roots<'a>(
     Ok(roots)
 }
 
-/// The run that condemned each object.
+/// The condemned lists. Whoever wrote one may have died before it noted when the list was visible, so that is noted here.
+fn lists(tier: &dyn Tier, dry_run: bool) -> Result<Vec<Condemned>> {
+    let mut lists = Condemned::read_all(tier)?;
+    for list in lists.iter_mut().filter(|list| list.since.is_none() && !dry_run) {
+        list.confirm(tier)?;
+    }
+    Ok(lists)
+}
+
+/// The epoch since when each object is condemned.
 fn epochs<Id: Copy + Eq + std::hash::Hash>(
     lists: &[Condemned],
+    now: u64,
     ids: impl Fn(&Condemned) -> &Vec<Id>,
 ) -> HashMap<Id, u64> {
-    lists.iter().flat_map(|list| ids(list).iter().map(|id| (*id, list.epoch))).collect()
+    let of_list = |list| ids(list).iter().map(|id| (*id, list.since.unwrap_or(now)));
+    lists.iter().flat_map(of_list).collect()
 }
 
 fn with_verdict<Id: Copy + Eq + std::hash::Hash>(
@@ -276,11 +288,12 @@ fn execute(
     shorten(store, lists, &listed_packs, &with_verdict(&report.snapshots, &listed))?;
     let fresh = Condemned {
         epoch: report.epoch,
+        since: None,
         packs: with_verdict(&report.packs, &[Verdict::Condemn]).into_iter().collect(),
         snapshots: with_verdict(&report.snapshots, &[Verdict::Condemn]).into_iter().collect(),
     };
     if !fresh.is_empty() {
-        fresh.write(tier)?;
+        fresh.publish(tier)?;
     }
     let packs = with_verdict(&report.packs, &[Verdict::Delete]);
     let snapshots = with_verdict(&report.snapshots, &[Verdict::Delete]);

@@ -1,6 +1,7 @@
 //! The collector of Torpor: which snapshots stay ([`retention`]), what they need ([`mark`]), what happens to every pack
-//! ([`plan`]), the run that does it ([`collect`]), and packs sealed anew under other keys ([`repack`]). It works beside writers and readers, survives a crash at any step,
-//! and deletes nothing when anything reachable is unreadable.
+//! ([`plan`]), the run that does it ([`collect`]), and frames that go into other packs ([`rewrite`]): sealed under other keys
+//! ([`repack`]) or compressed better ([`recompress`]). It works beside writers and readers, survives a crash at any step, and
+//! deletes nothing when anything reachable is unreadable.
 //!
 //! The protocol with writers is in `store::collector`; ARCHITECTURE.md tells the life of a collection.
 
@@ -9,10 +10,14 @@ mod fence;
 mod mark;
 mod memo;
 mod plan;
+mod recompress;
 mod repack;
 pub mod retention;
+mod rewrite;
 
 pub use collect::{CollectOptions, CollectReport, collect};
 pub use plan::{Planned, Reason, Verdict};
-pub use repack::{RepackReport, repack_old_epochs};
+pub use recompress::recompress;
+pub use repack::repack_old_epochs;
 pub use retention::{Policy, Retained, forget};
+pub use rewrite::{Pace, RewriteReport};

@@ -28,7 +28,8 @@ pub struct Scene<'a> {
 
 /// A mark under way.
 pub struct Marker<'a> {
-    index: &'a index::Index,
+    /// Whose index and tiers are looked at.
+    store: &'a Store,
     scene: Scene<'a>,
     table: Option<&'a Derived>,
     /// Packs by number, and how far into each what was marked reaches.
@@ -73,7 +74,7 @@ impl Visitor for Gather<'_, '_> {
             match self.marker.is_known_to_be_lost(id) {
                 true => {
                     self.found.is_lossy = true;
-                    let places = self.marker.index.find(id).into_iter();
+                    let places = self.marker.store.index().find(id).into_iter();
                     self.marker.missed.extend(places.map(|place| place.pack));
                 }
                 false => {
@@ -109,9 +110,9 @@ impl Gather<'_, '_> {
 impl<'a> Marker<'a> {
     /// A mark over the packs of a scene; a chunk that lies in several counts for one that is not condemned, and where it is
     /// not lost.
-    pub fn new(index: &'a index::Index, scene: Scene<'a>, table: Option<&'a Derived>) -> Self {
+    pub fn new(store: &'a Store, scene: Scene<'a>, table: Option<&'a Derived>) -> Self {
         Self {
-            index,
+            store,
             scene,
             table,
             packs: Vec::new(),
@@ -261,16 +262,16 @@ impl<'a> Marker<'a> {
         Ok((walked, gather.finish()?))
     }
 
-    /// The packs that hold a chunk for whoever needs it: one in which it is whole by itself, and every one in which it is
-    /// a delta. A page table that records its base may count on a delta, any other need may not, and of deltas against
-    /// several bases each page table records one. Where it is lost it counts only as long as it is nowhere else: a tier that
+    /// The packs that hold a chunk for whoever needs it: one in which it is whole by itself, and for each base one in which it
+    /// is a delta against that. A page table that records its base may count on a delta, any other need may not, and of deltas
+    /// against several bases each page table records one. Where it is lost it counts only as long as it is nowhere else: a tier that
     /// comes back may still heal it.
     fn packs_of(&mut self, id: &ChunkId) -> Vec<u32> {
         let Scene { inventory, condemned, damaged } = self.scene;
         let is_there = |place: &index::Location| {
             inventory.get(&place.pack).is_some_and(|len_bytes| end_of(place) <= *len_bytes)
         };
-        let places = self.index.find(id).into_iter().filter(is_there);
+        let places = self.store.index().find(id).into_iter().filter(is_there);
         let (mut deltas, plain): (Vec<_>, Vec<_>) = places.partition(|place| place.is_delta());
         // Every run chooses the same one of several, in whatever order the index has them.
         let standing =
@@ -279,12 +280,18 @@ impl<'a> Marker<'a> {
         if best.into_iter().chain(&deltas).any(|place| !damaged.has(place)) {
             deltas.retain(|place| !damaged.has(place));
         }
+        if deltas.len() > 1 {
+            // Whoever repacks or recompresses leaves two against one base until the old pack is deleted.
+            deltas.sort_unstable_by_key(|place| standing(&place));
+            let mut bases = HashSet::new();
+            deltas.retain(|place| self.store.read_base_id(place).map_or(true, |base| bases.insert(base)));
+        }
         best.into_iter().chain(&deltas).map(|place| self.number_of(place)).collect()
     }
 
     /// Whether every place of a chunk is in a frame that is known to be lost.
     fn is_known_to_be_lost(&self, id: &ChunkId) -> bool {
-        let mut places = self.index.find(id).into_iter().peekable();
+        let mut places = self.store.index().find(id).into_iter().peekable();
         places.peek().is_some() && places.all(|place| self.scene.damaged.has(&place))
     }
 

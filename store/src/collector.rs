@@ -1,10 +1,11 @@
 //! What the collector leaves in the store for others to see: its logical clock and the packs it condemned.
 //!
 //! Only formats and reads live here; the crate `gc` decides and writes. The protocol, in short: the collector raises the
-//! epoch, then lists sessions, then refs; what no root reaches is condemned at that epoch and deleted two epochs later or
-//! more, if still unreached and if no open writer's session is as old as the condemnation, or older. A writer's session carries the
-//! epoch that was current after the session became visible, and a writer does not lean on packs condemned by then. So
-//! either the collector sees the session or the writer sees the condemnation; no wall clock is read.
+//! epoch, then lists sessions, then refs; what no root reaches goes on a list, and the epoch is read again when the list is
+//! visible: since then it is condemned. It is deleted two epochs later or more, if still unreached and if no open writer's
+//! session is as old as the condemnation, or older. A writer's session carries the epoch that was current after the session
+//! became visible, and a writer does not lean on packs that are listed by then. So either the collector sees the session or
+//! the writer sees the condemnation; no wall clock is read, and collectors of several hosts may raise the epoch in turns.
 
 use crate::error::Result;
 use crate::id::{PackId, SnapshotId};
@@ -60,8 +61,11 @@ pub fn raise_epoch(tier: &dyn Tier) -> Result<u64> {
 /// What one run condemned and no later run took back or deleted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Condemned {
-    /// The run that condemned it.
+    /// The run that condemned it, which the list is named after.
     pub epoch: u64,
+    /// The epoch that was current when the list was visible for certain: writers of later epochs know it. `None` while
+    /// nobody looked: then nothing on it is deleted.
+    pub since: Option<u64>,
     /// Packs that no root reached.
     pub packs: Vec<PackId>,
     /// Snapshot records that no root named.
@@ -88,6 +92,10 @@ impl Condemned {
         self.snapshots.iter().for_each(|snapshot| {
             body.bytes(snapshot.as_bytes());
         });
+        // An older version left nothing there.
+        if let Some(since) = self.since {
+            body.u64(since);
+        }
         seal(Record::Condemned, &body.finish())
     }
 
@@ -99,6 +107,9 @@ impl Condemned {
         }
         for _ in 0..fields.count(SnapshotId::LEN)? {
             list.snapshots.push(SnapshotId::from_bytes(fields.array()?));
+        }
+        if fields.remaining() > 0 {
+            list.since = Some(fields.u64()?);
         }
         fields.end()?;
         Ok(list)
@@ -118,6 +129,28 @@ impl Condemned {
             }
         }
         Ok(lists)
+    }
+
+    /// Stores a new list, and makes it count when it is visible.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn publish(mut self, tier: &dyn Tier) -> Result<()> {
+        self.write(tier)?;
+        if self.is_empty() { Ok(()) } else { self.confirm(tier) }
+    }
+
+    /// Notes that a list that was read, or written, is visible by now, unless another collector changed it since: then that
+    /// one, or the next run, notes it.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn confirm(&mut self, tier: &dyn Tier) -> Result<()> {
+        let confirmed = Self { since: Some(read_epoch(tier)?), ..self.clone() };
+        if tier.compare_and_swap(&Self::key(self.epoch), Some(&self.encode()), &confirmed.encode())? {
+            *self = confirmed;
+        }
+        Ok(())
     }
 
     /// Stores the list in place of what stands under its epoch; an empty one is removed.
@@ -168,10 +201,13 @@ mod tests {
         let pack = |sequence| PackId { writer: WriterId::from_bytes([4; 8]), epoch: 1, sequence };
         let list = Condemned {
             epoch: 3,
+            since: None,
             packs: vec![pack(0), pack(1)],
             snapshots: vec![SnapshotId::from_bytes([5; 32])],
         };
         assert_sealed(&list.encode(), &list, Condemned::decode);
+        let confirmed = Condemned { since: Some(5), ..list };
+        assert_sealed(&confirmed.encode(), &confirmed, Condemned::decode);
         assert_sealed(&Condemned::default().encode(), &Condemned::default(), Condemned::decode);
     }
 }

@@ -42,12 +42,15 @@ pub struct DataTier {
     pub tier: Arc<dyn Tier>,
     /// Packs may take this many bytes; `None`: as many as fit.
     pub limit_bytes: Option<u64>,
+    /// zstd level, 1 to 22, that packs which lie on no faster tier are recompressed at in the background; `None`: they stay
+    /// as they are.
+    pub level: Option<i32>,
 }
 
 impl DataTier {
-    /// A tier without a limit of its own.
+    /// A tier without a limit and a level of its own.
     pub fn new(class: TierClass, tier: Arc<dyn Tier>) -> Self {
-        Self { class, tier, limit_bytes: None }
+        Self { class, tier, limit_bytes: None, level: None }
     }
 }
 

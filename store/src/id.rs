@@ -139,9 +139,12 @@ pub struct PackId {
     pub writer: WriterId,
     /// The writer's incarnation: one more at each opening for writing.
     pub epoch: u32,
-    /// Counts the packs of one incarnation from 0.
+    /// Counts the packs of one incarnation from 0; in its highest five bits the level that they were recompressed at.
     pub sequence: u32,
 }
+
+/// Bits of a sequence below the level.
+const LEVEL_SHIFT: u32 = 27;
 
 impl PackId {
     /// Length of the encoded id in bytes.
@@ -159,6 +162,17 @@ impl PackId {
         let (epoch, sequence) = parts.next()?.split_once('-')?;
         let id = Self { writer, epoch: epoch.parse().ok()?, sequence: sequence.parse().ok()? };
         (parts.next().is_none() && id.key() == key).then_some(id)
+    }
+
+    /// The zstd level that the pack was recompressed at; 0 for a pack that is as it was when its chunks came. It stands in
+    /// the name, so that who looks for what is to be recompressed reads nothing but names.
+    pub const fn level(&self) -> i32 {
+        (self.sequence >> LEVEL_SHIFT) as i32
+    }
+
+    /// The first sequence of packs that are recompressed at this level, which is 22 at most.
+    pub const fn first_sequence(level: i32) -> u32 {
+        (level as u32) << LEVEL_SHIFT
     }
 
     /// Writer, epoch and sequence, little-endian.
@@ -198,6 +212,8 @@ mod tests {
         assert!("a5".parse::<ChunkId>().is_err());
         assert!("+5".repeat(32).parse::<ChunkId>().is_err());
         let pack = PackId { writer: WriterId::from_bytes([7; 8]), epoch: 3, sequence: 12 };
+        let dense = PackId { sequence: PackId::first_sequence(19) + 5, ..pack };
+        assert_eq!((pack.level(), dense.level(), PackId::from_key(&dense.key())), (0, 19, Some(dense)));
         assert_eq!(PackId::from_key(&pack.key()), Some(pack));
         assert_eq!(PackId::from_bytes(pack.to_bytes()), pack);
         assert_eq!(PackId::from_key("packs/0707070707070707/03-12"), None);

@@ -1,11 +1,11 @@
-//! What a store opens for its users: trees, images, file contents, and the one writer. Wiring only.
+//! What a store opens for its users: trees, images, file contents, and writers. Wiring only.
 
 use crate::error::Result;
 use crate::id::{ImageId, TreeId};
 use crate::image::Image;
 use crate::repo::Store;
 use crate::tree::{Content, ContentReader, Tree};
-use crate::writer::Writer;
+use crate::writer::{Role, Shape, Writer};
 
 impl Store {
     /// Begins writing: takes the writer's lock and opens a session.
@@ -13,7 +13,16 @@ impl Store {
     /// # Errors
     /// `Conflict`, naming the holder, when another process writes; `Full` or `Invalid` as the tier.
     pub fn writer(&self, purpose: &str) -> Result<Writer> {
-        Writer::open(self, purpose)
+        Writer::open(self, Role::Author, purpose)
+    }
+
+    /// Begins to put what is stored already into new packs on the tier of this number, compressed at `level`: takes the
+    /// rewriter's lock and opens a session. Other writers go on meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::writer`].
+    pub fn rewriter(&self, tier: usize, level: i32, purpose: &str) -> Result<Writer> {
+        Writer::open(self, Role::Rewriter(Shape { level, tier }), purpose)
     }
 
     /// Opens a tree: reads its root record only.

@@ -82,25 +82,25 @@ impl Placement {
         known.map_or_else(|| self.usage(number).map(|usage| usage.bytes), Ok)
     }
 
-    /// Stores a new pack where new packs land, within the limits: what is in the way moves on first. When the second tier
-    /// has it, the first does, too.
+    /// Stores a new pack on the tier of this number, within the limits: what is in the way moves on first. In a shared store
+    /// it lies on the last tier before another has it.
     ///
     /// # Errors
     /// `Full` when the only tier it may land on is full and nothing on it may move; `Internal` when a pack of this name is
     /// there; else as the tiers.
-    pub fn land(&self, id: PackId, bytes: &[u8]) -> Result<()> {
-        let key = id.key();
-        if self.is_shared && self.tiers.len() > 1 {
-            self.put(&*self.tiers[self.tiers.len() - 1].tier, &key, bytes)?;
-            return match self.make_room(0, bytes.len() as u64) {
-                Ok(()) => self.put_counted(0, &key, bytes),
+    pub fn land(&self, number: usize, id: PackId, bytes: &[u8]) -> Result<()> {
+        let (key, last) = (id.key(), self.tiers.len() - 1);
+        if self.is_shared && number < last {
+            self.put(&*self.tiers[last].tier, &key, bytes)?;
+            return match self.make_room(number, bytes.len() as u64) {
+                Ok(()) => self.put_counted(number, &key, bytes),
                 // The copy near by only saves fetches.
                 Err(error) if error.kind() == Kind::Full => Ok(()),
                 Err(error) => Err(error),
             };
         }
-        self.make_room(0, bytes.len() as u64)?;
-        self.put_counted(0, &key, bytes)
+        self.make_room(number, bytes.len() as u64)?;
+        self.put_counted(number, &key, bytes)
     }
 
     fn put(&self, tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<()> {

@@ -145,7 +145,7 @@ impl Store {
     }
 
     /// The base that the frame of a delta names. Reads the whole frame, and verifies no more of it than its header.
-    pub(crate) fn read_base_id(&self, place: &Location) -> Result<ChunkId> {
+    pub fn read_base_id(&self, place: &Location) -> Result<ChunkId> {
         let key = place.pack.key();
         let mut failure = Error::new(Kind::NotFound, "no tier holds pack").object(place.pack);
         for tier in self.tiers() {

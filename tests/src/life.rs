@@ -29,6 +29,8 @@ pub enum Step {
     Collect,
     /// One run of the collector.
     CollectOnce,
+    /// Packs are recompressed.
+    Recompress,
     /// The index is made anew.
     Rebuild,
     /// A reader pins the newest snapshot of a ref, or lets go of what it has pinned.
@@ -65,12 +67,14 @@ pub struct Life {
 pub fn config(disk: &SimDisk) -> StoreConfig {
     let disk = Arc::new(disk.clone());
     let (tier, state) = (LocalTier::on(disk.clone(), STORE), LocalState::on(disk, STATE));
-    StoreConfig {
+    let mut config = StoreConfig {
         cache_bytes: 1 << 20,
         flat_cache_bytes: 0,
         level: 1,
         ..StoreConfig::on(Arc::new(tier), state)
-    }
+    };
+    config.tiers[0].level = Some(2);
+    config
 }
 
 /// Files that a version determines: some are new in each, some never change.
@@ -159,6 +163,7 @@ impl Life {
             Step::Forget(name) => self.forget(&store, name),
             Step::Collect => collect(&store, 3),
             Step::CollectOnce => collect(&store, 1),
+            Step::Recompress => recompress(&store),
             Step::Rebuild => store::rebuild_index(&store, &Unwatched).map(|_| ()),
             Step::Pin(name) => self.pin(&store, name),
         }
@@ -252,6 +257,11 @@ fn open_or_init(disk: &SimDisk, acks: &Acks) -> Result<Store> {
 
 fn collect(store: &Store, cycles: u32) -> Result<()> {
     gc::collect(store, &CollectOptions { dry_run: false, cycles }, &Unwatched).map(|_| ())
+}
+
+fn recompress(store: &Store) -> Result<()> {
+    let pace = gc::Pace { rate: None, is_stopped: &|| false, progress: &Unwatched };
+    gc::recompress(store, None, &pace).map(|_| ())
 }
 
 /// Demands that every ref has a history that it may have, and every snapshot the bytes that were put into it.

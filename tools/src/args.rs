@@ -393,6 +393,8 @@ pub enum TierAction {
     Status,
     /// Bring every tier below its limit and pinned snapshots to the hot tier; or one snapshot to a tier
     Move(TierMoveArguments),
+    /// Compress better what came to a tier, at the level that the configuration gives it; runs beside all else
+    Recompress(TierRecompressArguments),
     /// Keep a snapshot on the hot tier
     Pin(SpecArguments),
     /// Keep it there no longer
@@ -414,6 +416,19 @@ pub struct TierMoveArguments {
     #[arg(long, value_name = "TIER", requires = "spec")]
     pub to: Option<TierName>,
     /// Move at most so many bytes a second: 500K, 20M, 1G
+    #[arg(long, value_name = "BYTES", value_parser = human::parse_rate)]
+    pub rate: Option<std::num::NonZeroU64>,
+    /// Stay, and run again each so many seconds until told to stop
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub every: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub struct TierRecompressArguments {
+    /// Leave alone what was read later than so long ago: 12h, 7d
+    #[arg(long, value_name = "DURATION", value_parser = human::parse_duration)]
+    pub unread: Option<std::time::Duration>,
+    /// Read at most so many bytes a second: 500K, 20M, 1G
     #[arg(long, value_name = "BYTES", value_parser = human::parse_rate)]
     pub rate: Option<std::num::NonZeroU64>,
     /// Stay, and run again each so many seconds until told to stop

@@ -37,6 +37,8 @@ pub struct Config {
     pub sharing: Sharing,
     /// Bytes that the packs of a tier may take.
     pub limits: Limits,
+    /// zstd levels that packs of a tier are recompressed at.
+    pub levels: Levels,
     /// Directory of what this host alone keeps; absolute. None: where a store in one directory keeps it.
     pub state: Option<PathBuf>,
     /// Bytes of decoded chunks to keep in memory. None: the store's own default.
@@ -70,6 +72,15 @@ pub struct Limits {
     warm: Option<u64>,
     #[serde(default, deserialize_with = "size")]
     cold: Option<u64>,
+}
+
+/// zstd levels that the packs of each tier are recompressed at; none: they stay as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Levels {
+    hot: Option<i32>,
+    warm: Option<i32>,
+    cold: Option<i32>,
 }
 
 /// A size as a number of bytes, or as text such as "200G".
@@ -114,10 +125,22 @@ impl Config {
             (None, Some(location)) => location,
             (None, None) => Location::directory(default_store()?),
         };
-        let Location { hot, warm, cold, sharing, limits, state } = location;
+        let Location { hot, warm, cold, sharing, limits, levels, state } = location;
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let cold = cold.map(|cold| cold.settle(&variable)).transpose()?;
-        Ok(Config { hot, warm, cold, sharing, limits, state, cache_bytes, flat_cache_bytes, level, domains })
+        Ok(Config {
+            hot,
+            warm,
+            cold,
+            sharing,
+            limits,
+            levels,
+            state,
+            cache_bytes,
+            flat_cache_bytes,
+            level,
+            domains,
+        })
     }
 
     /// The same in the store's own terms.
@@ -128,8 +151,10 @@ impl Config {
             None => self.with_warm(local),
         };
         let limits = [self.limits.hot, self.limits.warm, self.limits.cold];
+        let levels = [self.levels.hot, self.levels.warm, self.levels.cold];
         for tier in &mut config.tiers {
             tier.limit_bytes = limits[tier.class as usize];
+            tier.level = levels[tier.class as usize];
         }
         config.cache_bytes = self.cache_bytes.unwrap_or(config.cache_bytes);
         config.flat_cache_bytes = self.flat_cache_bytes.unwrap_or(config.flat_cache_bytes);
@@ -171,6 +196,7 @@ struct Location {
     cold: Option<ColdFile>,
     sharing: Sharing,
     limits: Limits,
+    levels: Levels,
     state: Option<PathBuf>,
 }
 
@@ -182,6 +208,7 @@ impl Location {
             cold: None,
             sharing: Sharing::default(),
             limits: Limits::default(),
+            levels: Levels::default(),
             state: None,
         }
     }
@@ -207,6 +234,8 @@ struct ConfigFile {
     tiers: Tiers,
     #[serde(default)]
     limits: Limits,
+    #[serde(default)]
+    levels: Levels,
     cache_bytes: Option<u64>,
     flat_cache_bytes: Option<u64>,
     level: Option<i32>,
@@ -238,8 +267,8 @@ impl ConfigFile {
     /// Parses and validates one file; the error is what is wrong and what to do.
     fn parse(text: &str) -> std::result::Result<ConfigFile, (String, String)> {
         let file: ConfigFile = toml::from_str(text).map_err(|error| {
-            let known = "keys are store, state, shared, owned_refs, collector, tiers.hot, tiers.warm, tiers.cold, limits.hot, limits.warm, limits.cold, cache_bytes, \
-                         flat_cache_bytes, level, domain, keys";
+            let known = "keys are store, state, shared, owned_refs, collector, tiers.hot, tiers.warm, tiers.cold, limits.hot, limits.warm, limits.cold, levels.hot, levels.warm, \
+                         levels.cold, cache_bytes, flat_cache_bytes, level, domain, keys";
             (error.to_string().trim_end().to_owned(), known.to_owned())
         })?;
         file.validate()?;
@@ -296,6 +325,10 @@ impl ConfigFile {
             ));
         }
         check_range("cache_bytes", self.cache_bytes, CACHE_BYTES_RANGE)?;
+        let Levels { hot, warm, cold } = self.levels;
+        check_range("levels.hot", hot, LEVEL_RANGE)?;
+        check_range("levels.warm", warm, LEVEL_RANGE)?;
+        check_range("levels.cold", cold, LEVEL_RANGE)?;
         check_range("level", self.level, LEVEL_RANGE)
     }
 
@@ -315,7 +348,8 @@ impl ConfigFile {
         let hot = self.store.or(self.tiers.hot)?;
         let Tiers { warm, cold, .. } = self.tiers;
         let sharing = Sharing { shared: self.shared, owned_refs: self.owned_refs, collector: self.collector };
-        Some(Location { hot, warm, cold, sharing, limits: self.limits, state: self.state })
+        let (limits, levels) = (self.limits, self.levels);
+        Some(Location { hot, warm, cold, sharing, limits, levels, state: self.state })
     }
 }
 
@@ -447,6 +481,7 @@ mod tests {
             ("[tiers]\nwarm = '/b'", "tiers.warm"),
             ("store = '/a'\n[tiers]\nwarm = '/a'", "tiers.warm"),
             ("level = 40", "level"),
+            ("store = '/a'\n[levels]\nwarm = 40", "levels.warm"),
             ("cache_bytes = 3", "cache_bytes"),
             ("cache_bytes = 'many'", "cache_bytes"),
             ("level", "level"),

@@ -292,11 +292,34 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Corrupt`.
     pub fn key_epoch_of(&self, pack: PackId) -> Result<Option<u32>> {
+        let (tag, epoch) = self.seal_of(pack)?;
+        Ok(epoch.filter(|_| tag == self.domain.id().tag()))
+    }
+
+    /// The key epochs of this domain whose keys are still there, and the current one, as they are by now.
+    ///
+    /// # Errors
+    /// As opening the domain.
+    pub fn key_epochs(&self) -> Result<(Vec<u32>, u32)> {
+        self.inner.keyring.reload(&self.domain)?;
+        Ok(self.domain.key_epochs())
+    }
+
+    /// Whether the frames of a pack are of this domain: its first is.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn owns_pack(&self, pack: PackId) -> Result<bool> {
+        Ok(self.seal_of(pack)?.0 == self.domain.id().tag())
+    }
+
+    /// The domain's tag and the key epoch of a pack's first frame.
+    fn seal_of(&self, pack: PackId) -> Result<(u32, Option<u32>)> {
         let mut failure = None;
         for tier in self.tiers() {
             let read = tier.get_range(&pack.key(), PACK_HEADER_LEN as u64, FRAME_HEADER_LEN as u64);
             match read.and_then(|bytes| FrameHeader::peek(&bytes)) {
-                Ok((tag, epoch)) => return Ok(epoch.filter(|_| tag == self.domain.id().tag())),
+                Ok(seal) => return Ok(seal),
                 Err(error) if error.kind() == Kind::NotFound => failure = failure.or(Some(error)),
                 Err(error) => failure = Some(error.object(pack)),
             }
@@ -311,9 +334,7 @@ impl Store {
     /// # Errors
     /// As [`Self::rotate_domain`]; when a pack cannot be read.
     pub fn retire_epochs(&self) -> Result<Vec<u32>> {
-        let keyring = &self.inner.keyring;
-        keyring.reload(&self.domain)?;
-        let (known, current) = self.domain.key_epochs();
+        let (known, current) = self.key_epochs()?;
         let old: Vec<u32> = known.into_iter().filter(|epoch| *epoch != current).collect();
         if old.is_empty() {
             return Ok(old);
@@ -333,7 +354,7 @@ impl Store {
         let (stay, go): (Vec<u32>, Vec<u32>) = old.into_iter().partition(|epoch| used.contains(epoch));
         if !go.is_empty() {
             self.rotate_domain(self.domain.name(), &Rotation::Retire(go))?;
-            keyring.reload(&self.domain)?;
+            self.inner.keyring.reload(&self.domain)?;
         }
         Ok(stay)
     }

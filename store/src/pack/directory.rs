@@ -40,6 +40,13 @@ pub struct DirectoryEntry {
     pub slot: u32,
 }
 
+impl DirectoryEntry {
+    /// Whether the chunk is a delta here.
+    pub fn is_delta(&self) -> bool {
+        self.slot == u32::from(DELTA_SLOT)
+    }
+}
+
 /// The directory of one pack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackDirectory {

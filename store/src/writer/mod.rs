@@ -7,6 +7,7 @@ mod compare;
 mod groups;
 mod pipeline;
 mod pool;
+mod rewrite;
 mod state;
 
 use crate::clock;
@@ -24,6 +25,8 @@ use crate::session::Session;
 use crate::snapshot::{Snapshot, Totals};
 use compare::Compared;
 use pipeline::Pipeline;
+pub use pipeline::Shape;
+pub use state::Role;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -62,7 +65,7 @@ pub struct SnapshotDraft {
     pub bytes: u64,
 }
 
-/// The one process that writes.
+/// A writer, the only one of its kind on this host.
 pub struct Writer {
     store: Store,
     /// The domain that everybody may lean on, where this is not it.
@@ -97,14 +100,17 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn open(store: &Store, purpose: &str) -> Result<Self> {
+    pub(crate) fn open(store: &Store, role: Role, purpose: &str) -> Result<Self> {
         store.inner.superblock.check_writable()?;
         let purpose = store.domain.discreet(purpose);
         let state = store.state();
-        let lock = state.lock("lock", purpose)?;
+        let lock = state.lock(role.lock(), purpose)?;
         reserve::keep(state);
-        let names = state::next_incarnation(state)?;
-        let config = &store.inner.config;
+        let names = role.next_names(state)?;
+        let shape = match role {
+            Role::Author => Shape { level: store.inner.config.level, tier: 0 },
+            Role::Rewriter(shape) => shape,
+        };
         let (session, lists) = Session::writer(store.sessions(), purpose)?;
         // A key epoch is retired only when no session is open that began before its successor: so keys are read now.
         store.inner.keyring.reload(&store.domain)?;
@@ -114,12 +120,7 @@ impl Writer {
             store.index().adopt_uncovered(&store.tiers())?;
         }
         Ok(Self {
-            pipeline: Pipeline::new(
-                store.inner.placement.clone(),
-                config.level,
-                store.domain.sealer()?,
-                names,
-            )?,
+            pipeline: Pipeline::new(store.inner.placement.clone(), shape, store.domain.sealer()?, names)?,
             public: store.public().unwrap_or_else(|error| {
                 tracing::warn!(%error, "nothing is deduplicated against the public domain");
                 None
@@ -231,27 +232,6 @@ impl Writer {
         // Asking this of any other domain would tell one tenant what another has.
         let public = self.public.as_ref().map(|public| public.chunk_id(bytes))?;
         self.is_known(&public).then_some(public)
-    }
-
-    /// Stores a frame of this domain once more, sealed under its current key. Many of them go into packs of their own;
-    /// [`Self::publish`] makes them known.
-    ///
-    /// # Errors
-    /// As [`Self::put_chunk`]; `Corrupt` for a frame that is damaged or another domain's: the writer may not go on then.
-    pub fn put_resealed(&mut self, kind: PackKind, frame: Vec<u8>) -> Result<()> {
-        self.check_usable()?;
-        let pushed = self.pipeline.push_resealed(kind, frame, self.store.clone());
-        self.guard(pushed)
-    }
-
-    /// Makes what was put durable and known to readers, without a snapshot of it. Gives the packs that hold it.
-    ///
-    /// # Errors
-    /// Those of the tier.
-    pub fn publish(&mut self) -> Result<Vec<PackId>> {
-        self.check_usable()?;
-        let flushed = self.flush();
-        self.guard(flushed)
     }
 
     /// Whether a chunk is there already, whole by itself; if so the session leans on its pack from now on. One that is
@@ -425,6 +405,9 @@ impl Writer {
 
     /// A ref must never name what is not there, whatever the index said.
     fn check_leaned_on(&self) -> Result<()> {
+        if !self.leaned_on.is_empty() {
+            self.store.home().make_durable("index/")?; // who told of the packs may have died before that was durable
+        }
         for pack in &self.leaned_on {
             if !self.is_there(pack)? {
                 self.session.check_alive()?; // else it went because nobody waits for this writer

@@ -4,6 +4,7 @@
 
 use super::pool::{Pool, Ticket};
 use crate::chunker;
+use crate::config::TierClass;
 use crate::domain::Sealer;
 use crate::error::Result;
 use crate::id::{ChunkId, PackId, WriterId};
@@ -16,14 +17,16 @@ use crate::spare::SpareBuffers;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Frames of file data and of metadata are closed at about this many bytes of header and chunks.
-const FRAME_TARGET: [usize; 2] = [512 << 10, 64 << 10];
+/// Frames of file data on flash are closed at about this many bytes of header and chunks.
+const DATA_FRAME_TARGET: usize = 512 << 10;
+/// The same on slower tiers, where a read waits for the tier and not for the frame to be decompressed.
+const FAR_FRAME_TARGET: usize = 2000 << 10;
+/// The same of metadata, which is read piece by piece.
+const META_FRAME_TARGET: usize = 64 << 10;
 /// Frames in flight for each compressing thread.
 const FRAMES_PER_THREAD: usize = 4;
 /// Packs waiting to be stored.
 const PACKS_IN_FLIGHT: usize = 2;
-/// Room for a frame of file data: what is added last may be a whole chunk.
-const DRAFT_LEN: usize = FRAME_TARGET[PackKind::Data as usize] + chunker::MAX_LEN;
 /// Room for a pack: what is added last may be a long frame, and the directory.
 const PACK_LEN: usize = TARGET_LEN + (2 << 20);
 
@@ -45,10 +48,21 @@ impl PackNames {
     }
 }
 
+/// How new packs are made, and where they land.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// zstd level.
+    pub level: i32,
+    /// Number of the tier.
+    pub tier: usize,
+}
+
 /// The open end of the store.
 pub struct Pipeline {
     placement: Arc<Placement>,
-    level: i32,
+    shape: Shape,
+    /// Lengths that frames of each kind are closed at.
+    frame_targets: [usize; 2],
     sealer: Sealer,
     names: PackNames,
     drafts: [FrameDraft; 2],
@@ -71,11 +85,18 @@ impl Pipeline {
     ///
     /// # Errors
     /// `Unavailable` when the system gives no thread.
-    pub fn new(placement: Arc<Placement>, level: i32, sealer: Sealer, names: PackNames) -> Result<Self> {
+    pub fn new(placement: Arc<Placement>, shape: Shape, sealer: Sealer, names: PackNames) -> Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let data_target = match placement.tiers()[shape.tier].class {
+            TierClass::Hot => DATA_FRAME_TARGET,
+            TierClass::Warm | TierClass::Cold => FAR_FRAME_TARGET,
+        };
+        // What is added last may be a whole chunk.
+        let draft_len = MAX_FRAME_PLAIN.min(data_target + chunker::MAX_LEN);
         Ok(Self {
             placement,
-            level,
+            shape,
+            frame_targets: [data_target, META_FRAME_TARGET],
             sealer,
             names,
             drafts: [FrameDraft::new(PackKind::Data), FrameDraft::new(PackKind::Meta)],
@@ -88,7 +109,7 @@ impl Pipeline {
             stored: Vec::new(),
             stored_bytes: 0,
             deltas: HashMap::new(),
-            spare_drafts: SpareBuffers::new(threads * FRAMES_PER_THREAD, DRAFT_LEN),
+            spare_drafts: SpareBuffers::new(threads * FRAMES_PER_THREAD, draft_len),
             spare_packs: SpareBuffers::new(PACKS_IN_FLIGHT, PACK_LEN),
         })
     }
@@ -103,7 +124,7 @@ impl Pipeline {
         }
         let draft = &mut self.drafts[kind as usize];
         draft.push(id, bytes);
-        match draft.len_bytes() >= FRAME_TARGET[kind as usize] {
+        match draft.len_bytes() >= self.frame_targets[kind as usize] {
             true => self.close_frame(kind),
             false => Ok(()),
         }
@@ -144,7 +165,7 @@ impl Pipeline {
     }
 
     fn compress(&mut self, draft: FrameDraft) -> Result<()> {
-        let (kind, level, sealer) = (draft.kind, self.level, self.sealer.clone());
+        let (kind, level, sealer) = (draft.kind, self.shape.level, self.sealer.clone());
         let spare = self.spare_drafts.clone();
         self.encode(kind, move || {
             let encoded = draft.encode_for(level, &sealer);
@@ -195,12 +216,12 @@ impl Pipeline {
 
     fn store_pack(&mut self, kind: PackKind) -> Result<()> {
         let Some(pack) = self.packs[kind as usize].take() else { return Ok(()) };
-        let placement = self.placement.clone();
+        let (placement, tier) = (self.placement.clone(), self.shape.tier);
         let (id, bytes, directory) = pack.finish();
         self.stored_bytes += bytes.len() as u64;
         let spare = self.spare_packs.clone();
         self.storing.push_back(self.storer.run(move || {
-            placement.land(id, &bytes)?;
+            placement.land(tier, id, &bytes)?;
             spare.give(bytes);
             Ok(directory)
         }));

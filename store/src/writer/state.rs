@@ -1,26 +1,52 @@
-//! The writer's identity on this host: a name drawn once and an incarnation that grows with each opening, so that no pack
+//! A writer's identity on this host: a name drawn once and an incarnation that grows with each opening, so that no pack
 //! is ever named twice, not even after a crash. Losing the file costs nothing: a new name is drawn.
 
-use super::pipeline::PackNames;
+use super::pipeline::{PackNames, Shape};
 use crate::clock;
 use crate::error::Result;
-use crate::id::WriterId;
+use crate::id::{PackId, WriterId};
 use crate::state::LocalState;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 
-/// Draws the next incarnation, durably, before anything is named after it. The caller holds the writer's lock.
-///
-/// # Errors
-/// As the system calls.
-pub fn next_incarnation(state: &LocalState) -> Result<PackNames> {
-    let (writer, epoch) = match state.read("writer").ok().and_then(|bytes| decode(&bytes).ok()) {
+/// What a writer is for. Of each kind one works at a time on a host, beside that of the other.
+#[derive(Clone, Copy, Debug)]
+pub enum Role {
+    /// Adds snapshots.
+    Author,
+    /// Puts what is stored already into other packs, which are made like this.
+    Rewriter(Shape),
+}
+
+impl Role {
+    /// The lock that it holds.
+    pub fn lock(self) -> &'static str {
+        match self {
+            Role::Author => "lock",
+            Role::Rewriter(_) => "rewriter.lock",
+        }
+    }
+
+    /// Draws the next incarnation, durably, before anything is named after it. The caller holds the lock.
+    ///
+    /// # Errors
+    /// As the system calls.
+    pub fn next_names(self, state: &LocalState) -> Result<PackNames> {
+        match self {
+            Role::Author => next_incarnation(state, "writer", 0),
+            Role::Rewriter(shape) => next_incarnation(state, "rewriter", PackId::first_sequence(shape.level)),
+        }
+    }
+}
+
+fn next_incarnation(state: &LocalState, file: &str, next: u32) -> Result<PackNames> {
+    let (writer, epoch) = match state.read(file).ok().and_then(|bytes| decode(&bytes).ok()) {
         Some((writer, epoch)) if epoch < u32::MAX => (writer, epoch + 1),
         _ => (WriterId::from_bytes(clock::random_bytes()), 0),
     };
     let mut body = Encoder::new();
     body.bytes(writer.as_bytes()).u32(epoch);
-    state.replace("writer", &seal(Record::WriterState, &body.finish()))?;
-    Ok(PackNames { writer, epoch, next: 0 })
+    state.replace(file, &seal(Record::WriterState, &body.finish()))?;
+    Ok(PackNames { writer, epoch, next })
 }
 
 fn decode(bytes: &[u8]) -> Result<(WriterId, u32)> {
@@ -39,13 +65,15 @@ mod tests {
     fn no_incarnation_comes_twice() {
         let directory = tempfile::tempdir().unwrap();
         let state = LocalState::from(directory.path());
-        let [one, two] = [(), ()].map(|()| next_incarnation(&state).unwrap());
+        let [one, two] = [(), ()].map(|()| Role::Author.next_names(&state).unwrap());
         assert_eq!((one.writer, one.epoch + 1), (two.writer, two.epoch));
+        let rewriter = Role::Rewriter(Shape { level: 9, tier: 0 }).next_names(&state).unwrap();
+        assert!(rewriter.writer != one.writer && rewriter.next == PackId::first_sequence(9));
         let bytes = std::fs::read(state.path().join("writer")).unwrap();
         assert_sealed(&bytes, &(two.writer, two.epoch), decode);
         for (damage, why) in [(&bytes[..20], "cut"), (&[], "empty")] {
             std::fs::write(state.path().join("writer"), damage).unwrap();
-            let drawn = next_incarnation(&state).unwrap();
+            let drawn = Role::Author.next_names(&state).unwrap();
             assert_ne!(drawn.writer, one.writer, "{why}");
         }
     }

@@ -49,6 +49,42 @@ fn bytes_on(host: &Host<'_>, class: &str) -> u64 {
     tiers.iter().find(|tier| tier["class"] == class).unwrap()["bytes"].as_u64().unwrap()
 }
 
+/// A directory with a log of so many lines.
+fn log(path: &Path, lines: usize) {
+    let mut random = tests::model::Random::new(lines as u64);
+    let line = |number| format!("{number} GET /items/{} 200 {} us\n", random.below(500), random.below(9000));
+    fs::create_dir_all(path).unwrap();
+    fs::write(path.join("log"), (0..lines).map(line).collect::<String>()).unwrap();
+}
+
+#[test]
+fn what_came_to_a_slower_tier_is_recompressed_there() {
+    let place = Place::new();
+    let host = Host::new(&place, "one", &format!("level = 1\n{TIERED}[levels]\nwarm = 12\n"));
+    host.run(&["init"]).expect(0);
+    let source = place.path("source");
+    log(&source, 100_000);
+    host.run(&["backup", source.to_str().unwrap(), "app"]).expect(0);
+    host.run(&["tier", "recompress"]).expect(0).says("recompressed 0 packs");
+    host.run(&["tier", "move", "app", "--to", "warm"]).expect(0);
+    let before = bytes_on(&host, "warm");
+    host.run(&["tier", "recompress", "--unread", "1h"]).expect(0).says("recompressed 0 packs");
+    let done = host.json(&["tier", "recompress", "--rate", "1G"]);
+    assert_eq!((&done["packs"], &done["bytes_before"]), (&1.into(), &before.into()));
+    assert!(done["bytes_after"].as_u64().unwrap() < before * 95 / 100, "{done}");
+    host.run(&["gc", "--cycles", "3"]).expect(0);
+    assert_eq!(bytes_on(&host, "warm"), done["bytes_after"].as_u64().unwrap());
+    host.run(&["tier", "recompress"]).expect(0).says("recompressed 0 packs");
+    let target = place.path("target");
+    host.run(&["restore", "app", target.to_str().unwrap()]).expect(0);
+    assert_eq!(fs::read(target.join("log")).unwrap(), fs::read(source.join("log")).unwrap());
+    host.run(&["check", "--read-data"]).expect(0);
+    host.run(&["scrub"]).expect(0);
+    let plain = Host::new(&place, "plain", "store = 'HOST/hot'");
+    plain.run(&["init"]).expect(0);
+    plain.run(&["tier", "recompress"]).expect(2).complains("no tier has a level").complains("levels.warm");
+}
+
 #[test]
 fn limits_hold_and_packs_move_are_pinned_and_cached() {
     let place = Place::new();

@@ -21,7 +21,7 @@ fn memory(visits: u64) -> Memory {
     Memory { spaces: [(0, space)].into(), blobs: Default::default() }
 }
 
-fn sleep(writer: &mut Writer, visits: u64, parent: Option<SnapshotId>) -> store::Result<SnapshotId> {
+pub fn sleep(writer: &mut Writer, visits: u64, parent: Option<SnapshotId>) -> store::Result<SnapshotId> {
     let store = writer.store().clone();
     let image = parent.map(|parent| store.snapshot(&parent)).transpose()?.and_then(|parent| parent.image);
     let image = image.map(|image| store.image(&image)).transpose()?;
@@ -30,7 +30,7 @@ fn sleep(writer: &mut Writer, visits: u64, parent: Option<SnapshotId>) -> store:
     writer.commit("vm", SnapshotDraft { image, parent, labels, ..SnapshotDraft::default() })
 }
 
-fn assert_awake(store: &Store, snapshot: &SnapshotId, context: &str) {
+pub fn assert_awake(store: &Store, snapshot: &SnapshotId, context: &str) {
     let record = store.snapshot(snapshot).unwrap_or_else(|error| panic!("{context}: {error}"));
     let found =
         memory_of_store(store, &record.image.unwrap()).unwrap_or_else(|error| panic!("{context}: {error}"));
@@ -38,7 +38,7 @@ fn assert_awake(store: &Store, snapshot: &SnapshotId, context: &str) {
     assert_clean(store, context);
 }
 
-fn delta_count(store: &Store, snapshot: &SnapshotId) -> usize {
+pub fn delta_count(store: &Store, snapshot: &SnapshotId) -> usize {
     let image = store.image(&store.snapshot(snapshot).unwrap().image.unwrap()).unwrap();
     (0..image.group_count() as u32).filter(|group| image.group_base(*group).is_some()).count()
 }

@@ -4,5 +4,7 @@
 
 mod crash;
 mod deltas;
+mod hosts;
 mod interleave;
 mod life;
+mod recompress;

@@ -10,13 +10,14 @@ use tests::life::{Life, Step, recover};
 use tests::sim_disk::{Fault, Luck, Rules, Survey};
 
 /// Everything that users do, after a fashion.
-const LIFE: [Step; 9] = [
+const LIFE: [Step; 10] = [
     Step::Pin("web"),
     Step::Commit("web"),
     Step::Capture("vm"),
     Step::Forget("web"),
     Step::CollectOnce,
     Step::Commit("new"),
+    Step::Recompress,
     Step::Collect,
     Step::Rebuild,
     Step::Pin("web"),

@@ -13,12 +13,13 @@ use tests::order::{self, Looked};
 use tests::sim_disk::{Luck, Rules, SimDisk, Survey};
 
 /// What users do.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step::Commit("web"),
     Step::Commit("db"),
     Step::Capture("vm"),
     Step::Forget("web"),
     Step::Collect,
+    Step::Recompress,
     Step::Rebuild,
     Step::Pin("web"),
 ];
@@ -172,7 +173,7 @@ fn random_life(seed: u64) -> u64 {
     for crash in 0..6 {
         let began = life.disk.change_count();
         for _ in 0..1 + random.below(6) {
-            let step = match random.below(12) {
+            let step = match random.below(13) {
                 0..=2 => Step::Commit(["web", "db"][random.below(2)]),
                 3..=4 => Step::Capture("vm"),
                 5 => Step::Forget("web"),
@@ -180,6 +181,7 @@ fn random_life(seed: u64) -> u64 {
                 7 => Step::Collect,
                 8..=9 => Step::CollectOnce,
                 10 => Step::Rebuild,
+                11 => Step::Recompress,
                 _ => Step::Pin("web"),
             };
             log.push(step);

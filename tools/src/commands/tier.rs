@@ -1,13 +1,18 @@
 //! `snapctl tier`: where packs lie, and moving them. `status` shows every tier beside its limit; `move` brings all tiers
-//! below their limits, or one snapshot to a tier; `pin` keeps a snapshot on the hot tier.
+//! below their limits, or one snapshot to a tier; `recompress` makes what lies on a tier as small as the tier's level says;
+//! `pin` keeps a snapshot on the hot tier.
 
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use gc::Pace;
 use serde::Serialize;
 use store::{MoveReport, Store};
 
-use crate::args::{TierAction, TierArguments, TierMoveArguments};
+use crate::args::{TierAction, TierArguments, TierMoveArguments, TierRecompressArguments};
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::human;
@@ -89,6 +94,28 @@ impl Show for Movement {
 }
 
 #[derive(Serialize)]
+struct Recompressed {
+    packs: u64,
+    bytes_before: u64,
+    bytes_after: u64,
+    unreadable: Vec<String>,
+}
+
+impl Show for Recompressed {
+    fn show(&self, out: &mut dyn Write) -> io::Result<()> {
+        let (before, after) = (human::size(self.bytes_before), human::size(self.bytes_after));
+        writeln!(out, "recompressed {} packs: {before} are now {after}", self.packs)?;
+        if self.packs > 0 {
+            writeln!(out, "the old packs go in the third run of `snapctl gc` from now")?;
+        }
+        for pack in &self.unreadable {
+            writeln!(out, "left as it is, run `snapctl scrub`: {pack}")?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize)]
 struct Pinned {
     snapshot: String,
     pinned: bool,
@@ -112,6 +139,7 @@ pub fn run(arguments: TierArguments, context: &mut Context) -> anyhow::Result<Ou
             Ok(Outcome::Done)
         }
         TierAction::Move(arguments) => movement(&arguments, context),
+        TierAction::Recompress(arguments) => recompress(&arguments, context),
         TierAction::Pin(arguments) => pin(&arguments.spec, true, context),
         TierAction::Unpin(arguments) => pin(&arguments.spec, false, context),
     }
@@ -136,11 +164,7 @@ fn status(store: &Store) -> store::Result<Status> {
 
 fn movement(arguments: &TierMoveArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.store()?;
-    let (stop, stopped) = std::sync::mpsc::channel();
-    context.signals.on_stop(move || {
-        // Nobody listens any more when the work is done.
-        let _ = stop.send(());
-    });
+    let stop = Stop::on_signal(context);
     loop {
         let report = match (&arguments.spec, arguments.to) {
             (Some(spec), Some(class)) => {
@@ -152,11 +176,65 @@ fn movement(arguments: &TierMoveArguments, context: &mut Context) -> anyhow::Res
         };
         context.progress.clear();
         context.output.report(&describe(report))?;
-        let Some(seconds) = arguments.every else { return Ok(Outcome::Done) };
         context.output.finish()?;
-        if stopped.recv_timeout(Duration::from_secs(seconds.into())).is_ok() {
+        if stop.ends(arguments.every) {
             return Ok(Outcome::Done);
         }
+    }
+}
+
+fn recompress(arguments: &TierRecompressArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+    let store = context.store()?;
+    let stop = Stop::on_signal(context);
+    let mut outcome = Outcome::Done;
+    loop {
+        let is_stopped = || stop.was_told();
+        let pace = Pace { rate: arguments.rate, is_stopped: &is_stopped, progress: &context.progress };
+        let report = gc::recompress(&store, arguments.unread, &pace)?;
+        if !report.unreadable.is_empty() {
+            outcome = Outcome::Partial;
+        }
+        context.progress.clear();
+        context.output.report(&Recompressed {
+            packs: report.packs.len() as u64,
+            bytes_before: report.packs.iter().map(|(_, len_bytes)| len_bytes).sum(),
+            bytes_after: report.new_bytes,
+            unreadable: report.unreadable.iter().map(|(pack, error)| format!("{pack}: {error}")).collect(),
+        })?;
+        context.output.finish()?;
+        if stop.ends(arguments.every) {
+            return Ok(outcome);
+        }
+    }
+}
+
+/// Told when work that is repeated is to end.
+struct Stop {
+    told: Arc<AtomicBool>,
+    signal: Receiver<()>,
+}
+
+impl Stop {
+    fn on_signal(context: &mut Context) -> Self {
+        let (sender, signal) = channel();
+        let told = Arc::new(AtomicBool::new(false));
+        let raised = told.clone();
+        context.signals.on_stop(move || {
+            raised.store(true, Ordering::Relaxed);
+            // Nobody listens any more when the work is done.
+            let _ = sender.send(());
+        });
+        Self { told, signal }
+    }
+
+    fn was_told(&self) -> bool {
+        self.told.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the next turn is due, in so many seconds; true when there is none.
+    fn ends(&self, every: Option<u32>) -> bool {
+        let Some(seconds) = every else { return true };
+        self.was_told() || self.signal.recv_timeout(Duration::from_secs(seconds.into())).is_ok()
     }
 }
 

@@ -1,0 +1,54 @@
+//! Frames that are there already, put into other packs. Nothing is looked up: what is put is stored, and the packs that it
+//! came from may be condemned when [`Writer::publish`] has returned and what it tells of was read back.
+
+use super::Writer;
+use crate::error::Result;
+use crate::id::PackId;
+use crate::image::{GROUP_PAGES, PAGE};
+use crate::pack::{Frame, PackKind};
+
+impl Writer {
+    /// Stores a frame of this domain once more as it is, sealed under the current key. Many of them go into packs of their
+    /// own.
+    ///
+    /// # Errors
+    /// As [`Self::put_chunk`]; `Corrupt` for a frame that is damaged or another domain's: the writer may not go on then.
+    pub fn put_resealed(&mut self, kind: PackKind, frame: Vec<u8>) -> Result<()> {
+        self.check_usable()?;
+        let pushed = self.pipeline.push_resealed(kind, frame, self.store.clone());
+        self.guard(pushed)
+    }
+
+    /// Stores the chunks of a frame of this domain once more, compressed anew and together with what was put before, but for
+    /// those that were put already. A page group, which a fault fetches, stays in a frame of its own. Not for deltas, which
+    /// would cease to be some.
+    ///
+    /// # Errors
+    /// As [`Self::put_chunk`].
+    pub fn put_recompressed(&mut self, frame: &Frame) -> Result<()> {
+        self.check_usable()?;
+        let is_group = matches!(&frame.slots[..], [(_, range)] if range.len() <= GROUP_PAGES * PAGE);
+        for (id, range) in &frame.slots {
+            if !self.fresh.insert(*id) {
+                continue;
+            }
+            let bytes = &frame.plain[range.clone()];
+            let pushed = match is_group && frame.kind == PackKind::Data {
+                true => self.pipeline.push_alone(*id, bytes, None),
+                false => self.pipeline.push(frame.kind, *id, bytes),
+            };
+            self.guard(pushed)?;
+        }
+        Ok(())
+    }
+
+    /// Makes what was put durable and known to readers, without a snapshot of it. Gives the packs that hold it.
+    ///
+    /// # Errors
+    /// Those of the tier.
+    pub fn publish(&mut self) -> Result<Vec<PackId>> {
+        self.check_usable()?;
+        let flushed = self.flush();
+        self.guard(flushed)
+    }
+}

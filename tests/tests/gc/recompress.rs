@@ -1,0 +1,201 @@
+//! Packs that are recompressed in the background: the same bytes in fewer, beside everybody else, and however it ends.
+
+use gc::{Pace, RewriteReport};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use store::pack::{Frame, PackKind, directory_of};
+use store::{
+    DataTier, GROUP_PAGES, MemoryTier, PAGE, PackId, SnapshotDraft, SnapshotId, Store, StoreConfig, Tier,
+    TierClass, Unwatched,
+};
+use tests::fault::{Fault, FaultTier};
+use tests::garden::{Garden, commit, put_tree};
+use tests::hook::HookTier;
+use tests::model::{Random, State, assert_clean, draft_of, state_of_store};
+
+use crate::deltas;
+
+const LEVEL: i32 = 9;
+const MAX_OPERATIONS: u64 = 400;
+
+fn recompress(store: &Store) -> store::Result<RewriteReport> {
+    gc::recompress(store, None, &Pace { rate: None, is_stopped: &|| false, progress: &Unwatched })
+}
+
+/// A log, which higher levels compress better.
+fn log(seed: u64, lines: usize) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    let paths: Vec<String> = (0..50).map(|_| format!("/api/{:x}/items", random.word() >> 40)).collect();
+    let line = |number| {
+        let (path, took, user) = (&paths[random.below(50)], random.below(900), random.below(300));
+        format!("line {number} GET {path} 200 took {took} us for user-{user}@example.org in region eu-west\n")
+    };
+    (0..lines).map(line).collect::<String>().into_bytes()
+}
+
+/// Files and, in a snapshot after it, memory of two hibernations.
+fn fill(store: &Store) -> (Vec<(SnapshotId, State)>, SnapshotId) {
+    let mut snapshots = Vec::new();
+    for number in 0..3u64 {
+        let mut files = BTreeMap::from([(b"".to_vec(), tests::model::Item::directory())]);
+        for file in 0..3 {
+            let name = format!("{file}").into_bytes();
+            files.insert(name, tests::model::Item::file(log(number * file, 10_000)));
+        }
+        let state = State { files: Some(files), memory: None };
+        let mut writer = store.writer("test").unwrap();
+        let draft = draft_of(&mut writer, "app", &state).unwrap();
+        snapshots.push((writer.commit("app", draft).unwrap(), state));
+    }
+    let first = deltas::sleep(&mut store.writer("test").unwrap(), 0, None).unwrap();
+    let second = deltas::sleep(&mut store.writer("test").unwrap(), 1, Some(first)).unwrap();
+    assert!(deltas::delta_count(store, &second) > 0);
+    (snapshots, second)
+}
+
+fn assert_all_there(store: &Store, filled: &(Vec<(SnapshotId, State)>, SnapshotId), context: &str) {
+    for (snapshot, state) in &filled.0 {
+        assert!(state_of_store(store, snapshot).unwrap() == *state, "{context}: {snapshot}");
+    }
+    deltas::assert_awake(store, &filled.1, context);
+}
+
+/// Data packs on a tier, with their frames.
+fn data_packs(tier: &dyn Tier) -> Vec<(PackId, Vec<Vec<u8>>)> {
+    let mut packs = Vec::new();
+    for info in tier.list("packs/").unwrap() {
+        let id = PackId::from_key(&info.key).unwrap();
+        let bytes = tier.get(&info.key).unwrap();
+        let directory = directory_of(id, &bytes).unwrap();
+        if directory.kind == PackKind::Data {
+            let range = |start: u64, len: u32| start as usize..start as usize + len as usize;
+            let frame = |at: &store::pack::FrameExtent| bytes[range(at.offset, at.len_bytes)].to_vec();
+            packs.push((id, directory.frames.iter().map(frame).collect()));
+        }
+    }
+    packs
+}
+
+fn stored_bytes(packs: &[(PackId, Vec<Vec<u8>>)]) -> usize {
+    packs.iter().flat_map(|(_, frames)| frames).map(Vec::len).sum()
+}
+
+#[test]
+fn what_lies_on_a_tier_with_a_level_is_recompressed_there_and_reads_as_before() {
+    let garden = Garden::new();
+    let warm = MemoryTier::new();
+    let mut config = garden
+        .config(Arc::new(garden.memory.clone()))
+        .with_tier(DataTier { level: Some(LEVEL), ..DataTier::new(TierClass::Warm, Arc::new(warm.clone())) });
+    let store = Store::open(&config).unwrap();
+    let filled = fill(&store);
+    assert!(recompress(&store).unwrap().packs.is_empty(), "what is hot stays as it is");
+    config.tiers[0].limit_bytes = Some(1);
+    store::rebalance(&Store::open(&config).unwrap(), None, &Unwatched).unwrap();
+    config.tiers[0].limit_bytes = None;
+    let before = data_packs(&warm);
+    assert!(data_packs(&garden.memory).is_empty() && before.iter().all(|(id, _)| id.level() == 0));
+
+    let store = Store::open(&config).unwrap();
+    let report = recompress(&store).unwrap();
+    assert_eq!(report.packs.len(), before.len());
+    assert!(report.unreadable.is_empty() && recompress(&store).unwrap().packs.is_empty(), "once is enough");
+    assert_all_there(&store, &filled, "old and new packs are there");
+    gc::collect(&store, &gc::CollectOptions { dry_run: false, cycles: 3 }, &Unwatched).unwrap();
+    let after = data_packs(&warm);
+    assert!(after.iter().all(|(id, _)| id.level() == LEVEL) && data_packs(&garden.memory).is_empty());
+    let (bytes_before, bytes_after) = (stored_bytes(&before), stored_bytes(&after));
+    assert!(bytes_after < bytes_before * 9 / 10, "{bytes_before} bytes became {bytes_after}");
+
+    let frames: Vec<Frame> = after
+        .iter()
+        .flat_map(|(_, frames)| frames)
+        .filter_map(|frame| store.decode_frame(frame).ok())
+        .collect();
+    assert!(frames.iter().any(|frame| frame.plain.len() > 1 << 20), "frames are long where reads are slow");
+    let groups = frames.iter().filter(|frame| frame.plain.len() == GROUP_PAGES * PAGE);
+    assert!(groups.clone().count() > 0 && groups.clone().all(|frame| frame.slots.len() == 1));
+    assert!(frames.iter().any(|frame| frame.base.is_some()), "a delta stays one");
+    let reader = Store::open(&config).unwrap();
+    assert_all_there(&reader, &filled, "only new packs are there");
+    assert_clean(&reader, "recompressed");
+}
+
+/// A store whose hot tier has a level.
+fn leveled(garden: &Garden, hot: Arc<dyn Tier>) -> StoreConfig {
+    let mut config = garden.config(hot);
+    config.tiers[0].level = Some(LEVEL);
+    config
+}
+
+/// A writer that leans on what is being recompressed, and the collector, between any two operations.
+#[test]
+fn writers_and_the_collector_go_on_between_any_two_steps() {
+    for cycles in 0..=3 {
+        let mut places = 0;
+        for operation in 0..MAX_OPERATIONS {
+            let garden = Arc::new(Garden::new());
+            garden.commit("kept", &[1, 2]);
+            garden.commit("old", &[3]);
+            garden.open().forget("old", |_| true).unwrap();
+            let hooked = HookTier::new(Arc::new(garden.memory.clone()));
+            let store = Store::open(&leveled(&garden, hooked.clone())).unwrap();
+            let (opened, writers) = std::sync::mpsc::channel();
+            let step = garden.clone();
+            hooked.arm(operation, move || {
+                let mut writer = step.open().writer("slow").unwrap();
+                let tree = put_tree(&mut writer, &[1, 2, 3]).unwrap();
+                commit(&mut writer, "fast", &[2, 3]).unwrap();
+                if cycles > 0 {
+                    step.collect(cycles);
+                }
+                opened.send((writer, tree)).unwrap();
+            });
+            assert!(!recompress(&store).unwrap().packs.is_empty());
+            if hooked.is_armed() {
+                break;
+            }
+            places += 1;
+            let context = format!("before operation {operation}, {cycles} runs");
+            garden.assert_sound(&context);
+            garden.collect(3);
+            let (mut writer, tree) = writers.recv().unwrap();
+            let labels = [("files".to_owned(), "3".to_owned())].into();
+            writer.commit("slow", SnapshotDraft { tree: Some(tree), labels, ..Default::default() }).unwrap();
+            drop(writer);
+            garden.assert_sound(&context);
+            garden.collect(4);
+            garden.assert_sound(&format!("{context}, four later"));
+        }
+        assert!(places >= 10, "only {places} places");
+    }
+}
+
+#[test]
+fn whatever_fails_nothing_is_lost_and_the_next_run_ends_it() {
+    for fault in Fault::ALL {
+        let mut places = 0;
+        for operation in 0..MAX_OPERATIONS {
+            let context = format!("{fault:?} at {operation}");
+            let garden = Garden::new();
+            garden.commit("one", &[1, 2]);
+            garden.commit("two", &[2, 3]);
+            let faulty = FaultTier::new(Arc::new(garden.memory.clone()), operation, fault);
+            let outcome = Store::open(&leveled(&garden, faulty.clone())).and_then(|store| recompress(&store));
+            if !faulty.met() {
+                break;
+            }
+            places += 1;
+            assert!(outcome.is_err() || operation > 0, "{context}: nobody was told");
+            garden.assert_sound(&context);
+            garden.collect(1);
+            garden.assert_sound(&format!("{context}, collected"));
+            recompress(&Store::open(&leveled(&garden, Arc::new(garden.memory.clone()))).unwrap()).unwrap();
+            garden.collect(4);
+            garden.assert_sound(&format!("{context}, in the end"));
+            let packs = data_packs(&garden.memory);
+            assert!(packs.iter().all(|(id, _)| id.level() == LEVEL), "{context}: old packs are left");
+        }
+        assert!(places >= 5, "only {places} places");
+    }
+}
