@@ -47,6 +47,8 @@ pub fn cost(command: &mut Command, scratch: &Path) -> Result<Cost> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Torpor,
+    /// At level 1, to be recompressed later.
+    Fast,
     Restic,
     Borg,
 }
@@ -60,11 +62,13 @@ pub struct Contender {
 }
 
 impl Kind {
+    /// All of them as they are by default.
     pub const ALL: [Kind; 3] = [Kind::Torpor, Kind::Restic, Kind::Borg];
 
     pub fn name(self) -> &'static str {
         match self {
             Kind::Torpor => "torpor",
+            Kind::Fast => "torpor, level 1",
             Kind::Restic => "restic",
             Kind::Borg => "borg",
         }
@@ -80,8 +84,11 @@ impl Contender {
         }
         fs::create_dir_all(&home)?;
         let contender = Self { kind, home, scratch: scratch.to_owned(), snapshots: 0 };
+        if kind == Kind::Fast {
+            contender.configure("level = 1\n[levels]\nhot = 9\n")?;
+        }
         let init: &[&str] = match kind {
-            Kind::Torpor | Kind::Restic => &["init"],
+            Kind::Torpor | Kind::Fast | Kind::Restic => &["init"],
             Kind::Borg => &["init", "--encryption", "none"],
         };
         let mut command = contender.command(init)?;
@@ -96,11 +103,39 @@ impl Contender {
         self.home.join("repository")
     }
 
+    fn configuration(&self) -> PathBuf {
+        self.home.join("config.toml")
+    }
+
+    /// Gives Torpor's store a configuration, with `text` in it.
+    pub fn configure(&self, text: &str) -> Result<()> {
+        Ok(fs::write(self.configuration(), format!("store = {:?}\n{text}", self.repository()))?)
+    }
+
+    /// Recompresses as Torpor's configuration says, and collects what that left.
+    pub fn recompress(&self) -> Result<Cost> {
+        let recompressed = cost(&mut self.command(&["tier", "recompress"])?, &self.scratch)?;
+        cost(&mut self.command(&["gc", "--cycles", "3"])?, &self.scratch)?;
+        Ok(recompressed)
+    }
+
+    /// Moves all data of Torpor's store to a slower tier and recompresses it there at a level.
+    pub fn recompress_far(&self, level: i32) -> Result<Cost> {
+        let far = self.repository().join("far");
+        let text = format!("[tiers]\nwarm = {far:?}\n[limits]\nhot = 1\n[levels]\nwarm = {level}\n");
+        self.configure(&text)?;
+        cost(&mut self.command(&["tier", "move"])?, &self.scratch)?;
+        self.recompress()
+    }
+
     fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = match self.kind {
-            Kind::Torpor => {
+            Kind::Torpor | Kind::Fast => {
                 let mut command = Command::new(snapctl()?);
                 command.arg("--quiet").arg("--store").arg(self.repository());
+                if self.configuration().exists() {
+                    command.arg("--config").arg(self.configuration());
+                }
                 command
             }
             Kind::Restic => {
@@ -130,12 +165,11 @@ impl Contender {
     pub fn back_up(&mut self, source: &Path, name: &str) -> Result<Cost> {
         self.snapshots += 1;
         let mut command = match self.kind {
-            Kind::Torpor => self.command(&["backup"])?,
-            Kind::Restic => self.command(&["backup"])?,
+            Kind::Torpor | Kind::Fast | Kind::Restic => self.command(&["backup"])?,
             Kind::Borg => self.command(&["create", "--compression", "zstd,3"])?,
         };
         match self.kind {
-            Kind::Torpor => command.arg(source).arg(name),
+            Kind::Torpor | Kind::Fast => command.arg(source).arg(name),
             Kind::Restic => command.arg(source),
             Kind::Borg => command.arg(self.archive(self.snapshots)).arg(source),
         };
@@ -145,12 +179,12 @@ impl Contender {
     /// Writes the newest snapshot's files into a new directory.
     pub fn restore(&self, name: &str, target: &Path) -> Result<Cost> {
         let mut command = match self.kind {
-            Kind::Torpor => self.command(&["restore", name])?,
+            Kind::Torpor | Kind::Fast => self.command(&["restore", name])?,
             Kind::Restic => self.command(&["restore", "latest", "--target"])?,
             Kind::Borg => self.command(&["extract"])?,
         };
         match self.kind {
-            Kind::Torpor | Kind::Restic => command.arg(target),
+            Kind::Torpor | Kind::Fast | Kind::Restic => command.arg(target),
             Kind::Borg => {
                 fs::create_dir_all(target)?;
                 command.arg(self.archive(self.snapshots)).current_dir(target)

@@ -13,6 +13,9 @@ use crate::corpus::Corpus;
 use crate::measure::{Result, Row, duration, median, spread};
 
 const NAME: &str = "peers";
+/// What is on a slower tier, by the level that it is recompressed at there.
+const RECOMPRESSED: [(&str, i32); 3] =
+    [("torpor, far, level 9", 9), ("torpor, far, level 15", 15), ("torpor, far, level 19", 19)];
 
 /// Runs of everybody by name of the contender.
 #[derive(Default)]
@@ -30,8 +33,14 @@ impl Runs {
 
     /// One row for each that Torpor is compared with.
     fn rows(&self, figure: &str, note: &str) -> Vec<Row> {
-        let ours = self.seconds("torpor");
-        let others = self.0.keys().filter(|who| **who != "torpor");
+        self.rows_of(Kind::Torpor, figure, note)
+    }
+
+    /// The same for one of Torpor's ways.
+    fn rows_of(&self, kind: Kind, figure: &str, note: &str) -> Vec<Row> {
+        let our_name = kind.name();
+        let ours = self.seconds(our_name);
+        let others = self.0.keys().filter(|who| !who.starts_with(Kind::Torpor.name()));
         let row = |who: &&'static str| {
             let theirs = self.seconds(who);
             let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
@@ -40,9 +49,9 @@ impl Runs {
             let peak = |who: &str| self.0[who].iter().map(|cost| cost.peak_bytes).max().unwrap_or(0) >> 20;
             let note = format!(
                 "{note}CPU {:.2} s to {:.2} s, peak {} MiB to {} MiB",
-                cpu("torpor"),
+                cpu(our_name),
                 cpu(who),
-                peak("torpor"),
+                peak(our_name),
                 peak(who),
             );
             Row {
@@ -123,6 +132,14 @@ impl<'a> Bench<'a> {
                 stored.insert(kind.name(), contender.stored_bytes()?);
                 contenders.push(contender);
             }
+            let mut fast = Contender::new(Kind::Fast, self.scratch)?;
+            self.settle()?;
+            first.add(Kind::Fast.name(), fast.back_up(&self.source, NAME)?);
+            stored.insert("torpor, level 1", fast.stored_bytes()?);
+            let spent = fast.recompress()?;
+            eprintln!("benches: recompressed in {:.1} s, {:.1} s of CPU", spent.seconds, spent.cpu_seconds);
+            stored.insert("torpor, level 1, then recompressed at 9", fast.stored_bytes()?);
+            drop(fast);
             self.settle()?;
             first.add("floor", cost(&mut self.floor()?, self.scratch)?);
             let archive = self.scratch.join("tar.zst");
@@ -153,6 +170,7 @@ impl<'a> Bench<'a> {
         let note = format!("{} MB in {} files; ", self.len_bytes / 1_000_000, self.files.len());
         let cold = if self.is_cold { ", cold" } else { "" };
         let mut rows = first.rows(&format!("first ingest{cold}"), &note);
+        rows.extend(first.rows_of(Kind::Fast, &format!("first ingest at level 1{cold}"), &note));
         let others = stored.iter().filter(|(who, _)| **who != "torpor");
         rows.extend(others.map(|(who, theirs)| {
             bytes_row(format!("first ingest, stored bytes / {who}"), stored["torpor"], *theirs, String::new())
@@ -218,15 +236,23 @@ pub fn versions(scratch: &Path) -> Result<Vec<Row>> {
                 contender.back_up(version, &format!("version-{number}"))?;
             }
             stored.insert(kind.name(), contender.stored_bytes()?);
+            if kind == Kind::Torpor {
+                for (name, level) in RECOMPRESSED {
+                    contender.recompress_far(level)?;
+                    stored.insert(name, contender.stored_bytes()?);
+                }
+            }
         }
         let (restic, borg) = (stored["restic"], stored["borg"]);
         let note = format!("restic {:.1} MB, borg {:.1} MB", restic as f64 / 1e6, borg as f64 / 1e6);
-        rows.push(bytes_row(
-            format!("{what}, stored bytes / better of restic and borg"),
-            stored["torpor"],
-            restic.min(borg),
-            note,
-        ));
+        for who in ["torpor"].into_iter().chain(RECOMPRESSED.map(|(name, _)| name)) {
+            rows.push(bytes_row(
+                format!("{what}, stored bytes of {who} / better of restic and borg"),
+                stored[who],
+                restic.min(borg),
+                note.clone(),
+            ));
+        }
     }
     Ok(rows)
 }

@@ -7,6 +7,7 @@
 //! - `server`   that server, seen from outside
 //! - `guest`    a KVM guest: saved, resumed over userfaultfd
 //! - `collect`  forget and gc under a mount in use, then check
+//! - `tiers`    a slower tier, recompression, a damaged pack that is mended
 
 mod collect;
 mod files;
@@ -15,6 +16,7 @@ pub mod janitor;
 mod process;
 mod scene;
 mod server;
+mod tiers;
 
 use crate::setup;
 use crate::shell::{Result, cargo, run as run_command, step};
@@ -49,5 +51,6 @@ fn play(scene: &mut Scene) -> Result<()> {
     files::mount_run_write_freeze(scene, &runtimes)?;
     process::sleep_and_wake(scene, &runtimes)?;
     guest::save_and_resume(scene)?;
-    collect::forget_and_collect(scene, &runtimes)
+    collect::forget_and_collect(scene, &runtimes)?;
+    tiers::move_recompress_and_mend(scene, &runtimes)
 }

@@ -56,10 +56,23 @@ impl Scene {
     /// `snapctl` on the demo's store, whatever the machine's own configuration says.
     pub fn snapctl<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut snapctl = self.program("snapctl");
-        snapctl.env("TORPOR_STORE", self.path("store")).env_remove("TORPOR_CONFIG");
+        let configuration = self.path("config.toml");
+        if configuration.exists() {
+            snapctl.env("TORPOR_CONFIG", configuration);
+        } else {
+            snapctl.env_remove("TORPOR_CONFIG");
+        }
+        snapctl.env("TORPOR_STORE", self.path("store"));
         snapctl.env("HOME", &self.scratch).env_remove("XDG_CONFIG_HOME");
         snapctl.args(["--json", "--quiet"]).args(arguments);
         snapctl
+    }
+
+    /// From now on the demo's store has a configuration, with `text` in it.
+    pub fn configure(&self, text: &str) -> Result<()> {
+        let path = self.path("config.toml");
+        let text = format!("store = {:?}\n{text}", self.path("store"));
+        fs::write(&path, text).context(|| format!("cannot write {}", path.display()))
     }
 
     /// Runs `snapctl` and returns its answer and how long it took.
