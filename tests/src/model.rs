@@ -10,9 +10,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use store::{
-    CheckOptions, Content, DirectoryId, Entry, EntryInode, Image, ImageBuilder, ImageId, ImageKind, Inode,
-    LinkedInode, Metadata, Node, PAGE, Result, SnapshotDraft, SnapshotId, Store, Time, Tree, TreeId,
-    TreeRoot, Unwatched, Writer, write_with_holes,
+    CheckOptions, Content, DirectoryId, Entry, EntryInode, Image, ImageBuilder, ImageId, ImageKind,
+    ImageStats, Inode, LinkedInode, Metadata, Node, PAGE, Result, SnapshotDraft, SnapshotId, Store, Time,
+    Tree, TreeId, TreeRoot, Unwatched, Writer, write_with_holes,
 };
 
 /// Repeatable randomness: SplitMix64.
@@ -315,6 +315,18 @@ pub struct Memory {
 /// # Errors
 /// As the writer.
 pub fn put_memory(writer: &mut Writer, memory: &Memory, parent: Option<&Image>) -> Result<ImageId> {
+    count_memory(writer, memory, parent).map(|(id, _)| id)
+}
+
+/// The same, and what became of the pages.
+///
+/// # Errors
+/// As the writer.
+pub fn count_memory(
+    writer: &mut Writer,
+    memory: &Memory,
+    parent: Option<&Image>,
+) -> Result<(ImageId, ImageStats)> {
     let mut builder = ImageBuilder::new(writer, ImageKind::Raw, parent);
     for (id, space) in &memory.spaces {
         builder.begin_space(*id, space.len_bytes)?;
@@ -325,7 +337,7 @@ pub fn put_memory(writer: &mut Writer, memory: &Memory, parent: Option<&Image>) 
     for (name, bytes) in &memory.blobs {
         builder.blob(name, &mut bytes.as_slice())?;
     }
-    builder.finish().map(|(id, _)| id)
+    builder.finish()
 }
 
 /// The memory of an image, every page of every space read.

@@ -11,7 +11,8 @@ use super::{by_runtime, kib, percent, table};
 use crate::measure::Result;
 
 const HIBERNATE: &str = include_str!("hibernate.py");
-const SLEEPS: &str = "6";
+/// How often each server sleeps, unless `TORPOR_TUNE_SLEEPS` says otherwise.
+const SLEEPS: usize = 6;
 
 /// Address space and page number.
 pub type Key = (u64, u64);
@@ -23,7 +24,6 @@ pub struct Memory {
     bytes: Vec<u8>,
     /// Zero pages in the dump.
     pub zero: usize,
-    pub image: Image,
 }
 
 /// One server and all its sleeps.
@@ -31,11 +31,18 @@ pub struct Server {
     pub name: String,
     pub port: u16,
     pub sleeps: Vec<Memory>,
+    /// The last sleep as it was captured.
+    pub image: Image,
     /// Pages touched until the first reply and until the 30th, after the last sleep; filled by `trace`.
     pub touched: [Vec<Key>; 2],
 }
 
 impl Memory {
+    /// Pages of one space, from address 0 on.
+    pub fn of_bytes(bytes: Vec<u8>) -> Self {
+        Self { keys: (0..(bytes.len() / PAGE) as u64).map(|page| (0, page)).collect(), bytes, zero: 0 }
+    }
+
     /// The bytes of the page of this index.
     pub fn page(&self, index: usize) -> &[u8] {
         &self.bytes[index * PAGE..][..PAGE]
@@ -79,8 +86,13 @@ impl Server {
 
 /// Makes what is missing and reads all of it.
 pub fn prepare(data: &Path, packages: &Path, scratch: &Path) -> Result<Vec<Server>> {
-    let made =
-        Command::new("python3").args(["-c", HIBERNATE]).arg(data).arg(SLEEPS).arg(packages).status()?;
+    let count = match std::env::var("TORPOR_TUNE_SLEEPS") {
+        Ok(count) => count.parse()?,
+        Err(_) => SLEEPS,
+    };
+    let mut hibernate = Command::new("python3");
+    hibernate.args(["-c", HIBERNATE]).arg(data).arg(count.to_string()).arg(packages);
+    let made = hibernate.status()?;
     if !made.success() {
         return Err("the servers could not be put to sleep".into());
     }
@@ -94,15 +106,19 @@ pub fn prepare(data: &Path, packages: &Path, scratch: &Path) -> Result<Vec<Serve
     for path in names {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let port = fs::read_to_string(path.join("port"))?.trim().parse()?;
-        let count: usize = SLEEPS.parse()?;
-        let sleeps =
-            (0..count).map(|sleep| read(&store, &path.join(sleep.to_string()))).collect::<Result<_>>()?;
-        servers.push(Server { name, port, sleeps, touched: [Vec::new(), Vec::new()] });
+        let (mut sleeps, mut last) = (Vec::new(), None);
+        for sleep in 0..count {
+            let (memory, image) = read(&store, &path.join(sleep.to_string()))?;
+            sleeps.push(memory);
+            last = Some(image);
+        }
+        let image = last.ok_or("a server that never slept")?;
+        servers.push(Server { name, port, sleeps, image, touched: [Vec::new(), Vec::new()] });
     }
     Ok(servers)
 }
 
-fn read(store: &Store, images: &Path) -> Result<Memory> {
+fn read(store: &Store, images: &Path) -> Result<(Memory, Image)> {
     let mut writer = store.writer("tune")?;
     let captured = criu::capture(&mut writer, images, None, &Unwatched)?;
     let draft = SnapshotDraft { image: Some(captured.image), ..SnapshotDraft::default() };
@@ -118,7 +134,7 @@ fn read(store: &Store, images: &Path) -> Result<Memory> {
             keys.extend((run.first_page..run.end_page()).map(|page| (space.id, page)));
         }
     }
-    Ok(Memory { keys, bytes, zero: captured.stats.zero as usize, image })
+    Ok((Memory { keys, bytes, zero: captured.stats.zero as usize }, image))
 }
 
 /// What there is.

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use lazyload::{ServeOptions, criu};
 use rustix::process::{Pid, Signal, kill_process};
-use store::{ContentReader, Image, ImageBuilder, PAGE, SnapshotDraft, Store};
+use store::{ContentReader, Image, ImageBuilder, PAGE, SnapshotDraft};
 
 use super::data::{Key, Memory, Server};
 use crate::measure::Result;
@@ -25,16 +25,16 @@ pub fn record(servers: &mut [Server], scratch: &Path) -> Result<()> {
     for server in servers {
         let Some(memory) = server.sleeps.last() else { continue };
         let directory = scratch.join(format!("trace-{}", server.name));
-        let touched = wake(memory, server.port, &directory)?;
+        let touched = wake(memory, &server.image, server.port, &directory)?;
         fs::remove_dir_all(&directory)?;
         server.touched = touched;
     }
     Ok(())
 }
 
-fn wake(memory: &Memory, port: u16, directory: &Path) -> Result<[Vec<Key>; 2]> {
-    let store = memory.image.store().clone();
-    let image = scattered(&store, memory)?;
+fn wake(memory: &Memory, captured: &Image, port: u16, directory: &Path) -> Result<[Vec<Key>; 2]> {
+    let store = captured.store().clone();
+    let image = scattered(memory, captured)?;
     criu::materialize(&image, &store, directory)?;
     let options = ServeOptions { prefetch: false, ..ServeOptions::default() };
     let spaces: Vec<u64> = image.spaces().iter().map(|space| space.id).collect();
@@ -76,26 +76,23 @@ fn look(memory: &Memory, spaces: &[u64], port: u16) -> Result<[Vec<Key>; 2]> {
 }
 
 /// The same memory, in which every run is one page: every second page is taken from a parent.
-fn scattered(store: &Store, memory: &Memory) -> Result<Image> {
+fn scattered(memory: &Memory, captured: &Image) -> Result<Image> {
+    let store = captured.store();
     let mut parent: Option<Image> = None;
     for step in [2, 1] {
         let mut writer = store.writer("tune")?;
-        let mut builder = ImageBuilder::new(&mut writer, memory.image.kind(), parent.as_ref());
+        let mut builder = ImageBuilder::new(&mut writer, captured.kind(), parent.as_ref());
         let mut open = None;
         for (index, (space, page)) in memory.keys.iter().enumerate().step_by(step) {
             if open != Some(*space) {
-                let len = memory
-                    .image
-                    .spaces()
-                    .iter()
-                    .find(|found| found.id == *space)
-                    .map_or(0, |found| found.len_bytes);
+                let found = captured.spaces().iter().find(|found| found.id == *space);
+                let len = found.map_or(0, |found| found.len_bytes);
                 builder.begin_space(*space, len)?;
                 open = Some(*space);
             }
             builder.page(*page, memory.page(index).try_into()?)?;
         }
-        for (name, content) in memory.image.blobs() {
+        for (name, content) in captured.blobs() {
             let bytes = read_whole(&store.content(content)?)?;
             builder.blob(name, &mut bytes.as_slice())?;
         }

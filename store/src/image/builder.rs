@@ -1,10 +1,12 @@
 //! Capturing an image: pages come in ascending order, each is compared with the parent image's page at the same place,
 //! and what is neither zero nor equal goes into groups. Of the parent's groups, the one that holds most of a new group's
-//! places is what the new one may be stored as a delta against.
+//! places is what the new one may be stored as a delta against. Groups that the budget declines are neither taken nor
+//! leaned on.
 
+use super::budget;
 use super::format::{self, Parts};
 use super::reader::Image;
-use super::table::{GROUP_PAGES, ImageKind, PAGE, PageRun, Space};
+use super::table::{GROUP_PAGES, ImageKind, Location, PAGE, PageRun, Space};
 use crate::blob;
 use crate::cache::ChunkBytes;
 use crate::error::{Error, Result};
@@ -13,7 +15,7 @@ use crate::pack::Base;
 use crate::splice::is_zero;
 use crate::tree::Content;
 use crate::writer::Writer;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 
 /// What a capture found.
@@ -23,8 +25,10 @@ pub struct ImageStats {
     pub pages: u64,
     /// Of these, zero.
     pub zero: u64,
-    /// Equal to the parent's page at the same place.
+    /// Equal to the parent's page at the same place, and taken over.
     pub same_as_parent: u64,
+    /// Equal as well, but written again: taken over, they would have scattered the image over too many frames.
+    pub declined: u64,
     /// The rest.
     pub new: u64,
 }
@@ -36,6 +40,8 @@ pub struct ImageBuilder<'a> {
     parent: Option<&'a Image>,
     parent_space: Option<usize>,
     parent_group: Option<(u32, ChunkBytes)>,
+    /// The parent's groups that nothing is taken from.
+    declined: BTreeSet<u32>,
     groups: Vec<ChunkId>,
     numbers: HashMap<ChunkId, u32>,
     /// What groups taken from the parent are deltas against.
@@ -55,7 +61,7 @@ pub struct ImageBuilder<'a> {
 }
 
 impl<'a> ImageBuilder<'a> {
-    /// An empty image. Pages equal to those of `parent` cost nothing.
+    /// An empty image. Pages equal to those of `parent` cost nothing, but for those that would scatter it too far.
     pub fn new(writer: &'a mut Writer, kind: ImageKind, parent: Option<&'a Image>) -> Self {
         Self {
             writer,
@@ -63,6 +69,9 @@ impl<'a> ImageBuilder<'a> {
             parent,
             parent_space: None,
             parent_group: None,
+            declined: parent
+                .map(|parent| budget::sparsest(parent.spaces(), &parent.frames()))
+                .unwrap_or_default(),
             groups: Vec::new(),
             numbers: HashMap::new(),
             bases: BTreeMap::new(),
@@ -121,11 +130,15 @@ impl<'a> ImageBuilder<'a> {
             self.stats.zero += 1;
             return Ok(());
         }
-        if self.take_from_parent(page, bytes)? {
-            self.stats.same_as_parent += 1;
-            return Ok(());
+        match self.same_in_parent(page, bytes)? {
+            Some(place) if self.declined.contains(&place.group) => self.stats.declined += 1,
+            Some(place) => {
+                self.take_from_parent(page, place);
+                self.stats.same_as_parent += 1;
+                return Ok(());
+            }
+            None => self.stats.new += 1,
         }
-        self.stats.new += 1;
         self.pending_pages.push(page);
         self.pending_bytes.extend_from_slice(bytes);
         match self.pending_pages.len() == GROUP_PAGES {
@@ -134,24 +147,24 @@ impl<'a> ImageBuilder<'a> {
         }
     }
 
-    /// Points at the parent's page if it is equal.
-    fn take_from_parent(&mut self, page: u64, bytes: &[u8; PAGE]) -> Result<bool> {
-        let (Some(parent), Some(space)) = (self.parent, self.parent_space) else { return Ok(false) };
-        let Some(place) = parent.locate(space, page) else { return Ok(false) };
+    /// Where the parent has this page, if it is equal.
+    fn same_in_parent(&mut self, page: u64, bytes: &[u8; PAGE]) -> Result<Option<Location>> {
+        let (Some(parent), Some(space)) = (self.parent, self.parent_space) else { return Ok(None) };
+        let Some(place) = parent.locate(space, page) else { return Ok(None) };
         if self.parent_group.as_ref().is_none_or(|(group, _)| *group != place.group) {
             self.parent_group = Some((place.group, parent.group(place.group)?));
         }
         let start = place.slot as usize * PAGE;
         let stored = self.parent_group.as_ref().and_then(|(_, group)| group.get(start..start + PAGE));
-        if stored != Some(bytes.as_slice()) {
-            return Ok(false);
-        }
-        let id = parent.group_id(place.group).expect("the group was just read");
-        let base = parent.group_base(place.group);
+        Ok((stored == Some(bytes.as_slice())).then_some(place))
+    }
+
+    /// Points at the parent's page.
+    fn take_from_parent(&mut self, page: u64, place: Location) {
+        let (id, base) = self.parent.expect("a page of it was just read").frames_of(place.group);
         let group = self.number(id);
         self.bases.extend(base.map(|base| (group, base)));
         self.append(PageRun { first_page: page, page_count: 1, group, first_slot: place.slot });
-        Ok(true)
     }
 
     fn number(&mut self, id: ChunkId) -> u32 {
@@ -191,16 +204,15 @@ impl<'a> ImageBuilder<'a> {
     }
 
     /// What the pending pages may be a delta against: the parent's group that holds most of their places, or what that one
-    /// is a delta against itself, so that no delta leans on a delta.
+    /// is a delta against itself, so that no delta leans on a delta. What is declined would be fetched again as a base.
     fn base_of_pending(&self) -> Option<Base> {
         let (parent, space) = (self.parent?, self.parent_space?);
         let mut votes: BTreeMap<ChunkId, usize> = BTreeMap::new();
         for page in &self.pending_pages {
             let place = parent.locate(space, *page);
-            let group = place
-                .and_then(|place| parent.group_base(place.group).or_else(|| parent.group_id(place.group)));
-            if let Some(group) = group {
-                *votes.entry(group).or_default() += 1;
+            if let Some(place) = place.filter(|place| !self.declined.contains(&place.group)) {
+                let (id, base) = parent.frames_of(place.group);
+                *votes.entry(base.unwrap_or(id)).or_default() += 1;
             }
         }
         let (id, _) = votes.into_iter().max_by_key(|(_, votes)| *votes)?;

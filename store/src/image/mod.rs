@@ -5,6 +5,7 @@
 //! fetches. The page table is flat: a child points straight at its ancestors' groups, so the length of a chain costs
 //! nothing. Zero pages and pages outside every run are not stored.
 
+mod budget;
 mod builder;
 mod format;
 mod reader;

@@ -1,5 +1,6 @@
 //! An open image: its page table in memory, its pages read when asked for.
 
+use super::budget::Frames;
 use super::format;
 use super::table::{ImageKind, Location, PAGE, PageRun, Space};
 use crate::cache::ChunkBytes;
@@ -7,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::id::{ChunkId, ImageId};
 use crate::repo::Store;
 use crate::tree::Content;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 /// An open image. Clones share it.
@@ -81,6 +82,12 @@ impl Image {
         self.0.groups.len()
     }
 
+    /// How many frames reading all of it fetches: its groups, and the bases of deltas that are none of them.
+    pub fn frame_count(&self) -> usize {
+        let frames = self.frames().into_iter().flat_map(|(id, base)| std::iter::once(id).chain(base));
+        frames.collect::<HashSet<ChunkId>>().len()
+    }
+
     /// The pages of a group, verified: slot `n` is at `n * PAGE`.
     ///
     /// # Errors
@@ -127,5 +134,15 @@ impl Image {
 
     pub(crate) fn group_id(&self, group: u32) -> Option<ChunkId> {
         self.0.groups.get(group as usize).copied()
+    }
+
+    /// A group that a run names, and its base: the frames that reading it fetches.
+    pub(super) fn frames_of(&self, group: u32) -> Frames {
+        (self.0.groups[group as usize], self.group_base(group))
+    }
+
+    /// Those of every group.
+    pub(super) fn frames(&self) -> Vec<Frames> {
+        (0..self.0.groups.len() as u32).map(|group| self.frames_of(group)).collect()
     }
 }

@@ -161,7 +161,7 @@ proptest! {
             let all = pages.len() as u64;
             prop_assert_eq!(
                 stats,
-                ImageStats { pages: all, zero, same_as_parent: same, new: all - zero - same }
+                ImageStats { pages: all, zero, same_as_parent: same, new: all - zero - same, ..ImageStats::default() }
             );
             let draft = crate::SnapshotDraft { image: Some(id), ..crate::SnapshotDraft::default() };
             writer.commit("vm", draft).unwrap();

@@ -21,6 +21,7 @@ mod kill;
 mod power;
 mod random_histories;
 mod rollback;
+mod scatter;
 mod scratch;
 mod scrub;
 mod shared;

@@ -33,6 +33,7 @@ struct Stored {
     pages: u64,
     zero_pages: u64,
     pages_same_as_parent: u64,
+    declined_pages: u64,
     new_pages: u64,
     new_bytes: u64,
     stored_bytes: u64,
@@ -44,10 +45,11 @@ impl Show for Stored {
         writeln!(out, "{} is now snapshot {}", self.name, self.snapshot)?;
         writeln!(
             out,
-            "{} pages: {} zero, {} as in the parent, {} new; {} stored, in {:.1} s",
+            "{} pages: {} zero, {} as in the parent, {} written again, {} new; {} stored, in {:.1} s",
             self.pages,
             self.zero_pages,
             self.pages_same_as_parent,
+            self.declined_pages,
             self.new_pages,
             human::size(self.stored_bytes),
             self.elapsed_seconds,
@@ -87,6 +89,7 @@ pub fn run(arguments: CaptureArguments, context: &mut Context) -> anyhow::Result
         pages: captured.stats.pages,
         zero_pages: captured.stats.zero,
         pages_same_as_parent: captured.stats.same_as_parent,
+        declined_pages: captured.stats.declined,
         new_pages: captured.stats.new,
         new_bytes: written.new_bytes,
         stored_bytes: written.stored_bytes,

@@ -33,6 +33,7 @@ struct Description {
 struct ImageDescription {
     id: String,
     kind: &'static str,
+    frames: usize,
     spaces: Vec<SpaceDescription>,
     blobs: Vec<BlobDescription>,
 }
@@ -78,7 +79,7 @@ impl Show for Description {
 
 impl ImageDescription {
     fn show(&self, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(out, "image     {} ({})", self.id, self.kind)?;
+        writeln!(out, "image     {} ({}) in {} frames", self.id, self.kind, self.frames)?;
         for space in &self.spaces {
             let pages = human::size(space.pages.saturating_mul(store::PAGE as u64));
             writeln!(
@@ -146,6 +147,7 @@ fn describe_image(image: &Image) -> ImageDescription {
             store::ImageKind::Firecracker => "firecracker",
             store::ImageKind::Criu => "criu",
         },
+        frames: image.frame_count(),
         spaces: spaces.collect(),
         blobs: blobs.collect(),
     }
