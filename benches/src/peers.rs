@@ -14,8 +14,7 @@ use crate::measure::{Result, Row, duration, median, spread};
 
 const NAME: &str = "peers";
 /// What is on a slower tier, by the level that it is recompressed at there.
-const RECOMPRESSED: [(&str, i32); 3] =
-    [("torpor, far, level 9", 9), ("torpor, far, level 15", 15), ("torpor, far, level 19", 19)];
+const RECOMPRESSED: [(&str, i32); 2] = [("torpor, far, level 9", 9), ("torpor, far, level 19", 19)];
 
 /// Runs of everybody by name of the contender.
 #[derive(Default)]
