@@ -5,15 +5,15 @@
 //! index can avoid.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use rustix::fs::Advice;
 use rustix::time::{ClockId, clock_gettime};
 use store::index::{Index, RunBuilder, store_run};
 use store::{ChunkId, LocalTier, Tier};
 
+use crate::footprint::{cool, status_bytes};
 use crate::measure::{Pairs, Result, Row, duration, median, time};
 use crate::synthetic::{CHUNKS_OF_PACK, chunk, directory};
 use crate::workload::Noise;
@@ -63,11 +63,25 @@ fn fill(tier: &LocalTier, scratch: &Path, count: u64) -> Result<f64> {
     })
 }
 
-/// A line of `/proc/self/status` in KiB.
-fn status_kib(field: &str) -> Result<u64> {
-    let text = fs::read_to_string("/proc/self/status")?;
-    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    Ok(line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0))
+/// Bytes of the filters and of the rows of mapped runs that are in this process's page table. The filters are what is
+/// advised to be in huge pages.
+fn mapped_bytes() -> Result<(u64, u64)> {
+    let (mut filters, mut rows, mut part) = (0, 0, None);
+    for line in fs::read_to_string("/proc/self/smaps")?.lines() {
+        let field = |name| line.strip_prefix(name).map(str::trim);
+        if let Some(kib) = field("Rss:").and_then(|rest| rest.strip_suffix(" kB")) {
+            part = part.map(|_| kib.parse::<u64>().unwrap_or(0));
+        } else if let (Some(flags), Some(kib)) = (field("VmFlags:"), part) {
+            match flags.split(' ').any(|flag| flag == "hg") {
+                true => filters += kib * 1024,
+                false => rows += kib * 1024,
+            }
+            part = None;
+        } else if line.contains(" r--s ") {
+            part = line.contains("/index/").then_some(0);
+        }
+    }
+    Ok((filters, rows))
 }
 
 /// Bytes that this process had read from disk.
@@ -76,13 +90,9 @@ fn read_bytes() -> Result<u64> {
     Ok(text.lines().find_map(|line| line.strip_prefix("read_bytes: ")?.parse().ok()).unwrap_or(0))
 }
 
-/// Drops the runs from the page cache.
-fn cool(root: &Path, tier: &LocalTier) -> Result<()> {
-    rustix::fs::sync();
-    for info in tier.list("index/")? {
-        rustix::fs::fadvise(&File::open(root.join(info.key))?, 0, None, Advice::DontNeed)?;
-    }
-    Ok(())
+/// Memory of this process's own.
+fn own_bytes() -> Result<u64> {
+    Ok(status_bytes(&fs::read_to_string("/proc/self/status")?, "RssAnon:"))
 }
 
 fn open(scratch: &Path, tier: &LocalTier) -> Result<Index> {
@@ -131,11 +141,11 @@ pub fn index(scratch: &Path) -> Result<Vec<Row>> {
 
     let mut opened = Vec::new();
     for _ in 0..ROUNDS {
-        cool(&root, &tier)?;
+        cool(&root.join("index"))?;
         opened.push(time(|| open(scratch, &tier).map(drop))?);
     }
-    cool(&root, &tier)?;
-    let before = status_kib("RssAnon")?;
+    cool(&root.join("index"))?;
+    let before = own_bytes()?;
     let index = open(scratch, &tier)?;
     let run_count = index.runs().len();
     let mut noise = Noise::new(3);
@@ -148,9 +158,10 @@ pub fn index(scratch: &Path) -> Result<Vec<Row>> {
     let misses = cold(&mut noise, absent.clone())?;
     // All filters are read now, as in a process that has run for a while.
     look_up(&index, &mut noise, absent.clone(), LOOKUPS, Clock::Wall)?;
-    let filtered = (status_kib("RssFile")?, cold(&mut noise, absent.clone())?);
+    let mapped = mapped_bytes()?;
+    let filtered = cold(&mut noise, absent.clone())?;
     let hits = cold(&mut noise, 0..count)?;
-    let resident = status_kib("RssAnon")?.saturating_sub(before);
+    let resident = own_bytes()?.saturating_sub(before);
     index.runs().iter().for_each(|run| assert!(run.is_whole()));
 
     let mut noises = (Noise::new(5), Noise::new(6), Noise::new(7), Noise::new(8));
@@ -172,16 +183,19 @@ pub fn index(scratch: &Path) -> Result<Vec<Row>> {
         opened.iter().map(|s| duration(*s)).collect::<Vec<_>>()
     );
     println!("disk: {:.2} bytes a chunk", stored as f64 / count as f64);
+    let each = |bytes: u64| bytes as f64 / count as f64;
     println!(
-        "memory: {:.4} bytes a chunk of the process's own; {:.2} bytes a chunk mapped once {LOOKUPS} misses touched the filters",
-        resident as f64 * 1024.0 / count as f64,
-        filtered.0 as f64 * 1024.0 / count as f64,
+        "memory: {:.4} bytes a chunk of the process's own; once {LOOKUPS} misses touched all filters, {:.2} mapped of \
+         these and {:.2} of rows",
+        each(resident),
+        each(mapped.0),
+        each(mapped.1),
     );
     println!("cold misses: {} and {:.0} bytes read each", duration(misses.0), misses.1);
     println!(
         "misses, filters warm, entries cold: {} and {:.0} bytes read each",
-        duration(filtered.1.0),
-        filtered.1.1
+        duration(filtered.0),
+        filtered.1
     );
     println!("hits, filters warm, entries cold: {} and {:.0} bytes read each", duration(hits.0), hits.1);
     println!("warm: {:.2} M hits/s, {:.2} M misses/s on one core", rate(&warm_hits), rate(&warm_misses));

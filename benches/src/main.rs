@@ -14,6 +14,7 @@
 //! - `fault`     page faults of a mapping; `raw_uffd` is their floor
 //! - `resume`    a process that CRIU wakes lazily and eagerly
 //! - `index`     lookups among 100 million chunks
+//! - `footprint` memory of a command, and a cgroup that limits it
 //! - `memory`    peak memory of commands on a store of 1 TiB
 //!
 //! On demand only, since they need real files (`corpus` makes them once, with npm, pip and debootstrap) and restic, borg,
@@ -28,6 +29,7 @@ mod contender;
 mod corpus;
 mod encrypted;
 mod fault;
+mod footprint;
 mod index;
 mod measure;
 mod memory;

@@ -14,6 +14,7 @@ mod recompress;
 mod repack;
 pub mod retention;
 mod rewrite;
+mod walk;
 
 pub use collect::{CollectOptions, CollectReport, collect};
 pub use plan::{Planned, Reason, Verdict};

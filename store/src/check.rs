@@ -60,6 +60,8 @@ pub struct CheckReport {
     pub more_problems: u64,
 }
 
+/// So many chunks are looked up together: 64 MiB of ids.
+const BATCH_CHUNKS: usize = 2 << 20;
 /// No report lists more problems; what is left out is counted.
 pub const MAX_PROBLEMS: usize = 10_000;
 
@@ -83,7 +85,7 @@ impl CheckReport {
 }
 
 /// Checks that every pack is whole, that every ref names snapshots that are there, and that every chunk they need is in
-/// the index and in a pack. Memory: a byte for every two chunks, and what a pack takes.
+/// the index and in a pack. Memory: a byte for every two chunks, 64 MiB, and what a pack takes.
 ///
 /// # Errors
 /// Only when the tier cannot be listed; whatever else is wrong is in the report.
@@ -211,6 +213,12 @@ fn check_packs(
     let total = packs.iter().map(|(_, len)| *len).sum();
     progress.begin("check packs", Work::Bytes(total));
     let mut whole = RowMarks::new(store.index());
+    let mut waiting: Vec<ChunkId> = Vec::new();
+    let mut mark = |waiting: &mut Vec<ChunkId>| {
+        store.index().in_order(waiting, |id| {
+            whole.insert(&id);
+        });
+    };
     for (id, len_bytes) in packs {
         report.packs += 1;
         let mut has_directory = false;
@@ -220,9 +228,8 @@ fn check_packs(
                     has_directory = true;
                     let frames = &directory.frames;
                     let is_lost = |frame: u32| lost.has_frame(&id, frames[frame as usize].offset);
-                    for entry in directory.entries.iter().filter(|entry| !is_lost(entry.frame)) {
-                        whole.insert(&entry.id);
-                    }
+                    let left = directory.entries.iter().filter(|entry| !is_lost(entry.frame));
+                    waiting.extend(left.map(|entry| entry.id));
                 }
                 Ok(None) => {}
                 Err(_) if lost.names(&id) => {} // a scrub found that, and which frames are left
@@ -232,12 +239,14 @@ fn check_packs(
         if !has_directory && lost.names(&id) {
             let rows = store.index().outline(id).into_iter().flat_map(|outline| outline.rows);
             let left = rows.filter(|row| !lost.has_frame(&id, row.offset));
-            left.for_each(|row| {
-                whole.insert(&row.chunk());
-            });
+            waiting.extend(left.map(|row| row.chunk()));
+        }
+        if waiting.len() >= BATCH_CHUNKS {
+            mark(&mut waiting);
         }
         progress.advance(len_bytes);
     }
+    mark(&mut waiting);
     progress.end();
     Ok(whole)
 }
@@ -315,14 +324,14 @@ impl<'a> Needs<'a> {
     /// What is wrong with a snapshot, as far as this walk has not been there before.
     fn hurt_by(&mut self, store: &Store, id: &SnapshotId, reached: &mut Reached) -> Option<Error> {
         let mut missing = None;
+        let mut waiting = Vec::new();
         let walked = reached.walk(store, id, &mut |chunk: &ChunkId| {
-            if self.seen.insert(chunk) && !(self.whole.contains(chunk) && is_indexed(store, chunk)) {
-                self.missing.insert(chunk);
-            }
-            if !self.missing.is_empty() && self.missing.contains(chunk) {
-                missing.get_or_insert(*chunk);
+            waiting.push(*chunk);
+            if waiting.len() >= BATCH_CHUNKS {
+                missing = missing.or(self.missing_of(store, &mut waiting));
             }
         });
+        let missing = missing.or(self.missing_of(store, &mut waiting));
         let missing = missing.map(|chunk| match self.whole.contains(&chunk) {
             true => Error::new(Kind::NotFound, "a chunk that it needs is not in the index")
                 .object(chunk)
@@ -330,6 +339,20 @@ impl<'a> Needs<'a> {
             false => Error::new(Kind::NotFound, "a chunk that it needs is in no whole pack").object(chunk),
         });
         walked.err().or(missing)
+    }
+
+    /// The first of some chunks that is missing.
+    fn missing_of(&mut self, store: &Store, chunks: &mut Vec<ChunkId>) -> Option<ChunkId> {
+        let mut missing = None;
+        store.index().in_order(chunks, |chunk| {
+            if self.seen.insert(&chunk) && !(self.whole.contains(&chunk) && is_indexed(store, &chunk)) {
+                self.missing.insert(&chunk);
+            }
+            if !self.missing.is_empty() && self.missing.contains(&chunk) {
+                missing.get_or_insert(chunk);
+            }
+        });
+        missing
     }
 }
 

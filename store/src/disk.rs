@@ -7,7 +7,7 @@
 
 use crate::clock::Time;
 use crate::error::{Error, Result};
-use crate::map::Mapped;
+use crate::map::{Access, Mapped};
 use crate::tier::Object;
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
@@ -243,7 +243,10 @@ impl DiskFile for HostFile {
     }
 
     fn map(&self) -> io::Result<Object> {
-        Mapped::open(&self.file).map(Object::Mapped)
+        let map = Mapped::open(&self.file)?;
+        // Else the first byte that is read brings as much as the kernel reads ahead.
+        map.expect(Access::Random, 0..map.len());
+        Ok(Object::Mapped(map))
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {

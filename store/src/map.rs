@@ -17,6 +17,9 @@ const PAGE: usize = 4096;
 pub enum Access {
     /// Here and there.
     Random,
+    /// Here and there, but so often that all of it should be in memory, in huge pages where the file system has them: they
+    /// spare most lookups a walk of the page table.
+    Often,
     /// From its start to its end.
     Whole,
 }
@@ -39,11 +42,11 @@ impl Mapped {
         map.map(Self)
     }
 
-    /// Tells the kernel how a part will be read: at random, so that it reads no page that nobody asked for, or from its
-    /// start to its end. Only a hint.
+    /// Tells the kernel how a part will be read. Only a hint.
     pub fn expect(&self, access: Access, range: Range<usize>) {
         let advice = match access {
             Access::Random => Advice::Random,
+            Access::Often => Advice::HugePage,
             Access::Whole => Advice::Sequential,
         };
         // What starts within a page is advised from that page's start.

@@ -23,7 +23,7 @@ use crate::WriterId;
 use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackId};
-use crate::map::Mapped;
+use crate::map::{Access, Mapped};
 use crate::pack::read_directory;
 use crate::spill::unnamed_file;
 use crate::tier::{Object, Tier};
@@ -41,6 +41,8 @@ const MAX_IN_MEMORY: usize = 4 << 20;
 const MAX_WRITERS_RUNS: usize = 32;
 /// Threads that open new runs.
 const OPENING_THREADS: usize = 8;
+/// When fewer rows than one of so many are looked at, a disk reads them sooner one by one than with all between them.
+const SPARSE_ROWS: usize = 4096;
 /// A writer joins no longer runs than these: its commit waits for it.
 const MAX_WRITERS_ENTRIES: usize = 1 << 18;
 
@@ -261,6 +263,19 @@ impl Index {
 
     fn replace(&self, runs: Vec<Arc<Run>>) {
         *self.runs.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(runs);
+    }
+
+    /// Gives many things, each of which begins with a chunk's id, in order to one who looks them up; equal ones once. Rows
+    /// are then read as they lie, so that this costs little however little of the index is in memory. Empties `things`.
+    pub fn in_order<T: Ord>(&self, things: &mut Vec<T>, visit: impl FnMut(T)) {
+        let runs = self.runs();
+        things.sort_unstable();
+        things.dedup();
+        let count = things.len();
+        let dense: Vec<_> = runs.iter().filter(|run| run.entry_count() / SPARSE_ROWS < count).collect();
+        dense.iter().for_each(|run| run.expect(Access::Whole));
+        things.drain(..).for_each(visit);
+        dense.iter().for_each(|run| run.expect(Access::Random));
     }
 
     /// All known places of a chunk.

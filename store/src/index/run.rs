@@ -104,13 +104,19 @@ impl Run {
         let entry_count = layout.entries.len() / layout.entry_len();
         let run = Self { key: key.to_owned(), object, layout, entry_count, whole: OnceLock::new() };
         run.expect(Access::Random);
+        run.expect_of(&run.layout.packs, Access::Whole);
+        run.layout.buckets.iter().for_each(|buckets| run.expect_of(buckets, Access::Often));
         Ok(run)
     }
 
-    /// Tells the kernel how the entries will be read. The tables behind them are read whole sooner or later.
+    /// Tells the kernel how the entries will be read.
     pub(super) fn expect(&self, access: Access) {
+        self.expect_of(&self.layout.entries, access);
+    }
+
+    fn expect_of(&self, part: &Range<usize>, access: Access) {
         if let Object::Mapped(map) = &self.object {
-            map.expect(access, self.layout.entries.clone());
+            map.expect(access, part.clone());
         }
     }
 
