@@ -11,6 +11,7 @@ mod memo;
 mod plan;
 mod repack;
 pub mod retention;
+mod walk;
 
 pub use collect::{CollectOptions, CollectReport, collect};
 pub use plan::{Planned, Reason, Verdict};

@@ -2,15 +2,17 @@
 //! what is new since the last one; within a run a directory is visited once, however many snapshots share it, as far as a
 //! bounded memo reaches. A pack that is shorter than it was when a chunk was put into it does not count as there.
 //!
+//! Chunks are not looked up as they are met but many at once and in order ([`crate::walk`]): an index that is larger than
+//! memory is then read from end to end now and then, and not page by page all the time.
+//!
 //! What is known to be lost (`store::damaged`) stops nothing: of a chunk another copy is kept where there is one, and the
 //! damaged one where there is none; what a lost record named is needed only as far as somebody else needs it.
 
-use crate::memo::{BUDGET_BYTES, Memo, Needs};
+use crate::memo::{BUDGET_BYTES, Memo};
+use crate::walk::{Found, Walk};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use store::damaged::DamagedFrames;
-use store::{
-    ChunkId, Derived, DirectoryId, Error, Kind, PackId, Result, SnapshotId, Store, Tree, Visitor, index,
-};
+use store::{ChunkId, Derived, Error, Kind, PackId, Result, SnapshotId, Store, index};
 
 /// Bytes of a pack's id and of how far into it a snapshot reaches, in the derived table.
 const NEED_LEN: usize = PackId::LEN + 8;
@@ -28,82 +30,17 @@ pub struct Scene<'a> {
 
 /// A mark under way.
 pub struct Marker<'a> {
-    index: &'a index::Index,
+    pub(crate) index: &'a index::Index,
     scene: Scene<'a>,
     table: Option<&'a Derived>,
     /// Packs by number, and how far into each what was marked reaches.
     packs: Vec<(PackId, u64)>,
     numbers: HashMap<PackId, u32>,
-    directories: Memo,
+    pub(crate) directories: Memo,
     marked: HashSet<SnapshotId>,
     reached: BTreeSet<PackId>,
     /// Packs that are gone and would be needed.
     missed: HashSet<PackId>,
-}
-
-/// Collects the packs of chunks, remembering the first chunk that no pack holds.
-struct Gather<'m, 'a> {
-    marker: &'m mut Marker<'a>,
-    found: Found,
-    missing: Option<ChunkId>,
-}
-
-/// Packs that are needed, and whether something was lost on the way to others.
-#[derive(Default)]
-struct Found {
-    packs: BTreeSet<u32>,
-    is_lossy: bool,
-}
-
-impl Found {
-    fn add(&mut self, needs: &Needs) {
-        self.packs.extend(needs.packs.iter());
-        self.is_lossy |= needs.is_lossy;
-    }
-
-    fn needs(self) -> Needs {
-        Needs { packs: self.packs.into_iter().collect(), is_lossy: self.is_lossy }
-    }
-}
-
-impl Visitor for Gather<'_, '_> {
-    fn chunk(&mut self, id: &ChunkId) {
-        let packs = self.marker.packs_of(id);
-        if packs.is_empty() {
-            match self.marker.is_known_to_be_lost(id) {
-                true => {
-                    self.found.is_lossy = true;
-                    let places = self.marker.index.find(id).into_iter();
-                    self.marker.missed.extend(places.map(|place| place.pack));
-                }
-                false => {
-                    self.missing.get_or_insert(*id);
-                }
-            }
-        }
-        self.found.packs.extend(packs);
-    }
-
-    fn unreadable(&mut self, record: &[ChunkId], error: Error) -> Result<()> {
-        let is_damage = matches!(error.kind(), Kind::Corrupt | Kind::NotFound);
-        match is_damage && record.iter().any(|id| self.marker.is_known_to_be_lost(id)) {
-            true => {
-                tracing::warn!(%error, "a record that is known to be lost is passed over");
-                self.found.is_lossy = true;
-                Ok(())
-            }
-            false => Err(error),
-        }
-    }
-}
-
-impl Gather<'_, '_> {
-    fn finish(self) -> Result<Found> {
-        match self.missing {
-            Some(id) => Err(Error::new(Kind::Corrupt, "a reachable chunk is in no pack").object(id)),
-            None => Ok(self.found),
-        }
-    }
 }
 
 impl<'a> Marker<'a> {
@@ -203,62 +140,26 @@ impl<'a> Marker<'a> {
 
     /// The packs that a snapshot needs, and how far into each; and whether something was lost on the way to others.
     fn needs_of(&mut self, store: &Store, id: &SnapshotId) -> Result<(Vec<(PackId, u64)>, bool)> {
-        let snapshot = store.snapshot(id)?;
-        let mut found = Found::default();
-        if let Some(image) = &snapshot.image {
-            found.add(&self.gather(|visitor| store::chunks_of_image(store, image, visitor))?.1.needs());
-        }
-        if let Some(tree) = &snapshot.tree {
-            let (opened, own) = self.gather(|visitor| store::chunks_of_tree(store, tree, visitor))?;
-            found.add(&own.needs());
-            if let Some((tree, Some(root))) = opened {
-                found.add(&self.needs_of_directory(&tree, root)?);
-            }
-        }
+        let found = Walk::new(self).run(store, &store.snapshot(id)?)?;
         let needs = found.packs.into_iter().map(|number| self.packs[number as usize]).collect();
         Ok((needs, found.is_lossy))
     }
 
-    /// What a directory and all below it need, without recursion: a tree may be deeper than the stack.
-    fn needs_of_directory(&mut self, tree: &Tree, root: DirectoryId) -> Result<Needs> {
-        struct Open {
-            id: DirectoryId,
-            found: Found,
-            children: Vec<DirectoryId>,
-        }
-        let mut stack: Vec<Open> = Vec::new();
-        let mut next = Some(root);
-        loop {
-            let done = match next {
-                Some(id) => match self.directories.get(&id) {
-                    Some(needs) => Some(needs),
-                    None => {
-                        let (children, found) =
-                            self.gather(|visitor| store::chunks_of_directory(tree, &id, visitor))?;
-                        stack.push(Open { id, found, children });
-                        None
-                    }
-                },
-                None => {
-                    let Open { id, found, .. } = stack.pop().expect("the root returns when it is done");
-                    let needs = found.needs();
-                    self.directories.insert(id, needs.clone());
-                    Some(needs)
-                }
-            };
-            match (done, stack.last_mut()) {
-                (Some(needs), None) => return Ok(needs),
-                (Some(needs), Some(parent)) => parent.found.add(&needs),
-                (None, _) => {}
+    /// Adds what holds a chunk.
+    ///
+    /// # Errors
+    /// `Corrupt` when nothing does and it is not known to be lost.
+    pub(crate) fn find(&mut self, id: &ChunkId, found: &mut Found) -> Result<()> {
+        let packs = self.packs_of(id);
+        if packs.is_empty() {
+            if !self.is_known_to_be_lost(id) {
+                return Err(Error::new(Kind::Corrupt, "a reachable chunk is in no pack").object(id));
             }
-            next = stack.last_mut().and_then(|open| open.children.pop());
+            found.is_lossy = true;
+            self.missed.extend(self.index.find(id).into_iter().map(|place| place.pack));
         }
-    }
-
-    fn gather<T>(&mut self, walk: impl FnOnce(&mut dyn Visitor) -> Result<T>) -> Result<(T, Found)> {
-        let mut gather = Gather { marker: self, found: Found::default(), missing: None };
-        let walked = walk(&mut gather)?;
-        Ok((walked, gather.finish()?))
+        found.packs.extend(packs);
+        Ok(())
     }
 
     /// The packs that hold a chunk for whoever needs it: one in which it is whole by itself, and every one in which it is
@@ -283,7 +184,7 @@ impl<'a> Marker<'a> {
     }
 
     /// Whether every place of a chunk is in a frame that is known to be lost.
-    fn is_known_to_be_lost(&self, id: &ChunkId) -> bool {
+    pub(crate) fn is_known_to_be_lost(&self, id: &ChunkId) -> bool {
         let mut places = self.index.find(id).into_iter().peekable();
         places.peek().is_some() && places.all(|place| self.scene.damaged.has(&place))
     }

@@ -1,0 +1,197 @@
+//! The walk of one snapshot: which directories there are, which chunks each needs by itself, and, once these are looked up,
+//! what each needs with all below it. Without recursion: a tree may be deeper than the stack.
+//!
+//! Chunks wait with the directory that needs them until there are [`MAX_WAITING`]. Then all are looked up in the order of
+//! their ids, and what directories need that are done is added up, in the order in which they were done: a directory is
+//! done after all below it. So memory is bounded whatever the tree is like.
+
+use crate::mark::Marker;
+use crate::memo::Needs;
+use std::collections::{BTreeSet, HashMap};
+use store::{ChunkId, DirectoryId, Error, Kind, Result, Snapshot, Store, Tree, Visitor};
+
+/// Chunks and directories that wait, at most about: 100 MiB.
+const MAX_WAITING: usize = 2 << 20;
+/// A directory weighs as much as so many chunks.
+const DIRECTORY_WEIGHT: usize = 8;
+
+/// Packs that are needed, and whether something was lost on the way to others.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub packs: BTreeSet<u32>,
+    pub is_lossy: bool,
+}
+
+impl Found {
+    fn add(&mut self, needs: &Needs) {
+        self.packs.extend(needs.packs.iter());
+        self.is_lossy |= needs.is_lossy;
+    }
+
+    fn needs(self) -> Needs {
+        Needs { packs: self.packs.into_iter().collect(), is_lossy: self.is_lossy }
+    }
+}
+
+/// A directory, or the snapshot itself.
+struct Node {
+    /// `None` for the snapshot.
+    id: Option<DirectoryId>,
+    /// Numbers of the directories that have this one.
+    parents: Vec<u32>,
+    found: Found,
+    /// Subdirectories that were not looked at yet.
+    children: Vec<DirectoryId>,
+}
+
+/// A walk under way.
+pub struct Walk<'m, 'a> {
+    marker: &'m mut Marker<'a>,
+    nodes: Vec<Node>,
+    /// Numbers of the nodes whose subdirectories are not all done, each in the one before it; the snapshot first.
+    open: Vec<u32>,
+    /// Numbers of those that are done, in the order in which they were.
+    done: Vec<u32>,
+    numbers: HashMap<DirectoryId, u32>,
+    waiting: Vec<(ChunkId, u32)>,
+}
+
+impl<'m, 'a> Walk<'m, 'a> {
+    pub fn new(marker: &'m mut Marker<'a>) -> Self {
+        let snapshot = Node { id: None, parents: Vec::new(), found: Found::default(), children: Vec::new() };
+        let (done, numbers, waiting) = Default::default();
+        Self { marker, nodes: vec![snapshot], open: vec![0], done, numbers, waiting }
+    }
+
+    /// What a snapshot needs.
+    ///
+    /// # Errors
+    /// `Corrupt` or `NotFound` when anything it needs is missing or unreadable and not known to be lost.
+    pub fn run(mut self, store: &Store, snapshot: &Snapshot) -> Result<Found> {
+        if let Some(image) = &snapshot.image {
+            self.gather(|visitor| store::chunks_of_image(store, image, visitor))?;
+        }
+        if let Some(tree) = &snapshot.tree
+            && let Some((tree, root)) = self.gather(|visitor| store::chunks_of_tree(store, tree, visitor))?
+        {
+            self.nodes[0].children.extend(root);
+            self.directories(&tree)?;
+        }
+        self.settle()?;
+        Ok(self.nodes.swap_remove(0).found)
+    }
+
+    /// The number of what is walked now.
+    fn last(&self) -> u32 {
+        *self.open.last().expect("the snapshot stays open")
+    }
+
+    fn directories(&mut self, tree: &Tree) -> Result<()> {
+        loop {
+            let last = self.last();
+            match self.nodes[last as usize].children.pop() {
+                Some(id) => self.enter(tree, id)?,
+                None if last == 0 => return Ok(()),
+                None => {
+                    self.open.pop();
+                    self.done.push(last);
+                }
+            }
+            if self.waiting.len() + self.done.len() * DIRECTORY_WEIGHT >= MAX_WAITING {
+                self.settle()?;
+            }
+        }
+    }
+
+    /// Looks at a directory in the last one, unless it was met before.
+    fn enter(&mut self, tree: &Tree, id: DirectoryId) -> Result<()> {
+        let parent = self.last();
+        if let Some(needs) = self.marker.directories.get(&id) {
+            self.nodes[parent as usize].found.add(&needs);
+            return Ok(());
+        }
+        if let Some(number) = self.numbers.get(&id) {
+            self.nodes[*number as usize].parents.push(parent);
+            return Ok(());
+        }
+        let number = self.nodes.len() as u32;
+        let parents = vec![parent];
+        self.nodes.push(Node { id: Some(id), parents, found: Found::default(), children: Vec::new() });
+        self.numbers.insert(id, number);
+        self.open.push(number);
+        let children = self.gather(|visitor| store::chunks_of_directory(tree, &id, visitor))?;
+        self.nodes[number as usize].children = children;
+        Ok(())
+    }
+
+    /// Notes the chunks that a step of the walk tells of for the last node.
+    fn gather<T>(&mut self, step: impl FnOnce(&mut dyn Visitor) -> Result<T>) -> Result<T> {
+        let number = self.last();
+        let mut gather = Gather { marker: self.marker, waiting: &mut self.waiting, number, is_lossy: false };
+        let walked = step(&mut gather)?;
+        self.nodes[number as usize].found.is_lossy |= gather.is_lossy;
+        Ok(walked)
+    }
+
+    /// Looks up what waits, adds up what is done, and forgets it.
+    fn settle(&mut self) -> Result<()> {
+        let Self { marker, nodes, waiting, .. } = self;
+        let mut outcome = Ok(());
+        marker.index.in_order(waiting, |(chunk, number)| {
+            if outcome.is_ok() {
+                outcome = marker.find(&chunk, &mut nodes[number as usize].found);
+            }
+        });
+        outcome?;
+        for number in self.done.drain(..) {
+            let Node { id, parents, found, .. } = &mut self.nodes[number as usize];
+            let (needs, parents) = (std::mem::take(found).needs(), std::mem::take(parents));
+            id.iter().for_each(|id| self.marker.directories.insert(*id, needs.clone()));
+            parents.iter().for_each(|parent| self.nodes[*parent as usize].found.add(&needs));
+        }
+        self.forget();
+        Ok(())
+    }
+
+    /// Keeps the open nodes only, with new numbers.
+    fn forget(&mut self) {
+        let mut number = 0;
+        let open = &self.open;
+        self.nodes.retain(|_| {
+            number += 1;
+            open.binary_search(&(number - 1)).is_ok()
+        });
+        self.open = (0..self.nodes.len() as u32).collect();
+        self.numbers.clear();
+        for (number, node) in (0..).zip(&mut self.nodes) {
+            node.parents = Vec::from_iter(u32::checked_sub(number, 1));
+            self.numbers.extend(node.id.map(|id| (id, number)));
+        }
+    }
+}
+
+/// Notes chunks, and whether a record was passed over.
+struct Gather<'w, 'a> {
+    marker: &'w Marker<'a>,
+    waiting: &'w mut Vec<(ChunkId, u32)>,
+    number: u32,
+    is_lossy: bool,
+}
+
+impl Visitor for Gather<'_, '_> {
+    fn chunk(&mut self, id: &ChunkId) {
+        self.waiting.push((*id, self.number));
+    }
+
+    fn unreadable(&mut self, record: &[ChunkId], error: Error) -> Result<()> {
+        let is_damage = matches!(error.kind(), Kind::Corrupt | Kind::NotFound);
+        match is_damage && record.iter().any(|id| self.marker.is_known_to_be_lost(id)) {
+            true => {
+                tracing::warn!(%error, "a record that is known to be lost is passed over");
+                self.is_lossy = true;
+                Ok(())
+            }
+            false => Err(error),
+        }
+    }
+}
