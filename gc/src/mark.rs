@@ -167,8 +167,8 @@ impl<'a> Marker<'a> {
 
     /// The packs that hold a chunk for whoever needs it: one in which it is whole by itself, and for each base one in which it
     /// is a delta against that. A page table that records its base may count on a delta, any other need may not, and of deltas
-    /// against several bases each page table records one. Where it is lost it counts only as long as it is nowhere else: a tier that
-    /// comes back may still heal it.
+    /// against several bases each page table records one. Where it is lost it counts only as long as it is nowhere else: a tier
+    /// that comes back may still heal it.
     fn packs_of(&mut self, id: &ChunkId) -> Vec<u32> {
         let Scene { inventory, condemned, damaged } = self.scene;
         let is_there = |place: &index::Location| {

@@ -31,6 +31,7 @@ const EXCEPTIONS: Exceptions = Exceptions {
     long_files: &[],
     // Files that sleep: why no event could be waited for.
     sleeping_files: &[
+        ("benches/src/footprint.rs", "samples a process that tells nobody what memory it takes"),
         ("benches/src/resume.rs", "a port that listens and a foreign process's end tell nobody"),
         ("benches/src/storage.rs", "a file that changed in this second is never taken for unchanged"),
         ("lazyload/src/supervisor.rs", "the end of an address space is not announced to whoever fills it"),
