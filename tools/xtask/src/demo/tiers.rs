@@ -27,7 +27,7 @@ pub fn move_recompress_and_mend(scene: &mut Scene, runtimes: &Runtimes) -> Resul
         format!("{} brought near, and still on the slower tier", megabytes(answer.number("copied_bytes")?));
     scene.happened("tier move", what, elapsed);
 
-    let pack = largest_file(&slow.join("packs"))?;
+    let (_, pack) = largest_file(&slow.join("packs"))?;
     flip_a_bit(&pack)?;
     let (answer, elapsed) = scene.ask(["scrub", "--repair"])?;
     let repaired = answer.number("repaired_copies")?;
@@ -46,16 +46,18 @@ pub fn move_recompress_and_mend(scene: &mut Scene, runtimes: &Runtimes) -> Resul
     Ok(())
 }
 
-fn largest_file(directory: &Path) -> Result<PathBuf> {
-    let mut largest = (0, PathBuf::new());
+/// The largest file below a directory, and its length.
+fn largest_file(directory: &Path) -> Result<(u64, PathBuf)> {
+    let mut largest = (0, directory.to_owned());
     let cannot = || format!("cannot read {}", directory.display());
     for entry in fs::read_dir(directory).context(cannot)? {
         let entry = entry.context(cannot)?;
         let metadata = entry.metadata().context(cannot)?;
-        let path = if metadata.is_dir() { largest_file(&entry.path())? } else { entry.path() };
-        largest = largest.max((fs::metadata(&path).context(cannot)?.len(), path));
+        let found =
+            if metadata.is_dir() { largest_file(&entry.path())? } else { (metadata.len(), entry.path()) };
+        largest = largest.max(found);
     }
-    Ok(largest.1)
+    Ok(largest)
 }
 
 fn flip_a_bit(path: &Path) -> Result<()> {
