@@ -16,6 +16,9 @@ use store::{Error, Kind, PackId, Result, Store, clock};
 /// then is whole elsewhere.
 pub fn recompress(store: &Store, unread: Option<Duration>, pace: &Pace<'_>) -> Result<RewriteReport> {
     store.check_may_collect()?;
+    // Without compare-and-swap nothing else keeps apart who raises the epoch.
+    let swaps = store.home().guarantees()?.compare_and_swap;
+    let _lock = (!swaps).then(|| store.state().lock("gc.lock", "recompress")).transpose()?;
     let due = due(store, unread)?;
     rewrite(store, &due, pace, |writer, directory, frame| match FrameHeader::decode(frame)?.base {
         // A page table counts on it to be one.
@@ -45,10 +48,8 @@ fn due(store: &Store, unread: Option<Duration>) -> Result<Vec<Due>> {
             Ok(true) => due.push(Due { tier: number, level, pack, len_bytes }),
             Ok(false) => {}
             Err(error) if error.kind() == Kind::NotFound => {} // moved or collected since it was listed
-            // Whether it is damaged is told when it is read whole.
-            Err(error) if error.kind() == Kind::Corrupt => {
-                due.push(Due { tier: number, level, pack, len_bytes })
-            }
+            // A damaged header is the scrub's to tell.
+            Err(error) if error.kind() == Kind::Corrupt => {}
             Err(error) => return Err(error),
         }
     }

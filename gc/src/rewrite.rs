@@ -75,6 +75,9 @@ pub fn rewrite(
                     break;
                 }
                 rest = others;
+                if store.tiers()[due.tier].len_bytes(&due.pack.key())?.is_none() {
+                    continue; // collected or moved meanwhile
+                }
                 match whole_pack(store, due.pack) {
                     Ok((directory, bytes)) => {
                         frames(&directory, &bytes)
@@ -83,8 +86,11 @@ pub fn rewrite(
                         report.packs.push((due.pack, due.len_bytes));
                         directories.push(directory);
                     }
-                    Err(error) if error.kind() == Kind::NotFound => {} // collected meanwhile
-                    Err(error) => report.unreadable.push((due.pack, error.to_string())),
+                    // Of a delta that nobody needs any more the base may be gone.
+                    Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Invalid | Kind::NotFound) => {
+                        report.unreadable.push((due.pack, error.to_string()));
+                    }
+                    Err(error) => return Err(error),
                 }
                 read_bytes += due.len_bytes;
                 pace.progress.advance(due.len_bytes);

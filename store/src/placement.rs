@@ -177,10 +177,16 @@ impl Placement {
             if left <= target {
                 break;
             }
-            if self.demote(number, id, throttle, moved)? {
-                left -= len_bytes;
-                self.set_used(number, Some(left));
+            match self.demote(number, id, throttle, moved) {
+                Ok(true) => left -= len_bytes,
+                Ok(false) => {}
+                // Somebody else who made room was quicker.
+                Err(error) if error.kind() == Kind::NotFound && tier.tier.len_bytes(&id.key())?.is_none() => {
+                    left -= len_bytes;
+                }
+                Err(error) => return Err(error),
             }
+            self.set_used(number, Some(left));
         }
         Ok(left)
     }

@@ -6,8 +6,10 @@ use super::examine::PackCopy;
 use crate::damaged::{self, DamagedPack};
 use crate::error::{Error, Kind, Result};
 use crate::id::PackId;
+use crate::lock::FileLock;
 use crate::repo::Store;
 use crate::tier::Tier;
+use crate::writer::{AUTHOR_LOCK, REWRITER_LOCK};
 use std::collections::BTreeMap;
 
 /// Where damaged bytes are kept.
@@ -38,7 +40,7 @@ pub fn staged_key(pack: PackId) -> String {
 /// it was given; as the tier.
 pub fn replace(store: &Store, tier: &dyn Tier, id: PackId, copy: &PackCopy, whole: &[u8]) -> Result<String> {
     // A writer that makes room moves packs: it must not move the damaged copy while the whole one takes its place.
-    let _lock = store.state().lock("lock", "scrub")?;
+    let _locks = lock_writers(store)?;
     if store.is_shared() && !tier.guarantees()?.compare_and_swap {
         store.check_may_collect()?;
     }
@@ -90,10 +92,15 @@ pub fn staged(store: &Store) -> Result<BTreeMap<PackId, Vec<usize>>> {
 /// # Errors
 /// As [`replace`].
 pub fn put_back(store: &Store, tier: &dyn Tier, id: PackId, whole: &[u8]) -> Result<()> {
-    let _lock = store.state().lock("lock", "scrub")?;
+    let _locks = lock_writers(store)?;
     tier.put_if_absent(&id.key(), whole)?;
     expect_bytes(tier, &id.key(), whole)?;
     tier.delete(&staged_key(id))
+}
+
+/// Takes the locks of all kinds of writers.
+fn lock_writers(store: &Store) -> Result<[FileLock; 2]> {
+    Ok([store.state().lock(AUTHOR_LOCK, "scrub")?, store.state().lock(REWRITER_LOCK, "scrub")?])
 }
 
 fn expect_bytes(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<()> {

@@ -26,7 +26,7 @@ use crate::snapshot::{Snapshot, Totals};
 use compare::Compared;
 use pipeline::Pipeline;
 pub use pipeline::Shape;
-pub use state::Role;
+pub use state::{AUTHOR_LOCK, REWRITER_LOCK, Role};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 

@@ -2,7 +2,7 @@
 //! came from may be condemned when [`Writer::publish`] has returned and what it tells of was read back.
 
 use super::Writer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::PackId;
 use crate::image::{GROUP_PAGES, PAGE};
 use crate::pack::{Frame, PackKind};
@@ -24,9 +24,12 @@ impl Writer {
     /// would cease to be some.
     ///
     /// # Errors
-    /// As [`Self::put_chunk`].
+    /// As [`Self::put_chunk`]; `Invalid` for another domain's frame.
     pub fn put_recompressed(&mut self, frame: &Frame) -> Result<()> {
         self.check_usable()?;
+        if frame.domain != self.store.domain.id() {
+            return Err(Error::invalid("a frame of another domain cannot be recompressed in this one"));
+        }
         let is_group = matches!(&frame.slots[..], [(_, range)] if range.len() <= GROUP_PAGES * PAGE);
         for (id, range) in &frame.slots {
             if !self.fresh.insert(*id) {

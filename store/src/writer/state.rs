@@ -8,6 +8,11 @@ use crate::id::{PackId, WriterId};
 use crate::state::LocalState;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 
+/// Held by whoever adds snapshots.
+pub const AUTHOR_LOCK: &str = "lock";
+/// Held by whoever puts what is stored into other packs.
+pub const REWRITER_LOCK: &str = "rewriter.lock";
+
 /// What a writer is for. Of each kind one works at a time on a host, beside that of the other.
 #[derive(Clone, Copy, Debug)]
 pub enum Role {
@@ -21,8 +26,8 @@ impl Role {
     /// The lock that it holds.
     pub fn lock(self) -> &'static str {
         match self {
-            Role::Author => "lock",
-            Role::Rewriter(_) => "rewriter.lock",
+            Role::Author => AUTHOR_LOCK,
+            Role::Rewriter(_) => REWRITER_LOCK,
         }
     }
 
