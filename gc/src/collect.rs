@@ -1,8 +1,8 @@
 //! One run of the collector.
 //!
 //! Order, and why: raise the epoch, then list sessions, then refs (so a writer is seen in one of the two); mark; refuse
-//! if anything is missing; write the condemned list, and note the epoch when it is visible; take deleted packs out of the index; delete; shorten the lists. Each
-//! step leaves a state from which the next run goes on. No wall clock is read.
+//! if anything is missing; write the condemned list, and note the epoch when it is visible; take deleted packs out of the
+//! index; delete; shorten the lists. Each step leaves a state from which the next run goes on. No wall clock is read.
 
 use crate::fence::fence_stale;
 use crate::mark::{Marker, Scene};

@@ -281,6 +281,19 @@ fn keys_rotate_under_readers_and_writers() {
 }
 
 #[test]
+fn a_frame_of_another_domain_is_not_recompressed() {
+    let tenants = Tenants::new();
+    commit(&tenants.open("acme"), 1);
+    let acme = tenants.open("acme");
+    let (_, stored) = frames(&acme).into_iter().next().unwrap();
+    let frame = acme.decode_frame(&stored).unwrap();
+    let other = tenants.open("other");
+    let refused = other.rewriter(0, 9, "test").unwrap().put_recompressed(&frame);
+    assert_eq!(refused.unwrap_err().kind(), Kind::Invalid);
+    acme.rewriter(0, 9, "test").unwrap().put_recompressed(&frame).unwrap();
+}
+
+#[test]
 fn a_damaged_pack_keeps_its_old_key() {
     let tenants = Tenants::new();
     commit(&tenants.open("acme"), 1);
