@@ -5,7 +5,8 @@
 //! index; delete; shorten the lists. Each step leaves a state from which the next run goes on. No wall clock is read.
 
 use crate::fence::fence_stale;
-use crate::mark::{Marker, Scene};
+use crate::mark::Marker;
+use crate::places::Scene;
 use crate::plan::{Clock, Planned, Verdict};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;

@@ -9,6 +9,7 @@ mod collect;
 mod fence;
 mod mark;
 mod memo;
+mod places;
 mod plan;
 mod recompress;
 mod repack;

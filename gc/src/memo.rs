@@ -1,13 +1,11 @@
-//! What was found for directories, kept within a budget: two generations, of which the older is dropped when the younger is
-//! full. What is asked for again moves to the younger one. What falls out is walked again, and nothing is wrong.
+//! What was found, kept within a budget: two generations, of which the older is dropped when the younger is full. What is
+//! asked for again moves to the younger one. What falls out is found again, and nothing is wrong.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::rc::Rc;
-use store::DirectoryId;
 
-/// Bytes of memory that both generations take together, about.
-pub const BUDGET_BYTES: usize = 64 << 20;
-/// What an entry costs besides its packs.
+/// What needs cost besides their packs.
 const ENTRY_BYTES: usize = 96;
 
 /// What a directory and all below it need.
@@ -20,44 +18,44 @@ pub struct Needs {
 }
 
 impl Needs {
-    fn cost_bytes(&self) -> usize {
+    /// Bytes of memory that they take in a memo, about.
+    pub fn cost_bytes(&self) -> usize {
         ENTRY_BYTES + size_of_val(&*self.packs)
     }
 }
 
-/// Needs of directories walked lately.
-pub struct Memo {
-    young: HashMap<DirectoryId, Needs>,
-    old: HashMap<DirectoryId, Needs>,
+/// What was found lately, each with what it costs.
+pub struct Memo<K, V> {
+    young: HashMap<K, (V, usize)>,
+    old: HashMap<K, (V, usize)>,
     young_bytes: usize,
     budget_bytes: usize,
 }
 
-impl Memo {
-    /// An empty one.
+impl<K: Hash + Eq + Copy, V: Clone> Memo<K, V> {
+    /// An empty one. Both generations together take about `budget_bytes`.
     pub fn new(budget_bytes: usize) -> Self {
         Self { young: HashMap::new(), old: HashMap::new(), young_bytes: 0, budget_bytes }
     }
 
-    /// What is known of a directory.
-    pub fn get(&mut self, id: &DirectoryId) -> Option<Needs> {
-        if let Some(needs) = self.young.get(id) {
-            return Some(needs.clone());
+    /// What is known.
+    pub fn get(&mut self, key: &K) -> Option<V> {
+        if let Some((value, _)) = self.young.get(key) {
+            return Some(value.clone());
         }
-        let needs = self.old.remove(id)?;
-        self.insert(*id, needs.clone());
-        Some(needs)
+        let (value, cost_bytes) = self.old.remove(key)?;
+        self.insert(*key, value.clone(), cost_bytes);
+        Some(value)
     }
 
     /// Keeps what was found. It is there at least until half of the budget was inserted after it.
-    pub fn insert(&mut self, id: DirectoryId, needs: Needs) {
-        let cost_bytes = needs.cost_bytes();
+    pub fn insert(&mut self, key: K, value: V, cost_bytes: usize) {
         if self.young_bytes + cost_bytes > self.budget_bytes / 2 {
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = 0;
         }
         self.young_bytes += cost_bytes;
-        self.young.insert(id, needs);
+        self.young.insert(key, (value, cost_bytes));
     }
 }
 
@@ -65,36 +63,28 @@ impl Memo {
 mod tests {
     use super::*;
 
-    fn id(number: u32) -> DirectoryId {
-        let mut bytes = [0; 32];
-        bytes[..4].copy_from_slice(&number.to_le_bytes());
-        DirectoryId::from_bytes(bytes)
-    }
-
-    fn needs(number: u32) -> Needs {
-        Needs { packs: [number].into(), is_lossy: false }
-    }
+    const COST: usize = 100;
 
     #[test]
     fn what_is_used_stays_what_is_not_goes_and_the_budget_holds() {
-        let budget = 100 * needs(0).cost_bytes();
+        let budget = 100 * COST;
         let mut memo = Memo::new(budget);
         for number in 0..10_000 {
-            memo.insert(id(number), needs(number));
-            assert_eq!(memo.get(&id(number)), Some(needs(number)), "what was just found is there");
-            assert_eq!(memo.get(&id(0)), Some(needs(0)), "what is asked for all the time stays");
+            memo.insert(number, number + 7, COST);
+            assert_eq!(memo.get(&number), Some(number + 7), "what was just found is there");
+            assert_eq!(memo.get(&0), Some(7), "what is asked for all the time stays");
             assert!(memo.young.len() + memo.old.len() <= 101);
         }
-        assert_eq!(memo.get(&id(1)), None);
+        assert_eq!(memo.get(&1), None);
     }
 
     #[test]
     fn what_is_larger_than_the_budget_is_kept_until_the_next_comes() {
         let mut memo = Memo::new(10);
         for number in 0..3 {
-            memo.insert(id(number), needs(number));
-            assert_eq!(memo.get(&id(number)), Some(needs(number)));
+            memo.insert(number, number + 7, COST);
+            assert_eq!(memo.get(&number), Some(number + 7));
         }
-        assert_eq!(memo.get(&id(0)), None);
+        assert_eq!(memo.get(&0), None);
     }
 }

@@ -5,9 +5,9 @@
 //! their ids, and what directories need that are done is added up, in the order in which they were done: a directory is
 //! done after all below it. So memory is bounded whatever the tree is like.
 
-use crate::mark::Marker;
-use crate::memo::Needs;
-use std::collections::{BTreeSet, HashMap};
+use crate::memo::{Memo, Needs};
+use crate::places::{Found, Places};
+use std::collections::HashMap;
 use store::{ChunkId, DirectoryId, Error, Kind, Result, Snapshot, Store, Tree, Visitor};
 
 /// Chunks and directories that wait, at most about: 100 MiB.
@@ -15,23 +15,8 @@ const MAX_WAITING: usize = 2 << 20;
 /// A directory weighs as much as so many chunks.
 const DIRECTORY_WEIGHT: usize = 8;
 
-/// Packs that are needed, and whether something was lost on the way to others.
-#[derive(Debug, Default)]
-pub struct Found {
-    pub packs: BTreeSet<u32>,
-    pub is_lossy: bool,
-}
-
-impl Found {
-    fn add(&mut self, needs: &Needs) {
-        self.packs.extend(needs.packs.iter());
-        self.is_lossy |= needs.is_lossy;
-    }
-
-    fn needs(self) -> Needs {
-        Needs { packs: self.packs.into_iter().collect(), is_lossy: self.is_lossy }
-    }
-}
+/// What directories need, with all below them.
+pub type Directories = Memo<DirectoryId, Needs>;
 
 /// A directory, or the snapshot itself.
 struct Node {
@@ -46,7 +31,8 @@ struct Node {
 
 /// A walk under way.
 pub struct Walk<'m, 'a> {
-    marker: &'m mut Marker<'a>,
+    places: &'m mut Places<'a>,
+    directories: &'m mut Directories,
     nodes: Vec<Node>,
     /// Numbers of the nodes whose subdirectories are not all done, each in the one before it; the snapshot first.
     open: Vec<u32>,
@@ -54,13 +40,25 @@ pub struct Walk<'m, 'a> {
     done: Vec<u32>,
     numbers: HashMap<DirectoryId, u32>,
     waiting: Vec<(ChunkId, u32)>,
+    /// Packs of remembered directories that were added since the last look-up.
+    remembered: usize,
 }
 
 impl<'m, 'a> Walk<'m, 'a> {
-    pub fn new(marker: &'m mut Marker<'a>) -> Self {
+    /// Nothing walked yet.
+    pub fn new(places: &'m mut Places<'a>, directories: &'m mut Directories) -> Self {
         let snapshot = Node { id: None, parents: Vec::new(), found: Found::default(), children: Vec::new() };
         let (done, numbers, waiting) = Default::default();
-        Self { marker, nodes: vec![snapshot], open: vec![0], done, numbers, waiting }
+        Self {
+            places,
+            directories,
+            nodes: vec![snapshot],
+            open: vec![0],
+            done,
+            numbers,
+            waiting,
+            remembered: 0,
+        }
     }
 
     /// What a snapshot needs.
@@ -97,7 +95,7 @@ impl<'m, 'a> Walk<'m, 'a> {
                     self.done.push(last);
                 }
             }
-            if self.waiting.len() + self.done.len() * DIRECTORY_WEIGHT >= MAX_WAITING {
+            if self.waiting.len() + self.remembered + self.done.len() * DIRECTORY_WEIGHT >= MAX_WAITING {
                 self.settle()?;
             }
         }
@@ -106,7 +104,8 @@ impl<'m, 'a> Walk<'m, 'a> {
     /// Looks at a directory in the last one, unless it was met before.
     fn enter(&mut self, tree: &Tree, id: DirectoryId) -> Result<()> {
         let parent = self.last();
-        if let Some(needs) = self.marker.directories.get(&id) {
+        if let Some(needs) = self.directories.get(&id) {
+            self.remembered += needs.packs.len();
             self.nodes[parent as usize].found.add(&needs);
             return Ok(());
         }
@@ -127,7 +126,7 @@ impl<'m, 'a> Walk<'m, 'a> {
     /// Notes the chunks that a step of the walk tells of for the last node.
     fn gather<T>(&mut self, step: impl FnOnce(&mut dyn Visitor) -> Result<T>) -> Result<T> {
         let number = self.last();
-        let mut gather = Gather { marker: self.marker, waiting: &mut self.waiting, number, is_lossy: false };
+        let mut gather = Gather { places: self.places, waiting: &mut self.waiting, number, is_lossy: false };
         let walked = step(&mut gather)?;
         self.nodes[number as usize].found.is_lossy |= gather.is_lossy;
         Ok(walked)
@@ -135,20 +134,23 @@ impl<'m, 'a> Walk<'m, 'a> {
 
     /// Looks up what waits, adds up what is done, and forgets it.
     fn settle(&mut self) -> Result<()> {
-        let Self { marker, nodes, waiting, .. } = self;
+        let Self { places, nodes, waiting, .. } = self;
         let mut outcome = Ok(());
-        marker.index.in_order(waiting, |(chunk, number)| {
+        places.index().in_order(waiting, |(chunk, number)| {
             if outcome.is_ok() {
-                outcome = marker.find(&chunk, &mut nodes[number as usize].found);
+                outcome = places.find(&chunk, &mut nodes[number as usize].found);
             }
         });
         outcome?;
         for number in self.done.drain(..) {
             let Node { id, parents, found, .. } = &mut self.nodes[number as usize];
             let (needs, parents) = (std::mem::take(found).needs(), std::mem::take(parents));
-            id.iter().for_each(|id| self.marker.directories.insert(*id, needs.clone()));
+            if let Some(id) = id {
+                self.directories.insert(*id, needs.clone(), needs.cost_bytes());
+            }
             parents.iter().for_each(|parent| self.nodes[*parent as usize].found.add(&needs));
         }
+        self.remembered = 0;
         self.forget();
         Ok(())
     }
@@ -172,7 +174,7 @@ impl<'m, 'a> Walk<'m, 'a> {
 
 /// Notes chunks, and whether a record was passed over.
 struct Gather<'w, 'a> {
-    marker: &'w Marker<'a>,
+    places: &'w Places<'a>,
     waiting: &'w mut Vec<(ChunkId, u32)>,
     number: u32,
     is_lossy: bool,
@@ -185,7 +187,7 @@ impl Visitor for Gather<'_, '_> {
 
     fn unreadable(&mut self, record: &[ChunkId], error: Error) -> Result<()> {
         let is_damage = matches!(error.kind(), Kind::Corrupt | Kind::NotFound);
-        match is_damage && record.iter().any(|id| self.marker.is_known_to_be_lost(id)) {
+        match is_damage && record.iter().any(|id| self.places.is_known_to_be_lost(id)) {
             true => {
                 tracing::warn!(%error, "a record that is known to be lost is passed over");
                 self.is_lossy = true;

@@ -6,6 +6,7 @@
 //! process did syncs it first.
 
 use crate::clock::Time;
+use crate::direct;
 use crate::error::{Error, Result};
 use crate::map::{Access, Mapped};
 use crate::tier::Object;
@@ -250,7 +251,10 @@ impl DiskFile for HostFile {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)
+        match bytes.len() < direct::MIN_LEN {
+            true => self.file.write_all(bytes),
+            false => direct::append(&mut self.file, bytes),
+        }
     }
 
     fn allocate(&mut self, len_bytes: u64) -> io::Result<()> {

@@ -15,6 +15,7 @@ pub mod collector;
 mod config;
 pub mod damaged;
 mod derived;
+mod direct;
 pub mod disk;
 pub mod domain;
 mod error;

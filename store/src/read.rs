@@ -6,13 +6,16 @@ use crate::config::{DataTier, TierClass};
 use crate::error::{Error, Kind, Result};
 use crate::id::ChunkId;
 use crate::index::Location;
-use crate::pack::{Frame, FrameHeader, PackKind};
+use crate::pack::{FRAME_HEADER_LEN, Frame, FrameHeader, PackKind, SLOT_LEN};
 use crate::placement::Moved;
 use crate::repo::Store;
 use crate::throttle::Throttle;
 use crate::tier::Tier;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+/// The header of a delta, which is one chunk.
+const DELTA_HEADER_LEN: u64 = (FRAME_HEADER_LEN + SLOT_LEN) as u64;
 
 impl Store {
     /// The bytes of a chunk, verified when they entered the cache.
@@ -97,7 +100,7 @@ impl Store {
             if !is_near && let Some(frame) = self.cached_frame(place) {
                 return Ok(frame);
             }
-            let bytes = tier.get_range(&key, place.offset, place.len_bytes);
+            let bytes = tier.get_range(&key, place.offset, place.len_bytes.min(DELTA_HEADER_LEN));
             match bytes.and_then(|bytes| self.accept_frame(place, *class, &**tier, &bytes)) {
                 Ok(frame) => return Ok(frame),
                 Err(error) if error.kind() == Kind::NotFound => failure = failure.or(Some(error)),
@@ -144,12 +147,12 @@ impl Store {
         }
     }
 
-    /// The base that the frame of a delta names. Reads the whole frame, and verifies no more of it than its header.
+    /// The base that the frame of a delta names. Reads and verifies no more of it than its header.
     pub fn read_base_id(&self, place: &Location) -> Result<ChunkId> {
         let key = place.pack.key();
         let mut failure = Error::new(Kind::NotFound, "no tier holds pack").object(place.pack);
         for tier in self.tiers() {
-            let bytes = tier.get_range(&key, place.offset, place.len_bytes);
+            let bytes = tier.get_range(&key, place.offset, place.len_bytes.min(DELTA_HEADER_LEN));
             match bytes.and_then(|bytes| FrameHeader::decode(&bytes)) {
                 Ok(FrameHeader { base: Some(base), .. }) => return Ok(base),
                 Ok(_) => failure = Error::corrupt("not a delta where the index says so").object(place.pack),

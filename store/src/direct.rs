@@ -1,0 +1,82 @@
+//! Writing past the page cache. What goes through it costs a page, a copy and the writing back of each 4 KiB, and drives out
+//! what somebody reads.
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{self, Write};
+
+/// Shorter writes go through the page cache: what was just put to sleep may be woken at once.
+pub const MIN_LEN: usize = 8 << 20;
+/// Places in memory and in the file, and lengths, are multiples of this.
+const BLOCK: usize = 4096;
+/// So much is written by one call.
+const CALL_LEN: usize = 4 << 20;
+
+/// Appends bytes past the page cache as far as the file system can: what it refuses, and what is behind the last whole
+/// block, goes through it. Memory: 4 MiB.
+///
+/// # Errors
+/// As `write(2)`.
+pub fn append(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    let flags = fcntl_getfl(&*file)?;
+    let written = match fcntl_setfl(&*file, flags | OFlags::DIRECT) {
+        Ok(()) => append_blocks(file, bytes)?,
+        Err(Errno::INVAL) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    fcntl_setfl(&*file, flags)?;
+    file.write_all(&bytes[written..])
+}
+
+/// Appends whole blocks, up to the first that is refused; gives how many bytes that were.
+fn append_blocks(file: &File, bytes: &[u8]) -> io::Result<usize> {
+    let mut room = vec![0; CALL_LEN + BLOCK];
+    let start = room.as_ptr().align_offset(BLOCK);
+    let buffer = &mut room[start..start + CALL_LEN];
+    let whole = bytes.len() / BLOCK * BLOCK;
+    let mut written = 0;
+    while written < whole {
+        let call = &mut buffer[..CALL_LEN.min(whole - written)];
+        call.copy_from_slice(&bytes[written..written + call.len()]);
+        match rustix::io::write(file, call) {
+            Ok(len) => {
+                written += len;
+                if len < call.len() {
+                    break; // it tells why when it is asked for the rest
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::INVAL) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn bytes_are_the_same_past_the_page_cache() {
+        let bytes: Vec<u8> = (0..2 * CALL_LEN + 12_345).map(|at| (at / 7 % 251) as u8).collect();
+        // The first lies on a disk, most likely; the second has no disk to write to.
+        for directory in [std::env::temp_dir().as_path(), std::path::Path::new("/dev/shm")] {
+            for (before, len) in
+                [(0, 0), (0, 1), (0, BLOCK), (0, bytes.len()), (BLOCK, CALL_LEN), (3, bytes.len())]
+            {
+                let mut file = tempfile::tempfile_in(directory).unwrap();
+                file.write_all(&vec![9; before]).unwrap();
+                append(&mut file, &bytes[..len]).unwrap();
+                append(&mut file, b"behind").unwrap();
+                let mut found = Vec::new();
+                io::Seek::rewind(&mut file).unwrap();
+                file.read_to_end(&mut found).unwrap();
+                assert!(found == [&vec![9; before][..], &bytes[..len], b"behind"].concat(), "{before} {len}");
+                assert!(!fcntl_getfl(&file).unwrap().contains(OFlags::DIRECT));
+            }
+        }
+    }
+}
