@@ -20,9 +20,9 @@ pub fn recompress(store: &Store, unread: Option<Duration>, pace: &Pace<'_>) -> R
     let swaps = store.home().guarantees()?.compare_and_swap;
     let _lock = (!swaps).then(|| store.state().lock("gc.lock", "recompress")).transpose()?;
     let due = due(store, unread)?;
-    rewrite(store, &due, pace, |writer, directory, frame| match FrameHeader::decode(frame)?.base {
+    rewrite(store, &due, pace, |writer, kind, frame| match FrameHeader::decode(frame)?.base {
         // A page table counts on it to be one.
-        Some(_) => writer.put_resealed(directory.kind, frame.to_vec()),
+        Some(_) => writer.put_resealed(kind, frame.to_vec()),
         None => writer.put_recompressed(&store.decode_frame(frame)?),
     })
 }

@@ -10,6 +10,7 @@ use store::{PackId, Progress, Result, Store};
 /// # Errors
 /// `Conflict` while somebody rewrites or collects; those of the store. What was condemned by then is whole elsewhere.
 pub fn repack_old_epochs(store: &Store, progress: &dyn Progress) -> Result<RewriteReport> {
+    store.check_may_collect()?;
     let _lock = store.state().lock("gc.lock", "repack")?;
     let (_, current) = store.key_epochs()?;
     let condemned: HashSet<PackId> = store.condemned()?.into_iter().flat_map(|list| list.packs).collect();
@@ -21,7 +22,5 @@ pub fn repack_old_epochs(store: &Store, progress: &dyn Progress) -> Result<Rewri
     }
     due.sort_by_key(|due| (due.tier, due.level));
     let pace = Pace { rate: None, is_stopped: &|| false, progress };
-    rewrite(store, &due, &pace, |writer, directory, frame| {
-        writer.put_resealed(directory.kind, frame.to_vec())
-    })
+    rewrite(store, &due, &pace, |writer, kind, frame| writer.put_resealed(kind, frame.to_vec()))
 }

@@ -1,15 +1,15 @@
 //! Frames into other packs, batch by batch, beside readers, writers and the collector: sealed under other keys
 //! ([`crate::repack`]) or compressed better ([`crate::recompress`]).
 //!
-//! Order, and why: new packs durable, index run of them, every new frame read back and every chunk of the old packs found
-//! among them, and only then are the old packs condemned, like by a run of the collector. Deleting is left to later runs,
-//! which see that nothing needs them: a chunk that is in a pack not condemned is counted there. Whatever ends a rewrite
-//! early leaves packs that the collector takes, and no chunk in fewer places than before.
+//! Order, and why: new packs durable, every new frame read back and every chunk of the old packs found among them, index run
+//! of them, and only then are the old packs condemned, like by a run of the collector. Deleting is left to later runs, which
+//! see that nothing needs them: a chunk that is in a pack not condemned is counted there. Whatever ends a rewrite early
+//! leaves packs that the collector takes, and no chunk in fewer places than before.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroU64;
 use store::collector::{self, Condemned};
-use store::pack::{Frame, PackDirectory, directory_of};
+use store::pack::{Frame, FrameHeader, PackDirectory, PackKind, directory_of};
 use store::tier::Object;
 use store::{ChunkId, Error, Kind, PackId, Progress, Result, Store, Throttle, Work, Writer};
 
@@ -60,7 +60,7 @@ pub fn rewrite(
     store: &Store,
     due: &[Due],
     pace: &Pace<'_>,
-    put: impl Fn(&mut Writer, &PackDirectory, &[u8]) -> Result<()>,
+    put: impl Fn(&mut Writer, PackKind, &[u8]) -> Result<()>,
 ) -> Result<RewriteReport> {
     let mut report = RewriteReport::default();
     let mut throttle = Throttle::new(pace.rate);
@@ -69,7 +69,7 @@ pub fn rewrite(
         let mut rest = alike;
         while !rest.is_empty() && !(pace.is_stopped)() {
             let mut writer = store.rewriter(alike[0].tier, alike[0].level, "rewrite")?;
-            let (mut directories, mut read_bytes) = (Vec::new(), 0);
+            let (mut chunks, mut packs, mut read_bytes) = (HashSet::new(), Vec::new(), 0);
             while let Some((due, others)) = rest.split_first().filter(|_| read_bytes < BATCH_BYTES) {
                 if (pace.is_stopped)() {
                     break;
@@ -78,15 +78,15 @@ pub fn rewrite(
                 if store.tiers()[due.tier].len_bytes(&due.pack.key())?.is_none() {
                     continue; // collected or moved meanwhile
                 }
-                match whole_pack(store, due.pack) {
-                    Ok((directory, bytes)) => {
-                        frames(&directory, &bytes)
-                            .try_for_each(|frame| put(&mut writer, &directory, frame))?;
-                        report.frames += directory.frames.len() as u64;
+                match Whole::read(store, due.pack) {
+                    Ok(pack) => {
+                        let kind = pack.directory.kind;
+                        pack.frames().try_for_each(|frame| put(&mut writer, kind, frame))?;
+                        report.frames += pack.frames().count() as u64;
                         report.packs.push((due.pack, due.len_bytes));
-                        directories.push(directory);
+                        packs.push(due.pack);
+                        chunks.extend(pack.chunks());
                     }
-                    // Of a delta that nobody needs any more the base may be gone.
                     Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Invalid | Kind::NotFound) => {
                         report.unreadable.push((due.pack, error.to_string()));
                     }
@@ -96,24 +96,35 @@ pub fn rewrite(
                 pace.progress.advance(due.len_bytes);
                 throttle.pass(due.len_bytes);
             }
-            report.new_bytes += replace(store, writer, &directories)?;
+            report.new_bytes += replace(store, writer, chunks, packs)?;
         }
     }
     pace.progress.end();
     Ok(report)
 }
 
-/// Makes what was put known, and condemns what it was put from. Gives the bytes of the new packs.
-fn replace(store: &Store, mut writer: Writer, old: &[PackDirectory]) -> Result<u64> {
-    let mut found: HashSet<(ChunkId, bool)> = HashSet::new();
-    for pack in writer.publish()? {
-        found.extend(chunks(&whole_pack(store, pack)?.0));
-    }
-    if let Some((id, _)) = old.iter().flat_map(chunks).find(|chunk| !found.contains(chunk)) {
-        return Err(Error::new(Kind::Internal, "a chunk did not get into a new pack; nothing was condemned")
-            .object(id));
-    }
-    let packs: Vec<PackId> = old.iter().map(|directory| directory.id).collect();
+/// Makes what was put known when all `chunks` are found in it, and condemns the packs that it was put from. Gives the bytes
+/// of the new packs.
+fn replace(
+    store: &Store,
+    mut writer: Writer,
+    mut chunks: HashSet<(ChunkId, bool)>,
+    packs: Vec<PackId>,
+) -> Result<u64> {
+    writer.publish(|written| {
+        for pack in written {
+            Whole::read(store, *pack)?.chunks().for_each(|chunk| {
+                chunks.remove(&chunk);
+            });
+        }
+        match chunks.iter().next() {
+            None => Ok(()),
+            Some((id, _)) => {
+                Err(Error::new(Kind::Internal, "a chunk did not get into a new pack; nothing was condemned")
+                    .object(id))
+            }
+        }
+    })?;
     if !packs.is_empty() {
         let epoch = loop {
             match collector::raise_epoch(store.home()) {
@@ -126,39 +137,59 @@ fn replace(store: &Store, mut writer: Writer, old: &[PackDirectory]) -> Result<u
     Ok(writer.stats().stored_bytes)
 }
 
-/// What a pack holds: each chunk, and whether it is a delta.
-fn chunks(directory: &PackDirectory) -> impl Iterator<Item = (ChunkId, bool)> {
-    directory.entries.iter().map(|entry| (entry.id, entry.is_delta()))
+/// A pack whose frames are all verified, but for deltas whose base was collected: nobody can read these, or needs to.
+struct Whole {
+    directory: PackDirectory,
+    bytes: Object,
+    /// Numbers of the frames that are such deltas.
+    dead: BTreeSet<u32>,
 }
 
-/// A pack whose every frame is verified, from the first tier that has it whole.
-fn whole_pack(store: &Store, pack: PackId) -> Result<(PackDirectory, Object)> {
-    let mut failure: Option<Error> = None;
-    for tier in store.tiers() {
-        let read = tier.get(&pack.key()).and_then(|bytes| {
-            let directory = directory_of(pack, &bytes)?;
-            for (frame, number) in frames(&directory, &bytes).zip(0..) {
-                Frame::verify_stored(frame)?;
-                if !directory.names(number, &store.decode_frame(frame)?) {
-                    return Err(Error::corrupt("frame holds other chunks than the pack directory says"));
-                }
+impl Whole {
+    /// Reads it from the first tier that has it whole.
+    fn read(store: &Store, pack: PackId) -> Result<Self> {
+        let mut failure: Option<Error> = None;
+        for tier in store.tiers() {
+            match tier.get(&pack.key()).and_then(|bytes| Self::verify(store, pack, bytes)) {
+                Ok(whole) => return Ok(whole),
+                Err(error) if error.kind() == Kind::NotFound => failure = failure.or(Some(error)),
+                Err(error) => failure = Some(error.object(pack)),
             }
-            Ok((directory, bytes))
-        });
-        match read {
-            Ok(read) => return Ok(read),
-            Err(error) if error.kind() == Kind::NotFound => failure = failure.or(Some(error)),
-            Err(error) => failure = Some(error.object(pack)),
         }
+        Err(failure.unwrap_or_else(|| Error::new(Kind::NotFound, "no such pack").object(pack)))
     }
-    Err(failure.unwrap_or_else(|| Error::new(Kind::NotFound, "no such pack").object(pack)))
-}
 
-fn frames<'a>(directory: &'a PackDirectory, pack: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-    let range = |extent: &store::pack::FrameExtent| {
-        extent.offset as usize..extent.offset as usize + extent.len_bytes as usize
-    };
-    directory.frames.iter().map(move |extent| &pack[range(extent)])
+    fn verify(store: &Store, pack: PackId, bytes: Object) -> Result<Self> {
+        let directory = directory_of(pack, &bytes)?;
+        let mut whole = Self { directory, bytes, dead: BTreeSet::new() };
+        let mut dead = BTreeSet::new();
+        for (frame, number) in whole.frames().zip(0..) {
+            Frame::verify_stored(frame)?;
+            if let Some(base) = FrameHeader::decode(frame)?.base
+                && store.index().find(&base).iter().all(|place| place.is_delta())
+            {
+                dead.insert(number);
+                continue;
+            }
+            if !whole.directory.names(number, &store.decode_frame(frame)?) {
+                return Err(Error::corrupt("frame holds other chunks than the pack directory says"));
+            }
+        }
+        whole.dead = dead;
+        Ok(whole)
+    }
+
+    /// The frames, as they are stored.
+    fn frames(&self) -> impl Iterator<Item = &[u8]> {
+        let alive = self.directory.frames.iter().zip(0..).filter(|(_, number)| !self.dead.contains(number));
+        alive.map(|(extent, _)| &self.bytes[extent.offset as usize..][..extent.len_bytes as usize])
+    }
+
+    /// The chunks in them, and of each whether it is a delta.
+    fn chunks(&self) -> impl Iterator<Item = (ChunkId, bool)> {
+        let alive = self.directory.entries.iter().filter(|entry| !self.dead.contains(&entry.frame));
+        alive.map(|entry| (entry.id, entry.is_delta()))
+    }
 }
 
 /// The packs that lie on some tier, each with the number of the fastest that has it. Lists all tiers.

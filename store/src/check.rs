@@ -60,6 +60,8 @@ pub struct CheckReport {
     pub more_problems: u64,
 }
 
+/// So often everything is looked at, at most, when the collector deletes of it meanwhile.
+const LOOKS: usize = 3;
 /// So many chunks are looked up together: 64 MiB of ids.
 const BATCH_CHUNKS: usize = 2 << 20;
 /// No report lists more problems; what is left out is counted.
@@ -90,18 +92,55 @@ impl CheckReport {
 /// # Errors
 /// Only when the tier cannot be listed; whatever else is wrong is in the report.
 pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> Result<CheckReport> {
-    let mut report = CheckReport::default();
-    let census = Census::take(store)?;
-    // Refs and their snapshots are read before the index: what a commit adds meanwhile is then never missed.
-    let snapshots = check_all_records(store, &census, &mut report)?;
-    store.index().refresh(store.home())?;
-    // Chunks are marked at rows of the index: those of packs that no run covers get rows of this process only.
-    store.index().adopt_uncovered(&store.tiers())?;
-    let whole = check_packs(store, &census, options, progress, &mut report)?;
-    for (store, snapshots) in census.open.iter().zip(&snapshots) {
-        Needs::new(store, &whole).check(store, snapshots, &mut report);
+    for _ in 1..LOOKS {
+        let look = Look::new(store, options, progress)?;
+        // What is missing may have gone with snapshots, or lie in packs that took the place of others.
+        if !look.is_hurt || look.is_all_there(store)? {
+            return Ok(look.report);
+        }
+        progress.note("the collector deleted something meanwhile; looking again");
     }
-    Ok(report)
+    Ok(Look::new(store, options, progress)?.report)
+}
+
+/// What one look at everything saw.
+struct Look {
+    report: CheckReport,
+    /// Whether a snapshot lacks anything.
+    is_hurt: bool,
+    packs: Vec<(PackId, u64)>,
+    /// Of each domain.
+    snapshots: Vec<(Store, BTreeMap<SnapshotId, Vec<String>>)>,
+}
+
+impl Look {
+    fn new(store: &Store, options: CheckOptions, progress: &dyn Progress) -> Result<Self> {
+        let mut report = CheckReport::default();
+        let census = Census::take(store)?;
+        // Refs and their snapshots are read before the index: what a commit adds meanwhile is then never missed.
+        let snapshots = check_all_records(store, &census, &mut report)?;
+        store.index().refresh(store.home())?;
+        // Chunks are marked at rows of the index: those of packs that no run covers get rows of this process only.
+        store.index().adopt_uncovered(&store.tiers())?;
+        let packs = store.packs()?;
+        let whole = check_packs(store, &census, &packs, options, progress, &mut report)?;
+        let mut is_hurt = false;
+        for (store, snapshots) in census.open.iter().zip(&snapshots) {
+            is_hurt |= Needs::new(store, &whole).check(store, snapshots, &mut report);
+        }
+        Ok(Self { report, is_hurt, packs, snapshots: census.open.into_iter().zip(snapshots).collect() })
+    }
+
+    /// Whether all packs and snapshots that were looked at are still there.
+    fn is_all_there(&self, store: &Store) -> Result<bool> {
+        let there: HashSet<PackId> = store.packs()?.into_iter().map(|(pack, _)| pack).collect();
+        let mut is_there = self.packs.iter().all(|(pack, _)| there.contains(pack));
+        for (store, snapshots) in &self.snapshots {
+            let there: HashSet<SnapshotId> = store.snapshot_ids()?.into_iter().collect();
+            is_there &= snapshots.keys().all(|snapshot| there.contains(snapshot));
+        }
+        Ok(is_there)
+    }
 }
 
 /// Checks all but packs and what snapshots need: records, refs, domains that do not open, index runs. Gives the snapshots
@@ -199,6 +238,7 @@ fn check_runs(store: &Store, report: &mut CheckReport) -> Result<()> {
 fn check_packs(
     store: &Store,
     census: &Census,
+    packs: &[(PackId, u64)],
     options: CheckOptions,
     progress: &dyn Progress,
     report: &mut CheckReport,
@@ -209,7 +249,6 @@ fn check_packs(
     });
     report.damaged_packs = lost.packs().map(|(pack, count)| (pack, count as u64)).collect();
     report.damaged_packs.sort_unstable();
-    let packs = store.packs()?;
     let total = packs.iter().map(|(_, len)| *len).sum();
     progress.begin("check packs", Work::Bytes(total));
     let mut whole = RowMarks::new(store.index());
@@ -219,7 +258,7 @@ fn check_packs(
             whole.insert(&id);
         });
     };
-    for (id, len_bytes) in packs {
+    for (id, len_bytes) in packs.iter().copied() {
         report.packs += 1;
         let mut has_directory = false;
         for tier in store.tiers() {
@@ -302,12 +341,13 @@ impl<'a> Needs<'a> {
         Self { whole, seen: marks(), missing: marks() }
     }
 
+    /// Whether any of the snapshots is hurt; which, and how, goes into the report.
     fn check(
         mut self,
         store: &Store,
         snapshots: &BTreeMap<SnapshotId, Vec<String>>,
         report: &mut CheckReport,
-    ) {
+    ) -> bool {
         let mut reached = Reached::new(store);
         let hurt = snapshots.keys().any(|id| self.hurt_by(store, id, &mut reached).is_some());
         if hurt {
@@ -319,6 +359,7 @@ impl<'a> Needs<'a> {
             }
         }
         report.chunks += self.seen.len();
+        hurt
     }
 
     /// What is wrong with a snapshot, as far as this walk has not been there before.

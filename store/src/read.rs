@@ -100,7 +100,7 @@ impl Store {
             if !is_near && let Some(frame) = self.cached_frame(place) {
                 return Ok(frame);
             }
-            let bytes = tier.get_range(&key, place.offset, place.len_bytes.min(DELTA_HEADER_LEN));
+            let bytes = tier.get_range(&key, place.offset, place.len_bytes);
             match bytes.and_then(|bytes| self.accept_frame(place, *class, &**tier, &bytes)) {
                 Ok(frame) => return Ok(frame),
                 Err(error) if error.kind() == Kind::NotFound => failure = failure.or(Some(error)),

@@ -3,7 +3,8 @@
 //! A page taken over costs no bytes, and makes the image lean on one frame more than if it were written beside its
 //! neighbours. A single sleep hardly shows it. But each leaves of older groups what did not change, and a resume would in the
 //! end fetch a frame for every few pages. So the frames of an image have a limit, a multiple of the fewest that could hold
-//! it; above it, the pages of the sparsest groups are written again (docs/TUNING.md). Pure.
+//! it; above it, the pages of the sparsest groups are written again (docs/TUNING.md). An image of few frames has none: it
+//! wakes at once, however its pages lie. Pure.
 
 use super::table::{GROUP_PAGES, Space};
 use crate::id::ChunkId;
@@ -11,6 +12,8 @@ use std::collections::{BTreeSet, HashMap};
 
 /// An image whose frames are more than so many times the fewest passes its sparsest groups on to no child.
 const SPREAD_LIMIT: u64 = 2;
+/// And when they are more than these.
+const FEW_FRAMES: u64 = 32;
 
 /// A group and the base that it is a delta against: the frames that reading it fetches.
 pub type Frames = (ChunkId, Option<ChunkId>);
@@ -18,6 +21,11 @@ pub type Frames = (ChunkId, Option<ChunkId>);
 /// The groups without which the frames of an image are within the limit, counting those that their pages fill when they are
 /// written again.
 pub fn sparsest(spaces: &[Space], groups: &[Frames]) -> BTreeSet<u32> {
+    beyond(|fewest| FEW_FRAMES.max(fewest * SPREAD_LIMIT), spaces, groups)
+}
+
+/// The same, with a limit that depends on the fewest frames.
+fn beyond(limit: impl Fn(u64) -> u64, spaces: &[Space], groups: &[Frames]) -> BTreeSet<u32> {
     let mut used_pages = vec![0_u64; groups.len()];
     let mut fewest = 0;
     for space in spaces {
@@ -35,7 +43,7 @@ pub fn sparsest(spaces: &[Space], groups: &[Frames]) -> BTreeSet<u32> {
     sparsest_first.sort_by_key(|group| used_pages[*group as usize]);
     let (mut declined, mut declined_pages) = (BTreeSet::new(), 0_u64);
     for group in sparsest_first {
-        if needed.len() as u64 + declined_pages.div_ceil(GROUP_PAGES as u64) <= fewest * SPREAD_LIMIT {
+        if needed.len() as u64 + declined_pages.div_ceil(GROUP_PAGES as u64) <= limit(fewest) {
             break;
         }
         for frame in frames_of(group) {
@@ -56,8 +64,14 @@ mod tests {
     use super::super::table::PageRun;
     use super::*;
 
-    /// An image of one space whose groups have so many pages in use and this base.
+    /// What is beyond a limit of twice the fewest frames.
     fn declined(groups: &[(u32, Option<u8>)]) -> Vec<u32> {
+        let (space, frames) = image(groups);
+        beyond(|fewest| fewest * SPREAD_LIMIT, &[space], &frames).into_iter().collect()
+    }
+
+    /// An image of one space whose groups have so many pages in use and this base.
+    fn image(groups: &[(u32, Option<u8>)]) -> (Space, Vec<Frames>) {
         let id = |number: u8| ChunkId::from_bytes([number; 32]);
         let (mut runs, mut frames, mut first_page) = (Vec::new(), Vec::new(), 0);
         for ((page_count, base), group) in groups.iter().zip(0..) {
@@ -65,8 +79,7 @@ mod tests {
             first_page += u64::from(*page_count);
             frames.push((id(group as u8), base.map(id)));
         }
-        let space = Space { id: 0, len_bytes: first_page * 4096, runs };
-        sparsest(&[space], &frames).into_iter().collect()
+        (Space { id: 0, len_bytes: first_page * 4096, runs }, frames)
     }
 
     #[test]
@@ -76,6 +89,14 @@ mod tests {
         assert_eq!(declined(&[(1, None), (2, None), (1, None)]), [0, 2], "they make one");
         let sparse = [(3, None), (16, None), (1, None), (8, None), (2, None), (1, None), (1, None)];
         assert_eq!(declined(&sparse), [2, 4, 5, 6], "three of seven stay, and the others make one");
+    }
+
+    #[test]
+    fn few_frames_are_never_too_many() {
+        let (space, frames) = image(&[(1, None); 32]);
+        assert_eq!(sparsest(&[space], &frames), BTreeSet::new());
+        let (space, frames) = image(&[(1, None); 33]);
+        assert_eq!(sparsest(&[space], &frames), BTreeSet::from([0, 1]), "31 frames and one for both");
     }
 
     #[test]

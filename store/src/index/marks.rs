@@ -108,7 +108,7 @@ mod tests {
             for number in 0..2000 {
                 ids.push(writer.put_chunk(&(round * 1500 + number).to_le_bytes()).unwrap());
             }
-            writer.publish().unwrap();
+            writer.publish(|_| Ok(())).unwrap();
         }
         assert!(store.index().runs().len() > 1);
         let (mut marks, mut set) = (RowMarks::new(store.index()), HashSet::new());

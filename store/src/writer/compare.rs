@@ -107,10 +107,10 @@ mod tests {
                 }
             }
             if number % 97 == 0 {
-                writer.publish().unwrap();
+                writer.publish(|_| Ok(())).unwrap();
             }
         }
-        writer.publish().unwrap();
+        writer.publish(|_| Ok(())).unwrap();
         for (id, body) in &first {
             assert_eq!(*store.read_chunk(id).unwrap(), **body, "the first one is there");
         }

@@ -202,7 +202,7 @@ impl Writer {
         }
         let deltas = self.pipeline.deltas().cloned();
         let deltas = self.guard(deltas)?;
-        let flushed = self.flush();
+        let flushed = self.flush(|_| Ok(()));
         self.guard(flushed)?;
         self.known_deltas.extend(deltas);
         Ok(())
@@ -323,7 +323,7 @@ impl Writer {
     fn try_commit(&mut self, name: &str, draft: SnapshotDraft) -> Result<SnapshotId> {
         let store = self.store.clone();
         let tier = store.home();
-        self.flush()?;
+        self.flush(|_| Ok(()))?;
         let WriteStats { new_bytes, stored_bytes, .. } = self.stats();
         let time = clock::now();
         let totals = Totals { files: draft.files, bytes: draft.bytes, new_bytes, stored_bytes };
@@ -366,10 +366,10 @@ impl Writer {
         settled
     }
 
-    /// Packs durable, then the index run of them and of the packs leaned on that have none.
-    fn flush(&mut self) -> Result<Vec<PackId>> {
+    /// Packs durable and checked, then the index run of them and of the packs leaned on that have none.
+    fn flush(&mut self, check: impl FnOnce(&[PackId]) -> Result<()>) -> Result<()> {
         let mut directories = self.pipeline.flush()?;
-        let packs = directories.iter().map(|directory| directory.id).collect();
+        check(&directories.iter().map(|directory| directory.id).collect::<Vec<PackId>>())?;
         if !self.adopted.is_empty() {
             self.store.make_packs_durable()?; // their writer may have died before it did
         }
@@ -381,7 +381,7 @@ impl Writer {
             }
         }
         if directories.is_empty() {
-            return Ok(packs);
+            return Ok(());
         }
         let names = self.pipeline.names();
         let key = format!("index/{}/{}-{}", names.writer, names.epoch, self.run_count);
@@ -400,7 +400,7 @@ impl Writer {
         {
             tracing::warn!(%error, "index runs could not be joined");
         }
-        Ok(packs)
+        Ok(())
     }
 
     /// A ref must never name what is not there, whatever the index said.
@@ -449,7 +449,7 @@ mod tests {
         let mut base = vec![0; 40_000];
         blake3::Hasher::new().update(b"base").finalize_xof().fill(&mut base);
         let base_id = writer.put_page_group(&base, None).unwrap();
-        writer.publish().unwrap();
+        writer.publish(|_| Ok(())).unwrap();
         writer.fresh_max = 2;
         let groups: Vec<ChunkId> = (0..5)
             .map(|number| {

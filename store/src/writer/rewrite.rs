@@ -1,5 +1,5 @@
 //! Frames that are there already, put into other packs. Nothing is looked up: what is put is stored, and the packs that it
-//! came from may be condemned when [`Writer::publish`] has returned and what it tells of was read back.
+//! came from may be condemned when [`Writer::publish`] has read it back.
 
 use super::Writer;
 use crate::error::{Error, Result};
@@ -45,13 +45,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes what was put durable and known to readers, without a snapshot of it. Gives the packs that hold it.
+    /// Makes what was put durable, and known to readers when `check` takes the packs that hold it; without a snapshot of it.
     ///
     /// # Errors
-    /// Those of the tier.
-    pub fn publish(&mut self) -> Result<Vec<PackId>> {
+    /// Those of the tier and of `check`: the collector takes the packs then.
+    pub fn publish(&mut self, check: impl FnOnce(&[PackId]) -> Result<()>) -> Result<()> {
         self.check_usable()?;
-        let flushed = self.flush();
+        let flushed = self.flush(check);
         self.guard(flushed)
     }
 }

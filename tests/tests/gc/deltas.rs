@@ -9,7 +9,7 @@ use tests::model::{Memory, Pages, Random, assert_clean, memory_of_store, put_mem
 const MAX_OPERATIONS: u64 = 400;
 
 /// A process's memory after so many visits: noise, a few bytes of which change each time.
-fn memory(visits: u64) -> Memory {
+pub fn memory(visits: u64) -> Memory {
     let mut random = Random::new(11);
     let mut pages: Vec<Vec<u8>> = (0..20).map(|_| random.bytes(PAGE)).collect();
     for visit in 1..=visits {

@@ -3,15 +3,15 @@
 use gc::{Pace, RewriteReport};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use store::pack::{Frame, PackKind, directory_of};
+use store::pack::{Frame, FrameHeader, PackKind, directory_of};
 use store::{
-    DataTier, GROUP_PAGES, MemoryTier, PAGE, PackId, SnapshotDraft, SnapshotId, Store, StoreConfig, Tier,
-    TierClass, Unwatched,
+    CheckOptions, DataTier, GROUP_PAGES, MemoryTier, PAGE, PackId, SnapshotDraft, SnapshotId, Store,
+    StoreConfig, Tier, TierClass, Unwatched,
 };
 use tests::fault::{Fault, FaultTier};
 use tests::garden::{Garden, commit, put_tree};
 use tests::hook::HookTier;
-use tests::model::{Random, State, assert_clean, draft_of, state_of_store};
+use tests::model::{Random, State, assert_clean, draft_of, put_memory, state_of_store};
 
 use crate::deltas;
 
@@ -169,6 +169,64 @@ fn writers_and_the_collector_go_on_between_any_two_steps() {
         }
         assert!(places >= 10, "only {places} places");
     }
+}
+
+/// What a check looks at is recompressed, forgotten and collected, between any two of its steps.
+#[test]
+fn a_check_calls_nothing_damaged_that_was_only_replaced() {
+    let mut places = 0;
+    for operation in 0..MAX_OPERATIONS {
+        let garden = Arc::new(Garden::new());
+        garden.commit("kept", &[1, 2]);
+        garden.commit("old", &[3]);
+        let hooked = HookTier::new(Arc::new(garden.memory.clone()));
+        let store = garden.open_on(hooked.clone());
+        let step = garden.clone();
+        hooked.arm(operation, move || {
+            step.open().forget("old", |_| true).unwrap();
+            let leveled = leveled(&step, Arc::new(step.memory.clone()));
+            assert!(!recompress(&Store::open(&leveled).unwrap()).unwrap().packs.is_empty());
+            step.collect(4);
+        });
+        let options = CheckOptions { read_data: operation % 2 == 0 };
+        let report = store::check(&store, options, &Unwatched).unwrap();
+        if hooked.is_armed() {
+            break;
+        }
+        places += 1;
+        assert!(report.problems.is_empty(), "before operation {operation}: {:?}", report.problems);
+    }
+    assert!(places >= 20, "only {places} places");
+}
+
+/// A pack holds what is needed and a delta whose base went with all who needed it.
+#[test]
+fn a_delta_that_nobody_can_need_any_more_keeps_no_pack_from_being_recompressed() {
+    let garden = Garden::new();
+    let store = garden.open();
+    let first = deltas::sleep(&mut store.writer("test").unwrap(), 0, None).unwrap();
+    let mut writer = store.writer("test").unwrap();
+    let parent = store.image(&store.snapshot(&first).unwrap().image.unwrap()).unwrap();
+    put_memory(&mut writer, &deltas::memory(1), Some(&parent)).unwrap();
+    commit(&mut writer, "kept", &[1, 2]).unwrap();
+    drop(writer);
+    garden.open().forget("vm", |_| true).unwrap();
+    garden.collect(4);
+    let deltas_in = |packs: &[(PackId, Vec<Vec<u8>>)]| {
+        let frames = packs.iter().flat_map(|(_, frames)| frames);
+        frames.filter(|frame| FrameHeader::decode(frame).unwrap().base.is_some()).count()
+    };
+    let before = data_packs(&garden.memory);
+    assert!(before.len() == 1 && deltas_in(&before) > 0, "its base is gone, and it is there");
+    garden.assert_sound("with a delta without a base");
+
+    let leveled = leveled(&garden, Arc::new(garden.memory.clone()));
+    let report = recompress(&Store::open(&leveled).unwrap()).unwrap();
+    assert!(report.unreadable.is_empty() && report.packs.len() == 1, "{report:?}");
+    garden.collect(4);
+    let after = data_packs(&garden.memory);
+    assert!(after.iter().all(|(id, _)| id.level() == LEVEL) && deltas_in(&after) == 0);
+    garden.assert_sound("without it");
 }
 
 #[test]

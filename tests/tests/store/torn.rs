@@ -86,7 +86,7 @@ impl Two {
             let mut writer = store.writer("test").unwrap();
             let bodies: Vec<_> = (0..chunks).map(|_| random.bytes(len)).collect();
             let put = bodies.into_iter().map(|bytes| (writer.put_chunk(&bytes).unwrap(), bytes)).collect();
-            writer.publish().unwrap();
+            writer.publish(|_| Ok(())).unwrap();
             put
         };
         let (many, other) = (put(42, 25_000), put(1, 300).remove(0));
