@@ -8,7 +8,9 @@
 //! - `guest`    a KVM guest: saved, resumed over userfaultfd
 //! - `collect`  forget and gc under a mount in use, then check
 //! - `tiers`    a slower tier, recompression, a damaged pack that is mended
+//! - `bucket`   two hosts over one S3 bucket
 
+mod bucket;
 mod collect;
 mod files;
 mod guest;
@@ -52,5 +54,6 @@ fn play(scene: &mut Scene) -> Result<()> {
     process::sleep_and_wake(scene, &runtimes)?;
     guest::save_and_resume(scene)?;
     collect::forget_and_collect(scene, &runtimes)?;
-    tiers::move_recompress_and_mend(scene, &runtimes)
+    tiers::move_recompress_and_mend(scene, &runtimes)?;
+    bucket::share(scene, &runtimes)
 }

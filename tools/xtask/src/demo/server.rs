@@ -109,7 +109,8 @@ fn ask(port: u16) -> Option<Answer> {
     reply.contains("200 OK").then_some(Answer(reply))
 }
 
-fn free_port() -> Result<u16> {
+/// A port of loopback that nobody listens on now.
+pub fn free_port() -> Result<u16> {
     let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     Ok(bound.context(|| "cannot bind a port of loopback".into())?.port())
 }
