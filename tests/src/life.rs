@@ -44,7 +44,8 @@ pub type History = Vec<(Option<SnapshotId>, Arc<State>)>;
 /// acknowledged; what did not end, or failed, adds another. A ref that is not there has an empty history.
 #[derive(Clone, Debug, Default)]
 pub struct Acks {
-    /// Whether the store was made.
+    /// Whether the store was made, or anything was put into it. One that somebody began to make and that others only looked
+    /// at may be gone after a power cut.
     pub exists: bool,
     /// The histories that each ref may have.
     pub refs: BTreeMap<String, Vec<History>>,
@@ -133,8 +134,8 @@ impl Life {
         if let Some(store) = &self.store {
             return Ok(store.clone());
         }
-        let store = open_or_init(&self.disk, &self.acks)?;
-        self.acks.exists = true;
+        let (store, is_made) = open_or_init(&self.disk, &self.acks)?;
+        self.acks.exists |= is_made;
         self.note();
         self.store = Some(store.clone());
         Ok(store)
@@ -178,6 +179,7 @@ impl Life {
     /// The one history that a ref must have from now on.
     fn acknowledge(&mut self, name: &str, history: History) {
         self.acks.refs.insert(name.to_owned(), vec![history]);
+        self.acks.exists = true;
         self.note();
     }
 
@@ -246,12 +248,13 @@ impl Acks {
     }
 }
 
-fn open_or_init(disk: &SimDisk, acks: &Acks) -> Result<Store> {
+/// The store, and whether it was made here.
+fn open_or_init(disk: &SimDisk, acks: &Acks) -> Result<(Store, bool)> {
     let config = config(disk);
     match Store::open(&config) {
         // Whether it was made is not known where nobody was told.
-        Err(error) if error.kind() == Kind::NotFound && !acks.exists => Store::init(&config),
-        opened => opened,
+        Err(error) if error.kind() == Kind::NotFound && !acks.exists => Ok((Store::init(&config)?, true)),
+        opened => Ok((opened?, false)),
     }
 }
 
