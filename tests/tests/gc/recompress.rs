@@ -3,10 +3,11 @@
 use gc::{Pace, RewriteReport};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use store::damaged;
 use store::pack::{Frame, FrameHeader, PackKind, directory_of};
 use store::{
-    CheckOptions, DataTier, GROUP_PAGES, MemoryTier, PAGE, PackId, SnapshotDraft, SnapshotId, Store,
-    StoreConfig, Tier, TierClass, Unwatched,
+    CheckOptions, DataTier, GROUP_PAGES, MemoryTier, PAGE, PackId, ScrubOptions, SnapshotDraft, SnapshotId,
+    Store, StoreConfig, Tier, TierClass, Unwatched,
 };
 use tests::fault::{Fault, FaultTier};
 use tests::garden::{Garden, commit, put_tree};
@@ -227,6 +228,43 @@ fn a_delta_that_nobody_can_need_any_more_keeps_no_pack_from_being_recompressed()
     let after = data_packs(&garden.memory);
     assert!(after.iter().all(|(id, _)| id.level() == LEVEL) && deltas_in(&after) == 0);
     garden.assert_sound("without it");
+}
+
+/// A pack of which something is lost stays as it is, with the note of that, until it is stored anew; others go.
+#[test]
+fn a_pack_with_lost_frames_stays_until_they_are_stored_anew() {
+    let garden = Garden::new();
+    garden.commit("one", &[1, 2]);
+    garden.commit("two", &[3, 4]);
+    let (hurt, frames) = data_packs(&garden.memory).swap_remove(0);
+    let mut bytes = garden.memory.get(&hurt.key()).unwrap().to_vec();
+    bytes[64 + frames[0].len() / 2] ^= 1;
+    garden.memory.delete(&hurt.key()).unwrap();
+    assert!(garden.memory.put_if_absent(&hurt.key(), &bytes).unwrap());
+    let repair = ScrubOptions { repair: true, ..ScrubOptions::default() };
+    assert_eq!(store::scrub(&garden.open(), &repair, &Unwatched).unwrap().lost.len(), 1);
+    let note = damaged::key_of(hurt);
+    assert!(garden.memory.get(&note).is_ok());
+
+    let store = Store::open(&leveled(&garden, Arc::new(garden.memory.clone()))).unwrap();
+    let report = recompress(&store).unwrap();
+    let unreadable: Vec<PackId> = report.unreadable.iter().map(|(pack, _)| *pack).collect();
+    assert_eq!((unreadable, report.packs.len()), (vec![hurt], 1));
+    garden.collect(4);
+    let levels: Vec<(bool, i32)> =
+        data_packs(&garden.memory).iter().map(|(pack, _)| (*pack == hurt, pack.level())).collect();
+    assert!(
+        levels.len() == 2 && levels.contains(&(true, 0)) && levels.contains(&(false, LEVEL)),
+        "{levels:?}"
+    );
+    assert!(garden.memory.get(&note).is_ok());
+
+    garden.commit("one", &[1, 2]);
+    garden.commit("two", &[3, 4]);
+    garden.assert_sound("stored anew");
+    recompress(&store).unwrap();
+    garden.collect(4);
+    garden.assert_sound("recompressed beside it");
 }
 
 #[test]

@@ -25,14 +25,18 @@ struct Operator<'a> {
 
 impl<'a> Operator<'a> {
     fn new(place: &'a Place, name: &str, prefix: &str) -> Self {
+        Self::on(place, name, &SEAWEED.endpoint(), prefix, "")
+    }
+
+    /// On another server, with `more` in its configuration.
+    fn on(place: &'a Place, name: &str, endpoint: &str, prefix: &str, more: &str) -> Self {
         let config = place.path(&format!("{name}.toml"));
         let root = place.path(name);
         let text = format!(
-            "store = '{0}/hot'\nstate = '{0}/state'\nshared = true\n[tiers.cold]\nbucket = '{1}'\nendpoint = '{2}'\nprefix = \
-             '{prefix}'\npath_style = true\n",
+            "store = '{0}/hot'\nstate = '{0}/state'\nshared = true\n{more}[tiers.cold]\nbucket = '{1}'\nendpoint = \
+             '{endpoint}'\nprefix = '{prefix}'\npath_style = true\n",
             root.display(),
             servers::BUCKET,
-            SEAWEED.endpoint(),
         );
         fs::write(&config, text).unwrap();
         Self { place, config }
@@ -199,4 +203,69 @@ fn whole_lives_come_through_storms_of_faults() {
     let faults = faults.into_inner().unwrap();
     println!("{commits} commits, {refused} refused, {requests} requests, faults {faults:?}");
     assert!(commits >= 20 && faults.values().sum::<u64>() > 300, "{commits} commits, {faults:?}");
+}
+
+/// The largest object below `packs/`.
+fn largest_pack(tier: &dyn Tier) -> String {
+    let packs = tier.list("packs/").unwrap();
+    packs.into_iter().max_by_key(|info| info.len_bytes).unwrap().key
+}
+
+fn flip_a_bit(tier: &dyn Tier, key: &str) {
+    let mut bytes = tier.get(key).unwrap().to_vec();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    tier.delete(key).unwrap();
+    assert!(tier.put_if_absent(key, &bytes).unwrap());
+}
+
+/// What rots in a bucket is found and mended from the copy that a host has near; a second host then reads it.
+#[test]
+fn a_damaged_pack_in_a_bucket_is_mended_from_a_host_s_copy() {
+    let place = Place::new();
+    let prefix = prefix("rot");
+    let hosts = ["one", "two"].map(|name| Operator::new(&place, name, &prefix));
+    hosts[0].run(&["init"]).expect(0);
+    let source = place.path("source");
+    let files = app(&source, 1);
+    hosts[0].run(&["backup", source.to_str().unwrap(), "app"]).expect(0);
+    let tier = S3Tier::new(&servers::settings(&SEAWEED.endpoint(), &prefix)).unwrap();
+    let pack = largest_pack(&tier);
+    let whole = tier.get(&pack).unwrap().to_vec();
+    flip_a_bit(&tier, &pack);
+    hosts[1].run(&["scrub"]).expect(2).complains("damaged");
+    assert!(tier.get(&pack).unwrap().to_vec() != whole, "nothing is repaired unasked");
+    let repaired = hosts[0].run(&["scrub", "--repair", "--json"]).expect(0).json();
+    assert_eq!(repaired["repaired_copies"], 1, "{repaired}");
+    assert!(tier.get(&pack).unwrap().to_vec() == whole, "byte for byte");
+    assert_restored(&hosts[1], "app", &place.path("restored"), &files);
+    hosts[1].run(&["scrub"]).expect(0).says("all is well");
+}
+
+/// The same where the bucket respects no condition, and one host alone may collect and repair.
+#[test]
+fn a_damaged_pack_in_a_bucket_without_conditions_is_mended_by_its_collector() {
+    let place = Place::new();
+    let rclone = servers::Rclone::start();
+    let prefix = prefix("rot");
+    let operator = |name: &str, more: &str| {
+        let owned = format!("owned_refs = '{name}/'\n{more}");
+        Operator::on(&place, name, &rclone.endpoint(), &prefix, &owned)
+    };
+    let (collector, other) = (operator("one", "collector = true\n"), operator("two", ""));
+    collector.run(&["doctor"]).expect(1);
+    collector.run(&["init"]).expect(0);
+    let source = place.path("source");
+    let files = app(&source, 1);
+    collector.run(&["backup", source.to_str().unwrap(), "one/app"]).expect(0);
+    let tier = S3Tier::new(&servers::settings(&rclone.endpoint(), &prefix)).unwrap();
+    let pack = largest_pack(&tier);
+    let whole = tier.get(&pack).unwrap().to_vec();
+    flip_a_bit(&tier, &pack);
+    other.run(&["scrub", "--repair"]).expect(2).complains("1 damaged copies");
+    assert!(tier.get(&pack).unwrap().to_vec() != whole, "it has no whole copy");
+    let repaired = collector.run(&["scrub", "--repair", "--json"]).expect(0).json();
+    assert_eq!(repaired["repaired_copies"], 1, "{repaired}");
+    assert!(tier.get(&pack).unwrap().to_vec() == whole, "byte for byte");
+    assert_restored(&other, "one/app", &place.path("restored"), &files);
 }

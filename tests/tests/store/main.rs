@@ -18,6 +18,7 @@ mod fuzz;
 mod images;
 mod index;
 mod kill;
+mod planned;
 mod power;
 mod random_histories;
 mod rollback;
