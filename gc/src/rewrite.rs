@@ -4,7 +4,7 @@
 //! Order, and why: new packs durable, every new frame read back and every chunk of the old packs found among them, index run
 //! of them, and only then are the old packs condemned, like by a run of the collector. Deleting is left to later runs, which
 //! see that nothing needs them: a chunk that is in a pack not condemned is counted there. Whatever ends a rewrite early
-//! leaves packs that the collector takes, and no chunk in fewer places than before.
+//! leaves no chunk in fewer places than before; new packs that were refused are condemned.
 
 use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroU64;
@@ -32,9 +32,9 @@ pub struct Due {
 /// What a rewrite did.
 #[derive(Clone, Debug, Default)]
 pub struct RewriteReport {
-    /// Packs whose chunks lie in new packs; condemned. With their lengths in bytes.
+    /// Packs whose chunks, but for deltas that nobody can read, lie in new packs; condemned. With their lengths in bytes.
     pub packs: Vec<(PackId, u64)>,
-    /// Frames that were in them.
+    /// Frames of them that lie in new packs.
     pub frames: u64,
     /// Bytes of the new packs.
     pub new_bytes: u64,
@@ -103,38 +103,55 @@ pub fn rewrite(
     Ok(report)
 }
 
-/// Makes what was put known when all `chunks` are found in it, and condemns the packs that it was put from. Gives the bytes
-/// of the new packs.
+/// Makes what was put known when all `chunks` are found in it, and condemns the packs that it was put from; else it condemns
+/// the new ones, so that nobody takes them for the better of two. Gives the bytes of the new packs.
 fn replace(
     store: &Store,
     mut writer: Writer,
     mut chunks: HashSet<(ChunkId, bool)>,
     packs: Vec<PackId>,
 ) -> Result<u64> {
-    writer.publish(|written| {
-        for pack in written {
-            Whole::read(store, *pack)?.chunks().for_each(|chunk| {
-                chunks.remove(&chunk);
+    let mut refused = Vec::new();
+    let published = writer.publish(|written| {
+        let checked = written.iter().try_for_each(|pack| {
+            // A delta whose base was collected meanwhile is there, too.
+            let entries = Whole::read(store, *pack)?.directory.entries;
+            entries.iter().for_each(|entry| {
+                chunks.remove(&(entry.id, entry.is_delta()));
             });
-        }
-        match chunks.iter().next() {
+            Ok(())
+        });
+        let checked = checked.and_then(|()| match chunks.iter().next() {
             None => Ok(()),
             Some((id, _)) => {
                 Err(Error::new(Kind::Internal, "a chunk did not get into a new pack; nothing was condemned")
                     .object(id))
             }
+        });
+        if checked.is_err() {
+            refused = written.to_vec();
         }
-    })?;
-    if !packs.is_empty() {
-        let epoch = loop {
-            match collector::raise_epoch(store.home()) {
-                Err(error) if error.kind() == Kind::Conflict => {} // a collector raised it just now
-                raised => break raised?,
-            }
-        };
-        Condemned { epoch, packs, ..Condemned::default() }.publish(store.home())?;
+        checked
+    });
+    if let Err(error) = published {
+        condemn(store, refused)?;
+        return Err(error);
     }
+    condemn(store, packs)?;
     Ok(writer.stats().stored_bytes)
+}
+
+fn condemn(store: &Store, packs: Vec<PackId>) -> Result<()> {
+    if packs.is_empty() {
+        return Ok(());
+    }
+    let epoch = loop {
+        match collector::raise_epoch(store.home()) {
+            Err(error) if error.kind() == Kind::Conflict => {} // a collector raised it just now
+            raised => break raised?,
+        }
+    };
+    Condemned { epoch, packs, ..Condemned::default() }.publish(store.home()).map(drop)
 }
 
 /// A pack whose frames are all verified, but for deltas whose base was collected: nobody can read these, or needs to.
@@ -162,17 +179,25 @@ impl Whole {
     fn verify(store: &Store, pack: PackId, bytes: Object) -> Result<Self> {
         let directory = directory_of(pack, &bytes)?;
         let mut whole = Self { directory, bytes, dead: BTreeSet::new() };
-        let mut dead = BTreeSet::new();
+        let (mut dead, mut gone) = (BTreeSet::new(), HashSet::new());
         for (frame, number) in whole.frames().zip(0..) {
             Frame::verify_stored(frame)?;
-            if let Some(base) = FrameHeader::decode(frame)?.base
-                && store.index().find(&base).iter().all(|place| place.is_delta())
-            {
+            let base = FrameHeader::decode(frame)?.base;
+            if base.is_some_and(|base| gone.contains(&base)) {
                 dead.insert(number);
                 continue;
             }
-            if !whole.directory.names(number, &store.decode_frame(frame)?) {
-                return Err(Error::corrupt("frame holds other chunks than the pack directory says"));
+            match store.decode_frame(frame) {
+                Ok(decoded) if whole.directory.names(number, &decoded) => {}
+                Ok(_) => return Err(Error::corrupt("frame holds other chunks than the pack directory says")),
+                // Runs and packs that the index did not know of were looked for by now.
+                Err(error) => match base.filter(|base| is_nowhere(store, base)) {
+                    Some(base) if error.kind() == Kind::NotFound => {
+                        gone.insert(base);
+                        dead.insert(number);
+                    }
+                    _ => return Err(error),
+                },
             }
         }
         whole.dead = dead;
@@ -190,6 +215,11 @@ impl Whole {
         let alive = self.directory.entries.iter().filter(|entry| !self.dead.contains(&entry.frame));
         alive.map(|entry| (entry.id, entry.is_delta()))
     }
+}
+
+/// Whether no pack has a chunk whole by itself.
+fn is_nowhere(store: &Store, id: &ChunkId) -> bool {
+    store.index().find(id).iter().all(|place| place.is_delta())
 }
 
 /// The packs that lie on some tier, each with the number of the fastest that has it. Lists all tiers.

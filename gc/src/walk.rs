@@ -14,6 +14,8 @@ use store::{ChunkId, DirectoryId, Error, Kind, Result, Snapshot, Store, Tree, Vi
 const MAX_WAITING: usize = 2 << 20;
 /// A directory weighs as much as so many chunks.
 const DIRECTORY_WEIGHT: usize = 8;
+/// And one that is met again before it is known what it needs, which may be much, as so many.
+const SHARED_WEIGHT: usize = 512;
 
 /// What directories need, with all below them.
 pub type Directories = Memo<DirectoryId, Needs>;
@@ -40,7 +42,7 @@ pub struct Walk<'m, 'a> {
     done: Vec<u32>,
     numbers: HashMap<DirectoryId, u32>,
     waiting: Vec<(ChunkId, u32)>,
-    /// Packs of remembered directories that were added since the last look-up.
+    /// Packs of directories met again that were added since the last look-up, or are to be.
     remembered: usize,
 }
 
@@ -110,6 +112,7 @@ impl<'m, 'a> Walk<'m, 'a> {
             return Ok(());
         }
         if let Some(number) = self.numbers.get(&id) {
+            self.remembered += SHARED_WEIGHT;
             self.nodes[*number as usize].parents.push(parent);
             return Ok(());
         }

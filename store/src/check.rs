@@ -98,7 +98,7 @@ pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> R
         if !look.is_hurt || look.is_all_there(store)? {
             return Ok(look.report);
         }
-        progress.note("the collector deleted something meanwhile; looking again");
+        progress.note("something was forgotten or collected meanwhile; looking again");
     }
     Ok(Look::new(store, options, progress)?.report)
 }
@@ -131,13 +131,16 @@ impl Look {
         Ok(Self { report, is_hurt, packs, snapshots: census.open.into_iter().zip(snapshots).collect() })
     }
 
-    /// Whether all packs and snapshots that were looked at are still there.
+    /// Whether all packs that were looked at are still there, and refs name all the snapshots.
     fn is_all_there(&self, store: &Store) -> Result<bool> {
         let there: HashSet<PackId> = store.packs()?.into_iter().map(|(pack, _)| pack).collect();
         let mut is_there = self.packs.iter().all(|(pack, _)| there.contains(pack));
         for (store, snapshots) in &self.snapshots {
-            let there: HashSet<SnapshotId> = store.snapshot_ids()?.into_iter().collect();
-            is_there &= snapshots.keys().all(|snapshot| there.contains(snapshot));
+            let refs = store.refs().each_by_key()?;
+            let histories =
+                refs.iter().filter_map(|(_, found)| found.as_ref().ok()).map(|found| &found.history);
+            let named: HashSet<SnapshotId> = histories.flatten().map(|entry| entry.snapshot).collect();
+            is_there &= snapshots.keys().all(|snapshot| named.contains(snapshot));
         }
         Ok(is_there)
     }

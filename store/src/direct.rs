@@ -6,19 +6,26 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Write};
 
-/// Shorter writes go through the page cache: what was just put to sleep may be woken at once.
-pub const MIN_LEN: usize = 8 << 20;
+/// Shorter writes go through the page cache: what little was just put to sleep may be woken at once.
+const MIN_LEN: usize = 8 << 20;
 /// Places in memory and in the file, and lengths, are multiples of this.
 const BLOCK: usize = 4096;
 /// So much is written by one call.
 const CALL_LEN: usize = 4 << 20;
 
-/// Appends bytes past the page cache as far as the file system can: what it refuses, and what is behind the last whole
-/// block, goes through it. Memory: 4 MiB.
+/// Appends bytes, many of them past the page cache as far as the file system can: what it refuses, and what is behind the
+/// last whole block, goes through it. Memory: 4 MiB.
 ///
 /// # Errors
 /// As `write(2)`.
 pub fn append(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    match bytes.len() < MIN_LEN {
+        true => file.write_all(bytes),
+        false => append_past(file, bytes),
+    }
+}
+
+fn append_past(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     let flags = fcntl_getfl(&*file)?;
     let written = match fcntl_setfl(&*file, flags | OFlags::DIRECT) {
         Ok(()) => append_blocks(file, bytes)?,
@@ -47,7 +54,7 @@ fn append_blocks(file: &File, bytes: &[u8]) -> io::Result<usize> {
                 }
             }
             Err(Errno::INTR) => {}
-            Err(Errno::INVAL) => break,
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => break,
             Err(error) => return Err(error.into()),
         }
     }
@@ -69,8 +76,8 @@ mod tests {
             {
                 let mut file = tempfile::tempfile_in(directory).unwrap();
                 file.write_all(&vec![9; before]).unwrap();
-                append(&mut file, &bytes[..len]).unwrap();
-                append(&mut file, b"behind").unwrap();
+                append_past(&mut file, &bytes[..len]).unwrap();
+                append_past(&mut file, b"behind").unwrap();
                 let mut found = Vec::new();
                 io::Seek::rewind(&mut file).unwrap();
                 file.read_to_end(&mut found).unwrap();

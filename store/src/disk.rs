@@ -93,6 +93,11 @@ pub trait DiskFile: Send + Sync + Debug {
     /// Appends bytes.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
 
+    /// The same, of many bytes that nobody is about to read.
+    fn write_past_cache(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write(bytes)
+    }
+
     /// Gives it this much space on the disk.
     fn allocate(&mut self, len_bytes: u64) -> io::Result<()>;
 
@@ -251,10 +256,11 @@ impl DiskFile for HostFile {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match bytes.len() < direct::MIN_LEN {
-            true => self.file.write_all(bytes),
-            false => direct::append(&mut self.file, bytes),
-        }
+        self.file.write_all(bytes)
+    }
+
+    fn write_past_cache(&mut self, bytes: &[u8]) -> io::Result<()> {
+        direct::append(&mut self.file, bytes)
     }
 
     fn allocate(&mut self, len_bytes: u64) -> io::Result<()> {

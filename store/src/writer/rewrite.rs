@@ -1,5 +1,5 @@
 //! Frames that are there already, put into other packs. Nothing is looked up: what is put is stored, and the packs that it
-//! came from may be condemned when [`Writer::publish`] has read it back.
+//! came from may be condemned when [`Writer::publish`] has had it read back.
 
 use super::Writer;
 use crate::error::{Error, Result};
@@ -48,7 +48,7 @@ impl Writer {
     /// Makes what was put durable, and known to readers when `check` takes the packs that hold it; without a snapshot of it.
     ///
     /// # Errors
-    /// Those of the tier and of `check`: the collector takes the packs then.
+    /// Those of the tier and of `check`: the packs are there then, and no run tells of them. They are for the caller to condemn.
     pub fn publish(&mut self, check: impl FnOnce(&[PackId]) -> Result<()>) -> Result<()> {
         self.check_usable()?;
         let flushed = self.flush(check);

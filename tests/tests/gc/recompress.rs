@@ -230,6 +230,47 @@ fn a_delta_that_nobody_can_need_any_more_keeps_no_pack_from_being_recompressed()
     garden.assert_sound("without it");
 }
 
+fn flip_a_bit(tier: &dyn Tier, pack: PackId, at: usize) {
+    let mut bytes = tier.get(&pack.key()).unwrap().to_vec();
+    bytes[at] ^= 1;
+    tier.delete(&pack.key()).unwrap();
+    assert!(tier.put_if_absent(&pack.key(), &bytes).unwrap());
+}
+
+/// New packs rot before they are read back: they are refused, and the collector counts on the old ones.
+#[test]
+fn a_new_pack_that_is_not_as_it_was_written_takes_no_old_one_s_place() {
+    let mut refused = 0;
+    for operation in 0..MAX_OPERATIONS {
+        let garden = Arc::new(Garden::new());
+        garden.commit("one", &[1, 2]);
+        garden.commit("two", &[2, 3]);
+        let hooked = HookTier::new(Arc::new(garden.memory.clone()));
+        let store = Store::open(&leveled(&garden, hooked.clone())).unwrap();
+        let step = garden.clone();
+        hooked.arm(operation, move || {
+            for info in step.memory.list("packs/").unwrap() {
+                let pack = PackId::from_key(&info.key).unwrap();
+                if pack.level() == LEVEL {
+                    flip_a_bit(&step.memory, pack, info.len_bytes as usize / 2);
+                }
+            }
+        });
+        let outcome = recompress(&store);
+        if hooked.is_armed() {
+            break;
+        }
+        if outcome.is_err() {
+            refused += 1;
+            let condemned = garden.open().condemned().unwrap();
+            assert!(condemned.iter().any(|list| list.packs.iter().any(|pack| pack.level() == LEVEL)));
+            garden.collect(4);
+            garden.assert_sound(&format!("rotten before operation {operation}"));
+        }
+    }
+    assert!(refused > 0);
+}
+
 /// A pack of which something is lost stays as it is, with the note of that, until it is stored anew; others go.
 #[test]
 fn a_pack_with_lost_frames_stays_until_they_are_stored_anew() {
@@ -237,10 +278,7 @@ fn a_pack_with_lost_frames_stays_until_they_are_stored_anew() {
     garden.commit("one", &[1, 2]);
     garden.commit("two", &[3, 4]);
     let (hurt, frames) = data_packs(&garden.memory).swap_remove(0);
-    let mut bytes = garden.memory.get(&hurt.key()).unwrap().to_vec();
-    bytes[64 + frames[0].len() / 2] ^= 1;
-    garden.memory.delete(&hurt.key()).unwrap();
-    assert!(garden.memory.put_if_absent(&hurt.key(), &bytes).unwrap());
+    flip_a_bit(&garden.memory, hurt, 64 + frames[0].len() / 2);
     let repair = ScrubOptions { repair: true, ..ScrubOptions::default() };
     assert_eq!(store::scrub(&garden.open(), &repair, &Unwatched).unwrap().lost.len(), 1);
     let note = damaged::key_of(hurt);

@@ -191,6 +191,7 @@ fn list(store: &Store, context: &mut Context) -> anyhow::Result<()> {
 /// New frames under a new key, old frames sealed anew, old packs collected, old keys dropped.
 fn repack(store: &Store, name: &str, context: &mut Context) -> anyhow::Result<()> {
     let domain = store.in_domain(name).asked()?;
+    store.check_may_collect()?;
     let (known, _) = domain.domain().key_epochs();
     if known.len() < 2 {
         store.rotate_domain(name, &Rotation::NewEpoch)?;
