@@ -233,3 +233,11 @@ fn random_lives_survive_crash_after_crash() {
     let count = if is_long() { 20_000 } else { 400 };
     try_all("random lives", count, |seed| random_life(seed as u64));
 }
+
+/// In these a store whose making was cut short is looked at, and then the power goes.
+#[test]
+fn lives_that_found_something_once() {
+    for seed in [3737, 5585] {
+        random_life(seed);
+    }
+}
