@@ -108,39 +108,40 @@ pub fn rewrite(
 fn replace(
     store: &Store,
     mut writer: Writer,
-    mut chunks: HashSet<(ChunkId, bool)>,
+    chunks: HashSet<(ChunkId, bool)>,
     packs: Vec<PackId>,
 ) -> Result<u64> {
     let mut refused = Vec::new();
-    let published = writer.publish(|written| {
-        let checked = written.iter().try_for_each(|pack| {
-            // A delta whose base was collected meanwhile is there, too.
-            let entries = Whole::read(store, *pack)?.directory.entries;
-            entries.iter().for_each(|entry| {
-                chunks.remove(&(entry.id, entry.is_delta()));
-            });
-            Ok(())
-        });
-        let checked = checked.and_then(|()| match chunks.iter().next() {
-            None => Ok(()),
-            Some((id, _)) => {
-                Err(Error::new(Kind::Internal, "a chunk did not get into a new pack; nothing was condemned")
-                    .object(id))
-            }
-        });
-        if checked.is_err() {
-            refused = written.to_vec();
-        }
-        checked
-    });
+    let published = writer
+        .publish(|written| expect_in(store, written, chunks).inspect_err(|_| refused = written.to_vec()));
     if let Err(error) = published {
-        condemn(store, refused)?;
+        if let Err(also) = condemn(store, refused) {
+            tracing::warn!(error = %also, "new packs that were refused are not condemned; run `snapctl scrub`");
+        }
         return Err(error);
     }
     condemn(store, packs)?;
     Ok(writer.stats().stored_bytes)
 }
 
+/// Reads new packs back, and finds all chunks in them.
+fn expect_in(store: &Store, packs: &[PackId], mut chunks: HashSet<(ChunkId, bool)>) -> Result<()> {
+    for pack in packs {
+        // A delta whose base was collected meanwhile is there, too.
+        for entry in &Whole::read(store, *pack)?.directory.entries {
+            chunks.remove(&(entry.id, entry.is_delta()));
+        }
+    }
+    match chunks.iter().next() {
+        None => Ok(()),
+        Some((id, _)) => {
+            let what = "a chunk did not get into a new pack; the old packs stay";
+            Err(Error::new(Kind::Internal, what).object(id))
+        }
+    }
+}
+
+/// Has the collector delete packs when nobody needs them any more.
 fn condemn(store: &Store, packs: Vec<PackId>) -> Result<()> {
     if packs.is_empty() {
         return Ok(());

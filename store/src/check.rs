@@ -60,7 +60,7 @@ pub struct CheckReport {
     pub more_problems: u64,
 }
 
-/// So often everything is looked at, at most, when the collector deletes of it meanwhile.
+/// So often everything is looked at, at most, when something of it is forgotten or collected meanwhile.
 const LOOKS: usize = 3;
 /// So many chunks are looked up together: 64 MiB of ids.
 const BATCH_CHUNKS: usize = 2 << 20;
@@ -87,7 +87,8 @@ impl CheckReport {
 }
 
 /// Checks that every pack is whole, that every ref names snapshots that are there, and that every chunk they need is in
-/// the index and in a pack. Memory: a byte for every two chunks, 64 MiB, and what a pack takes.
+/// the index and in a pack. When a snapshot looks hurt and something was forgotten or collected meanwhile, it looks again.
+/// Memory: a byte for every two chunks, 64 MiB, and what a pack takes.
 ///
 /// # Errors
 /// Only when the tier cannot be listed; whatever else is wrong is in the report.

@@ -130,3 +130,11 @@ pub fn assert_files(store: &Store, snapshot: &SnapshotId, context: &str) {
         assert!(bytes == file_bytes(seed), "{context}: file {seed} has other bytes");
     }
 }
+
+/// Damages one bit of the byte at `at` of an object.
+pub fn flip_a_bit(tier: &dyn Tier, key: &str, at: usize) {
+    let mut bytes = tier.get(key).expect("the object is there").to_vec();
+    bytes[at] ^= 1;
+    tier.delete(key).expect("it can go");
+    assert!(tier.put_if_absent(key, &bytes).expect("it can come back"), "nobody else put it");
+}

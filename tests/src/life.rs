@@ -162,8 +162,8 @@ impl Life {
                 self.commit(&store, name, memory(self.version))
             }
             Step::Forget(name) => self.forget(&store, name),
-            Step::Collect => collect(&store, 3),
-            Step::CollectOnce => collect(&store, 1),
+            Step::Collect => self.collect(&store, 3),
+            Step::CollectOnce => self.collect(&store, 1),
             Step::Recompress => recompress(&store),
             Step::Rebuild => store::rebuild_index(&store, &Unwatched).map(|_| ()),
             Step::Pin(name) => self.pin(&store, name),
@@ -212,6 +212,14 @@ impl Life {
         Ok(())
     }
 
+    /// Every run notes its epoch, so the store has something in it then.
+    fn collect(&mut self, store: &Store, cycles: u32) -> Result<()> {
+        gc::collect(store, &CollectOptions { dry_run: false, cycles }, &Unwatched)?;
+        self.acks.exists = true;
+        self.note();
+        Ok(())
+    }
+
     fn pin(&mut self, store: &Store, name: &str) -> Result<()> {
         if self.pin.take().is_some() {
             return Ok(());
@@ -256,10 +264,6 @@ fn open_or_init(disk: &SimDisk, acks: &Acks) -> Result<(Store, bool)> {
         Err(error) if error.kind() == Kind::NotFound && !acks.exists => Ok((Store::init(&config)?, true)),
         opened => Ok((opened?, false)),
     }
-}
-
-fn collect(store: &Store, cycles: u32) -> Result<()> {
-    gc::collect(store, &CollectOptions { dry_run: false, cycles }, &Unwatched).map(|_| ())
 }
 
 fn recompress(store: &Store) -> Result<()> {

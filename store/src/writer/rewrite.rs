@@ -48,7 +48,8 @@ impl Writer {
     /// Makes what was put durable, and known to readers when `check` takes the packs that hold it; without a snapshot of it.
     ///
     /// # Errors
-    /// Those of the tier and of `check`: the packs are there then, and no run tells of them. They are for the caller to condemn.
+    /// Those of the tier and of `check`: the packs are there then, and no run tells of them. They are for the caller to
+    /// condemn.
     pub fn publish(&mut self, check: impl FnOnce(&[PackId]) -> Result<()>) -> Result<()> {
         self.check_usable()?;
         let flushed = self.flush(check);

@@ -10,7 +10,7 @@ use store::{
     Store, StoreConfig, Tier, TierClass, Unwatched,
 };
 use tests::fault::{Fault, FaultTier};
-use tests::garden::{Garden, commit, put_tree};
+use tests::garden::{Garden, commit, flip_a_bit, put_tree};
 use tests::hook::HookTier;
 use tests::model::{Random, State, assert_clean, draft_of, put_memory, state_of_store};
 
@@ -230,13 +230,6 @@ fn a_delta_that_nobody_can_need_any_more_keeps_no_pack_from_being_recompressed()
     garden.assert_sound("without it");
 }
 
-fn flip_a_bit(tier: &dyn Tier, pack: PackId, at: usize) {
-    let mut bytes = tier.get(&pack.key()).unwrap().to_vec();
-    bytes[at] ^= 1;
-    tier.delete(&pack.key()).unwrap();
-    assert!(tier.put_if_absent(&pack.key(), &bytes).unwrap());
-}
-
 /// New packs rot before they are read back: they are refused, and the collector counts on the old ones.
 #[test]
 fn a_new_pack_that_is_not_as_it_was_written_takes_no_old_one_s_place() {
@@ -252,7 +245,7 @@ fn a_new_pack_that_is_not_as_it_was_written_takes_no_old_one_s_place() {
             for info in step.memory.list("packs/").unwrap() {
                 let pack = PackId::from_key(&info.key).unwrap();
                 if pack.level() == LEVEL {
-                    flip_a_bit(&step.memory, pack, info.len_bytes as usize / 2);
+                    flip_a_bit(&step.memory, &info.key, info.len_bytes as usize / 2);
                 }
             }
         });
@@ -278,7 +271,7 @@ fn a_pack_with_lost_frames_stays_until_they_are_stored_anew() {
     garden.commit("one", &[1, 2]);
     garden.commit("two", &[3, 4]);
     let (hurt, frames) = data_packs(&garden.memory).swap_remove(0);
-    flip_a_bit(&garden.memory, hurt, 64 + frames[0].len() / 2);
+    flip_a_bit(&garden.memory, &hurt.key(), 64 + frames[0].len() / 2);
     let repair = ScrubOptions { repair: true, ..ScrubOptions::default() };
     assert_eq!(store::scrub(&garden.open(), &repair, &Unwatched).unwrap().lost.len(), 1);
     let note = damaged::key_of(hurt);

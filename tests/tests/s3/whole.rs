@@ -211,14 +211,6 @@ fn largest_pack(tier: &dyn Tier) -> String {
     packs.into_iter().max_by_key(|info| info.len_bytes).unwrap().key
 }
 
-fn flip_a_bit(tier: &dyn Tier, key: &str) {
-    let mut bytes = tier.get(key).unwrap().to_vec();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    tier.delete(key).unwrap();
-    assert!(tier.put_if_absent(key, &bytes).unwrap());
-}
-
 /// What rots in a bucket is found and mended from the copy that a host has near; a second host then reads it.
 #[test]
 fn a_damaged_pack_in_a_bucket_is_mended_from_a_host_s_copy() {
@@ -232,7 +224,7 @@ fn a_damaged_pack_in_a_bucket_is_mended_from_a_host_s_copy() {
     let tier = S3Tier::new(&servers::settings(&SEAWEED.endpoint(), &prefix)).unwrap();
     let pack = largest_pack(&tier);
     let whole = tier.get(&pack).unwrap().to_vec();
-    flip_a_bit(&tier, &pack);
+    garden::flip_a_bit(&tier, &pack, whole.len() / 2);
     hosts[1].run(&["scrub"]).expect(2).complains("damaged");
     assert!(tier.get(&pack).unwrap().to_vec() != whole, "nothing is repaired unasked");
     let repaired = hosts[0].run(&["scrub", "--repair", "--json"]).expect(0).json();
@@ -261,7 +253,7 @@ fn a_damaged_pack_in_a_bucket_without_conditions_is_mended_by_its_collector() {
     let tier = S3Tier::new(&servers::settings(&rclone.endpoint(), &prefix)).unwrap();
     let pack = largest_pack(&tier);
     let whole = tier.get(&pack).unwrap().to_vec();
-    flip_a_bit(&tier, &pack);
+    garden::flip_a_bit(&tier, &pack, whole.len() / 2);
     other.run(&["scrub", "--repair"]).expect(2).complains("1 damaged copies");
     assert!(tier.get(&pack).unwrap().to_vec() != whole, "it has no whole copy");
     let repaired = collector.run(&["scrub", "--repair", "--json"]).expect(0).json();

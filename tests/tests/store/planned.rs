@@ -42,6 +42,7 @@ impl World {
         move_snapshot(&world.store_of("public"), &base, TierClass::Cold, None, &Unwatched).unwrap();
         let mut writer = store.writer("test").unwrap();
         let files = commit(&mut writer, "files", &[1, 2, 3, 4]).unwrap();
+        assert!(writer.stats().new_bytes < 300_000, "two of four files are the public domain's");
         let mut parent = None;
         for (version, class) in [(0, TierClass::Cold), (1, TierClass::Warm)] {
             let image = put_memory(&mut writer, &memory(version), parent.as_ref()).unwrap();

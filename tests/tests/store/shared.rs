@@ -226,7 +226,16 @@ fn without_compare_and_swap_each_ref_has_one_owner_and_one_host_collects() {
     drop(writer);
     let options = gc::CollectOptions { dry_run: false, cycles: 4 };
     assert_eq!(gc::collect(&store, &options, &Unwatched).unwrap_err().kind(), Kind::Invalid);
-    gc::collect(&open(0), &options, &Unwatched).unwrap();
+    // Rewriting condemns, too: there as well nothing else keeps two apart, nor a rewrite from a collection of its own host.
+    let pace = gc::Pace { rate: None, is_stopped: &|| false, progress: &Unwatched };
+    assert_eq!(gc::repack_old_epochs(&store, &Unwatched).unwrap_err().kind(), Kind::Invalid);
+    assert_eq!(gc::recompress(&store, None, &pace).unwrap_err().kind(), Kind::Invalid);
+    let collector = open(0);
+    let lock = collector.state().lock("gc.lock", "test").unwrap();
+    assert_eq!(gc::repack_old_epochs(&collector, &Unwatched).unwrap_err().kind(), Kind::Conflict);
+    assert_eq!(gc::recompress(&collector, None, &pace).unwrap_err().kind(), Kind::Conflict);
+    drop(lock);
+    gc::collect(&collector, &options, &Unwatched).unwrap();
     assert_clean(&open(1), "after the one collector");
 }
 

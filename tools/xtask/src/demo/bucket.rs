@@ -1,15 +1,13 @@
 //! Two hosts over one S3 bucket: what the first backs up the second has at once, reads, and does not store again.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::files::{Runtimes, same_trees};
 use super::scene::{Answer, Scene, megabytes};
-use super::server::{free_port, poll};
+use super::server::{answer_of, free_ports, poll};
 use crate::shell::{Context, Result, command, output, sealed};
 
 const BUCKET: &str = "demo";
@@ -93,37 +91,23 @@ fn start_server(scene: &Scene) -> Result<u16> {
     let cannot = || format!("cannot write below {}", place.display());
     fs::write(place.join("s3.json"), identities).context(cannot)?;
     let log = File::create(place.join("log")).context(cannot)?;
-    let (filer, s3) = (free_port()?, free_port()?);
+    let [master, volume, filer, s3, others @ ..] = free_ports::<8>()?;
     let mut weed = command("weed", ["server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-dir=."]);
     weed.args(["-master.peers=none", "-master.telemetry=false", "-master.volumeSizeLimitMB=64"]);
     weed.args(["-volume.max=40", "-s3", "-s3.config=s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
-    weed.args([format!("-filer.port={filer}"), format!("-s3.port={s3}")]);
-    for other in [
-        "master.port",
-        "master.port.grpc",
-        "volume.port",
-        "volume.port.grpc",
-        "filer.port.grpc",
-        "s3.port.grpc",
-    ] {
-        weed.arg(format!("-{other}={}", free_port()?));
+    for ((role, port), grpc) in
+        [("master", master), ("volume", volume), ("filer", filer), ("s3", s3)].iter().zip(others)
+    {
+        weed.args([format!("-{role}.port={port}"), format!("-{role}.port.grpc={grpc}")]);
     }
     let mut weed = sealed(weed.current_dir(&place));
     weed.stdin(Stdio::null()).stdout(log.try_clone().context(cannot)?).stderr(log);
     let weed = weed.spawn().context(|| "cannot start weed".into())?;
     scene.note_process(weed.id())?;
     let make = format!("POST /buckets/{BUCKET}/ HTTP/1.0\r\nContent-Length: 0\r\n\r\n");
-    poll("the bucket cannot be made", || answers(filer, &make).filter(|answer| answer.contains(" 201 ")))?;
-    poll("the server does not answer", || answers(s3, "GET / HTTP/1.0\r\n\r\n"))?;
+    // Made now, or by a request whose answer was lost.
+    let is_made = |answer: &String| answer.contains(" 201 ") || answer.contains(" 409 ");
+    poll("the bucket cannot be made", || answer_of(filer, &make).filter(is_made))?;
+    poll("the server does not answer", || answer_of(s3, "GET / HTTP/1.0\r\n\r\n"))?;
     Ok(s3)
-}
-
-/// What a server says to a request, if it says anything.
-fn answers(port: u16, request: &str) -> Option<String> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    Some(answer).filter(|answer| !answer.is_empty())
 }

@@ -100,19 +100,35 @@ pub fn restore_eagerly(images: &Path) -> Result<Child> {
 }
 
 fn ask(port: u16) -> Option<Answer> {
+    answer_of(port, "GET / HTTP/1.0\r\n\r\n").filter(|reply| reply.contains("200 OK")).map(Answer)
+}
+
+/// All that whoever listens on a port of loopback says to a request; `None` when nobody does.
+pub fn answer_of(port: u16, request: &str) -> Option<String> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    stream.write_all(request.as_bytes()).ok()?;
     let mut reply = String::new();
     stream.read_to_string(&mut reply).ok()?;
-    reply.contains("200 OK").then_some(Answer(reply))
+    Some(reply)
 }
 
-/// A port of loopback that nobody listens on now.
-pub fn free_port() -> Result<u16> {
-    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    Ok(bound.context(|| "cannot bind a port of loopback".into())?.port())
+fn free_port() -> Result<u16> {
+    free_ports().map(|[port]| port)
+}
+
+/// Ports of loopback that nobody listens on now, each another one.
+pub fn free_ports<const COUNT: usize>() -> Result<[u16; COUNT]> {
+    let cannot = || "cannot bind a port of loopback".to_owned();
+    let mut bound = Vec::with_capacity(COUNT);
+    let mut ports = [0; COUNT];
+    for port in &mut ports {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(cannot)?;
+        *port = listener.local_addr().context(cannot)?.port();
+        bound.push(listener); // it keeps the next from getting the same
+    }
+    Ok(ports)
 }
 
 /// A port that nobody listens on yet, and a foreign process's end, tell nobody: they are looked at again and again.
