@@ -512,8 +512,13 @@ fn mark_lost(space: &UserFault, range: Range<u64>) {
             None => {}
             Some(Stop::Exists) => next += PAGE as u64,
             // Nothing of this address space, or it is changing: there is a next time.
-            Some(_) => return,
+            Some(_) => break,
         }
+    }
+    // The kernel wakes whoever waits when it marks a page. Who met the page missing just before and waits since just after
+    // is not woken by that, and the mark is there already when it is set again.
+    if let Err(error) = space.wake(range.start, range.end - range.start) {
+        tracing::debug!(%error, "whoever waits for a lost page is woken the next time");
     }
 }
 
