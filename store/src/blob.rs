@@ -23,7 +23,7 @@ const MAX_DEPTH: usize = 4;
 #[derive(Clone, Debug)]
 pub enum Blob {
     /// One chunk.
-    Shared(crate::cache::ChunkBytes),
+    Shared(crate::pack::ChunkBytes),
     /// Several, joined.
     Joined(std::sync::Arc<Vec<u8>>),
 }

@@ -6,7 +6,7 @@ use crate::id::PackId;
 use crate::pack::Frame;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
 type Key = (PackId, u64);
@@ -24,26 +24,6 @@ struct ByLength;
 impl Weighter<Key, Arc<Frame>> for ByLength {
     fn weight(&self, _key: &Key, frame: &Arc<Frame>) -> u64 {
         (frame.plain.len() + frame.slots.len() * size_of::<(crate::ChunkId, Range<usize>)>() + 128) as u64
-    }
-}
-
-/// Verified bytes of one chunk, shared with the cache.
-#[derive(Clone, Debug)]
-pub struct ChunkBytes {
-    frame: Arc<Frame>,
-    range: Range<usize>,
-}
-
-impl ChunkBytes {
-    pub(crate) fn new(frame: Arc<Frame>, range: Range<usize>) -> Self {
-        Self { frame, range }
-    }
-}
-
-impl Deref for ChunkBytes {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &self.frame.plain[self.range.clone()]
     }
 }
 

@@ -11,7 +11,7 @@ use crate::pack::{PackDirectory, read_directory};
 use crate::progress::{Progress, Work};
 use crate::reach::Reached;
 use crate::repo::Store;
-use crate::scrub::read_whole;
+use crate::scrub::examine::read_whole;
 use crate::session;
 use crate::superblock::{self, Superblock};
 use crate::tier::Tier;

@@ -4,11 +4,11 @@
 //! Whatever a plan cannot get is left to `Store::read_chunk`, which knows how to heal. Memory is bounded: ranges of one
 //! round hold at most an eighth of the cache's limit (and at least [`ROUND_MIN`]).
 
-use crate::cache::ChunkBytes;
 use crate::config::{DataTier, TierClass};
 use crate::error::{Error, Kind, Result};
 use crate::id::ChunkId;
 use crate::index::Location;
+use crate::pack::ChunkBytes;
 use crate::pack::Frame;
 use crate::repo::Store;
 use crate::tier::RangeRequest;

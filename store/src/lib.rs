@@ -36,6 +36,7 @@ mod read;
 mod refs;
 mod repo;
 mod reserve;
+mod resolve;
 mod restore;
 pub mod scrub;
 pub mod session;
@@ -55,7 +56,6 @@ pub mod wire;
 mod writer;
 
 pub use backup::{BackupOptions, BackupReport, backup};
-pub use cache::ChunkBytes;
 pub use check::{CheckOptions, CheckReport, MAX_PROBLEMS, Problem, check, rebuild_index};
 pub use chunker::{AVERAGE_LEN as CHUNK_AVERAGE_LEN, MAX_LEN as CHUNK_MAX_LEN, MIN_LEN as CHUNK_MIN_LEN};
 pub use clock::Time;
@@ -68,6 +68,7 @@ pub use id::{ChunkId, DirectoryId, DomainId, ImageId, PackId, SnapshotId, StoreI
 pub use image::{GROUP_PAGES, Image, ImageBuilder, ImageKind, ImageStats, Location, PAGE, PageRun, Space};
 pub use lock::FileLock;
 pub use mover::{MoveReport, move_snapshot, packs_of, pins, rebalance, set_pin, warm};
+pub use pack::ChunkBytes;
 pub use placement::{Moved, Placement, TierUsage};
 pub use progress::{Progress, Unwatched, Work};
 pub use reach::{Reached, Visitor, chunks_of_directory, chunks_of_image, chunks_of_tree};

@@ -1,11 +1,11 @@
 //! Reading chunks: from the decoded cache, the flat-file cache, or the first tier that has the frame whole. Whatever a tier
 //! gives is verified before anybody sees it, and what the index misses is looked for among runs and packs that are new.
 
-use crate::cache::ChunkBytes;
 use crate::config::{DataTier, TierClass};
 use crate::error::{Error, Kind, Result};
 use crate::id::ChunkId;
 use crate::index::Location;
+use crate::pack::ChunkBytes;
 use crate::pack::{FRAME_HEADER_LEN, Frame, FrameHeader, PackKind, SLOT_LEN};
 use crate::placement::Moved;
 use crate::repo::Store;

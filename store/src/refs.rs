@@ -147,6 +147,31 @@ pub struct Refs<'a> {
     seen: Option<Seen>,
 }
 
+impl Store {
+    /// The domain's refs.
+    pub fn refs(&self) -> Refs<'_> {
+        Refs::new(self)
+    }
+
+    /// Drops snapshots from a ref's history; they stay readable by id until the collector deletes them. Gives the ref as
+    /// it stands then.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such ref.
+    pub fn forget(&self, name: &str, drop: impl Fn(&RefEntry) -> bool) -> Result<Ref> {
+        if self.refs().get(name)?.is_none() {
+            return Err(Error::new(Kind::NotFound, "no such ref").object(name));
+        }
+        self.inner.keyring.reload(&self.domain)?;
+        self.with_reserve(|| {
+            self.refs().update(name, |history| {
+                history.retain(|entry| !drop(entry));
+                Ok(())
+            })
+        })
+    }
+}
+
 impl<'a> Refs<'a> {
     pub(crate) fn new(store: &'a Store) -> Self {
         let domain = &store.domain;

@@ -12,7 +12,6 @@ use crate::id::{PackId, SnapshotId, StoreId};
 use crate::index::Index;
 use crate::pack::{PackDirectory, read_directory};
 use crate::placement::{Placement, Touched};
-use crate::refs::{Ref, RefEntry, Refs};
 use crate::reserve;
 use crate::session::{self, Session, SessionPlace};
 use crate::snapshot::Snapshot;
@@ -23,9 +22,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-
-/// Fewest digits of a snapshot id that `resolve` takes.
-const MIN_PREFIX_DIGITS: usize = 6;
 
 /// An open store, seen from one of its domains. Clones share it; any number of threads may read.
 #[derive(Clone, Debug)]
@@ -245,85 +241,6 @@ impl Store {
         let prefix = self.domain.snapshot_prefix();
         let infos = self.home().list(&prefix)?;
         Ok(infos.iter().filter_map(|info| info.key[prefix.len()..].parse().ok()).collect())
-    }
-
-    /// Finds the snapshot that a user means: `name` (its newest), `name~2` (two before the newest), or at least six
-    /// digits of a snapshot's id.
-    ///
-    /// # Errors
-    /// `NotFound`, or `Invalid` for an ambiguous prefix.
-    pub fn resolve(&self, spec: &str) -> Result<SnapshotId> {
-        let (name, back) = match spec.split_once('~') {
-            Some((name, "")) => (name, 1),
-            Some((name, digits)) => {
-                let back = digits.parse::<usize>();
-                (
-                    name,
-                    back.map_err(|error| {
-                        Error::invalid("not a number behind '~'").object(spec).caused_by(error)
-                    })?,
-                )
-            }
-            None => (spec, 0),
-        };
-        // A whole id means what it names, whatever a ref is called.
-        if let Ok(id) = spec.parse::<SnapshotId>()
-            && self.home().len_bytes(&self.domain.snapshot_key(&id))?.is_some()
-        {
-            return Ok(id);
-        }
-        let found = if crate::refs::check_name(name).is_ok() { self.refs().get(name)? } else { None };
-        if let Some(found) = found {
-            let entry = found.history.iter().rev().nth(back).map(|entry| entry.snapshot);
-            return entry.ok_or_else(|| {
-                Error::new(Kind::NotFound, format!("ref has {} snapshots", found.history.len())).object(spec)
-            });
-        }
-        let hexadecimal = spec.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c));
-        if back == 0 && hexadecimal && (MIN_PREFIX_DIGITS..=64).contains(&spec.len()) {
-            return self.resolve_prefix(spec);
-        }
-        Err(Error::new(Kind::NotFound, "no such ref or snapshot")
-            .object(spec)
-            .advice("`snapctl snapshots` lists them"))
-    }
-
-    fn resolve_prefix(&self, prefix: &str) -> Result<SnapshotId> {
-        let mut matching = self.snapshot_ids()?;
-        matching.retain(|id| id.to_string().starts_with(prefix));
-        match matching.as_slice() {
-            [only] => Ok(*only),
-            [] => Err(Error::new(Kind::NotFound, "no such ref or snapshot")
-                .object(prefix)
-                .advice("`snapctl snapshots` lists them")),
-            several => {
-                Err(Error::invalid(format!("{} snapshots begin with these digits", several.len()))
-                    .object(prefix))
-            }
-        }
-    }
-
-    /// The domain's refs.
-    pub fn refs(&self) -> Refs<'_> {
-        Refs::new(self)
-    }
-
-    /// Drops snapshots from a ref's history; they stay readable by id until the collector deletes them. Gives the ref as
-    /// it stands then.
-    ///
-    /// # Errors
-    /// `NotFound` when there is no such ref.
-    pub fn forget(&self, name: &str, drop: impl Fn(&RefEntry) -> bool) -> Result<Ref> {
-        if self.refs().get(name)?.is_none() {
-            return Err(Error::new(Kind::NotFound, "no such ref").object(name));
-        }
-        self.inner.keyring.reload(&self.domain)?;
-        self.with_reserve(|| {
-            self.refs().update(name, |history| {
-                history.retain(|entry| !drop(entry));
-                Ok(())
-            })
-        })
     }
 
     /// Does what frees space. When the disk is full, it is done once more with the space that was kept back for it.

@@ -3,9 +3,9 @@
 use super::budget::Frames;
 use super::format;
 use super::table::{ImageKind, Location, PAGE, PageRun, Space};
-use crate::cache::ChunkBytes;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, ImageId};
+use crate::pack::ChunkBytes;
 use crate::repo::Store;
 use crate::tree::Content;
 use std::collections::{BTreeMap, HashSet};

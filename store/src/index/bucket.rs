@@ -3,8 +3,8 @@
 //! is looked for close to where it must be. Buckets are mapped with the run, so they cost nothing to open and two bytes
 //! an entry to keep warm. Pure.
 
-use super::row::{ENTRY_LEN, PREFIX_LEN};
-use crate::id::ChunkId;
+use super::prefix::Prefix;
+use super::row::ENTRY_LEN;
 
 /// Length of a bucket in bytes: one cache line.
 pub const BUCKET_LEN: usize = 64;
@@ -19,36 +19,7 @@ const PROBES: u32 = 6;
 /// Bits of an id that choose one of them.
 const PROBE_BITS: u32 = 10;
 
-/// The bytes of an id that a run keeps, as numbers that order as the bytes do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Prefix {
-    /// The first 8 bytes.
-    word: u64,
-    /// The next 4.
-    tail: u32,
-}
-
 impl Prefix {
-    /// That of a chunk.
-    pub fn of(id: &ChunkId) -> Self {
-        Self::at_front(id.as_bytes())
-    }
-
-    /// That which these bytes begin with; missing ones are 0.
-    pub fn at_front(bytes: &[u8]) -> Self {
-        let word = bytes.first_chunk().map_or(0, |word| u64::from_be_bytes(*word));
-        let tail = bytes.get(8..PREFIX_LEN).and_then(<[u8]>::first_chunk);
-        Self { word, tail: tail.map_or(0, |tail| u32::from_be_bytes(*tail)) }
-    }
-
-    /// The bytes.
-    pub fn to_bytes(self) -> [u8; PREFIX_LEN] {
-        let mut bytes = [0; PREFIX_LEN];
-        bytes[..8].copy_from_slice(&self.word.to_be_bytes());
-        bytes[8..].copy_from_slice(&self.tail.to_be_bytes());
-        bytes
-    }
-
     /// Its bucket among so many, and how far into the bucket's slice it lies, in 2^32ths.
     fn slice(self, bucket_count: usize) -> (usize, u64) {
         let product = (self.word >> 32) * bucket_count as u64;
@@ -111,6 +82,7 @@ pub fn look(buckets: &[[u8; BUCKET_LEN]], prefix: Prefix) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::ChunkId;
 
     fn prefix(seed: u64) -> Prefix {
         Prefix::of(&ChunkId::from_bytes(*blake3::hash(&seed.to_le_bytes()).as_bytes()))

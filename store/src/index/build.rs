@@ -1,7 +1,7 @@
 //! Writing runs: from pack directories in memory, in pieces of bounded size, and the tables behind the entries.
 
 use super::bucket;
-use super::bucket::Prefix;
+use super::prefix::Prefix;
 use super::row::{ENTRY_LEN, Row};
 use super::run::{ENTRIES_START, HEADER_LEN, Layout};
 use crate::error::{Error, Kind, Result};

@@ -4,7 +4,7 @@
 //! the marks were made; these runs are held as long as the marks are. A chunk of no run is kept by its id: there are
 //! few, since a reader covers every pack by some run first. 100 million chunks take 12.5 MB.
 
-use super::bucket::Prefix;
+use super::prefix::Prefix;
 use super::run::Run;
 use super::{Index, touch};
 use crate::id::ChunkId;

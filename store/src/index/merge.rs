@@ -2,8 +2,8 @@
 //! file when it is not, so that no length of an index costs more than a fixed amount of memory. Which runs are joined is
 //! decided by [`plan`], which is pure.
 
-use super::bucket::Prefix;
 use super::build::{head, tables};
+use super::prefix::Prefix;
 use super::row::{ENTRY_LEN, Row};
 use super::run::{ENTRIES_START, Run};
 use crate::error::{Error, Result};

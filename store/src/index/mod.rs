@@ -9,6 +9,7 @@ mod build;
 mod marks;
 mod merge;
 mod outline;
+mod prefix;
 mod row;
 mod run;
 
@@ -16,7 +17,8 @@ pub use build::{RunBuilder, encode};
 pub use marks::RowMarks;
 pub use merge::{MAX_RUN_ENTRIES, merge};
 pub use outline::{Outline, OutlineRow};
-pub use row::{ENTRY_LEN, PREFIX_LEN, Row};
+pub use prefix::PREFIX_LEN;
+pub use row::{ENTRY_LEN, Row};
 pub use run::{ENTRIES_START, HEADER_LEN, Location, Run};
 
 use crate::WriterId;
@@ -27,8 +29,8 @@ use crate::map::{Access, Mapped};
 use crate::pack::read_directory;
 use crate::spill::unnamed_file;
 use crate::tier::{Object, Tier};
-use bucket::Prefix;
 use merge::Candidate;
+use prefix::Prefix;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;

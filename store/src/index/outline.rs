@@ -1,7 +1,7 @@
 //! What the index knows of one pack: where its frames lie and what their chunks' ids begin with. With it a pack whose
 //! directory is lost can be told from a part of it.
 
-use super::bucket::Prefix;
+use super::prefix::Prefix;
 use super::row::Row;
 use super::{Index, Run};
 use crate::id::{ChunkId, PackId};

@@ -1,14 +1,12 @@
 //! One row of a run: which chunk, and where its frame lies. Pure.
 
-use super::bucket::Prefix;
+use super::prefix::{PREFIX_LEN, Prefix};
 use crate::pack::{ALIGNMENT, FrameExtent};
 
 /// Length of a row in bytes.
 pub const ENTRY_LEN: usize = 22;
 /// Length of a row of the first layout.
 pub const OLD_ENTRY_LEN: usize = 24;
-/// Bytes of an id that a row keeps.
-pub const PREFIX_LEN: usize = 12;
 /// Pack numbers and frame offsets have 3 bytes.
 const SHORT_LIMIT: u64 = 1 << 24;
 

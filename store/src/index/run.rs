@@ -6,7 +6,8 @@
 //! verified by `check`, not at each opening: it would read all of it. Runs of the first layout have no buckets and are
 //! searched whole.
 
-use super::bucket::{self, BUCKET_LEN, Prefix};
+use super::bucket::{self, BUCKET_LEN};
+use super::prefix::Prefix;
 use super::row::{ENTRY_LEN, OLD_ENTRY_LEN, Row};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackId};

@@ -6,13 +6,13 @@
 //! base is never stored as a delta itself, so reading a frame takes one more at most.
 
 use super::{ALIGNMENT, MAX_FRAME_PLAIN, PackKind};
-use crate::cache::ChunkBytes;
 use crate::codec::{self, Codec};
 use crate::domain::{CIPHER, Domain, SEAL_LEN, Sealer};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, DomainId};
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION, checksum};
-use std::ops::Range;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 /// First bytes of a frame.
 pub const FRAME_MAGIC: &[u8; 4] = b"TFRM";
@@ -337,6 +337,26 @@ pub struct Frame {
     pub slots: Vec<(ChunkId, Range<usize>)>,
     /// The chunk that it was a delta against.
     pub base: Option<ChunkId>,
+}
+
+/// Verified bytes of one chunk, shared with the cache.
+#[derive(Clone, Debug)]
+pub struct ChunkBytes {
+    frame: Arc<Frame>,
+    range: Range<usize>,
+}
+
+impl ChunkBytes {
+    pub(crate) fn new(frame: Arc<Frame>, range: Range<usize>) -> Self {
+        Self { frame, range }
+    }
+}
+
+impl Deref for ChunkBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.frame.plain[self.range.clone()]
+    }
 }
 
 /// Reads the base of a delta, from a frame that is none.

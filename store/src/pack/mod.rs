@@ -11,8 +11,8 @@ pub use directory::{
     directory_of, read_directory,
 };
 pub use frame::{
-    Base, EncodedFrame, FRAME_HEADER_LEN, FRAME_MAGIC, Frame, FrameDraft, FrameHeader, ReadBase, SLOT_LEN,
-    reseal,
+    Base, ChunkBytes, EncodedFrame, FRAME_HEADER_LEN, FRAME_MAGIC, Frame, FrameDraft, FrameHeader, ReadBase,
+    SLOT_LEN, reseal,
 };
 
 use crate::error::{Error, Result};

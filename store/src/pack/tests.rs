@@ -1,9 +1,9 @@
 //! Packs and frames: round trip, every truncation and every flipped bit.
 
 use super::*;
-use crate::cache::ChunkBytes;
 use crate::domain::Domain;
 use crate::id::{ChunkId, WriterId};
+use crate::pack::ChunkBytes;
 use crate::testing::flipped;
 use crate::tier::{MemoryTier, Tier};
 use proptest::prelude::*;
@@ -245,9 +245,9 @@ fn a_directory_tells_deltas_from_chunks_that_are_whole() {
 
 mod encrypted {
     use super::*;
-    use crate::cache::ChunkBytes;
     use crate::codec;
     use crate::domain::{SEAL_LEN, Sealer, testing_domain};
+    use crate::pack::ChunkBytes;
     use crate::wire::Encoder;
 
     fn chunks() -> Vec<Vec<u8>> {

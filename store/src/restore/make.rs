@@ -1,9 +1,9 @@
 //! What the workers of a restore do: fetch the chunks of a batch, write files, set metadata.
 
 use super::{Filling, Opened, RestoreReport, Task};
-use crate::cache::ChunkBytes;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
+use crate::pack::ChunkBytes;
 use crate::progress::Progress;
 use crate::repo::Store;
 use crate::tree::{ContentReader, Extent, Inode, Metadata, Node, read_extent};

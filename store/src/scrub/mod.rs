@@ -7,7 +7,7 @@
 //! `examine` reads and verifies one pack, `assemble` puts one together, `repair` changes tiers, `hurt` walks snapshots.
 
 mod assemble;
-mod examine;
+pub(crate) mod examine;
 mod hurt;
 mod repair;
 mod report;

@@ -2,9 +2,9 @@
 //! stored list of extents.
 
 use crate::blob;
-use crate::cache::ChunkBytes;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
+use crate::pack::ChunkBytes;
 use crate::repo::Store;
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION, expect_head};
 use crate::writer::Writer;
