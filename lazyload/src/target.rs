@@ -18,6 +18,10 @@ use crate::sys;
 /// How long killed processes may take to end before nobody waits for them any more.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long processes may take to stand still before they are killed all the same: one that waits in the kernel for a page
+/// does not, and does not finish a fork either.
+const HALT_TIMEOUT: Duration = Duration::from_millis(50);
+
 /// A process, by pidfd.
 #[derive(Debug)]
 pub struct Target {
@@ -66,6 +70,15 @@ impl Target {
         }
     }
 
+    /// Stops the process, and tells whether all its threads stand still already.
+    fn halt(&self) -> Result<bool> {
+        match rustix::process::pidfd_send_signal(&self.descriptor, Signal::STOP) {
+            Ok(()) => Ok(stands_still(self.pid)),
+            Err(Errno::SRCH) => Ok(true),
+            Err(errno) => Err(Error::io("cannot stop a process", self.pid.as_raw_nonzero(), errno.into())),
+        }
+    }
+
     /// Whether it has ended; its number may be another process's then.
     fn has_ended(&self) -> bool {
         wait_readable(self, Instant::now()).unwrap_or(false)
@@ -83,14 +96,18 @@ impl Target {
     }
 }
 
-/// Kills a process, those known to descend from it and those that descend from any of them now. Waits for nobody. Tells
-/// who was still there; those found join the known ones.
+/// Kills a process, those known to descend from it and those that descend from any of them now. Waits for nobody's end.
+/// Tells who was still there; those found join the known ones.
 pub fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Result<()>) {
     let mut killed = BTreeSet::new();
     let mut kill = |one: &Target| one.kill().map(|was_there| killed.extend(was_there.then(|| one.number())));
-    // Children are listed before the parent dies: afterwards they would belong to somebody else. But whatever goes
-    // wrong with one, it must not save the others.
-    let (found, mut outcome) = match unknown_descendants(root, known) {
+    // Children are found before the parent dies: afterwards they would belong to somebody else. But whatever goes
+    // wrong with one, it must not save the others: where not all can be held, the others are listed at least.
+    let listed = match halt_tree(root, known) {
+        Ok(()) => Ok(Vec::new()),
+        Err(_) => unknown_descendants(root, known),
+    };
+    let (found, mut outcome) = match listed {
         Ok(found) => (found, Ok(())),
         Err(error) => (Vec::new(), Err(error)),
     };
@@ -113,6 +130,26 @@ pub fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Resu
     (killed, outcome)
 }
 
+/// Stops a process and all that descend from it, and takes hold of them: while one runs, it may fork a child that no list
+/// shows yet.
+///
+/// # Errors
+/// When one may have been missed.
+fn halt_tree(root: &Target, known: &mut Vec<Target>) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let mut stand_still = true;
+        for one in std::iter::once(root).chain(known.iter()) {
+            stand_still &= one.halt()?;
+        }
+        let found = take_hold_of_descendants(root, known)?;
+        let is_whole = found == 0 && (stand_still || begun.elapsed() > HALT_TIMEOUT);
+        if is_whole || begun.elapsed() > END_TIMEOUT {
+            return Ok(());
+        }
+    }
+}
+
 /// Whether a process may be there that could not be opened.
 fn is_refused(opened: &Result<Target>) -> bool {
     opened.as_ref().is_err_and(|error| error.kind() != Kind::NotFound)
@@ -129,19 +166,23 @@ pub fn wait_for_ends<'a>(killed: impl Iterator<Item = &'a Target>) {
     }
 }
 
-/// Adds to `known` every process that descends from `root`, or from a known one, and is not known yet.
+/// Adds to `known` every process that descends from `root`, or from a known one, and is not known yet; tells how many.
 ///
 /// # Errors
 /// When one may have been missed.
-pub fn take_hold_of_descendants(root: &Target, known: &mut Vec<Target>) -> Result<()> {
+pub fn take_hold_of_descendants(root: &Target, known: &mut Vec<Target>) -> Result<usize> {
+    let mut count = 0;
     for pid in unknown_descendants(root, known)? {
         match Target::open(pid) {
-            Ok(one) => known.push(one),
+            Ok(one) => {
+                known.push(one);
+                count += 1;
+            }
             Err(error) if error.kind() == Kind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(count)
 }
 
 /// Every process that descends from `root`, or from a known one, and is not known yet. Known ones that have ended are
@@ -218,11 +259,25 @@ fn below(mut known: BTreeSet<NonZeroI32>, parents: &[(Pid, Pid)]) -> Vec<Pid> {
     }
 }
 
-/// The parent named in a `/proc/PID/stat` line; the command name before it may hold anything.
+/// Whether no thread of a process runs, or will before it is told to.
+fn stands_still(pid: Pid) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read(thread.path().join("stat"));
+        // One that cannot be read has ended.
+        stat.map_or(true, |stat| matches!(fields_of(&stat).next(), Some("T" | "t" | "Z" | "X")))
+    })
+}
+
+/// The parent named in a `/proc/PID/stat` line.
 fn parent_in(stat: &[u8]) -> Option<Pid> {
-    let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    let fields = std::str::from_utf8(&stat[after_name..]).ok()?;
-    fields.split_ascii_whitespace().nth(1)?.parse().ok().and_then(Pid::from_raw)
+    fields_of(stat).nth(1)?.parse().ok().and_then(Pid::from_raw)
+}
+
+/// The fields of a `/proc/PID/stat` line from the state on; the command name before it may hold anything.
+fn fields_of(stat: &[u8]) -> impl Iterator<Item = &str> {
+    let after_name = stat.iter().rposition(|byte| *byte == b')').map_or(stat.len(), |place| place + 1);
+    std::str::from_utf8(&stat[after_name..]).unwrap_or_default().split_ascii_whitespace()
 }
 
 /// The process that connected the other end of a socket.
@@ -255,6 +310,36 @@ mod tests {
                     ffffa000-ffffb000 rw-p 00000000 00:00 0\nVmFlags: um\n";
         assert_eq!(waiting_in(maps), [0x7F00..0x8000, 0xFFFF_A000..0xFFFF_B000]);
         assert!(waiting_in("").is_empty());
+    }
+
+    #[test]
+    fn a_tree_that_goes_on_forking_is_killed_whole() {
+        use std::os::unix::process::CommandExt;
+        for _ in 0..20 {
+            let mut shell = std::process::Command::new("sh")
+                .args(["-c", "echo ready; while :; do sleep 60 & done"])
+                .stdout(std::process::Stdio::piped())
+                .process_group(0)
+                .spawn()
+                .expect("sh");
+            let mut line = [0; 6];
+            std::io::Read::read_exact(shell.stdout.as_mut().expect("piped"), &mut line).expect("ready");
+            let target = Target::open(Pid::from_raw(shell.id() as i32).expect("pid")).expect("opened");
+            target.kill_tree().expect("killed");
+            assert_eq!(running_in_group(shell.id()), Vec::<String>::new());
+            shell.wait().expect("reaped");
+        }
+    }
+
+    /// The `/proc/PID/stat` of each process of a group that has not ended.
+    fn running_in_group(group: u32) -> Vec<String> {
+        let entries = std::fs::read_dir("/proc").expect("listed").flatten();
+        let stats = entries.flat_map(|entry| std::fs::read(entry.path().join("stat")));
+        let of_group = stats.filter(|stat| {
+            let fields: Vec<&str> = fields_of(stat).collect();
+            matches!(fields[..], [state, _, number, ..] if number == group.to_string() && !"ZX".contains(state))
+        });
+        of_group.map(|stat| String::from_utf8_lossy(&stat).into_owned()).collect()
     }
 
     #[test]

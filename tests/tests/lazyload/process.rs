@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use lazyload::{Captured, ServeOptions, ServeReport, criu};
 use store::{Image, Kind, PAGE, Result, Unwatched};
@@ -100,8 +101,12 @@ impl Stamper {
 
     /// Waits until the numbers of all tasks are free: whoever adopts the children of a killed process reaps them later.
     pub fn wait_until_free(&self) {
-        let is_free = |pid: &i32| !Path::new(&format!("/proc/{pid}")).exists();
-        wait_for("the numbers are free", || self.family.iter().all(is_free).then_some(()));
+        let status = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/status")).ok();
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(status) = self.family.iter().find_map(status) {
+            assert!(Instant::now() < deadline, "a number is still in use: {status}");
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
     }
 
     /// Kills all tasks and waits until they are gone.
