@@ -73,7 +73,8 @@ impl Target {
     /// Stops the process, and tells whether all its threads stand still already.
     fn halt(&self) -> Result<bool> {
         match rustix::process::pidfd_send_signal(&self.descriptor, Signal::STOP) {
-            Ok(()) => Ok(stands_still(self.pid)),
+            // A thread that ends while it is looked at leaves it open.
+            Ok(()) => Ok(stands_still(self.pid).unwrap_or_else(|error| is_gone(&error) && self.has_ended())),
             Err(Errno::SRCH) => Ok(true),
             Err(errno) => Err(Error::io("cannot stop a process", self.pid.as_raw_nonzero(), errno.into())),
         }
@@ -102,11 +103,8 @@ pub fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Resu
     let mut killed = BTreeSet::new();
     let mut kill = |one: &Target| one.kill().map(|was_there| killed.extend(was_there.then(|| one.number())));
     // Children are found before the parent dies: afterwards they would belong to somebody else. But whatever goes
-    // wrong with one, it must not save the others: where not all can be held, the others are listed at least.
-    let listed = match halt_tree(root, known) {
-        Ok(()) => Ok(Vec::new()),
-        Err(_) => unknown_descendants(root, known),
-    };
+    // wrong with one, it must not save the others.
+    let listed = halt_tree(root, known).or_else(|_| unknown_descendants(root, known));
     let (found, mut outcome) = match listed {
         Ok(found) => (found, Ok(())),
         Err(error) => (Vec::new(), Err(error)),
@@ -130,22 +128,33 @@ pub fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Resu
     (killed, outcome)
 }
 
-/// Stops a process and all that descend from it, and takes hold of them: while one runs, it may fork a child that no list
-/// shows yet.
+/// Stops a process, those known to descend from it and those that descend from any of them now, and gives the numbers of
+/// those that are not known: while one runs, it may fork a child that no list shows yet.
 ///
 /// # Errors
 /// When one may have been missed.
-fn halt_tree(root: &Target, known: &mut Vec<Target>) -> Result<()> {
+fn halt_tree(root: &Target, known: &mut Vec<Target>) -> Result<Vec<Pid>> {
     let begun = Instant::now();
+    let mut seen = BTreeSet::new();
     loop {
         let mut stand_still = true;
         for one in std::iter::once(root).chain(known.iter()) {
             stand_still &= one.halt()?;
         }
-        let found = take_hold_of_descendants(root, known)?;
-        let is_whole = found == 0 && (stand_still || begun.elapsed() > HALT_TIMEOUT);
+        let found = unknown_descendants(root, known)?;
+        let mut are_all_seen = true;
+        for pid in &found {
+            are_all_seen &= !seen.insert(pid.as_raw_nonzero());
+            // Not kept: there may be no room for all.
+            match Target::open(*pid) {
+                Ok(one) => stand_still &= one.halt()?,
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let is_whole = are_all_seen && (stand_still || begun.elapsed() > HALT_TIMEOUT);
         if is_whole || begun.elapsed() > END_TIMEOUT {
-            return Ok(());
+            return Ok(found);
         }
     }
 }
@@ -166,23 +175,19 @@ pub fn wait_for_ends<'a>(killed: impl Iterator<Item = &'a Target>) {
     }
 }
 
-/// Adds to `known` every process that descends from `root`, or from a known one, and is not known yet; tells how many.
+/// Adds to `known` every process that descends from `root`, or from a known one, and is not known yet.
 ///
 /// # Errors
 /// When one may have been missed.
-pub fn take_hold_of_descendants(root: &Target, known: &mut Vec<Target>) -> Result<usize> {
-    let mut count = 0;
+pub fn take_hold_of_descendants(root: &Target, known: &mut Vec<Target>) -> Result<()> {
     for pid in unknown_descendants(root, known)? {
         match Target::open(pid) {
-            Ok(one) => {
-                known.push(one);
-                count += 1;
-            }
+            Ok(one) => known.push(one),
             Err(error) if error.kind() == Kind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(count)
+    Ok(())
 }
 
 /// Every process that descends from `root`, or from a known one, and is not known yet. Known ones that have ended are
@@ -207,7 +212,7 @@ fn parents() -> Result<Vec<(Pid, Pid)>> {
         match std::fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())) {
             Ok(stat) => parents.extend(parent_in(&stat).map(|parent| (pid, parent))),
             // It ended while the list was read: it has no parent any more, and needs no killing.
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::SRCH)) => {}
+            Err(error) if is_gone(&error) => {}
             Err(error) => return Err(failed(error)),
         }
     }
@@ -260,13 +265,19 @@ fn below(mut known: BTreeSet<NonZeroI32>, parents: &[(Pid, Pid)]) -> Vec<Pid> {
 }
 
 /// Whether no thread of a process runs, or will before it is told to.
-fn stands_still(pid: Pid) -> bool {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())) else { return true };
-    threads.flatten().all(|thread| {
-        let stat = std::fs::read(thread.path().join("stat"));
-        // One that cannot be read has ended.
-        stat.map_or(true, |stat| matches!(fields_of(&stat).next(), Some("T" | "t" | "Z" | "X")))
-    })
+fn stands_still(pid: Pid) -> std::io::Result<bool> {
+    for thread in std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()))? {
+        let stat = std::fs::read(thread?.path().join("stat"))?;
+        if !matches!(fields_of(&stat).next(), Some("T" | "t" | "Z" | "X")) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether a file of a process could not be read because the process has ended.
+fn is_gone(error: &std::io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::SRCH))
 }
 
 /// The parent named in a `/proc/PID/stat` line.

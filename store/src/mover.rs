@@ -105,7 +105,9 @@ pub fn move_snapshot(
 }
 
 fn lock(store: &Store) -> Result<FileLock> {
-    store.state().lock("mover.lock", "moving packs")
+    let lock = store.state().lock("mover.lock", "moving packs")?;
+    store.placement().recount();
+    Ok(lock)
 }
 
 /// The packs that hold what a snapshot needs, one for each chunk, those of bases included. Walks the snapshot.

@@ -73,6 +73,11 @@ impl Placement {
         Ok(usage)
     }
 
+    /// Counts what lies on each tier anew when that is asked for next: others have put and moved packs, too.
+    pub fn recount(&self) {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).fill(None);
+    }
+
     fn set_used(&self, number: usize, used: Option<u64>) {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)[number] = used;
     }
@@ -113,10 +118,14 @@ impl Placement {
 
     fn put_counted(&self, number: usize, key: &str, bytes: &[u8]) -> Result<()> {
         self.put(&*self.tiers[number].tier, key, bytes)?;
-        if let Some(used) = &mut self.used.lock().unwrap_or_else(PoisonError::into_inner)[number] {
-            *used += bytes.len() as u64;
-        }
+        self.add_used(number, bytes.len() as u64);
         Ok(())
+    }
+
+    fn add_used(&self, number: usize, bytes: u64) {
+        if let Some(used) = &mut self.used.lock().unwrap_or_else(PoisonError::into_inner)[number] {
+            *used += bytes;
+        }
     }
 
     /// Makes sure that `bytes` more fit within the limit of a tier.
@@ -229,7 +238,7 @@ impl Placement {
             None => {
                 let len_bytes = source.tier.len_bytes(&key)?.unwrap_or(0);
                 self.make_room(number + 1, len_bytes)?;
-                let copied = self.copy(id, source, target)?;
+                let copied = self.copy(id, source, number + 1)?;
                 throttle.pass(copied);
                 moved.copied += 1;
                 moved.copied_bytes += copied;
@@ -243,13 +252,15 @@ impl Placement {
         Ok(true)
     }
 
-    /// Copies a pack and reads the copy back.
-    fn copy(&self, id: PackId, source: &DataTier, target: &DataTier) -> Result<u64> {
-        let key = id.key();
+    /// Copies a pack to the tier of a number and reads the copy back.
+    fn copy(&self, id: PackId, source: &DataTier, number: usize) -> Result<u64> {
+        let (key, target) = (id.key(), &self.tiers[number]);
         let body = source.tier.get(&key)?;
         // A damaged pack must not take the place of a good one elsewhere.
         read_directory(&*source.tier, id)?;
-        target.tier.put_if_absent(&key, &body)?;
+        if target.tier.put_if_absent(&key, &body)? {
+            self.add_used(number, body.len() as u64);
+        }
         if *target.tier.get(&key)? != *body {
             return Err(copies_differ(id, target));
         }
@@ -273,10 +284,7 @@ impl Placement {
             {
                 return Ok(false);
             }
-            let copied = self.copy(id, source, hot)?;
-            if let Some(used) = &mut self.used.lock().unwrap_or_else(PoisonError::into_inner)[0] {
-                *used += copied;
-            }
+            let copied = self.copy(id, source, 0)?;
             throttle.pass(copied);
             moved.copied += 1;
             moved.copied_bytes += copied;

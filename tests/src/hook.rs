@@ -1,13 +1,14 @@
 //! A tier that runs a piece of code right before its n-th operation: the way to put one process's step between any two of
-//! another's, without threads or time.
+//! another's, without threads or time. Or it cannot be reached for a while, from that operation on.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
-use store::{Object, ObjectInfo, Result, Tier};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use store::{Error, Kind, Object, ObjectInfo, Result, Tier};
 
 type Step = Box<dyn FnOnce() + Send>;
 
-/// Passes every operation on; see [`HookTier::arm`].
+/// Passes every operation on; see [`HookTier::arm`] and [`HookTier::fail`].
 pub struct HookTier {
     inner: Arc<dyn Tier>,
     state: Mutex<State>,
@@ -17,6 +18,7 @@ pub struct HookTier {
 struct State {
     operations: u64,
     step: Option<(u64, Step)>,
+    outage: Range<u64>,
 }
 
 impl HookTier {
@@ -27,24 +29,41 @@ impl HookTier {
 
     /// Runs `step` before the operation number `operation` from now, counting from 0.
     pub fn arm(&self, operation: u64, step: impl FnOnce() + Send + 'static) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        *state = State { operations: 0, step: Some((operation, Box::new(step))) };
+        *self.state() = State { step: Some((operation, Box::new(step))), ..State::default() };
     }
 
     /// Whether the armed step has not run.
     pub fn is_armed(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).step.is_some()
+        self.state().step.is_some()
     }
 
-    fn before_operation(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Fails the operations of these numbers from now, counting from 0, as a server that cannot be reached.
+    pub fn fail(&self, outage: Range<u64>) {
+        *self.state() = State { outage, ..State::default() };
+    }
+
+    /// Operations since it was last told something.
+    pub fn operations(&self) -> u64 {
+        self.state().operations
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn before_operation(&self) -> Result<()> {
+        let mut state = self.state();
         let now = state.operations;
         state.operations += 1;
+        if state.outage.contains(&now) {
+            return Err(Error::new(Kind::Unavailable, "injected outage"));
+        }
         let due = state.step.take_if(|(operation, _)| *operation == now);
         drop(state); // the step may use this tier
         if let Some((_, step)) = due {
             step();
         }
+        Ok(())
     }
 }
 
@@ -60,42 +79,42 @@ impl Tier for HookTier {
     }
 
     fn get(&self, key: &str) -> Result<Object> {
-        self.before_operation();
+        self.before_operation()?;
         self.inner.get(key)
     }
 
     fn get_range(&self, key: &str, offset: u64, len: u64) -> Result<Vec<u8>> {
-        self.before_operation();
+        self.before_operation()?;
         self.inner.get_range(key, offset, len)
     }
 
     fn len_bytes(&self, key: &str) -> Result<Option<u64>> {
-        self.before_operation();
+        self.before_operation()?;
         self.inner.len_bytes(key)
     }
 
     fn put_if_absent(&self, key: &str, body: &[u8]) -> Result<bool> {
-        self.before_operation();
+        self.before_operation()?;
         self.inner.put_if_absent(key, body)
     }
 
     fn compare_and_swap(&self, key: &str, expected: Option<&[u8]>, body: &[u8]) -> Result<bool> {
-        self.before_operation();
+        self.before_operation()?;
         self.inner.compare_and_swap(key, expected, body)
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
-        self.before_operation();
+        self.before_operation()?;
         self.inner.list(prefix)
     }
 
     fn delete(&self, key: &str) -> Result<()> {
-        self.before_operation();
+        self.before_operation()?;
         self.inner.delete(key)
     }
 
     fn make_durable(&self, prefix: &str) -> Result<()> {
-        self.before_operation();
+        self.before_operation()?;
         self.inner.make_durable(prefix)
     }
 }

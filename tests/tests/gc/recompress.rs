@@ -6,8 +6,8 @@ use std::sync::Arc;
 use store::damaged;
 use store::pack::{Frame, FrameHeader, PackKind, directory_of};
 use store::{
-    CheckOptions, DataTier, GROUP_PAGES, MemoryTier, PAGE, PackId, ScrubOptions, SnapshotDraft, SnapshotId,
-    Store, StoreConfig, Tier, TierClass, Unwatched,
+    CheckOptions, DataTier, GROUP_PAGES, Kind, MemoryTier, PAGE, PackId, ScrubOptions, SnapshotDraft,
+    SnapshotId, Store, StoreConfig, Tier, TierClass, Unwatched,
 };
 use tests::fault::{Fault, FaultTier};
 use tests::garden::{Garden, commit, flip_a_bit, put_tree};
@@ -262,6 +262,45 @@ fn a_new_pack_that_is_not_as_it_was_written_takes_no_old_one_s_place() {
         }
     }
     assert!(refused > 0);
+}
+
+/// A tier that cannot be reached for a while is no damage: no pack counts as unreadable, and no delta as dead.
+#[test]
+fn an_outage_at_any_step_ends_a_rewrite_and_the_next_one_rewrites_everything() {
+    let mut ended = 0;
+    for operation in 0..MAX_OPERATIONS {
+        let context = format!("outage at {operation}");
+        let garden = Garden::new();
+        let store = garden.open();
+        let first = deltas::sleep(&mut store.writer("test").unwrap(), 0, None).unwrap();
+        let second = deltas::sleep(&mut store.writer("test").unwrap(), 1, Some(first)).unwrap();
+        garden.commit("one", &[1, 2]);
+        let hooked = HookTier::new(Arc::new(garden.memory.clone()));
+        let leveled = leveled(&garden, hooked.clone());
+        let store = Store::open(&leveled).unwrap();
+        hooked.fail(operation..operation + 1 + operation % 3);
+        let outcome = recompress(&store);
+        if hooked.operations() <= operation {
+            break;
+        }
+        match outcome {
+            Ok(report) => assert!(report.unreadable.is_empty(), "{context}: {report:?}"),
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Unavailable, "{context}: {error}");
+                ended += 1;
+            }
+        }
+        hooked.fail(0..0);
+        garden.collect(4);
+        let store = Store::open(&leveled).unwrap();
+        assert!(recompress(&store).unwrap().unreadable.is_empty(), "{context}");
+        garden.collect(4);
+        assert!(data_packs(&garden.memory).iter().all(|(id, _)| id.level() == LEVEL), "{context}");
+        let store = garden.open();
+        deltas::assert_awake(&store, &second, &context);
+        assert_clean(&store, &context);
+    }
+    assert!(ended >= 20, "only {ended} were ended");
 }
 
 /// A pack of which something is lost stays as it is, with the note of that, until it is stored anew; others go.

@@ -9,9 +9,11 @@ use store::{
 };
 use tests::fault::{Fault, FaultTier};
 use tests::garden::{assert_files, commit};
+use tests::hook::HookTier;
 use tests::model::assert_clean;
 
 const KIB: u64 = 1 << 10;
+const MAX_OPERATIONS: u64 = 400;
 
 /// Hot and warm directories and a cold tier in memory.
 struct World {
@@ -68,6 +70,47 @@ fn the_hot_limit_holds_at_every_insert_and_everything_stays_readable() {
     assert_clean(&store, "after all moves");
     gc::collect(&store, &gc::CollectOptions { dry_run: false, cycles: 4 }, &Unwatched).unwrap();
     assert_clean(&store, "after a collection over three tiers");
+}
+
+/// The mover of another process, whose limits are lower, works between any two steps of a writer that makes room.
+#[test]
+fn two_that_make_room_at_once_lose_nothing_and_nobody_is_refused() {
+    let mut places = 0;
+    for operation in 0..MAX_OPERATIONS {
+        let (scratch, hot) = Scratch::in_memory();
+        let (warm, cold) = (MemoryTier::new(), MemoryTier::new());
+        let limited = |hot: Arc<dyn Tier>, hot_limit, warm_limit| {
+            let mut config = scratch.config.clone();
+            let limit = |bytes, tier| DataTier { limit_bytes: Some(bytes), ..tier };
+            config.tiers[0] = limit(hot_limit, DataTier::new(TierClass::Hot, hot));
+            let warm = DataTier::new(TierClass::Warm, Arc::new(warm.clone()));
+            config = config.with_tier(limit(warm_limit, warm));
+            config.with_tier(DataTier::new(TierClass::Cold, Arc::new(cold.clone())))
+        };
+        let hooked = HookTier::new(Arc::new(hot.clone()));
+        let store = Store::open(&limited(hooked.clone(), 700 * KIB, 500 * KIB)).unwrap();
+        let put_app = |app: u64| put(&store, "app", &[10 * app, 10 * app + 1]);
+        let mut apps: Vec<_> = (0..4).map(put_app).collect();
+        let others = limited(Arc::new(hot), 300 * KIB, 200 * KIB);
+        let mover = others.clone();
+        hooked.arm(operation, move || {
+            rebalance(&Store::open(&mover).unwrap(), None, &Unwatched).unwrap();
+        });
+        apps.extend((4..8).map(put_app));
+        if hooked.is_armed() {
+            break;
+        }
+        places += 1;
+        assert!(!cold.list("packs/").unwrap().is_empty());
+        let store = Store::open(&others).unwrap();
+        let bytes = [bytes_on(&store, 0), bytes_on(&store, 1)];
+        assert!(bytes[0] <= 700 * KIB && bytes[1] <= 500 * KIB, "before {operation}: {bytes:?}");
+        for snapshot in &apps {
+            assert_files(&store, snapshot, &format!("before {operation}"));
+        }
+        assert_clean(&store, &format!("before {operation}"));
+    }
+    assert!(places >= 20, "only {places} places");
 }
 
 #[test]
