@@ -136,13 +136,16 @@ pub fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Resu
 fn halt_tree(root: &Target, known: &mut Vec<Target>) -> Result<Vec<Pid>> {
     let begun = Instant::now();
     let mut seen = BTreeSet::new();
+    let mut stand_still = true;
     loop {
-        let mut stand_still = true;
         for one in std::iter::once(root).chain(known.iter()) {
             stand_still &= one.halt()?;
         }
         let found = unknown_descendants(root, known)?;
+        // Those found before as well stood still before the list was made.
+        let is_whole = stand_still || begun.elapsed() > HALT_TIMEOUT;
         let mut are_all_seen = true;
+        stand_still = true;
         for pid in &found {
             are_all_seen &= !seen.insert(pid.as_raw_nonzero());
             // Not kept: there may be no room for all.
@@ -152,8 +155,7 @@ fn halt_tree(root: &Target, known: &mut Vec<Target>) -> Result<Vec<Pid>> {
                 Err(error) => return Err(error),
             }
         }
-        let is_whole = are_all_seen && (stand_still || begun.elapsed() > HALT_TIMEOUT);
-        if is_whole || begun.elapsed() > END_TIMEOUT {
+        if are_all_seen && is_whole || begun.elapsed() > END_TIMEOUT {
             return Ok(found);
         }
     }
