@@ -7,8 +7,8 @@
 //! Who escapes, such as a forked child whose parent ended before it was seen, gets SIGBUS in place of each missing page,
 //! and the supervisor waits for its end, saying so all the time.
 //!
-//! The supervisor never reads faults, never touches the store, and parses nothing but the fixed messages below. It must
-//! not be killed itself; interrupt and termination signals make it stop the handler first.
+//! The supervisor reads no faults while the handler lives, never touches the store, and parses nothing but the fixed
+//! messages below. It must not be killed itself; interrupt and termination signals make it stop the handler first.
 //!
 //! Messages of the handler, one datagram each, a kind and a number (u32, little-endian); each is answered by a receipt
 //! number. `1, process number or 0` gives the attached descriptor away, with the pidfd of the process. `2, receipt` takes
@@ -33,7 +33,7 @@ use rustix::process::{Pid, Resource, Rlimit};
 use store::{Error, Kind, PAGE, Result};
 
 use crate::socket::{Listener, accept, is_silent_end, send, timespec, wait_readable};
-use crate::sys::{Stop, UserFault, receive};
+use crate::sys::{Event, Stop, UserFault, receive};
 use crate::target::{Target, kill_tree, peer_of, take_hold_of_descendants, wait_for_ends, waiting_for_pages};
 
 const HOLD: u8 = 1;
@@ -44,6 +44,8 @@ const NO_ROOM: u32 = u32::MAX;
 const MESSAGE_BYTES: usize = 5;
 /// How often killed address spaces are looked at until they have ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// What is read of one address space then: one that changes all the time must not keep the others waiting.
+const EVENTS_AT_A_TIME: usize = 1000;
 /// Descriptors that listing and killing processes takes at a time.
 const RESERVED: usize = 4;
 /// How often it is said that killing was not enough.
@@ -477,29 +479,49 @@ fn outlast(guarded: &BTreeMap<u32, Guarded>) {
             Kept::Connection(_) => None,
         })
         .collect();
+    let mut forked: Vec<UserFault> = Vec::new();
     let mut next_word = Instant::now() + NEXT_WORD;
     loop {
         alive.retain(|space| space.is_alive());
-        if alive.is_empty() {
+        forked.retain(UserFault::is_alive);
+        if alive.is_empty() && forked.is_empty() {
             return;
         }
+        let children: Vec<UserFault> = alive.iter().copied().chain(&forked).flat_map(let_go).collect();
+        forked.extend(children);
         if Instant::now() > next_word {
             let waiting = waiting_for_pages();
             tracing::error!(
-                address_spaces = alive.len(),
+                address_spaces = alive.len() + forked.len(),
                 candidates = ?waiting.keys(),
                 "processes run on without the handler and were not killed; kill those by hand that were resumed"
             );
-            for (space, range) in
-                alive.iter().flat_map(|space| waiting.values().flatten().map(move |range| (space, range)))
-            {
-                mark_lost(space, range.clone());
+            for space in alive.iter().copied().chain(&forked) {
+                waiting.values().flatten().for_each(|range| mark_lost(space, range.clone()));
             }
             next_word = Instant::now() + NEXT_WORD;
         }
         // The end of an address space is not announced to whoever fills it.
         std::thread::sleep(LOOK_AGAIN);
     }
+}
+
+/// Reads what an address space tells of its changes: whoever makes one waits until that is read, and neither ends before
+/// nor can have lost pages marked. Gives the children that were forked meanwhile.
+fn let_go(space: &UserFault) -> Vec<UserFault> {
+    let mut children = Vec::new();
+    for _ in 0..EVENTS_AT_A_TIME {
+        match space.read() {
+            Ok(Some(Event::Fork(child))) => children.push(child),
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            Err(error) => {
+                tracing::debug!(%error, "an address space is looked at again later");
+                break;
+            }
+        }
+    }
+    children
 }
 
 /// Has whoever touches what is missing in a range killed. Harmless to other address spaces than the one of `space`.

@@ -2,8 +2,8 @@
 //!
 //! `stamper SOCKET PAGES [--family]` stamps PAGES pages in two areas and answers on a unix socket, one line per line:
 //! `check` looks at every byte; `change COUNT VERSION` stamps pages anew; `discard FIRST COUNT` gives pages back; `move`
-//! moves the second area and grows it; `fork` lets a new child check everything; `brood COUNT` forks children that check
-//! everything once SOCKET.go exists, and names them; `where` lists the areas.
+//! moves the second area and grows it; `fork` lets a new child check everything; `brood COUNT` forks children that make
+//! SOCKET.here, give a page back and check everything once SOCKET.go exists, and names them; `where` lists the areas.
 //! With `--family` a child does the same on SOCKET.child, and another child is a zombie.
 //! A page that is neither its stamp nor rightly zero is answered with `bad PAGE` and noted in SOCKET.bad.
 
@@ -182,8 +182,8 @@ impl Stamper {
         if status.exit_status() == Some(0) { "ok".to_owned() } else { format!("bad child {status:?}") }
     }
 
-    /// Forks children that wait for the file SOCKET.go and then look at everything.
-    fn brood(&self, children: usize) -> String {
+    /// Forks children that make a file, wait for another, give a page back and then look at everything.
+    fn brood(&mut self, children: usize) -> String {
         let mut pids = Vec::new();
         for _ in 0..children {
             match fork() {
@@ -193,7 +193,9 @@ impl Stamper {
                     let go = format!("{}.go", self.socket);
                     while !std::path::Path::new(&go).exists() {
                         std::thread::park_timeout(std::time::Duration::from_millis(5));
+                        std::fs::write(format!("{}.here", self.socket), "").expect("written");
                     }
+                    self.discard(0, 1);
                     self.check();
                     std::process::exit(0);
                 }

@@ -253,6 +253,9 @@ fn a_child_that_nobody_saw_dies_rather_than_see_zero() {
         let names = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
         (names.filter(|name| name.to_string_lossy().contains("userfaultfd")).count() == 1).then_some(())
     });
+    // It has what it needs to wait, so it meets nothing missing before it changes its memory.
+    let here = asleep.fixture.path("stamper.here");
+    wait_for("the child waits", || here.exists().then_some(()));
     signal(handler, Signal::KILL);
     asleep.stamper.release_brood();
     supervisor.finish();
