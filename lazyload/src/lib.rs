@@ -19,6 +19,7 @@ mod connection;
 mod drive;
 mod fault;
 mod handler;
+mod outlast;
 mod pages;
 mod region;
 mod report;

@@ -18,7 +18,6 @@
 //! once, is sent again, and is the last; the process on its other end counts as running on what it will bring.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus};
@@ -30,11 +29,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, Resource, Rlimit};
-use store::{Error, Kind, PAGE, Result};
+use store::{Error, Kind, Result};
 
+use crate::outlast::outlast;
 use crate::socket::{Listener, accept, is_silent_end, send, timespec, wait_readable};
-use crate::sys::{Event, Stop, UserFault, receive};
-use crate::target::{Target, kill_tree, peer_of, take_hold_of_descendants, wait_for_ends, waiting_for_pages};
+use crate::sys::{UserFault, receive};
+use crate::target::{Target, kill_tree, peer_of, take_hold_of_descendants, wait_for_ends};
 
 const HOLD: u8 = 1;
 const RELEASE: u8 = 2;
@@ -42,14 +42,8 @@ const LISTEN: u8 = 3;
 const HOLD_FORKED: u8 = 4;
 const NO_ROOM: u32 = u32::MAX;
 const MESSAGE_BYTES: usize = 5;
-/// How often killed address spaces are looked at until they have ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// What is read of one address space then: one that changes all the time must not keep the others waiting.
-const EVENTS_AT_A_TIME: usize = 1000;
 /// Descriptors that listing and killing processes takes at a time.
 const RESERVED: usize = 4;
-/// How often it is said that killing was not enough.
-const NEXT_WORD: Duration = Duration::from_secs(3);
 /// How long a handler that has something to say may take to say it.
 const QUIET: Duration = Duration::from_millis(50);
 /// How long a killed handler may take to end.
@@ -406,7 +400,12 @@ impl Guards {
         self.hear_out(END_OF_LINE);
         self.accept_waiting();
         killed.append(&mut self.kill_families());
-        outlast(&self.guarded);
+        // A connection has no address space of its own.
+        let spaces = self.guarded.values().filter_map(|guarded| match &guarded.kept {
+            Kept::Space(space) => Some(space),
+            Kept::Connection(_) => None,
+        });
+        outlast(spaces.collect());
         stopped.map_err(|error| Error::io("cannot stop the handler", handler.id(), error))?;
         Ok(killed.into_iter().collect())
     }
@@ -466,81 +465,6 @@ impl Family {
     /// The root first.
     fn members(&self) -> impl Iterator<Item = &Target> {
         std::iter::once(&self.root).chain(&self.descendants)
-    }
-}
-
-/// Returns when no address space in custody exists any more.
-fn outlast(guarded: &BTreeMap<u32, Guarded>) {
-    // A connection has no address space of its own.
-    let mut alive: Vec<&UserFault> = guarded
-        .values()
-        .filter_map(|guarded| match &guarded.kept {
-            Kept::Space(space) => Some(space),
-            Kept::Connection(_) => None,
-        })
-        .collect();
-    let mut forked: Vec<UserFault> = Vec::new();
-    let mut next_word = Instant::now() + NEXT_WORD;
-    loop {
-        alive.retain(|space| space.is_alive());
-        forked.retain(UserFault::is_alive);
-        if alive.is_empty() && forked.is_empty() {
-            return;
-        }
-        let children: Vec<UserFault> = alive.iter().copied().chain(&forked).flat_map(let_go).collect();
-        forked.extend(children);
-        if Instant::now() > next_word {
-            let waiting = waiting_for_pages();
-            tracing::error!(
-                address_spaces = alive.len() + forked.len(),
-                candidates = ?waiting.keys(),
-                "processes run on without the handler and were not killed; kill those by hand that were resumed"
-            );
-            for space in alive.iter().copied().chain(&forked) {
-                waiting.values().flatten().for_each(|range| mark_lost(space, range.clone()));
-            }
-            next_word = Instant::now() + NEXT_WORD;
-        }
-        // The end of an address space is not announced to whoever fills it.
-        std::thread::sleep(LOOK_AGAIN);
-    }
-}
-
-/// Reads what an address space tells of its changes: whoever makes one waits until that is read, and neither ends before
-/// nor can have lost pages marked. Gives the children that were forked meanwhile.
-fn let_go(space: &UserFault) -> Vec<UserFault> {
-    let mut children = Vec::new();
-    for _ in 0..EVENTS_AT_A_TIME {
-        match space.read() {
-            Ok(Some(Event::Fork(child))) => children.push(child),
-            Ok(Some(_)) => {}
-            Ok(None) => break,
-            Err(error) => {
-                tracing::debug!(%error, "an address space is looked at again later");
-                break;
-            }
-        }
-    }
-    children
-}
-
-/// Has whoever touches what is missing in a range killed. Harmless to other address spaces than the one of `space`.
-fn mark_lost(space: &UserFault, range: Range<u64>) {
-    let mut next = range.start;
-    while next < range.end {
-        let filled = space.poison(next, range.end - next);
-        next += filled.done_bytes;
-        match filled.stop {
-            None => {}
-            Some(Stop::Exists) => next += PAGE as u64,
-            // Nothing of this address space, or it is changing: there is a next time.
-            Some(_) => break,
-        }
-    }
-    // The kernel wakes whoever waits when it marks a page. Who met the page missing just before and waits since just after
-    // is not woken by that, and the mark is there already when it is set again.
-    if let Err(error) = space.wake(range.start, range.end - range.start) {
-        tracing::debug!(%error, "whoever waits for a lost page is woken the next time");
     }
 }
 
