@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use store::PAGE;
 
-use crate::sys::{Event, Stop, UserFault};
+use crate::sys::{Event, Stop, UserFault, set_nonblocking};
 use crate::target::waiting_for_pages;
 
 /// How often killed address spaces are looked at until they have ended.
@@ -50,7 +50,8 @@ pub fn outlast(mut alive: Vec<&UserFault>) {
 fn let_go(space: &UserFault) -> Vec<UserFault> {
     let mut children = Vec::new();
     for _ in 0..EVENTS_AT_A_TIME {
-        match space.read() {
+        // Whoever has a copy may have changed that.
+        match set_nonblocking(space).and_then(|()| space.read()) {
             Ok(Some(Event::Fork(child))) => children.push(child),
             Ok(Some(_)) => {}
             Ok(None) => break,

@@ -213,7 +213,8 @@ impl UserFault {
 /// Any address that a range check accepts: above the lowest mappable one.
 const PROBE_ADDRESS: u64 = 1 << 20;
 
-fn set_nonblocking(descriptor: impl AsFd) -> Result<()> {
+/// Has reads of a userfaultfd return when there is nothing to read. Holds for all copies of it, in any process.
+pub fn set_nonblocking(descriptor: impl AsFd) -> Result<()> {
     rustix::fs::fcntl_getfl(&descriptor)
         .and_then(|flags| rustix::fs::fcntl_setfl(&descriptor, flags | OFlags::NONBLOCK))
         .map_err(|errno| Error::io("cannot make a userfaultfd non-blocking", "userfaultfd", errno.into()))

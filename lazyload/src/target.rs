@@ -18,9 +18,11 @@ use crate::sys;
 /// How long killed processes may take to end before nobody waits for them any more.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long processes may take to stand still before they are killed all the same: one that waits in the kernel for a page
-/// does not, and does not finish a fork either.
+/// How long processes may take to stand still before they count as if they did: one that waits in the kernel for a page
+/// does not, and does not finish a fork either; nor does one whose child runs in its memory and was stopped.
 const HALT_TIMEOUT: Duration = Duration::from_millis(50);
+/// Descriptors that listing processes takes at a time.
+const LISTING: usize = 3;
 
 /// A process, by pidfd.
 #[derive(Debug)]
@@ -103,17 +105,23 @@ pub fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Resu
     let mut killed = BTreeSet::new();
     let mut kill = |one: &Target| one.kill().map(|was_there| killed.extend(was_there.then(|| one.number())));
     // Children are found before the parent dies: afterwards they would belong to somebody else. But whatever goes
-    // wrong with one, it must not save the others.
-    let listed = halt_tree(root, known).or_else(|_| unknown_descendants(root, known));
+    // wrong with one, it must not save the others: who cannot be held is listed at least.
+    let listed = match halt_tree(root, known) {
+        Ok(()) => Ok(Vec::new()),
+        Err(_) => unknown_descendants(root, known),
+    };
     let (found, mut outcome) = match listed {
         Ok(found) => (found, Ok(())),
         Err(error) => (Vec::new(), Err(error)),
     };
-    outcome = std::iter::once(root).chain(known.iter()).map(&mut kill).fold(outcome, Result::and);
     for pid in found {
         let mut opened = Target::open(pid);
-        while is_refused(&opened) && known.pop().is_some() {
-            // There may be no room for one more: let go of one that is killed already.
+        while is_refused(&opened)
+            && let Some(other) = known.pop()
+        {
+            // There may be no room for one more: let go of one.
+            outcome = outcome.and(kill(&other));
+            drop(other);
             opened = Target::open(pid);
         }
         match opened {
@@ -125,39 +133,34 @@ pub fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Resu
             Err(error) => outcome = outcome.and(Err(error)),
         }
     }
+    // Children first: when a parent ends, the kernel may have those who were stopped go on.
+    outcome = known.iter().rev().chain([root]).map(&mut kill).fold(outcome, Result::and);
     (killed, outcome)
 }
 
-/// Stops a process, those known to descend from it and those that descend from any of them now, and gives the numbers of
-/// those that are not known: while one runs, it may fork a child that no list shows yet.
+/// Stops a process, those known to descend from it and those that descend from any of them now, and takes hold of all:
+/// while one runs, it may fork a child that no list shows yet.
 ///
 /// # Errors
-/// When one may have been missed.
-fn halt_tree(root: &Target, known: &mut Vec<Target>) -> Result<Vec<Pid>> {
-    let begun = Instant::now();
-    let mut seen = BTreeSet::new();
-    let mut stand_still = true;
+/// When one may have been missed. Those who were stopped are known all the same.
+fn halt_tree(root: &Target, known: &mut Vec<Target>) -> Result<()> {
+    // What listing takes stays free for it, however many are held.
+    let _room: Vec<OwnedFd> = (0..LISTING).filter_map(|_| root.descriptor.try_clone().ok()).collect();
+    let (begun, mut quiet) = (Instant::now(), Instant::now());
     loop {
+        let mut stand_still = true;
         for one in std::iter::once(root).chain(known.iter()) {
             stand_still &= one.halt()?;
         }
-        let found = unknown_descendants(root, known)?;
-        // Those found before as well stood still before the list was made.
-        let is_whole = stand_still || begun.elapsed() > HALT_TIMEOUT;
-        let mut are_all_seen = true;
-        stand_still = true;
-        for pid in &found {
-            are_all_seen &= !seen.insert(pid.as_raw_nonzero());
-            // Not kept: there may be no room for all.
-            match Target::open(*pid) {
-                Ok(one) => stand_still &= one.halt()?,
-                Err(error) if error.kind() == Kind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+        if !stand_still && quiet.elapsed() < HALT_TIMEOUT {
+            std::thread::yield_now();
+            continue;
         }
-        if are_all_seen && is_whole || begun.elapsed() > END_TIMEOUT {
-            return Ok(found);
+        let found = take_hold_of_descendants(root, known)?;
+        if found == 0 || begun.elapsed() > END_TIMEOUT {
+            return Ok(());
         }
+        quiet = Instant::now();
     }
 }
 
@@ -177,25 +180,29 @@ pub fn wait_for_ends<'a>(killed: impl Iterator<Item = &'a Target>) {
     }
 }
 
-/// Adds to `known` every process that descends from `root`, or from a known one, and is not known yet.
+/// Adds to `known` every process that descends from `root`, or from a known one, and is not known yet; tells how many.
 ///
 /// # Errors
 /// When one may have been missed.
-pub fn take_hold_of_descendants(root: &Target, known: &mut Vec<Target>) -> Result<()> {
-    for pid in unknown_descendants(root, known)? {
+pub fn take_hold_of_descendants(root: &Target, known: &mut Vec<Target>) -> Result<usize> {
+    let found = unknown_descendants(root, known)?;
+    let before = known.len();
+    for pid in found {
         match Target::open(pid) {
             Ok(one) => known.push(one),
             Err(error) if error.kind() == Kind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(known.len() - before)
 }
 
 /// Every process that descends from `root`, or from a known one, and is not known yet. Known ones that have ended are
 /// dropped.
 fn unknown_descendants(root: &Target, known: &mut Vec<Target>) -> Result<Vec<Pid>> {
-    let parents = parents()?;
+    let mut parents = parents()?;
+    // Whoever stops and kills must not begin with itself, should it descend from the root.
+    parents.retain(|(pid, _)| *pid != rustix::process::getpid());
     // Looked at after the list was made: whoever lives now had its number to itself then.
     known.retain(|one| !one.has_ended());
     let living = known.iter().chain([root]).filter(|one| !one.has_ended());
@@ -328,9 +335,10 @@ mod tests {
     #[test]
     fn a_tree_that_goes_on_forking_is_killed_whole() {
         use std::os::unix::process::CommandExt;
-        for _ in 0..20 {
+        let forking = "echo ready; i=0; while [ $i -lt 300 ]; do sleep 60 & i=$((i+1)); done; wait";
+        for _ in 0..5 {
             let mut shell = std::process::Command::new("sh")
-                .args(["-c", "echo ready; while :; do sleep 60 & done"])
+                .args(["-c", forking])
                 .stdout(std::process::Stdio::piped())
                 .process_group(0)
                 .spawn()

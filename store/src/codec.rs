@@ -283,6 +283,24 @@ mod tests {
         }
     }
 
+    /// One thread's compressor keeps nothing of the frame before.
+    #[test]
+    fn tables_are_narrowed_for_long_frames_of_one_level_only() {
+        let line = |number: u32| format!("{number} {:x}\n", number.wrapping_mul(0x9E37_79B1) >> 20);
+        let plain: Vec<u8> = (0..50_000).flat_map(|number| line(number).into_bytes()).collect();
+        let (long, short) = (&plain[..400 << 10], &plain[..200 << 10]);
+        let stored = |plain: &[u8], level| compress(plain, level).unwrap().1;
+        let by_zstd = |plain: &[u8], level| zstd::bulk::compress(plain, level).unwrap();
+        let narrowed = stored(long, 3);
+        assert_ne!(narrowed, by_zstd(long, 3));
+        assert_eq!(stored(short, 3), by_zstd(short, 3));
+        assert_eq!(stored(long, 3), narrowed);
+        for level in [1, 4, 9] {
+            assert_eq!(stored(long, level), by_zstd(long, level));
+        }
+        assert_eq!(stored(long, 3), narrowed);
+    }
+
     #[test]
     fn a_bomb_is_not_decoded_past_its_declared_length() {
         let stored = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();

@@ -128,6 +128,12 @@ impl Placement {
         }
     }
 
+    fn sub_used(&self, number: usize, bytes: u64) {
+        if let Some(used) = &mut self.used.lock().unwrap_or_else(PoisonError::into_inner)[number] {
+            *used = used.saturating_sub(bytes);
+        }
+    }
+
     /// Makes sure that `bytes` more fit within the limit of a tier.
     ///
     /// # Errors
@@ -195,7 +201,6 @@ impl Placement {
                 }
                 Err(error) => return Err(error),
             }
-            self.set_used(number, Some(left));
         }
         Ok(left)
     }
@@ -246,6 +251,7 @@ impl Placement {
             }
         };
         source.tier.delete(&key)?;
+        self.sub_used(number, len_bytes);
         moved.released += 1;
         moved.released_bytes += len_bytes;
         tracing::debug!(pack = %id, from = %source.class, to = %target.class, "released");
