@@ -144,7 +144,7 @@ pub fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Resu
 /// # Errors
 /// When one may have been missed. Those who were stopped are known all the same.
 fn halt_tree(root: &Target, known: &mut Vec<Target>) -> Result<()> {
-    // What listing takes stays free for it, however many are held.
+    // Given back at the end: should there be no room to hold all, there is some to list them.
     let _room: Vec<OwnedFd> = (0..LISTING).filter_map(|_| root.descriptor.try_clone().ok()).collect();
     let (begun, mut quiet) = (Instant::now(), Instant::now());
     loop {
