@@ -108,7 +108,10 @@ pub fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Resu
     // wrong with one, it must not save the others: who cannot be held is listed at least.
     let listed = match halt_tree(root, known) {
         Ok(()) => Ok(Vec::new()),
-        Err(_) => unknown_descendants(root, known),
+        Err(error) => {
+            tracing::warn!(%error, "not everybody was stopped before they are killed: a child may be missed");
+            unknown_descendants(root, known)
+        }
     };
     let (found, mut outcome) = match listed {
         Ok(found) => (found, Ok(())),
@@ -156,11 +159,13 @@ fn halt_tree(root: &Target, known: &mut Vec<Target>) -> Result<()> {
             std::thread::yield_now();
             continue;
         }
-        let found = take_hold_of_descendants(root, known)?;
-        if found == 0 || begun.elapsed() > END_TIMEOUT {
+        if take_hold_of_descendants(root, known)? == 0 {
             return Ok(());
         }
         quiet = Instant::now();
+        if begun.elapsed() > END_TIMEOUT {
+            return Err(Error::new(Kind::Unavailable, "processes are forked faster than they are stopped"));
+        }
     }
 }
 
@@ -361,6 +366,13 @@ mod tests {
             matches!(fields[..], [state, _, number, ..] if number == group.to_string() && !"ZX".contains(state))
         });
         of_group.map(|stat| String::from_utf8_lossy(&stat).into_owned()).collect()
+    }
+
+    #[test]
+    fn whoever_kills_a_tree_is_not_found_in_it() {
+        let parent = Target::open(rustix::process::getppid().expect("a parent")).expect("opened");
+        let found = unknown_descendants(&parent, &mut Vec::new()).expect("listed");
+        assert!(!found.contains(&rustix::process::getpid()));
     }
 
     #[test]

@@ -6,12 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use lazyload::{Captured, ServeOptions, ServeReport, criu};
 use store::{Image, Kind, PAGE, Result, Unwatched};
 
-use crate::support::{Fixture, PATIENCE, wait_for};
+use crate::support::{Fixture, PATIENCE, wait_for, wait_while};
 
 /// A stamped process, while it runs or sleeps. Killed with its family when dropped.
 pub struct Stamper {
@@ -102,11 +101,7 @@ impl Stamper {
     /// Waits until the numbers of all tasks are free: whoever adopts the children of a killed process reaps them later.
     pub fn wait_until_free(&self) {
         let status = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/status")).ok();
-        let deadline = Instant::now() + PATIENCE;
-        while let Some(status) = self.family.iter().find_map(status) {
-            assert!(Instant::now() < deadline, "a number is still in use: {status}");
-            std::thread::park_timeout(Duration::from_millis(2));
-        }
+        wait_while(|| self.family.iter().find_map(status).map_or(Ok(()), Err));
     }
 
     /// Kills all tasks and waits until they are gone.

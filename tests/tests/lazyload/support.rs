@@ -170,12 +170,17 @@ pub fn json(line: Option<String>) -> Value {
 
 /// Asks until there is an answer.
 pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    wait_while(|| ask().ok_or_else(|| what.to_owned()))
+}
+
+/// Asks until there is an answer; each refusal says what it is waited for.
+pub fn wait_while<T>(mut ask: impl FnMut() -> Result<T, String>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(answer) = ask() {
-            return answer;
+        match ask() {
+            Ok(answer) => return answer,
+            Err(why) => assert!(Instant::now() < deadline, "in vain: {why}"),
         }
-        assert!(Instant::now() < deadline, "in vain: {what}");
         std::thread::park_timeout(Duration::from_millis(2));
     }
 }
