@@ -120,8 +120,14 @@ pub struct BackupArguments {
     /// Ref to move to the new snapshot; made if it is new
     #[arg(value_name = "REF")]
     pub name: String,
-    /// Leave out what matches: a path below SOURCE, such as `logs/**` or `**/*.tmp`; may be given again
-    #[arg(long, value_name = "GLOB")]
+    /// Leave out what matches, as in .gitignore, relative to PATH; may be given again
+    ///
+    /// `*.tmp` or `cache`: this name at any depth. `logs/*.gz` or `/core`: anchored at PATH, because of the slash at the
+    /// beginning or inside. `cache/`: directories only. `*`, `?`, `[a-z]` and `[!a-z]` match within a name and never a slash;
+    /// `**` as a whole name stands for any number of names: `**/x`, `a/**/b`, `logs/**` (all that is in logs). A backslash takes
+    /// the meaning from the character behind it. What is below a directory that is left out is left out. `!` for exceptions,
+    /// `{a,b}` and `[[:alpha:]]` are refused.
+    #[arg(long, value_name = "PATTERN")]
     pub exclude: Vec<String>,
     /// Do not enter other file systems
     #[arg(long)]

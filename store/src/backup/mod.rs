@@ -8,6 +8,7 @@
 
 mod assemble;
 mod events;
+mod exclude;
 mod host;
 mod read;
 mod stat_cache;
@@ -20,14 +21,16 @@ use crate::spare::SpareBuffers;
 use crate::tree::{Metadata, Tree};
 use crate::writer::{SnapshotDraft, WriteStats, Writer};
 use crossbeam_channel::bounded;
-use globset::{Glob, GlobSet, GlobSetBuilder};
+use exclude::Exclude;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What to leave out and what to note.
 #[derive(Clone, Debug, Default)]
 pub struct BackupOptions {
-    /// Globs of what is left out: without a slash they match names, with one they match paths below the source.
+    /// Patterns of what is left out, relative to the source, as in `.gitignore`: `*`, `?` and `[!x]` never match a slash, `**`
+    /// stands for any number of names. Without a slash a pattern matches a name at any depth, with one at its beginning or
+    /// inside it is anchored at the source, with one at its end it matches directories only.
     pub exclude: Vec<String>,
     /// Do not descend into other file systems.
     pub one_file_system: bool,
@@ -62,7 +65,7 @@ pub struct BackupReport {
 /// Backs up `source` into the ref `name` and commits.
 ///
 /// # Errors
-/// `NotFound` or `Invalid` for the source, `Invalid` for a glob; those of the store. A file that cannot be read is no
+/// `NotFound` or `Invalid` for the source, `Invalid` for a pattern; those of the store. A file that cannot be read is no
 /// error but stands in the report.
 pub fn backup(
     writer: &mut Writer,
@@ -161,35 +164,6 @@ impl Plan<'_> {
             let top = if source.is_dir() { &source } else { source.parent().unwrap_or(&source) };
             assemble::Assembler::new(writer, top, self.parent, progress, buffers.clone()).run(&coming)
         })
-    }
-}
-
-/// Compiled globs.
-struct Exclude {
-    names: GlobSet,
-    paths: GlobSet,
-}
-
-impl Exclude {
-    fn new(globs: &[String]) -> Result<Self> {
-        let (mut names, mut paths) = (GlobSetBuilder::new(), GlobSetBuilder::new());
-        for text in globs {
-            let bad = |error| Error::invalid("not a glob").object(text).caused_by(error);
-            let glob = Glob::new(text.trim_matches('/')).map_err(bad)?;
-            match text.trim_end_matches('/').contains('/') {
-                true => paths.add(glob),
-                false => names.add(glob),
-            };
-        }
-        let built = names.build().and_then(|names| Ok(Self { names, paths: paths.build()? }));
-        built.map_err(|error| Error::invalid("globs are too many or too large").caused_by(error))
-    }
-
-    fn matches(&self, relative: &Path) -> bool {
-        if self.paths.is_empty() && self.names.is_empty() {
-            return false;
-        }
-        self.paths.is_match(relative) || relative.file_name().is_some_and(|name| self.names.is_match(name))
     }
 }
 

@@ -271,6 +271,9 @@ impl Walk<'_> {
         };
         let position = self.position(old, &name)?;
         if host::file_type(&stat) == FileType::Directory {
+            if self.exclude.matches_directory(&self.state.relative) {
+                return Ok(());
+            }
             let old = match (position, old) {
                 (Some(position), Some(old)) => Some(old.directory.entry(position)?.inode),
                 _ => None,
