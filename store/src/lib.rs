@@ -21,6 +21,7 @@ pub mod domain;
 mod error;
 mod fetch;
 mod flat_cache;
+mod host;
 mod id;
 pub mod image;
 pub mod index;

@@ -13,6 +13,7 @@ pub mod model;
 pub mod order;
 pub mod power_disk;
 pub mod proxy;
+pub mod scripted_fuse;
 pub mod servers;
 pub mod sim_disk;
 pub mod snapctl;

@@ -46,6 +46,11 @@ impl Context {
         Store::open(&config)
     }
 
+    /// Whether to say errors only.
+    pub fn is_quiet(&self) -> bool {
+        self.global.quiet
+    }
+
     /// Whether to say more than usual.
     pub fn is_verbose(&self) -> bool {
         self.global.verbose > 0

@@ -20,5 +20,6 @@ mod sample;
 mod scrub;
 mod secrets;
 mod signals;
+mod sources;
 mod tiers;
 mod wrong_paths;

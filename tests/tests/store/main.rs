@@ -27,6 +27,7 @@ mod scratch;
 mod scrub;
 mod shared;
 mod sim;
+mod sources;
 mod splices;
 mod tiering;
 mod torn;
