@@ -1,5 +1,8 @@
 //! What files looked like at a ref's last backup: a hash of the path to a hash of device, inode, size, mtime and ctime.
 //! Derived state of this host; without it every file is read again, which costs time and changes nothing.
+//!
+//! One change leaves no look behind: a write through a shared mapping to a page that is dirty already, until the kernel has
+//! written that page back (half a minute by default). Only a backup that reads every file sees it.
 
 use crate::error::Result;
 use crate::id::SnapshotId;
