@@ -43,6 +43,8 @@ pub enum Record {
     BucketRun = 12,
     /// [`crate::damaged`]: frames of a pack that are lost
     DamagedPack = 13,
+    /// [`crate::restore`]: what is restored to a place, until it is complete there
+    Restore = 14,
     /// [`crate::domain`]: a domain with keys of its own
     KeyedDomain = 20,
     /// [`crate::domain`]: an encrypted snapshot record

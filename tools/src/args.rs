@@ -62,6 +62,11 @@ pub enum Command {
     /// Store a directory as a new snapshot of a ref
     Backup(BackupArguments),
     /// Write a snapshot's files, or some of them, to a directory
+    ///
+    /// What the target refuses of a path (an owner, an attribute, a file too large for it) is told and costs no other path;
+    /// then the exit code is 3. Only a full target and what the store cannot give end a restore. Whether it ended early or
+    /// was refused something, the same restore to the same target goes on: files that are there with all their bytes and
+    /// attributes stay, everything else that the snapshot has is made anew, and names that it has not are told and left.
     Restore(RestoreArguments),
     /// List snapshots, newest last
     Snapshots(SnapshotsArguments),
@@ -105,6 +110,10 @@ pub enum Command {
     /// Create, list, rotate and destroy domains: tenants with keys of their own
     Domain(DomainArguments),
     /// Try what the tiers can be relied on for, and record it in the bucket
+    ///
+    /// The keys of a bucket need s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload on its objects and
+    /// s3:ListBucket on the bucket, which may be limited to the prefix. A permission that lacks is named. The bucket is
+    /// reached through the proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names, unless NO_PROXY excepts it.
     Doctor(DoctorArguments),
     /// Print a completion script for a shell
     Completions(CompletionsArguments),
@@ -142,7 +151,7 @@ pub struct RestoreArguments {
     /// What to restore
     #[arg(value_name = "SPEC[:PATH]")]
     pub source: PathSpec,
-    /// Where to
+    /// Where to: a new or empty directory, or the target of an earlier run of the same restore
     #[arg(value_name = "TARGET", value_hint = ValueHint::DirPath)]
     pub target: PathBuf,
 }

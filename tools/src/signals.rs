@@ -1,11 +1,14 @@
 //! SIGINT, SIGTERM and SIGHUP. By default they end the process at once: every write of the store is safe against being cut off there,
 //! and a lock ends with its process. A command that holds something outside (a mount, a child) sets its own action.
 //!
+//! SIGXFSZ does nothing, so that a write beyond the largest file that a limit or a file system allows is an error of that
+//! file and not the end of the process.
+//!
 //! The exit code is 128 plus the signal's number, as shells expect.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals as SignalIterator;
 use store::Error;
 
@@ -23,13 +26,13 @@ impl Signals {
     /// Starts the thread that waits for signals; it lives as long as the process.
     pub fn listen() -> store::Result<Signals> {
         let failed = |source| Error::io("cannot listen for signals", "SIGINT, SIGTERM, SIGHUP", source);
-        let mut arriving = SignalIterator::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+        let mut arriving = SignalIterator::new([SIGINT, SIGTERM, SIGHUP, SIGXFSZ]).map_err(failed)?;
         let action = Arc::new(Mutex::new(None::<Action>));
         let current = Arc::clone(&action);
         std::thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
-                for signal in arriving.forever() {
+                for signal in arriving.forever().filter(|signal| *signal != SIGXFSZ) {
                     match current.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
                         Some(action) => action(),
                         None => end(signal),

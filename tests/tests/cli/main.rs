@@ -15,6 +15,7 @@ mod life;
 mod lock;
 mod memory;
 mod mounts;
+mod restores;
 mod resume;
 mod sample;
 mod scrub;

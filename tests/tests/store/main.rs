@@ -21,6 +21,7 @@ mod kill;
 mod planned;
 mod power;
 mod random_histories;
+mod restores;
 mod rollback;
 mod scatter;
 mod scratch;
