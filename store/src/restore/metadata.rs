@@ -81,12 +81,12 @@ pub fn strip(metadata: &Metadata, directory: BorrowedFd<'_>, tell: &mut dyn FnMu
             || name == DEFAULT_LIST
     };
     for (name, _) in Host::new().xattrs(Handle::Open(directory)).xattrs {
-        if is_ours(&name) && !metadata.xattrs.iter().any(|(kept, _)| *kept == name) {
-            if let Err(error) = remove_xattr(Handle::Open(directory), &name) {
-                let what =
-                    format!("extended attribute {}, which nobody stored", String::from_utf8_lossy(&name));
-                tell(Refusal::of_permission(&what, error));
-            }
+        if is_ours(&name)
+            && !metadata.xattrs.iter().any(|(kept, _)| *kept == name)
+            && let Err(error) = remove_xattr(Handle::Open(directory), &name)
+        {
+            let what = format!("extended attribute {}, which nobody stored", String::from_utf8_lossy(&name));
+            tell(Refusal::of_permission(&what, error));
         }
     }
 }

@@ -121,7 +121,9 @@ impl Target {
         })?;
         if report.refused.is_empty() {
             state.remove(&record);
-            lock.map(FileLock::remove).unwrap_or_default();
+            if let Some(lock) = lock {
+                lock.remove();
+            }
         }
         match (&report.refused[..], name) {
             ([Refused { path, what, .. }, ..], Some(_)) if report.files == 0 => {

@@ -65,7 +65,7 @@ impl Failure {
         match self {
             Self::Denied(error) => {
                 let advice =
-                    format!("allow these keys {action}; README names all permissions that are needed");
+                    format!("allow these keys {action}; `snapctl doctor --help` names all that is needed");
                 Self::Final(error.advice(advice))
             }
             other => other,
