@@ -193,12 +193,13 @@ impl<'a> Maker<'a> {
             self.refuse(&top, Refusal::of("cannot tell what is there besides", error));
             Vec::new()
         });
+        let is_top = directory.parent.is_none();
         for name in names {
-            let is_top = directory.parent.is_none();
-            if !is_stored(&name)? && !(is_top && name == LOST_AND_FOUND) {
-                let place = Place { directory: directory.clone(), name };
-                self.refuse(&place, Refusal::new("is there and not in the snapshot; it was left as it is"));
+            if is_stored(&name)? || (is_top && name == LOST_AND_FOUND) {
+                continue;
             }
+            let place = Place { directory: directory.clone(), name };
+            self.refuse(&place, Refusal::new("is there and not in the snapshot; it was left as it is"));
         }
         Ok(())
     }
