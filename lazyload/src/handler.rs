@@ -38,9 +38,14 @@ impl<'a> Handler<'a> {
     /// Serves one more address space, from the moment its descriptor is in custody.
     pub fn add(&mut self, served: Served) -> Result<()> {
         let held = self.custody.map(|custody| custody.hold(served.as_fd(), served.target())).transpose()?;
+        self.add_held(served, held);
+        Ok(())
+    }
+
+    /// Serves one more address space, whose descriptor has its place in custody already.
+    pub fn add_held(&mut self, served: Served, held: Option<Held>) {
         self.report.spaces += 1;
         self.served.push((served, held));
-        Ok(())
     }
 
     /// Whether every address space has ended.

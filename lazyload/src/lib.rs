@@ -8,7 +8,8 @@
 //! bytes, `drive` fills them in, `served` joins these for one address space and `handler` for all of them.
 //!
 //! The promise: a page that is touched shows the image's bytes, or zeroes where the image has none or the owner gave the
-//! page back; otherwise its owner is stopped. Never a zero page in place of data, whoever dies.
+//! page back; otherwise its owner is stopped. Never a zero page in place of data, whichever of handler and supervisor dies:
+//! only when both are killed at one moment does the kernel hand out zero (see [`supervisor`]).
 
 pub mod criu;
 pub mod firecracker;
@@ -21,6 +22,8 @@ mod fault;
 mod handler;
 mod outlast;
 mod pages;
+mod protect;
+mod reception;
 mod region;
 mod report;
 mod resolver;
@@ -29,4 +32,4 @@ mod socket;
 mod sys;
 mod target;
 
-pub use report::{Captured, ServeOptions, ServeReport};
+pub use report::{Captured, ServeOptions, ServeReport, SocketAccess};

@@ -17,6 +17,22 @@ pub struct Captured {
     pub bytes: u64,
 }
 
+/// Owner and permissions of a socket's path. To connect takes the permission to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// User and group; by default those of this process.
+    pub owner: Option<(u32, u32)>,
+    /// Permission bits, up to 0o777.
+    pub mode: u32,
+}
+
+impl Default for SocketAccess {
+    /// For the owner alone.
+    fn default() -> Self {
+        Self { owner: None, mode: 0o600 }
+    }
+}
+
 /// How to serve.
 pub struct ServeOptions {
     /// Load the rest in image order while no fault waits.
@@ -25,6 +41,10 @@ pub struct ServeOptions {
     pub accept_timeout: Duration,
     /// How long CRIU may take from connecting until every task is in place.
     pub restore_timeout: Duration,
+    /// Who may connect to the socket of a virtual machine monitor.
+    pub access: SocketAccess,
+    /// The number of a process without which nobody will connect: its end ends the waiting.
+    pub monitor: Option<i32>,
     /// Called once the socket listens.
     pub ready: Option<Box<dyn Fn() + Send + Sync>>,
     /// The supervisor that keeps a copy of every descriptor; without one, this process must not be killed while it serves.
@@ -38,6 +58,8 @@ impl Default for ServeOptions {
             prefetch: true,
             accept_timeout: Duration::from_secs(10),
             restore_timeout: Duration::from_secs(600),
+            access: SocketAccess::default(),
+            monitor: None,
             ready: None,
             custody: None,
         }
@@ -67,6 +89,8 @@ pub struct ServeReport {
     pub removed_pages: u64,
     /// Pages filled from the image before anybody asked.
     pub prefetched: u64,
-    /// Pages that could not be read and were marked lost.
+    /// Pages that were waited for, could not be read, and were marked lost.
     pub poisoned: u64,
+    /// The process that was killed because it waited for such a page, where marking does not do.
+    pub killed: Option<i32>,
 }

@@ -14,7 +14,7 @@ use crate::fault::{AddressSpace, Answer, Change, Fill};
 use crate::report::ServeReport;
 use crate::resolver::Resolver;
 use crate::sys::{Event, UserFault};
-use crate::target::Target;
+use crate::target::{Target, kill_tree};
 
 const PAGE_BYTES: u64 = PAGE as u64;
 /// Events that are read before faults get their turn: a flood of events cannot starve them.
@@ -34,8 +34,11 @@ pub enum Abandon {
 pub struct Manners {
     /// A fault outside every region is answered with zero (mappings that grew) instead of poison.
     pub outside_is_zero: bool,
-    /// The descriptor is closed once nothing is missing, instead of when the owner is gone.
+    /// The owner is let go once nothing is missing, instead of being watched to its end.
     pub close_when_complete: bool,
+    /// An owner that waits for a page which cannot be read is killed. Others get SIGBUS, or an error from a system call; a
+    /// virtual machine monitor may take that for a device's memory and have its guest run on with anything.
+    pub kill_when_lost: bool,
 }
 
 /// One address space being served.
@@ -231,7 +234,7 @@ impl Served {
             Answer::Outside if self.manners.outside_is_zero => self.zero(address, PAGE_BYTES, report),
             Answer::Outside => {
                 tracing::error!(address, "a fault lies outside all regions of the image");
-                self.poison(address, PAGE_BYTES, report)
+                self.lose(address, PAGE_BYTES, report)
             }
         }
     }
@@ -246,8 +249,8 @@ impl Served {
             }
             Err(error) => error,
         };
-        tracing::error!(address = fill.address, pages = fill.page_count, %failure, "pages are lost and are poisoned");
-        let outcome = self.poison(fill.address, u64::from(fill.page_count) * PAGE_BYTES, report)?;
+        tracing::error!(address = fill.address, pages = fill.page_count, %failure, "pages are lost");
+        let outcome = self.lose(fill.address, u64::from(fill.page_count) * PAGE_BYTES, report)?;
         if outcome == Outcome::Done {
             self.space.filled(fill, 0..fill.page_count);
         }
@@ -281,10 +284,21 @@ impl Served {
         Ok(outcome)
     }
 
-    fn poison(&mut self, start: u64, len_bytes: u64, report: &mut ServeReport) -> Result<Outcome> {
+    /// What to do for who waits for pages that cannot be had.
+    fn lose(&mut self, start: u64, len_bytes: u64, report: &mut ServeReport) -> Result<Outcome> {
+        if self.manners.kill_when_lost
+            && let Abandon::Kill(target) = &self.abandon
+            && report.killed.is_none()
+        {
+            report.killed = Some(target.number());
+            kill_tree(target, &mut Vec::new()).1?;
+        }
+        // Also for a process that was killed: the kernel may wait for the page on its behalf, and would not let it end.
         let poison = |part: std::ops::Range<u64>| self.fault.poison(part.start, part.end - part.start);
-        let (outcome, filled_pages) = drive(&self.fault, start..start + len_bytes, poison, drop)?;
-        report.poisoned += filled_pages;
+        let (outcome, _) = drive(&self.fault, start..start + len_bytes, poison, drop)?;
+        if outcome != Outcome::Again {
+            report.poisoned += len_bytes / PAGE_BYTES;
+        }
         Ok(outcome)
     }
 
@@ -309,18 +323,25 @@ impl Served {
         self.may_prefetch = false;
     }
 
-    /// Once nothing is missing the kernel can answer by itself: what is not there is zero.
+    /// Once nothing is missing the kernel can answer by itself: what is not there is zero. Nothing that happens to this
+    /// process concerns the owner from then on.
     pub fn complete_if_full(&mut self) {
-        if self.is_complete || self.has_ended || !self.space.is_complete() {
+        if self.has_ended || !self.space.is_complete() {
             return;
         }
-        for region in self.space.regions() {
-            if let Err(error) = self.fault.unregister(region.start, region.len_bytes) {
-                tracing::debug!(%error, start = region.start, "a range stays registered");
+        if !self.is_complete {
+            for region in self.space.regions() {
+                if let Err(error) = self.fault.unregister(region.start, region.len_bytes) {
+                    // Its faults are answered, with zero, until this succeeds.
+                    tracing::debug!(%error, start = region.start, "a range stays registered");
+                    return;
+                }
             }
+            self.is_complete = true;
         }
-        self.is_complete = true;
-        self.has_ended = self.manners.close_when_complete;
+        // A thread that began a change before waits until its event is read, and a child that it forks may lack pages. The
+        // owner may have a copy of the descriptor, so that closing this one ends no such wait.
+        self.has_ended = self.manners.close_when_complete && !self.fault.is_changing();
     }
 
     /// Marks everything that is missing as lost.

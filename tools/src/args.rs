@@ -276,9 +276,18 @@ pub struct ResumeArguments {
     /// Socket to serve a Firecracker on (mem_backend of type Uffd)
     #[arg(long, value_name = "PATH", group = "target", requires = "vmstate", value_hint = ValueHint::FilePath)]
     pub uffd_socket: Option<PathBuf>,
-    /// Where to write the state file that Firecracker loads
+    /// Where to write the state file that Firecracker loads; removed again if the resume fails
     #[arg(long, value_name = "FILE", requires = "uffd_socket", value_hint = ValueHint::FilePath)]
     pub vmstate: Option<PathBuf>,
+    /// User and group that the socket and the state file belong to, as a jailer's Firecracker needs [default: the caller's]
+    #[arg(long, value_name = "UID:GID", requires = "uffd_socket", value_parser = spec::owner)]
+    pub socket_owner: Option<(u32, u32)>,
+    /// Permission bits of the socket; to connect takes the permission to write
+    #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = spec::mode)]
+    pub socket_mode: u32,
+    /// Process that is to connect: when it ends before that, the resume ends at once
+    #[arg(long, value_name = "PID", requires = "uffd_socket", value_parser = clap::value_parser!(i32).range(1..))]
+    pub monitor_pid: Option<i32>,
     /// Serve only what is asked for, fetch nothing ahead
     #[arg(long)]
     pub no_prefetch: bool,

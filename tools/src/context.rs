@@ -9,6 +9,9 @@ use crate::progress::Progress;
 use crate::signals::Signals;
 use crate::telemetry;
 
+/// Decoded frames that are kept where each is used about once: enough for those that lean on one base.
+const STREAMING_CACHE_BYTES: u64 = 1 << 20;
+
 /// One run of snapctl.
 pub struct Context {
     global: GlobalArguments,
@@ -37,6 +40,13 @@ impl Context {
     /// Opens the configured store.
     pub fn store(&self) -> Result<Store> {
         Store::open(&self.config()?.store()?)
+    }
+
+    /// Opens the configured store for somebody who reads each chunk about once: of what is decoded, little is kept.
+    pub fn streaming_store(&self) -> Result<Store> {
+        let mut config = self.config()?.store()?;
+        config.cache_bytes = config.cache_bytes.min(STREAMING_CACHE_BYTES);
+        Store::open(&config)
     }
 
     /// Opens the configured store in its plain domain, whatever domain is named: for what concerns all domains.

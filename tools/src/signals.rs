@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals as SignalIterator;
+use signal_hook::iterator::{Handle, Signals as SignalIterator};
 use store::Error;
 
 use crate::exit::complain;
@@ -17,6 +17,7 @@ pub type Action = Box<dyn Fn() + Send>;
 /// The listening thread's handle.
 pub struct Signals {
     action: Arc<Mutex<Option<Action>>>,
+    arriving: Handle,
 }
 
 impl Signals {
@@ -26,6 +27,7 @@ impl Signals {
         let mut arriving = SignalIterator::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
         let action = Arc::new(Mutex::new(None::<Action>));
         let current = Arc::clone(&action);
+        let handle = arriving.handle();
         std::thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
@@ -37,7 +39,19 @@ impl Signals {
                 }
             })
             .map_err(failed)?;
-        Ok(Signals { action })
+        Ok(Signals { action, arriving: handle })
+    }
+
+    /// Has more signals do what these do.
+    ///
+    /// # Errors
+    /// When one cannot be caught.
+    pub fn listen_to(&self, signals: &[i32]) -> store::Result<()> {
+        let add = |signal: &i32| {
+            let failed = |source| Error::io("cannot listen for a signal", signal, source);
+            self.arriving.add_signal(*signal).map_err(failed)
+        };
+        signals.iter().try_for_each(add)
     }
 
     /// From now on a signal does this, on the listening thread, and the process goes on.

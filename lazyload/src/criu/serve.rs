@@ -11,15 +11,16 @@ use std::time::Instant;
 use rustix::process::Pid;
 use store::{Error, Image, Kind, PAGE, Result, Store};
 
-use super::announce::{Announcement, Announcements};
+use super::announce::{Announcement, Announcements, FirstWord};
 use super::entries::{LazyMapping, PageMap, lazy_mappings};
 use super::{PROCESS_TREE, check_kind, mappings_name, page_map_name, read_content, read_file};
 use crate::connection::Connection;
 use crate::fault::AddressSpace;
 use crate::handler::Handler;
 use crate::pages::PageTable;
+use crate::reception::await_greeting;
 use crate::region::{Region, RegionMap};
-use crate::report::{ServeOptions, ServeReport};
+use crate::report::{ServeOptions, ServeReport, SocketAccess};
 use crate::resolver::Resolver;
 use crate::served::{Abandon, Manners, Served};
 use crate::sys::UserFault;
@@ -32,7 +33,7 @@ const TASK_FILES: [&str; 3] = ["core-", "mm-", "pagemap-"];
 const SOCKET: &str = "lazy-pages.socket";
 
 /// Memory that grew after the restore is zero, and closing the descriptor is how the kernel learns that we are done.
-const MANNERS: Manners = Manners { outside_is_zero: true, close_when_complete: true };
+const MANNERS: Manners = Manners { outside_is_zero: true, close_when_complete: true, kill_when_lost: false };
 
 /// Serves one `criu restore --lazy-pages` of `images`, which [`super::materialize`] wrote from the same image. Binds
 /// `lazy-pages.socket` in `work_dir` (CRIU's `--work-dir`, by default the image directory) and returns when every task has
@@ -50,7 +51,9 @@ pub fn serve(
 ) -> Result<ServeReport> {
     check_kind(image)?;
     check_same(store, image, images)?;
-    let connection = Connection::await_at(&work_dir.join(SOCKET), options, options.restore_timeout)?;
+    let socket = work_dir.join(SOCKET);
+    let place = (socket.as_path(), SocketAccess::default());
+    let (connection, _) = await_greeting(place, options, options.restore_timeout, || FirstWord)?;
     let deadline = Instant::now() + connection.left_of(options.restore_timeout);
     let mut serve = Serve {
         store,

@@ -6,12 +6,14 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use store::{Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, Result, Store, Work, Writer};
+use store::{
+    ContentReader, Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, Result, Store, Work, Writer,
+};
 
 use super::{VMSTATE, check_kind};
 use crate::report::Captured;
@@ -100,19 +102,37 @@ fn store_data(
     Ok(())
 }
 
-/// Writes the state file of an image where Firecracker is to load it from. The file must not be there yet.
+/// Writes the state file of an image where Firecracker is to load it from, for `owner` (user and group) alone, by default for
+/// this process's. The file must not be there yet; it is not there either when this fails.
 ///
 /// # Errors
-/// `Invalid` when the file is there or the image is of another kind; `Corrupt` when it has no state.
-pub fn write_vmstate(image: &Image, store: &Store, target: &Path) -> Result<()> {
+/// `Conflict` when the file is there, `Invalid` when the image is of another kind; `Corrupt` when it has no state.
+pub fn write_vmstate(image: &Image, store: &Store, target: &Path, owner: Option<(u32, u32)>) -> Result<()> {
     check_kind(image)?;
     let content = image
         .blob(VMSTATE)
         .ok_or_else(|| Error::new(Kind::Corrupt, "the image has no device state").object(image.id()))?;
     let reader = store.content(content)?;
-    let failed = |error| Error::io("cannot write the state file", target.display(), error);
     // Never over an existing file: it might be the one a running machine was loaded from.
-    let mut file = OpenOptions::new().write(true).create_new(true).open(target).map_err(failed)?;
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(target).map_err(|error| {
+        let is_there = error.kind() == std::io::ErrorKind::AlreadyExists;
+        let error = Error::io("cannot write the state file", target.display(), error);
+        if is_there { error.advice("remove it, if no machine is being loaded from it") } else { error }
+    })?;
+    let written = fill(file, &reader, owner, target);
+    if written.is_err() {
+        // What is there is in part, and is this call's own.
+        drop(std::fs::remove_file(target));
+    }
+    written
+}
+
+fn fill(mut file: File, reader: &ContentReader, owner: Option<(u32, u32)>, target: &Path) -> Result<()> {
+    let failed = |error| Error::io("cannot write the state file", target.display(), error);
+    if let Some((user, group)) = owner {
+        std::os::unix::fs::fchown(&file, Some(user), Some(group)).map_err(failed)?;
+    }
     let mut buffer = vec![0; READ_BYTES as usize];
     let mut offset = 0;
     loop {

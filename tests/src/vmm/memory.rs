@@ -74,12 +74,13 @@ impl Region {
             .expect("pages are given back");
     }
 
-    /// Gives stretches of some pages back, `times` over, and sees that each reads as zero at once.
+    /// Gives stretches of some pages back, `times` over, and sees that each reads as zero at once. Every seed, which is not
+    /// zero, gives other ones.
     ///
     /// # Panics
     /// When a page that was given back holds anything.
-    pub fn discard_at_random(&self, pages: Range<u64>, times: u64) {
-        let mut random = 0x2545_F491_4F6C_DD1D_u64;
+    pub fn discard_at_random(&self, pages: Range<u64>, times: u64, seed: u64) {
+        let mut random = 0x2545_F491_4F6C_DD1D_u64.wrapping_mul(seed);
         for _ in 0..times {
             random ^= random << 13;
             random ^= random >> 7;

@@ -14,7 +14,7 @@ pub mod memory;
 use std::fs::File;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -242,12 +242,15 @@ fn hand_over(
             })
         })
         .collect();
-    let text = serde_json::to_vec(&listed)?;
-    let descriptors = [faults.as_fd()];
+    send(stream, &serde_json::to_vec(&listed)?, &[faults.as_fd()])
+}
+
+/// Sends bytes with descriptors attached, at most one.
+pub fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> std::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    let sent = rustix::net::sendmsg(stream, &[IoSlice::new(&text)], &mut control, SendFlags::empty())?;
-    assert_eq!(sent, text.len());
+    assert!(descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(descriptors)));
+    let sent = rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::empty())?;
+    assert_eq!(sent, bytes.len());
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! fills memory; it runs this program once more as the handler, which serves the faults. Returns when nothing needs the
 //! handler any more, and with `--restore` also not before `criu restore` has ended.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lazyload::supervisor::{self, Custody};
-use lazyload::{ServeOptions, ServeReport, criu, firecracker};
+use lazyload::{ServeOptions, ServeReport, SocketAccess, criu, firecracker};
 use serde::Serialize;
 use store::{Error, Image, Kind, SnapshotId, Store};
 
@@ -49,6 +50,7 @@ struct Done {
     prefetched_pages: u64,
     removed_pages: u64,
     poisoned_pages: u64,
+    killed_process: Option<i32>,
 }
 
 impl Show for Done {
@@ -66,22 +68,38 @@ impl Show for Done {
 }
 
 pub fn run(arguments: ResumeArguments, context: &mut Context) -> anyhow::Result<Outcome> {
-    let store = context.store()?;
+    // Each page is given once, so that decoded ones need not be kept.
+    let store = context.streaming_store()?;
     let (id, image) = open_image(&store, &arguments.spec)?;
     if arguments.restore {
         check_criu()?;
     }
+    // Whoever guards memory ends in order, whatever it is asked by.
+    context.signals.listen_to(&supervisor::END_SIGNALS)?;
     if Role::current() == Role::Handler {
         return handle(&store, id, &image, &arguments, context);
     }
+    // The supervisor watches for signals itself: it must stop the handler before it ends.
+    context.signals.on_stop(|| {});
+    // Written here, so that it goes when the resume fails, however that comes about.
+    let state = arguments.vmstate.as_deref();
+    if let Some(state) = state {
+        let _pin = store.pin(&format!("resume {}", arguments.spec), &[id])?;
+        firecracker::write_vmstate(&image, &store, state, arguments.socket_owner)?;
+    }
     drop((image, store));
-    supervise(context)
+    let outcome = supervise();
+    if let Some(state) = state
+        && !matches!(outcome, Ok(Outcome::Done))
+        && let Err(error) = fs::remove_file(state)
+    {
+        tracing::warn!(%error, "the state file {} stays", state.display());
+    }
+    outcome
 }
 
 /// Runs the handler and passes on how it ended.
-fn supervise(context: &Context) -> anyhow::Result<Outcome> {
-    // The supervisor watches for signals itself: it must stop the handler before it ends.
-    context.signals.on_stop(|| {});
+fn supervise() -> anyhow::Result<Outcome> {
     let supervised = supervisor::run(respawn::command(Role::Handler)?)?;
     if !supervised.killed.is_empty() {
         let killed: Vec<String> = supervised.killed.iter().map(i32::to_string).collect();
@@ -126,6 +144,8 @@ fn handle(
     let options = ServeOptions {
         prefetch: !arguments.no_prefetch,
         accept_timeout: Duration::from_secs(arguments.accept_timeout.into()),
+        access: SocketAccess { owner: arguments.socket_owner, mode: arguments.socket_mode },
+        monitor: arguments.monitor_pid,
         custody: Some(custody),
         ready: Some(Box::new(move || {
             announcer.report(&ready);
@@ -141,15 +161,24 @@ fn handle(
     context.output.report(&done(&report))?;
     context.output.finish()?;
     restore.map_or(Ok(()), Restore::wait)?;
-    if report.poisoned > 0 {
-        let lost =
-            format!("{} pages could not be read; what touched them was ended by SIGBUS", report.poisoned);
-        return Err(Error::new(Kind::Corrupt, lost)
-            .object(&arguments.spec)
-            .advice("run `snapctl check`")
-            .into());
+    lost(&report).map_or(Ok(Outcome::Done), |what| {
+        Err(Error::new(Kind::Corrupt, what).object(&arguments.spec).advice("run `snapctl check`").into())
+    })
+}
+
+/// What became of those who waited for pages that could not be read.
+fn lost(report: &ServeReport) -> Option<String> {
+    let pages = report.poisoned;
+    match report.killed {
+        Some(process) => Some(format!(
+            "{pages} pages could not be read; the monitor, process {process}, was killed, because its guest would have run on \
+             without them"
+        )),
+        None if pages > 0 => Some(format!(
+            "{pages} pages could not be read; what touched them got SIGBUS, or an error from a system call"
+        )),
+        None => None,
     }
-    Ok(Outcome::Done)
 }
 
 fn serve(
@@ -158,15 +187,12 @@ fn serve(
     arguments: &ResumeArguments,
     options: &ServeOptions,
 ) -> store::Result<ServeReport> {
-    match (&arguments.criu_dir, &arguments.uffd_socket, &arguments.vmstate) {
-        (Some(directory), ..) => {
+    match (&arguments.criu_dir, &arguments.uffd_socket) {
+        (Some(directory), _) => {
             criu::materialize(image, store, directory)?;
             criu::serve(store, image, directory, work_directory(arguments, directory), options)
         }
-        (None, Some(socket), Some(state)) => {
-            firecracker::write_vmstate(image, store, state)?;
-            firecracker::serve(store, image, socket, options)
-        }
+        (None, Some(socket)) => firecracker::serve(store, image, socket, options),
         _ => Err(Error::new(Kind::Internal, "the command line names nothing to resume")),
     }
 }
@@ -192,6 +218,7 @@ fn done(report: &ServeReport) -> Done {
         prefetched_pages: report.prefetched,
         removed_pages: report.removed_pages,
         poisoned_pages: report.poisoned,
+        killed_process: report.killed,
     }
 }
 
@@ -230,7 +257,8 @@ fn restore(mut command: Command, log: &Path, word: &Receiver<()>) {
     if word.recv().is_err() {
         return;
     }
-    let failed = match command.status() {
+    let ended = supervisor::spawn(&mut command).and_then(|mut criu| criu.wait());
+    let failed = match ended {
         Ok(status) if status.success() => return,
         Ok(status) => format!("ended: {status}; {} says why", log.display()),
         Err(source) => format!("could not be started: {source}"),
