@@ -136,6 +136,14 @@ impl AddressSpace {
         }
     }
 
+    /// Records that whatever data the addresses of a range show is there now.
+    pub fn filled_range(&mut self, start: u64, end: u64) {
+        for part in self.regions.overlapping(start, end) {
+            let pages = part.first_page..part.first_page + part.len_bytes / PAGE_BYTES;
+            self.table.numbers_in(pages).for_each(|number| self.states.set_present(number));
+        }
+    }
+
     /// The missing pages right behind and right before a page, in the same group: what to fill once it has its answer.
     pub fn neighbours(&self, address: u64) -> [Option<Fill>; 2] {
         let Some(region) = self.regions.find(address) else { return [None, None] };

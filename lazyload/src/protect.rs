@@ -21,7 +21,7 @@ use crate::sys;
 
 /// Signals by which a process that guards memory is asked to end. It stops first what runs on that memory.
 pub const END_SIGNALS: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT, SIGXCPU, SIGPWR];
-/// Signals that end a process by default, and that nobody sends to end one that guards memory: they do nothing.
+/// Signals that end a process by default, but do not ask it to end: they do nothing.
 const STRAY_SIGNALS: [i32; 8] = [SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGXFSZ, SIGIO, SIGSTKFLT];
 const REAL_TIME_SIGNALS: std::ops::RangeInclusive<i32> = 34..=64;
 const SIGSTKFLT: i32 = 16;
@@ -33,7 +33,7 @@ const NEVER: &str = "-1000";
 /// The score of this process before it was protected.
 static SCORE_BEFORE: OnceLock<String> = OnceLock::new();
 
-/// Catches the signals that are sent to nobody in particular.
+/// Has signals do nothing that would end this process without asking it to end.
 ///
 /// # Errors
 /// When one cannot be caught.

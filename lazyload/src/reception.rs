@@ -1,5 +1,5 @@
-//! Who is served of those that connect: connections are accepted while the serve waits, and the first one whose greeting is
-//! complete is served. All others are turned away.
+//! The choice of the connection that is served: connections are accepted while the serve waits, and the first one whose
+//! greeting is complete is served. All others are turned away.
 //!
 //! Anybody may connect: a readiness probe, a client of another protocol, a second monitor. Such a connection is closed and
 //! its process left alone, and the serve waits on. Only a process that has sent a userfaultfd and is not served is killed:
@@ -228,7 +228,7 @@ impl<'a, G: Greeting> Reception<'a, G> {
 }
 
 impl<G: Greeting> Drop for Reception<'_, G> {
-    /// Nobody is left waiting: the path is free, and all who connected and are not served are turned away.
+    /// Nobody is left waiting: the path is free, and all connections but the one that is served are turned away.
     fn drop(&mut self) {
         self.listener.refuse();
         loop {

@@ -37,7 +37,7 @@ impl Default for SocketAccess {
 pub struct ServeOptions {
     /// Load the rest in image order while no fault waits.
     pub prefetch: bool,
-    /// How long to wait for the other side to connect, and then for it to finish the handshake.
+    /// How long to wait for a connection that is to be served.
     pub accept_timeout: Duration,
     /// How long CRIU may take from connecting until every task is in place.
     pub restore_timeout: Duration,

@@ -13,10 +13,12 @@ use crate::drive::{Outcome, drive};
 use crate::fault::{AddressSpace, Answer, Change, Fill};
 use crate::report::ServeReport;
 use crate::resolver::Resolver;
-use crate::sys::{Event, UserFault};
+use crate::sys::{Event, Stop, UserFault};
 use crate::target::{Target, kill_tree};
 
 const PAGE_BYTES: u64 = PAGE as u64;
+/// Bytes of the larger pages that memory may be made of. The kernel fills such memory by whole pages only.
+pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
 /// Events that are read before faults get their turn: a flood of events cannot starve them.
 const EVENTS_PER_TURN: usize = 1024;
 
@@ -49,6 +51,8 @@ pub struct Served {
     resolver: Resolver,
     manners: Manners,
     abandon: Abandon,
+    /// Bytes of the pages that the memory is made of.
+    page_bytes: u64,
     /// It came out of a fork: the process to kill is an ancestor and may have ended before it.
     is_fork: bool,
     /// The process to kill has not been seen to end.
@@ -84,6 +88,7 @@ impl Served {
             resolver,
             manners,
             abandon,
+            page_bytes: PAGE_BYTES,
             is_fork: false,
             is_target_alive: true,
             waiting: Vec::new(),
@@ -91,6 +96,12 @@ impl Served {
             has_ended: false,
             may_prefetch: true,
         }
+    }
+
+    /// The same for memory that is made of larger pages, such as [`HUGE_PAGE_BYTES`].
+    pub fn with_pages_of(mut self, page_bytes: u64) -> Self {
+        self.page_bytes = page_bytes;
+        self
     }
 
     /// The process that would be killed if this one were abandoned.
@@ -158,7 +169,7 @@ impl Served {
         match event {
             Event::Fault { address } => {
                 report.faults += 1;
-                self.waiting.push(address - address % PAGE_BYTES);
+                self.waiting.push(address - address % self.page_bytes);
             }
             Event::Remove { start, end } => {
                 report.removed_pages += end.saturating_sub(start) / PAGE_BYTES;
@@ -206,7 +217,7 @@ impl Served {
                 Outcome::Failed(errno) => return Err(refused(*address, errno)),
             }
         }
-        if !self.is_complete {
+        if !self.is_complete && !self.is_huge() {
             waiting.iter().for_each(|address| self.fill_neighbours(*address, report));
         }
         Ok(())
@@ -225,8 +236,11 @@ impl Served {
 
     fn answer(&mut self, address: u64, report: &mut ServeReport) -> Result<Outcome> {
         if self.is_complete {
-            self.fault.wake(address, PAGE_BYTES)?;
+            self.fault.wake(address, self.page_bytes)?;
             return Ok(Outcome::Done);
+        }
+        if self.is_huge() {
+            return self.answer_huge(address, report);
         }
         match self.space.answer(address) {
             Answer::Copy(fill) => self.copy_or_poison(&fill, report),
@@ -237,6 +251,61 @@ impl Served {
                 self.lose(address, PAGE_BYTES, report)
             }
         }
+    }
+
+    fn is_huge(&self) -> bool {
+        self.page_bytes != PAGE_BYTES
+    }
+
+    /// The same for a page that is made of many pages of the image.
+    fn answer_huge(&mut self, address: u64, report: &mut ServeReport) -> Result<Outcome> {
+        let failure = match self.copy_huge(address) {
+            Ok((Outcome::Failed(errno), _)) => refused(address, errno),
+            Ok((outcome, (data_pages, zero_pages))) => {
+                report.pages += data_pages;
+                report.zero_pages += zero_pages;
+                return Ok(outcome);
+            }
+            Err(error) => error,
+        };
+        tracing::error!(address, bytes = self.page_bytes, %failure, "a page is lost");
+        let outcome = self.lose(address, self.page_bytes, report)?;
+        if outcome == Outcome::Done {
+            self.space.filled_range(address, address + self.page_bytes);
+        }
+        Ok(outcome)
+    }
+
+    /// Fills a large page with the image's bytes, and with zero where the image has none or they were given back. Tells how
+    /// many pages of the image were of either kind.
+    ///
+    /// # Errors
+    /// Those of reading the store.
+    fn copy_huge(&mut self, address: u64) -> Result<(Outcome, (u64, u64))> {
+        let mut bytes = vec![0; self.page_bytes as usize];
+        let mut data_pages = 0;
+        for (page, start) in bytes.chunks_exact_mut(PAGE).zip((address..).step_by(PAGE)) {
+            if let Answer::Copy(fill) = self.space.answer(start) {
+                let (group, range) = self.resolver.read(&fill)?;
+                page.copy_from_slice(&group[range]);
+                data_pages += 1;
+            }
+        }
+        let outcome = match self.fault.copy(address, &bytes).stop {
+            None => Outcome::Done,
+            Some(Stop::Exists | Stop::Absent) => {
+                self.fault.wake(address, self.page_bytes)?;
+                Outcome::Done
+            }
+            Some(Stop::Again) => Outcome::Again,
+            Some(Stop::Gone) => Outcome::Gone,
+            Some(Stop::Failed(errno)) => Outcome::Failed(errno),
+        };
+        if outcome != Outcome::Done {
+            return Ok((outcome, (0, 0)));
+        }
+        self.space.filled_range(address, address + self.page_bytes);
+        Ok((outcome, (data_pages, self.page_bytes / PAGE_BYTES - data_pages)))
     }
 
     /// Fills with the image's bytes; when they cannot be had, the pages are marked lost.
@@ -308,7 +377,13 @@ impl Served {
             return;
         }
         let Some(fill) = self.space.prefetch() else { return };
-        match self.copy(&fill) {
+        let copied = match self.is_huge() {
+            true => self
+                .copy_huge(fill.address - fill.address % self.page_bytes)
+                .map(|(outcome, (data_pages, _))| (outcome, data_pages)),
+            false => self.copy(&fill),
+        };
+        match copied {
             Ok((Outcome::Done, filled_pages)) => report.prefetched += filled_pages,
             Ok((Outcome::Again, _)) => std::thread::yield_now(),
             Ok((Outcome::Gone, _)) => self.has_ended = true,

@@ -76,14 +76,14 @@ pub struct Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Whoever removed it first has done the same thing.
+        // Removed before, it is free already.
         drop(std::fs::remove_file(&self.path));
     }
 }
 
 impl Listener {
     /// Listens at a path, taking the place of a socket that nobody answers any more. When the path appears, connecting
-    /// works for those who may.
+    /// works for every process that may.
     ///
     /// # Errors
     /// `Conflict` when a process listens there, `Invalid` when something else than a socket has the path.
@@ -115,7 +115,7 @@ impl Listener {
 
     /// From now on nobody can connect. Connections that wait can still be accepted.
     pub fn refuse(&self) {
-        // Nobody finds the socket by its path any more, and those who have just found it are refused.
+        // The path leads nowhere any more, and a process that has just followed it is refused.
         drop(std::fs::remove_file(&self.path));
         refuse(&self.listener);
     }
@@ -166,7 +166,7 @@ pub fn accept(listener: impl AsFd) -> Result<Option<UnixStream>> {
     Ok(Some(UnixStream::from(stream)))
 }
 
-/// Has a listening socket refuse whoever connects from now on.
+/// Has a listening socket refuse all that connect from now on.
 pub fn refuse(listener: impl AsFd) {
     if let Err(error) = rustix::net::shutdown(listener, Shutdown::Read) {
         tracing::debug!(%error, "a listening socket goes on accepting until it closes");

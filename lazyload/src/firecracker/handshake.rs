@@ -14,6 +14,7 @@ use store::{Error, Kind, PAGE, Result};
 use crate::connection::Connection;
 use crate::reception::Greeting;
 use crate::region::{Region, RegionMap};
+use crate::served::HUGE_PAGE_BYTES;
 use crate::supervisor::Held;
 use crate::sys::{Received, UserFault, receive};
 
@@ -34,13 +35,17 @@ struct GuestRegion {
     page_size_kib: Option<u64>,
 }
 
+/// Where the machine's memory lies in its process and which part of the image each region shows, and the bytes of the pages
+/// that it is made of.
+pub type Memory = (RegionMap, u64);
+
 /// What a machine has said so far.
 #[derive(Debug)]
 pub struct Handshake {
     image_bytes: u64,
     text: Vec<u8>,
     descriptors: usize,
-    regions: Option<RegionMap>,
+    regions: Option<Memory>,
     memory: Option<(UserFault, Option<Held>)>,
 }
 
@@ -50,9 +55,8 @@ impl Handshake {
         Self { image_bytes, text: Vec::new(), descriptors: 0, regions: None, memory: None }
     }
 
-    /// Where the machine's memory lies in its process and which part of the image each region shows, and its userfaultfd
-    /// with its place in custody. `None` before the handshake is whole.
-    pub fn finish(self) -> Option<(RegionMap, UserFault, Option<Held>)> {
+    /// The machine's memory, and its userfaultfd with its place in custody. `None` before the handshake is whole.
+    pub fn finish(self) -> Option<(Memory, UserFault, Option<Held>)> {
         let ((fault, held), regions) = self.memory.zip(self.regions)?;
         Some((regions, fault, held))
     }
@@ -121,7 +125,7 @@ fn look(connection: &Connection<'_>, buffer: &mut [u8], flags: RecvFlags) -> Res
 }
 
 /// Reads the regions; `None` while the text is incomplete. What follows the list is ignored.
-fn parse(text: &[u8], image_bytes: u64) -> Result<Option<RegionMap>> {
+fn parse(text: &[u8], image_bytes: u64) -> Result<Option<Memory>> {
     let mut values = serde_json::Deserializer::from_slice(text).into_iter::<Vec<GuestRegion>>();
     let listed = match values.next() {
         None => return Ok(None),
@@ -135,7 +139,11 @@ fn parse(text: &[u8], image_bytes: u64) -> Result<Option<RegionMap>> {
     let regions: Vec<Region> =
         listed.iter().map(|region| region.check(image_bytes)).collect::<Result<_>>()?;
     check_disjoint(&listed)?;
-    RegionMap::new(regions).map(Some)
+    let page_bytes = listed[0].page_bytes();
+    if listed.iter().any(|region| region.page_bytes() != page_bytes) {
+        return Err(refused("regions have pages of different sizes"));
+    }
+    Ok(Some((RegionMap::new(regions)?, page_bytes)))
 }
 
 /// A page has one state: shown at two places it would be given at one of them only.
@@ -149,11 +157,18 @@ fn check_disjoint(listed: &[GuestRegion]) -> Result<()> {
 }
 
 impl GuestRegion {
+    fn page_bytes(&self) -> u64 {
+        self.page_size.or(self.page_size_kib).unwrap_or(PAGE as u64)
+    }
+
     fn check(&self, image_bytes: u64) -> Result<Region> {
-        let page_size = self.page_size.or(self.page_size_kib).unwrap_or(PAGE as u64);
-        if page_size != PAGE as u64 {
-            return Err(refused(&format!("pages of {page_size} bytes are not supported"))
-                .advice("load the snapshot without huge pages"));
+        let page_bytes = self.page_bytes();
+        if ![PAGE as u64, HUGE_PAGE_BYTES].contains(&page_bytes) {
+            return Err(refused(&format!("pages of {page_bytes} bytes are not supported"))
+                .advice("load the snapshot with pages of 4096 bytes, or of 2 MiB"));
+        }
+        if !self.base_host_virt_addr.is_multiple_of(page_bytes) || !self.size.is_multiple_of(page_bytes) {
+            return Err(refused(&format!("a region is not made of whole pages of {page_bytes} bytes")));
         }
         let is_inside = self.offset.checked_add(self.size).is_some_and(|end| end <= image_bytes);
         if !is_inside || !self.offset.is_multiple_of(PAGE as u64) {
@@ -186,7 +201,7 @@ mod tests {
         "page_size_kib":4096,"later":{"nested":[1]}},
         {"base_host_virt_addr":139000000000000,"size":134217728,"offset":134217728,"page_size":4096}]"#;
 
-    fn parse_text(text: &str) -> Result<Option<RegionMap>> {
+    fn parse_text(text: &str) -> Result<Option<Memory>> {
         parse(text.as_bytes(), IMAGE_BYTES)
     }
 
@@ -199,9 +214,10 @@ mod tests {
             [one(""), one(r#","page_size_kib":4096"#), one(r#","page_size":4096,"is_guest_memfd":false"#)]
         {
             let map = parse_text(&text).expect("understood").expect("complete");
-            assert_eq!(map.regions(), [Region { start: 4096, len_bytes: 8192, first_page: 1 }]);
+            assert_eq!(map.1, 4096);
+            assert_eq!(map.0.regions(), [Region { start: 4096, len_bytes: 8192, first_page: 1 }]);
         }
-        assert_eq!(parse_text(CURRENT).expect("understood").expect("complete").regions().len(), 2);
+        assert_eq!(parse_text(CURRENT).expect("understood").expect("complete").0.regions().len(), 2);
     }
 
     #[test]
@@ -222,7 +238,10 @@ mod tests {
         let refused = [
             r#"[]"#,
             r#"{"mem":1}"#,
-            r#"[{"base_host_virt_addr":0,"size":2097152,"offset":0,"page_size":2097152}]"#,
+            r#"[{"base_host_virt_addr":0,"size":1073741824,"offset":0,"page_size":1073741824}]"#,
+            r#"[{"base_host_virt_addr":4096,"size":2097152,"offset":0,"page_size":2097152}]"#,
+            r#"[{"base_host_virt_addr":0,"size":4096,"offset":0,"page_size":2097152}]"#,
+            r#"[{"base_host_virt_addr":0,"size":2097152,"offset":0,"page_size":2097152},{"base_host_virt_addr":4194304,"size":4096,"offset":2097152}]"#,
             r#"[{"base_host_virt_addr":0,"size":268439552,"offset":0}]"#,
             r#"[{"base_host_virt_addr":0,"size":4096,"offset":18446744073709551615}]"#,
             r#"[{"base_host_virt_addr":18446744073709547520,"size":8192,"offset":0}]"#,
@@ -263,7 +282,7 @@ mod tests {
                 is_whole = hear(&ours, &mut handshake).expect("understood");
             }
             assert!(is_whole && handshake.has_memory());
-            let (regions, ..) = handshake.finish().expect("whole");
+            let ((regions, _), ..) = handshake.finish().expect("whole");
             assert_eq!(regions.regions().len(), 2);
         }
     }

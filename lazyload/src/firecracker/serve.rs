@@ -52,11 +52,13 @@ pub fn serve(_store: &Store, image: &Image, socket: &Path, options: &ServeOption
     let timeout = options.accept_timeout.min(HANDSHAKE_TIMEOUT);
     let (connection, handshake) =
         await_greeting((socket, options.access), options, timeout, || Handshake::new(space.len_bytes))?;
-    let (regions, fault, held) = handshake.finish().expect("a greeting is whole when it is given");
+    let ((regions, page_bytes), fault, held) =
+        handshake.finish().expect("a greeting is whole when it is given");
     let memory = AddressSpace::new(regions, Arc::new(PageTable::new(image.runs(0))));
     let abandon = Abandon::Kill(Arc::clone(connection.peer()));
     let mut handler = Handler::new(options.custody.as_ref());
-    handler.add_held(Served::new(fault, memory, Resolver::new(image.clone()), MANNERS, abandon), held);
+    let served = Served::new(fault, memory, Resolver::new(image.clone()), MANNERS, abandon);
+    handler.add_held(served.with_pages_of(page_bytes), held);
     let mut watched = Some(connection.as_fd());
     while !handler.is_idle() {
         let ready = handler.turn(watched.as_slice(), options.prefetch)?;

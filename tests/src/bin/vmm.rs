@@ -6,7 +6,8 @@
 //!
 //! `resume` prints one line of JSON and ends with 0 when every page was right, 3 when one was wrong, 4 when the machine
 //! was stopped. With `--discard`, N times a stretch of the last quarter of the pages is given back while the guest runs,
-//! and must read as zero from then on. `--page-size` is only what the handshake says. With `--hang-up` the monitor closes
+//! and must read as zero from then on. `--page-size` is what the handshake says; with 2097152 the memory is
+//! made of such pages, and given back by them. With `--hang-up` the monitor closes
 //! its socket and its userfaultfd before the guest runs. With `--until` the guest checks, and pages are given back, until
 //! the file is there.
 //!
@@ -21,7 +22,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use serde_json::json;
-use tests::vmm::{Failure, Machine, send};
+use tests::vmm::{Failure, HUGE_PAGE, Machine, send};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -40,12 +41,13 @@ fn main() -> ExitCode {
         }
         (Some("resume"), _, Some(state), Some(socket)) => {
             let start = Instant::now();
-            let mut machine =
-                Machine::resume(&socket, &state, number("--page-size", 4096)).expect("the handler answers");
+            let page_size = number("--page-size", 4096);
+            let unit = if page_size == HUGE_PAGE { page_size / 4096 } else { 1 };
+            let mut machine = Machine::resume(&socket, &state, page_size).expect("the handler answers");
             if arguments.iter().any(|argument| argument == "--hang-up") {
                 machine.hang_up();
             }
-            resume(machine, start, number("--rounds", 1), path("--until"), number("--discard", 0))
+            resume(machine, start, number("--rounds", 1), path("--until"), number("--discard", 0), unit)
         }
         (Some("knock"), _, _, Some(socket)) => {
             let text = value("--text").unwrap_or_default();
@@ -71,7 +73,7 @@ fn knock(socket: &Path, text: &str, with_descriptor: bool) -> ExitCode {
     }
     println!("knocked");
     // Closed with what was said unread, the connection ends with an error.
-    drop(stream.read(&mut [0]));
+    drop(stream.read_to_end(&mut Vec::new()));
     let is_there = child.try_wait().expect("looked").is_none();
     child.kill().and_then(|()| child.wait()).expect("the child ends");
     ExitCode::from(u8::from(!is_there))
@@ -84,6 +86,7 @@ fn resume(
     rounds: u64,
     until: Option<PathBuf>,
     discards: u64,
+    unit: u64,
 ) -> ExitCode {
     let pages = machine.pages();
     let window = if discards == 0 { 0..0 } else { pages - pages / 4..pages };
@@ -92,10 +95,10 @@ fn resume(
         let (window, until) = (window.clone(), until.clone());
         move || {
             let mut seed = 1;
-            stamped.discard_at_random(window.clone(), discards, seed);
+            stamped.discard_at_random(window.clone(), discards, seed, unit);
             while discards > 0 && until.as_ref().is_some_and(|file| !file.exists()) {
                 seed += 1;
-                stamped.discard_at_random(window.clone(), discards, seed);
+                stamped.discard_at_random(window.clone(), discards, seed, unit);
             }
         }
     });

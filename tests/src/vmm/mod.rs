@@ -31,6 +31,8 @@ use memory::{Faults, PAGE, Region};
 /// The lower region holds code and page tables; the upper one, far away in the guest, the stamped pages.
 const LOW_BYTES: usize = 4 << 20;
 const HIGH_GUEST: u64 = 256 << 20;
+/// The larger pages that memory can be made of.
+pub const HUGE_PAGE: u64 = 2 << 20;
 
 /// A machine with its memory.
 #[derive(Debug)]
@@ -78,17 +80,18 @@ fn zero_pages(pages: u64) -> u64 {
     pages / 2
 }
 
-fn map_regions(pages: u64) -> [Arc<Region>; 2] {
+fn map_regions(pages: u64, page_size: u64) -> [Arc<Region>; 2] {
     assert!(pages.is_power_of_two(), "the guest counts pages with a mask");
     let high = (pages + zero_pages(pages)) as usize * PAGE;
     assert!(HIGH_GUEST + high as u64 <= guest::MAPPED_BYTES, "{pages} pages are more than the guest maps");
-    [Region::map(0, 0, LOW_BYTES), Region::map(HIGH_GUEST, LOW_BYTES as u64, high)].map(Arc::new)
+    let low = Region::map(0, 0, LOW_BYTES, page_size);
+    [low, Region::map(HIGH_GUEST, LOW_BYTES as u64, high, page_size)].map(Arc::new)
 }
 
 impl Machine {
     /// A machine about to stamp `pages` pages, a power of two.
     pub fn boot(pages: u64) -> Self {
-        let regions = map_regions(pages);
+        let regions = map_regions(pages, PAGE as u64);
         regions[0].write(guest::CODE as usize, guest::code());
         for (address, entry) in guest::page_tables() {
             regions[0].write(address as usize, &entry.to_le_bytes());
@@ -206,13 +209,14 @@ impl Machine {
     }
 
     /// A machine out of a state file, its memory empty and handed to the handler that listens on `socket`.
-    /// The handshake says that its pages have `page_size` bytes.
+    /// The handshake says that its pages have `page_size` bytes, and they have if those are 4096 or 2 MiB.
     pub fn resume(socket: &Path, state: &Path, page_size: u64) -> std::io::Result<Self> {
         let state: Value = serde_json::from_slice(&std::fs::read(state)?)?;
         let pages = state["pages"].as_u64().expect("a state file of this monitor");
         let regs: kvm_regs = serde_json::from_value(state["regs"].clone())?;
         let sregs: kvm_sregs = serde_json::from_value(state["sregs"].clone())?;
-        let regions = map_regions(pages);
+        let mapped_size = if page_size == HUGE_PAGE { page_size } else { PAGE as u64 };
+        let regions = map_regions(pages, mapped_size);
         let faults = Faults::register(&regions);
         let stream = UnixStream::connect(socket)?;
         hand_over(&stream, &faults, &regions, page_size)?;

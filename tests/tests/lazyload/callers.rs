@@ -1,5 +1,5 @@
-//! Who else connects to the socket on which a machine is served: probes, clients of other protocols, other machines. None
-//! is harmed that has not handed its memory over, none is left waiting, and the machine is served.
+//! Processes that connect to the socket on which a machine is served: probes, clients of other protocols, other machines.
+//! None is harmed that has not handed its memory over, none is left waiting, and the machine is served.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::support::{Running, json, start_handler, wait_for};
 /// A whole list of regions, such as a monitor sends with its userfaultfd.
 const LIST: &str = r#"[{"base_host_virt_addr":4096,"size":4096,"offset":0,"page_size":4096}]"#;
 
-/// Somebody who connects, says something that is no handshake, and stays; returns once that was said.
+/// A process that connects, says something that is no handshake, and stays; returns once that was said.
 fn knock(socket: &Path, arguments: &[&str]) -> Running {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
     let mut knocking = Running::start(command.arg("knock").arg("--socket").arg(socket).args(arguments));
@@ -29,14 +29,14 @@ fn machine(saved: &Saved, socket: &Path) -> Running {
     Running::start(resume.arg("resume").arg("--socket").arg(socket).arg("--state").arg(&saved.state))
 }
 
-/// Who knocked lives, and so does its child; the connection was closed.
+/// The process lives, and so does its child; the connection was closed.
 fn expect_unharmed(knocking: Running) {
     let (status, _) = knocking.finish();
     assert_eq!(status.code(), Some(0), "{status}");
 }
 
 #[test]
-fn whoever_sends_no_memory_is_let_be_and_the_machine_is_served() {
+fn callers_that_send_no_memory_are_let_be_and_the_machine_is_served() {
     let saved = Saved::new(1024);
     let socket = saved.fixture.path("socket");
     for flags in [&["--supervised", "--prefetch"][..], &["--prefetch"]] {
@@ -71,7 +71,7 @@ fn more_callers_than_are_kept_do_not_keep_the_machine_out() {
 }
 
 #[test]
-fn whoever_stays_silent_is_let_be_when_the_time_is_over() {
+fn a_caller_that_stays_silent_is_let_be_when_the_time_is_over() {
     let saved = Saved::new(1024);
     let socket = saved.fixture.path("socket");
     let options = ServeOptions { accept_timeout: Duration::from_secs(1), ..ServeOptions::default() };

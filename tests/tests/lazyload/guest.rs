@@ -186,11 +186,65 @@ fn a_guest_whose_pages_are_broken_is_stopped() {
 }
 
 #[test]
-fn a_machine_with_huge_pages_is_refused_and_stopped() {
+fn a_machine_with_pages_of_another_size_is_refused_and_stopped() {
     let saved = Saved::new(1024);
-    let (report, mut machine) = resume(&saved, false, &["--page-size", "2097152"]);
+    let (report, mut machine) = resume(&saved, false, &["--page-size", "1073741824"]);
     assert_eq!(report.expect_err("refused").kind(), Kind::Invalid);
     assert_eq!(machine.wait().signal(), Some(rustix::process::Signal::KILL.as_raw()));
+}
+
+/// Huge pages that are free, more than there were; given back when dropped.
+struct HugePages {
+    before: String,
+}
+
+impl HugePages {
+    const COUNT: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn reserve(more: u64) -> Self {
+        let before = std::fs::read_to_string(Self::COUNT).expect("a count of huge pages");
+        let wanted = before.trim_end().parse::<u64>().expect("a number") + more;
+        std::fs::write(Self::COUNT, wanted.to_string()).expect("more huge pages");
+        let found = std::fs::read_to_string(Self::COUNT).expect("a count of huge pages");
+        assert_eq!(found.trim_end().parse(), Ok(wanted), "the kernel has not so many huge pages");
+        Self { before }
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        std::fs::write(Self::COUNT, &self.before).expect("the count of huge pages is put back");
+    }
+}
+
+#[test]
+fn a_machine_made_of_huge_pages_sees_every_page() {
+    let saved = Saved::new(4096);
+    let _reserved = HugePages::reserve(14);
+    for prefetch in [false, true] {
+        let (report, machine) = resume(&saved, prefetch, &["--page-size", "2097152"]);
+        let (status, line) = machine.finish();
+        assert_eq!(status.code(), Some(0), "{line:?}");
+        let report = report.expect("served");
+        assert!(report.pages + report.prefetched >= 4096, "{report:?}");
+        assert!(report.faults <= 14, "{report:?}");
+
+        let end = saved.fixture.path(&format!("end {prefetch}"));
+        let until = end.to_str().expect("a path of text");
+        let discards = ["--page-size", "2097152", "--discard", "40", "--until", until];
+        let arguments = if prefetch { &discards[..] } else { &discards[..4] };
+        let (report, machine) = resume(&saved, prefetch, arguments);
+        assert_eq!(report.expect("served").poisoned, 0);
+        std::fs::write(&end, "").expect("written");
+        let (status, line) = machine.finish();
+        assert_eq!(status.code(), Some(0), "{line:?}");
+    }
+    let (copy, image) = saved.fixture.broken_copy(&saved.image, 0.0..1.0);
+    let fixture = Fixture { store: image.store().clone(), directory: copy };
+    let broken = Saved { fixture, memory: PathBuf::new(), state: saved.state.clone(), image };
+    let (report, machine) = resume(&broken, false, &["--page-size", "2097152"]);
+    assert_eq!(machine.finish().0.signal(), Some(rustix::process::Signal::KILL.as_raw()));
+    assert!(report.expect("served to the end").killed.is_some());
 }
 
 #[test]

@@ -74,7 +74,7 @@ pub fn run(arguments: ResumeArguments, context: &mut Context) -> anyhow::Result<
     if arguments.restore {
         check_criu()?;
     }
-    // Whoever guards memory ends in order, whatever it is asked by.
+    // A process that guards memory ends in order, by whatever signal it is asked.
     context.signals.listen_to(&supervisor::END_SIGNALS)?;
     if Role::current() == Role::Handler {
         return handle(&store, id, &image, &arguments, context);
@@ -166,7 +166,7 @@ fn handle(
     })
 }
 
-/// What became of those who waited for pages that could not be read.
+/// What happened to a process that waited for pages which could not be read.
 fn lost(report: &ServeReport) -> Option<String> {
     let pages = report.poisoned;
     match report.killed {
