@@ -5,7 +5,8 @@
 //! into, or serves out of, a memory image of the store. [`supervisor`] makes the death of a serving process safe.
 //!
 //! How a fault is answered: `sys` reads the event, `fault` decides (pure, over `region` and `pages`), `resolver` reads the
-//! bytes, `drive` fills them in, `served` joins these for one address space and `handler` for all of them.
+//! bytes, `drive` fills them in, `served` joins these for one address space and `handler` for all of them. What the next
+//! capture must know of it goes on record by `notes` and `wake_log`.
 //!
 //! The promise: a page that is touched shows the image's bytes, or zeroes where the image has none or the owner gave the
 //! page back; otherwise its owner is stopped. Never a zero page in place of data, whoever dies.
@@ -19,6 +20,8 @@ mod connection;
 mod drive;
 mod fault;
 mod handler;
+mod memory_file;
+mod notes;
 mod outlast;
 mod pages;
 mod region;
@@ -28,5 +31,7 @@ mod served;
 mod socket;
 mod sys;
 mod target;
+mod wake_log;
 
+pub use memory_file::write_memory;
 pub use report::{Captured, ServeOptions, ServeReport};

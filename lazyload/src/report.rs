@@ -15,6 +15,8 @@ pub struct Captured {
     pub stats: ImageStats,
     /// Bytes of memory that were looked at.
     pub bytes: u64,
+    /// Pages of the parent that a lazily woken process had not been given yet, and still has for its next wake.
+    pub not_brought: u64,
 }
 
 /// How to serve.
@@ -69,4 +71,6 @@ pub struct ServeReport {
     pub prefetched: u64,
     /// Pages that could not be read and were marked lost.
     pub poisoned: u64,
+    /// Pages that were still missing when their owners ended, forked children aside.
+    pub never_brought: u64,
 }

@@ -11,10 +11,12 @@ use store::{Error, Kind, PAGE, Result};
 
 use crate::drive::{Outcome, drive};
 use crate::fault::{AddressSpace, Answer, Change, Fill};
+use crate::notes::Notes;
 use crate::report::ServeReport;
 use crate::resolver::Resolver;
 use crate::sys::{Event, UserFault};
 use crate::target::Target;
+use crate::wake_log::{Entry, Stamp};
 
 const PAGE_BYTES: u64 = PAGE as u64;
 /// Events that are read before faults get their turn: a flood of events cannot starve them.
@@ -46,6 +48,8 @@ pub struct Served {
     resolver: Resolver,
     manners: Manners,
     abandon: Abandon,
+    /// What the next capture has to know.
+    notes: Option<Notes>,
     /// It came out of a fork: the process to kill is an ancestor and may have ended before it.
     is_fork: bool,
     /// The process to kill has not been seen to end.
@@ -81,6 +85,7 @@ impl Served {
             resolver,
             manners,
             abandon,
+            notes: None,
             is_fork: false,
             is_target_alive: true,
             waiting: Vec::new(),
@@ -88,6 +93,16 @@ impl Served {
             has_ended: false,
             may_prefetch: true,
         }
+    }
+
+    /// Keeps a record for the next capture.
+    pub fn keep_notes(&mut self, notes: Notes) {
+        self.notes = Some(notes);
+    }
+
+    /// Looks whether its process is traced, which is how a dump begins and ends. Tells whether it is.
+    pub fn look_for_tracer(&mut self) -> bool {
+        !self.is_complete && self.notes.as_mut().is_some_and(Notes::look)
     }
 
     /// The process that would be killed if this one were abandoned.
@@ -121,7 +136,7 @@ impl Served {
 
     /// Whether something could be loaded ahead.
     pub fn can_prefetch(&self) -> bool {
-        self.may_prefetch && !self.has_ended && !self.is_complete
+        self.may_prefetch && !self.has_ended && !self.space.is_complete()
     }
 
     /// Its owner is gone: nothing can go wrong in it any more.
@@ -142,8 +157,10 @@ impl Served {
         mut adopt: impl FnMut(Self) -> Result<()>,
     ) -> Result<()> {
         for _ in 0..EVENTS_PER_TURN {
+            // Before the event is read: while it is not, its process cannot be dumped.
+            let at = Stamp::now();
             let Some(event) = self.fault.read()? else { break };
-            if let Some(child) = self.apply(event, report) {
+            if let Some(child) = self.apply(event, at, report) {
                 adopt(child)?;
             }
         }
@@ -151,7 +168,7 @@ impl Served {
     }
 
     /// Takes note of one event; a forked child is returned.
-    fn apply(&mut self, event: Event, report: &mut ServeReport) -> Option<Self> {
+    fn apply(&mut self, event: Event, at: Stamp, report: &mut ServeReport) -> Option<Self> {
         match event {
             Event::Fault { address } => {
                 report.faults += 1;
@@ -159,21 +176,29 @@ impl Served {
             }
             Event::Remove { start, end } => {
                 report.removed_pages += end.saturating_sub(start) / PAGE_BYTES;
-                self.space.change(Change::Remove { start, end });
+                self.change(Change::Remove { start, end }, at);
             }
-            Event::Unmap { start, end } => self.space.change(Change::Unmap { start, end }),
+            Event::Unmap { start, end } => self.change(Change::Unmap { start, end }, at),
             Event::Remap { source, target, len_bytes } => {
-                self.space.change(Change::Remap { source, target, len_bytes });
+                self.change(Change::Remap { source, target, len_bytes }, at);
             }
-            Event::Fork(fault) => return Some(self.fork(fault)),
+            Event::Fork(fault) => return Some(self.fork(fault, at)),
         }
         None
     }
 
+    fn change(&mut self, change: Change, at: Stamp) {
+        let makes_a_difference = self.space.change(change);
+        if let Some(notes) = self.notes.as_ref().filter(|_| makes_a_difference && !self.is_complete) {
+            notes.log().note(at, change.into());
+        }
+    }
+
     /// The child starts from the parent's state at the moment of the fork.
-    fn fork(&self, fault: UserFault) -> Self {
+    fn fork(&self, fault: UserFault, at: Stamp) -> Self {
         let mut child =
             Self::new(fault, self.space.forked(), self.resolver.fork(), self.manners, self.abandon.clone());
+        child.notes = self.notes.as_ref().map(|notes| notes.of_fork(at));
         child.is_fork = true;
         // What a parent shares with its children, each of them would hold for itself: they get what they touch.
         child.may_prefetch = false;
@@ -309,18 +334,40 @@ impl Served {
         self.may_prefetch = false;
     }
 
-    /// Once nothing is missing the kernel can answer by itself: what is not there is zero.
+    /// Once nothing is missing the kernel can answer by itself: what is not there is zero. While the process is traced this
+    /// waits: a dump that began before the last page came must find all on record.
     pub fn complete_if_full(&mut self) {
         if self.is_complete || self.has_ended || !self.space.is_complete() {
             return;
         }
+        if self.notes.as_mut().is_some_and(Notes::look_now) {
+            return;
+        }
+        // After the look: a dump that ended before it is older than this.
+        let at = Stamp::now();
         for region in self.space.regions() {
             if let Err(error) = self.fault.unregister(region.start, region.len_bytes) {
                 tracing::debug!(%error, start = region.start, "a range stays registered");
             }
         }
         self.is_complete = true;
+        if let Some(notes) = &self.notes {
+            notes.log().note(at, Entry::Whole);
+        }
         self.has_ended = self.manners.close_when_complete;
+    }
+
+    /// It has ended: takes that down, and tells how many pages its owner was never given. Of a forked child nobody expects
+    /// that it uses all it inherits.
+    pub fn conclude(&self) -> u64 {
+        if self.is_complete {
+            return 0;
+        }
+        let missing_pages = self.space.missing_pages();
+        if let Some(notes) = &self.notes {
+            notes.log().note(Stamp::now(), Entry::Ended { missing_pages });
+        }
+        if self.is_fork { 0 } else { missing_pages }
     }
 
     /// Marks everything that is missing as lost.

@@ -59,7 +59,7 @@ pub fn capture(
     builder.blob(VMSTATE, &mut BufReader::new(state))?;
     let (image, stats) = builder.finish()?;
     progress.end();
-    Ok(Captured { image, stats, bytes: len_bytes })
+    Ok(Captured { image, stats, bytes: len_bytes, not_brought: 0 })
 }
 
 /// The next stretch at or after `offset` that may hold data, widened to whole pages.

@@ -118,14 +118,7 @@ impl<'a> ImageBuilder<'a> {
     /// `Invalid` when there is no open space, or the page does not follow the last or lies behind the end; those of the
     /// parent's pages and of [`Writer::put_chunk`].
     pub fn page(&mut self, page: u64, bytes: &[u8; PAGE]) -> Result<()> {
-        let end = self.open.map_or(0, |(_, len_bytes)| len_bytes.div_ceil(PAGE as u64));
-        if page >= end || self.last_page.is_some_and(|last| last >= page) {
-            return Err(Error::invalid(format!(
-                "page {page} is out of order or lies behind the end of its space"
-            )));
-        }
-        self.last_page = Some(page);
-        self.stats.pages += 1;
+        self.expect(page)?;
         if is_zero(bytes) {
             self.stats.zero += 1;
             return Ok(());
@@ -139,6 +132,46 @@ impl<'a> ImageBuilder<'a> {
             }
             None => self.stats.new += 1,
         }
+        self.store_page(page, bytes)
+    }
+
+    /// The page at address `page * PAGE` is the parent's page `parent_page` in its space of this index, which is not read
+    /// unless it is declined. Pages come in order, as in [`Self::page`].
+    ///
+    /// # Errors
+    /// `Invalid` when there is no parent; as [`Self::page`].
+    pub fn page_of_parent(&mut self, page: u64, space: usize, parent_page: u64) -> Result<()> {
+        let parent = self.parent.ok_or_else(|| Error::invalid("there is no parent to take a page from"))?;
+        self.expect(page)?;
+        let Some(place) = parent.locate(space, parent_page) else {
+            self.stats.zero += 1;
+            return Ok(());
+        };
+        if !self.declined.contains(&place.group) {
+            self.take_from_parent(page, place);
+            self.stats.same_as_parent += 1;
+            return Ok(());
+        }
+        let mut bytes = [0; PAGE];
+        parent.read_page(space, parent_page, &mut bytes)?;
+        self.stats.declined += 1;
+        self.store_page(page, &bytes)
+    }
+
+    /// Counts the next page.
+    fn expect(&mut self, page: u64) -> Result<()> {
+        let end = self.open.map_or(0, |(_, len_bytes)| len_bytes.div_ceil(PAGE as u64));
+        if page >= end || self.last_page.is_some_and(|last| last >= page) {
+            return Err(Error::invalid(format!(
+                "page {page} is out of order or lies behind the end of its space"
+            )));
+        }
+        self.last_page = Some(page);
+        self.stats.pages += 1;
+        Ok(())
+    }
+
+    fn store_page(&mut self, page: u64, bytes: &[u8; PAGE]) -> Result<()> {
         self.pending_pages.push(page);
         self.pending_bytes.extend_from_slice(bytes);
         match self.pending_pages.len() == GROUP_PAGES {

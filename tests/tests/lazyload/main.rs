@@ -4,9 +4,11 @@
 //! - `mapping`   the image as memory of this process
 //! - `guest`     the tests' machine through the Firecracker handshake
 //! - `process`   CRIU: dump, capture, materialize, lazy restore, compare
+//! - `hibernate` CRIU: dumps of processes whose pages were not all brought
 //! - `killed`    handlers killed at random: no page is ever zero in place of data
 
 mod guest;
+mod hibernate;
 mod killed;
 mod mapping;
 mod process;

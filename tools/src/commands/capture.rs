@@ -33,6 +33,7 @@ struct Stored {
     pages: u64,
     zero_pages: u64,
     pages_same_as_parent: u64,
+    pages_not_brought: u64,
     declined_pages: u64,
     new_pages: u64,
     new_bytes: u64,
@@ -53,7 +54,15 @@ impl Show for Stored {
             self.new_pages,
             human::size(self.stored_bytes),
             self.elapsed_seconds,
-        )
+        )?;
+        if self.pages_not_brought > 0 {
+            writeln!(
+                out,
+                "{} pages of the woken process were still to come: they are those of the image it was woken from",
+                self.pages_not_brought
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -89,6 +98,7 @@ pub fn run(arguments: CaptureArguments, context: &mut Context) -> anyhow::Result
         pages: captured.stats.pages,
         zero_pages: captured.stats.zero,
         pages_same_as_parent: captured.stats.same_as_parent,
+        pages_not_brought: captured.not_brought,
         declined_pages: captured.stats.declined,
         new_pages: captured.stats.new,
         new_bytes: written.new_bytes,
@@ -169,5 +179,5 @@ fn capture_file(
     }
     let (image, stats) = builder.finish()?;
     progress.end();
-    Ok(Captured { image, stats, bytes })
+    Ok(Captured { image, stats, bytes, not_brought: 0 })
 }
