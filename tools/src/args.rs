@@ -61,7 +61,7 @@ pub enum Command {
     Init,
     /// Store a directory as a new snapshot of a ref
     Backup(BackupArguments),
-    /// Write a snapshot's files, or some of them, to a directory
+    /// Write a snapshot's files, or some of them, or its memory, to a directory
     Restore(RestoreArguments),
     /// List snapshots, newest last
     Snapshots(SnapshotsArguments),
@@ -239,7 +239,8 @@ pub struct CaptureArguments {
     /// Ref to move to the new snapshot; made if it is new
     #[arg(value_name = "REF")]
     pub name: String,
-    /// Directory that `criu dump` wrote
+    /// Directory that `criu dump` wrote. Of a process that was woken by `resume` and dumped before all its memory was there,
+    /// the missing pages are taken from the image it was woken from; a copy of a dump must keep its times (cp -a)
     #[arg(long, value_name = "DIR", group = "source", value_hint = ValueHint::DirPath)]
     pub criu: Option<PathBuf>,
     /// Memory file of a Firecracker snapshot
@@ -264,10 +265,12 @@ pub struct CaptureArguments {
 pub struct ResumeArguments {
     #[arg(value_name = "SPEC")]
     pub spec: String,
-    /// Directory to make for `criu restore --lazy-pages`
+    /// Directory to make for `criu restore --lazy-pages`, removed at the end; a plain `criu restore` refuses it, and
+    /// `snapctl restore` makes one for that
     #[arg(long, value_name = "DIR", group = "target", value_hint = ValueHint::DirPath)]
     pub criu_dir: Option<PathBuf>,
-    /// Run `criu restore --lazy-pages` too
+    /// Run `criu restore --lazy-pages` too. The process is restored detached, and this command ends once all its memory is
+    /// there: exit code 3 says that the process ended before
     #[arg(long, requires = "criu_dir")]
     pub restore: bool,
     /// CRIU's work directory, where lazy-pages.socket appears [default: --criu-dir]

@@ -13,6 +13,7 @@ mod commands;
 mod compare;
 mod config;
 mod context;
+mod criu;
 mod exit;
 mod human;
 mod keys;

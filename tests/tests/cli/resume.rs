@@ -172,6 +172,22 @@ impl Stamper {
         })
     }
 
+    /// Wakes it as soon as its number is free.
+    fn wake(&self, place: &Place, more: &[&str]) -> (Resume, PathBuf) {
+        self.wait_until_free();
+        let images = place.path("images");
+        let mut typed: Vec<&OsStr> = vec!["app".as_ref(), "--criu-dir".as_ref(), images.as_os_str()];
+        typed.extend(more.iter().map(OsStr::new));
+        typed.push("--restore".as_ref());
+        (Resume::start(place, &typed), images)
+    }
+
+    /// Whoever adopted it reaps it.
+    fn wait_until_free(&self) {
+        let status = format!("/proc/{}/status", self.pid.as_raw_nonzero());
+        wait_for("a free process number", || (!Path::new(&status).exists()).then_some(()));
+    }
+
     /// Dumps it, which ends it, and captures the dump.
     fn sleep(&self, place: &Place, name: &str) -> Value {
         let images = place.path(name);
@@ -195,27 +211,74 @@ fn a_process_sleeps_wakes_and_sleeps_again_for_what_it_changed() {
     wait_for("the process is gone", || child.try_wait().unwrap());
     assert!(first["new_pages"].as_u64().unwrap() >= 4096, "{first}");
 
-    let images = place.path("images");
-    let typed = [
-        "app".as_ref(),
-        "--criu-dir".as_ref(),
-        images.as_os_str(),
-        "--restore".as_ref(),
-        "--".as_ref(),
-        "-v4".as_ref(),
-    ];
-    let mut resume = Resume::start(&place, &typed);
+    let (mut resume, images) = stamper.wake(&place, &[]);
     assert_eq!(resume.next().expect("it serves")["event"], "ready");
     assert_eq!(stamper.ask("check"), "ok");
     assert_eq!(stamper.ask("change 50 3"), "done");
     assert_eq!(stamper.ask("check"), "ok");
     let done = resume.next().expect("it reports");
     assert_eq!((&done["event"], &done["poisoned_pages"]), (&"done".into(), &0.into()));
-    let second = stamper.sleep(&place, "second");
-    assert!(second["new_pages"].as_u64().unwrap() < 400, "{second}");
-    // A restore that was not told to detach lasts as long as what it restored, and so does the command.
+    // Nothing of it stays once all memory is there, and the process goes on.
     let (status, stderr) = resume.finish();
     assert_eq!(status.code(), Some(0), "{stderr}");
+    assert!(!images.exists(), "the directory with holes stays");
+    assert_eq!(stamper.ask("check"), "ok");
+    let second = stamper.sleep(&place, "second");
+    assert!(second["new_pages"].as_u64().unwrap() < 400, "{second}");
+    assert_eq!(second["pages_not_brought"], 0, "{second}");
+}
+
+#[test]
+fn a_process_that_sleeps_again_at_once_is_said_to_have_and_wakes_whole() {
+    let place = Place::with_store();
+    let (stamper, mut child) = Stamper::start(&place);
+    stamper.sleep(&place, "first");
+    wait_for("the process is gone", || child.try_wait().unwrap());
+    let (mut resume, _) = stamper.wake(&place, &["--no-prefetch"]);
+    assert_eq!(resume.next().expect("it serves")["event"], "ready");
+    stamper.ask("where");
+    let second = stamper.sleep(&place, "second");
+    assert!(second["pages_not_brought"].as_u64().unwrap() > 3000, "{second}");
+    let done = resume.next().expect("it reports");
+    assert!(done["never_brought_pages"].as_u64().unwrap() > 3000, "{done}");
+    let (status, stderr) = resume.finish();
+    assert_eq!(status.code(), Some(3), "{stderr}");
+
+    // Without the record of the wake the same dump is refused, and the ref stays.
+    let shown = || place.run(["show", "app", "--json"]).expect(0).json()["snapshot"].clone();
+    let before = shown();
+    fs::remove_dir_all(place.store.join("local/wakes")).unwrap();
+    let dump = place.path("second");
+    let typed = ["capture", "app", "--parent", "app~1", "--criu"].map(OsStr::new);
+    place.run([&typed[..], &[dump.as_os_str()]].concat()).expect(2).complains("no record");
+    assert_eq!(shown(), before);
+
+    // A whole directory is for anybody.
+    let whole = place.path("whole");
+    place.run(["restore".as_ref(), "app".as_ref(), whole.as_os_str()]).expect(0);
+    stamper.wait_until_free();
+    let mut criu = Command::new("criu");
+    criu.args(["restore", "-d", "-o", "restore.log", "-D"]).arg(&whole);
+    let status = criu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    assert!(status.success(), "{}", fs::read_to_string(whole.join("restore.log")).unwrap());
+    assert_eq!(stamper.ask("check"), "ok");
+    kill_process(stamper.pid, Signal::KILL).unwrap();
+}
+
+#[test]
+fn memory_of_machines_and_plain_memory_is_restored() {
+    let place = saved_machine();
+    let (target, raw) = (place.path("target"), place.path("raw"));
+    place.run(["restore".as_ref(), "vm".as_ref(), target.as_os_str()]).expect(0);
+    let equal = |one: &Path, other: &Path| fs::read(one).unwrap() == fs::read(other).unwrap();
+    assert!(equal(&place.path("memory"), &target.join("memory")));
+    assert!(equal(&place.path("state"), &target.join("vmstate")));
+    place.run(["restore".as_ref(), "vm".as_ref(), target.as_os_str()]).expect(2).complains("memory");
+    place.run(["restore".as_ref(), "vm:etc".as_ref(), raw.as_os_str()]).expect(2).complains("memory");
+    let memory = place.path("memory");
+    place.run(["capture".as_ref(), "plain".as_ref(), "--raw".as_ref(), memory.as_os_str()]).expect(0);
+    place.run(["restore".as_ref(), "plain".as_ref(), raw.as_os_str()]).expect(0);
+    assert!(equal(&memory, &raw));
 }
 
 /// A place with a made-up dump as `app`: good enough for everything but a restore.
@@ -235,7 +298,11 @@ fn a_restore_that_fails_is_told_at_once() {
     let typed = ["app".as_ref(), "--criu-dir".as_ref(), images.as_os_str(), "--restore".as_ref()];
     let (status, stderr) = Resume::start(&place, &typed).finish();
     assert_eq!(status.code(), Some(2), "{stderr}");
-    assert!(stderr.contains("criu restore") && stderr.contains("restore.log"), "{stderr}");
+    assert_eq!(stderr.matches("{\"error\"").count(), 1, "said more than once: {stderr}");
+    assert!(!stderr.contains("snapctl:"), "said more than once: {stderr}");
+    assert!(stderr.contains("criu restore failed") && stderr.contains("restore.log"), "{stderr}");
+    assert!(stderr.contains("\\n  Error ("), "CRIU's own words are missing: {stderr}");
+    assert!(!images.join("inventory.img").exists(), "the directory with holes stays");
     assert!(begun.elapsed() < Duration::from_secs(30), "it waited for somebody who cannot come");
 }
 

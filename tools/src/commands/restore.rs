@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::args::RestoreArguments;
-use crate::commands::ls;
+use crate::commands::{ls, restore_memory};
 use crate::context::Context;
 use crate::exit::{Asked as _, Outcome, complain};
 use crate::human;
@@ -41,6 +41,10 @@ pub fn run(arguments: &RestoreArguments, context: &mut Context) -> anyhow::Resul
     let store = context.store()?;
     let source = &arguments.source;
     let snapshot = store.resolve(&source.spec).asked()?;
+    let held = store.snapshot(&snapshot)?;
+    if let (None, Some(image)) = (held.tree, held.image) {
+        return restore_memory::run(arguments, context, &store, (snapshot, image));
+    }
     // What was named must be there before anything is written.
     let (tree, shown) = ls::open_tree(&store, source)?;
     walk::find(&tree, &source.path, &shown)?;

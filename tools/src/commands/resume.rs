@@ -1,27 +1,24 @@
 //! `snapctl resume SPEC`: wakes a memory image. This process is the supervisor, which keeps a copy of every descriptor that
 //! fills memory; it runs this program once more as the handler, which serves the faults. Returns when nothing needs the
-//! handler any more, and with `--restore` also not before `criu restore` has ended.
+//! handler any more: all memory is there, or what was woken has ended. A process that ended before all its memory was there
+//! makes the exit code 3.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lazyload::supervisor::{self, Custody};
-use lazyload::{ServeOptions, ServeReport, criu, firecracker};
+use lazyload::{ServeOptions, ServeReport, firecracker};
 use serde::Serialize;
 use store::{Error, Image, Kind, SnapshotId, Store};
 
 use crate::args::ResumeArguments;
 use crate::context::Context;
-use crate::exit::{Asked as _, Outcome, complain};
+use crate::criu::{self, ImageDirectory, Restore};
+use crate::exit::{Asked as _, Outcome};
 use crate::output::Show;
 use crate::respawn::{self, Role};
 
-const CRIU: &str = "criu";
-const CRIU_LOG: &str = "restore.log";
 const LAZY_PAGES_SOCKET: &str = "lazy-pages.socket";
 
 /// First document: somebody may connect now.
@@ -49,6 +46,7 @@ struct Done {
     prefetched_pages: u64,
     removed_pages: u64,
     poisoned_pages: u64,
+    never_brought_pages: u64,
 }
 
 impl Show for Done {
@@ -61,6 +59,13 @@ impl Show for Done {
         if self.poisoned_pages > 0 {
             writeln!(out, "{} pages are lost", self.poisoned_pages)?;
         }
+        if self.never_brought_pages > 0 {
+            writeln!(
+                out,
+                "it ended before {} of its pages were brought; `capture` of a dump takes them from this image",
+                self.never_brought_pages
+            )?;
+        }
         Ok(())
     }
 }
@@ -69,13 +74,16 @@ pub fn run(arguments: ResumeArguments, context: &mut Context) -> anyhow::Result<
     let store = context.store()?;
     let (id, image) = open_image(&store, &arguments.spec)?;
     if arguments.restore {
-        check_criu()?;
+        criu::check()?;
     }
     if Role::current() == Role::Handler {
         return handle(&store, id, &image, &arguments, context);
     }
+    let directory = arguments.criu_dir.as_deref().and_then(|path| ImageDirectory::of(path, &image));
     drop((image, store));
-    supervise(context)
+    let outcome = supervise(context);
+    drop(directory);
+    outcome
 }
 
 /// Runs the handler and passes on how it ended.
@@ -83,7 +91,9 @@ fn supervise(context: &Context) -> anyhow::Result<Outcome> {
     // The supervisor watches for signals itself: it must stop the handler before it ends.
     context.signals.on_stop(|| {});
     let supervised = supervisor::run(respawn::command(Role::Handler)?)?;
-    if !supervised.killed.is_empty() {
+    // A handler that ends with a code has said why.
+    let is_told = supervised.status.code().is_some_and(|code| code != 0);
+    if !supervised.killed.is_empty() && !is_told {
         let killed: Vec<String> = supervised.killed.iter().map(i32::to_string).collect();
         let what =
             format!("the handler ended early ({}): what ran on its memory was killed", supervised.status);
@@ -120,7 +130,10 @@ fn handle(
     let socket = socket_of(arguments);
     let ready = Ready { event: "ready", socket: socket.display().to_string(), snapshot: id.to_string() };
     let restore = arguments.criu_dir.as_ref().filter(|_| arguments.restore);
-    let restore = restore.map(|directory| Restore::prepare(arguments, directory)).transpose()?;
+    let json = context.output.is_json();
+    let restore = restore
+        .map(|directory| Restore::prepare(arguments, directory, work_directory(arguments, directory), json))
+        .transpose()?;
     let start = restore.as_ref().map(|restore| restore.start.clone());
     let announcer = context.output.announcer();
     let options = ServeOptions {
@@ -149,7 +162,9 @@ fn handle(
             .advice("run `snapctl check`")
             .into());
     }
-    Ok(Outcome::Done)
+    // Of a virtual machine nobody expects that it uses all its memory.
+    let ended_early = arguments.criu_dir.is_some() && report.never_brought > 0;
+    Ok(if ended_early { Outcome::Partial } else { Outcome::Done })
 }
 
 fn serve(
@@ -160,8 +175,8 @@ fn serve(
 ) -> store::Result<ServeReport> {
     match (&arguments.criu_dir, &arguments.uffd_socket, &arguments.vmstate) {
         (Some(directory), ..) => {
-            criu::materialize(image, store, directory)?;
-            criu::serve(store, image, directory, work_directory(arguments, directory), options)
+            lazyload::criu::materialize(image, store, directory)?;
+            lazyload::criu::serve(store, image, directory, work_directory(arguments, directory), options)
         }
         (None, Some(socket), Some(state)) => {
             firecracker::write_vmstate(image, store, state)?;
@@ -192,58 +207,6 @@ fn done(report: &ServeReport) -> Done {
         prefetched_pages: report.prefetched,
         removed_pages: report.removed_pages,
         poisoned_pages: report.poisoned,
-    }
-}
-
-/// A `criu restore --lazy-pages` on a thread of its own. When it fails this process ends, and with it whatever was
-/// restored in part: the supervisor sees to that.
-struct Restore {
-    start: Sender<()>,
-    thread: JoinHandle<()>,
-}
-
-impl Restore {
-    /// Makes all ready; it runs at the word on `start`.
-    fn prepare(arguments: &ResumeArguments, directory: &Path) -> store::Result<Restore> {
-        let mut command = respawn::foreign(CRIU);
-        command.args(["restore", "--lazy-pages", "-o", CRIU_LOG, "--images-dir"]).arg(directory);
-        let work_directory = work_directory(arguments, directory);
-        command.arg("--work-dir").arg(work_directory).args(&arguments.criu_arguments);
-        command.stdin(Stdio::null()).stdout(io::stderr());
-        let log = work_directory.join(CRIU_LOG);
-        let (start, word) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("criu".to_owned())
-            .spawn(move || restore(command, &log, &word))
-            .map_err(|source| Error::io("cannot start a thread", CRIU, source))?;
-        Ok(Restore { start, thread })
-    }
-
-    /// Waits for the end of criu: of the restore alone if it was told to detach, else of what it restored.
-    fn wait(self) -> store::Result<()> {
-        drop(self.start);
-        self.thread.join().map_err(|_| Error::new(Kind::Internal, "the thread that runs criu ended early"))
-    }
-}
-
-fn restore(mut command: Command, log: &Path, word: &Receiver<()>) {
-    if word.recv().is_err() {
-        return;
-    }
-    let failed = match command.status() {
-        Ok(status) if status.success() => return,
-        Ok(status) => format!("ended: {status}; {} says why", log.display()),
-        Err(source) => format!("could not be started: {source}"),
-    };
-    complain(&format!("snapctl: criu restore {failed}"));
-    std::process::exit(2);
-}
-
-/// Finds out early whether there is a CRIU at all.
-fn check_criu() -> store::Result<()> {
-    let found = respawn::foreign(CRIU).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
-    match found {
-        Ok(_) => Ok(()),
-        Err(source) => Err(Error::io("cannot run criu", CRIU, source).advice("install CRIU 4.2.1 or newer")),
+        never_brought_pages: report.never_brought,
     }
 }
