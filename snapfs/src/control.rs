@@ -61,8 +61,8 @@ enum Request {
 pub(crate) struct Control {
     listener: UnixListener,
     thread: Option<JoinHandle<()>>,
-    /// Keeps the upper's directory for the removal of the socket.
-    path: PathBuf,
+    /// Where the socket is; `None` once it is removed.
+    path: Option<PathBuf>,
 }
 
 impl Control {
@@ -81,7 +81,17 @@ impl Control {
         let accepting = listener.try_clone().map_err(failed)?;
         let thread = std::thread::Builder::new().name("snapfs-control".to_owned());
         let thread = thread.spawn(move || accept(&accepting, &shared)).map_err(failed)?;
-        Ok(Self { listener, thread: Some(thread), path })
+        Ok(Self { listener, thread: Some(thread), path: Some(path) })
+    }
+
+    /// Removes the socket, while the upper is still locked: later its place may be the next mount's. What is connected goes
+    /// on being served.
+    pub(crate) fn remove_socket(&mut self) {
+        if let Some(path) = self.path.take()
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::debug!(%error, "the control socket stays; the next mount removes it");
+        }
     }
 
     /// Ends the service once the request at hand is answered.
@@ -92,9 +102,7 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(%error, "the control socket stays; the next mount removes it");
-        }
+        self.remove_socket();
         if let Err(errno) = rustix::net::shutdown(&self.listener, Shutdown::Both) {
             // Without it the thread would never end, so it is not waited for.
             tracing::error!(%errno, "the control socket cannot be shut down");
