@@ -1,19 +1,22 @@
-//! Translation between the FUSE protocol and [`Overlay`]: the only file that uses the FUSE library.
+//! Translation between the FUSE protocol and [`Overlay`]: here and in `convert` the FUSE library is used, nowhere else.
 //!
 //! All changes come through this kernel, so everything it caches stays right for ever: names, absent names, attributes,
 //! pages and listings. Files need no handle, so opening one is answered by "not implemented", after which the kernel opens
 //! and closes files without asking.
 
-use crate::change::{Attributes, NewBody, NodeId};
+mod convert;
+
+use crate::change::NewBody;
 use crate::errno::{Answer, Errno};
-use crate::node::{FileKind, Stat};
-use crate::overlay::{Caller, Overlay, RenameMode, Seek, SetAttributes, SetTime};
-use crate::times;
+use crate::node::Stat;
+use crate::overlay::{Overlay, RenameMode, Seek, SetAttributes};
+use convert::{absent, attr, caller, code, kind, node, reply_data, reply_xattr, time_to_set};
 use fuser::{
     Config, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use rustix::fs::{FallocateFlags, XattrFlags};
 use std::ffi::OsStr;
@@ -21,7 +24,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 use store::{Error, Result};
 
 /// How long the kernel may believe what it is told: longer than any mount lives.
@@ -107,10 +110,15 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_ASYNC_DIO,
             // Without it every write asks for file capabilities first.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
+        // Not FUSE_ASYNC_DIO: after an asynchronous direct write the kernel leaves old pages in its cache.
+        // Without these two, access lists would be stored and not enforced, so there is no mount without them.
+        let needed = InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_DONT_MASK;
+        config.add_capabilities(needed).map_err(|missing| {
+            std::io::Error::other(format!("it has no access control lists for FUSE ({missing:?})"))
+        })?;
         for capability in wanted {
             if let Err(missing) = config.add_capabilities(capability) {
                 tracing::debug!(?missing, "the kernel lacks a capability");
@@ -161,7 +169,7 @@ impl Filesystem for Adapter {
     ) {
         let (atime, mtime) = (atime.map(time_to_set), mtime.map(time_to_set));
         let set = SetAttributes { mode, uid, gid, len_bytes: size, atime, mtime };
-        match self.overlay.set_attributes(node(ino), set, request.uid() == 0) {
+        match self.overlay.set_attributes(node(ino), set, &caller(request, 0)) {
             Ok(stat) => reply.attr(&FOREVER, &attr(&stat)),
             Err(errno) => reply.error(code(errno)),
         }
@@ -178,14 +186,17 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let Some(body) = NewBody::of_mode(mode, rdev.into()) else {
             return reply.error(fuser::Errno::EINVAL);
         };
-        self.reply_made(self.overlay.make(node(parent), name.as_bytes(), mode, caller(request), body), reply);
+        self.reply_made(
+            self.overlay.make(node(parent), name.as_bytes(), mode, caller(request, umask), body),
+            reply,
+        );
     }
 
     fn mkdir(
@@ -194,11 +205,14 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         reply: ReplyEntry,
     ) {
         let body = NewBody::Directory;
-        self.reply_made(self.overlay.make(node(parent), name.as_bytes(), mode, caller(request), body), reply);
+        self.reply_made(
+            self.overlay.make(node(parent), name.as_bytes(), mode, caller(request, umask), body),
+            reply,
+        );
     }
 
     fn symlink(
@@ -211,7 +225,7 @@ impl Filesystem for Adapter {
     ) {
         let body = NewBody::Symlink(target.as_os_str().as_bytes().to_vec());
         self.reply_made(
-            self.overlay.make(node(parent), link_name.as_bytes(), 0o777, caller(request), body),
+            self.overlay.make(node(parent), link_name.as_bytes(), 0o777, caller(request, 0), body),
             reply,
         );
     }
@@ -230,7 +244,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -238,9 +252,11 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let Some(mode) = RenameMode::of_flags(flags.bits()) else { return reply.error(fuser::Errno::EINVAL) };
+        let whiteout = flags.contains(RenameFlags::RENAME_WHITEOUT).then(|| caller(request, 0));
+        let mode = RenameMode::of_flags((flags - RenameFlags::RENAME_WHITEOUT).bits());
+        let Some(mode) = mode else { return reply.error(fuser::Errno::EINVAL) };
         let (from, to) = ((node(parent), name.as_bytes()), (node(newparent), newname.as_bytes()));
-        self.reply_empty(self.overlay.rename(from, to, mode), reply);
+        self.reply_empty(self.overlay.rename(from, to, mode, whiteout), reply);
     }
 
     fn create(
@@ -249,12 +265,12 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
         let flags = FopenFlags::FOPEN_KEEP_CACHE;
-        match self.overlay.make(node(parent), name.as_bytes(), mode, caller(request), NewBody::File) {
+        match self.overlay.make(node(parent), name.as_bytes(), mode, caller(request, umask), NewBody::File) {
             Ok(stat) => reply.created(&FOREVER, &attr(&stat), GENERATION, FileHandle(0), flags),
             Err(errno) => reply.error(code(errno)),
         }
@@ -305,10 +321,10 @@ impl Filesystem for Adapter {
         let drops_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match self.overlay.write(node(ino), offset, data, drops_set_id) {
             Ok(mode_changed) => {
-                reply.written(data.len() as u32);
                 if mode_changed {
                     self.mode_changed(ino);
                 }
+                reply.written(data.len() as u32);
             }
             Err(errno) => reply.error(code(errno)),
         }
@@ -420,7 +436,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -429,7 +445,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let flags = XattrFlags::from_bits_retain(flags as u32);
-        self.reply_empty(self.overlay.set_xattr(node(ino), name.as_bytes(), value, flags), reply);
+        let caller = caller(request, 0);
+        self.reply_empty(self.overlay.set_xattr(node(ino), name.as_bytes(), value, flags, &caller), reply);
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -446,7 +463,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        request: &Request,
+        _request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -456,8 +473,36 @@ impl Filesystem for Adapter {
     ) {
         let mode = FallocateFlags::from_bits_retain(mode as u32);
         let range = offset..offset.saturating_add(length);
-        let allocated = self.overlay.allocate(node(ino), range, mode, request.uid() != 0);
-        self.reply_empty(allocated, reply);
+        self.reply_empty(self.overlay.allocate(node(ino), range, mode), reply);
+    }
+
+    /// Every program that asks whether a file is a terminal asks this. The library would log each of them.
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(fuser::Errno::ENOTTY);
+    }
+
+    /// Not implemented: the kernel says from then on by itself that files are always ready.
+    fn poll(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
     }
 
     fn lseek(
@@ -479,7 +524,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        request: &Request,
+        _request: &Request,
         ino_in: INodeNo,
         _fh_in: FileHandle,
         offset_in: u64,
@@ -491,85 +536,10 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let (from, to) = ((node(ino_in), offset_in), (node(ino_out), offset_out));
-        match self.overlay.copy(from, to, len, request.uid() != 0) {
+        match self.overlay.copy(from, to, len) {
             Ok(copied) => reply.written(copied as u32),
             Err(errno) => reply.error(code(errno)),
         }
         self.after_change();
-    }
-}
-
-fn node(ino: INodeNo) -> NodeId {
-    NodeId(ino.0)
-}
-
-fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid() }
-}
-
-fn code(errno: Errno) -> fuser::Errno {
-    fuser::Errno::from_i32(errno.raw_os_error())
-}
-
-fn reply_data(answer: Answer<Vec<u8>>, reply: ReplyData) {
-    match answer {
-        Ok(bytes) => reply.data(&bytes),
-        Err(errno) => reply.error(code(errno)),
-    }
-}
-
-/// A size of 0 asks how long the value is.
-fn reply_xattr(answer: Answer<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match answer {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() <= size as usize => reply.data(&value),
-        Ok(_) => reply.error(fuser::Errno::ERANGE),
-        Err(errno) => reply.error(code(errno)),
-    }
-}
-
-fn attr(stat: &Stat) -> FileAttr {
-    let Attributes { mode, uid, gid, nlink, atime, mtime, ctime } = stat.attributes;
-    FileAttr {
-        ino: INodeNo(stat.id.0),
-        size: stat.len_bytes,
-        blocks: stat.blocks,
-        atime: times::to_system(atime),
-        mtime: times::to_system(mtime),
-        ctime: times::to_system(ctime),
-        crtime: UNIX_EPOCH,
-        kind: kind(stat.kind),
-        perm: mode as u16,
-        nlink,
-        uid,
-        gid,
-        // The numbers that the kernel passes are 32 bit: 12 of the major, 20 of the minor.
-        rdev: stat.rdev as u32,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-/// Node number 0 says that there is nothing, and that the kernel may remember it.
-fn absent() -> FileAttr {
-    FileAttr { ino: INodeNo(0), ..attr(&Stat::NOTHING) }
-}
-
-fn kind(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::Directory => FileType::Directory,
-        FileKind::File => FileType::RegularFile,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::BlockDevice => FileType::BlockDevice,
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::Socket => FileType::Socket,
-    }
-}
-
-fn time_to_set(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::At(times::from_library(time)),
     }
 }

@@ -5,7 +5,9 @@
 //! kernel needed), at `fuse` for its translation, at `state` for what a mount knows, at `journal` for what outlives it.
 //! Which POSIX promises are kept, and the journal's format, are in SEMANTICS.md.
 
+mod acl;
 mod attachment;
+mod caller;
 mod change;
 pub mod control;
 mod errno;

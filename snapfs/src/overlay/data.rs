@@ -122,10 +122,12 @@ impl Overlay {
         inner.state.adopt(id, &mut changes);
         changes.push(Change::Write { node: id, range });
         let mut attributes = Attributes { mtime: now, ctime: now, ..node_of(&inner.state, id)?.attributes };
-        let drops_now = drops_set_id && attributes.mode != without_set_id(attributes.mode);
+        // The kernel has asked before where set-group-id without group execution was to go.
+        let mode = if drops_set_id { without_set_id(attributes.mode, || true) } else { attributes.mode };
+        let drops_now = attributes.mode != mode;
         if drops_now {
             push_capability_dropped(id, node_of(&inner.state, id)?, &mut changes);
-            attributes.mode = without_set_id(attributes.mode);
+            attributes.mode = mode;
         }
         changes.push(Change::Attributes { node: id, attributes });
         self.commit(&mut inner, changes).map(|()| drops_now)
@@ -211,18 +213,12 @@ impl Overlay {
     ///
     /// # Errors
     /// As [`Self::read`] and [`Self::write`], when nothing was copied: the caller must hear of what was.
-    pub fn copy(
-        &self,
-        from: (NodeId, u64),
-        to: (NodeId, u64),
-        len_bytes: u64,
-        drops_set_id: bool,
-    ) -> Answer<u64> {
+    pub fn copy(&self, from: (NodeId, u64), to: (NodeId, u64), len_bytes: u64) -> Answer<u64> {
         let len_bytes = len_bytes.min(COPY_MAX);
         let mut done = 0;
         while done < len_bytes {
             let piece = (len_bytes - done).min(COPY_PIECE);
-            match self.copy_piece((from.0, from.1 + done), (to.0, to.1 + done), piece, drops_set_id) {
+            match self.copy_piece((from.0, from.1 + done), (to.0, to.1 + done), piece) {
                 Ok(0) => break,
                 Ok(copied) => done += copied,
                 Err(_) if done > 0 => break,
@@ -232,16 +228,10 @@ impl Overlay {
         Ok(done)
     }
 
-    fn copy_piece(
-        &self,
-        from: (NodeId, u64),
-        to: (NodeId, u64),
-        len: u64,
-        drops_set_id: bool,
-    ) -> Answer<u64> {
+    fn copy_piece(&self, from: (NodeId, u64), to: (NodeId, u64), len: u64) -> Answer<u64> {
         let bytes = self.read(from.0, from.1, len as usize)?;
         if !bytes.is_empty() {
-            self.write(to.0, to.1, &bytes, drops_set_id)?;
+            self.write(to.0, to.1, &bytes, false)?;
         }
         Ok(bytes.len() as u64)
     }

@@ -15,7 +15,7 @@ mod sync;
 
 pub use attributes::{SetAttributes, SetTime};
 pub use data::Seek;
-pub use namespace::{Caller, RenameMode};
+pub use namespace::RenameMode;
 pub use open::base_of;
 
 use crate::change::{Change, NodeId, encode_all};

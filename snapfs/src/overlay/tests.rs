@@ -1,9 +1,9 @@
 //! The file system without a kernel: what outlives a crash, a power cut and a freeze that was cut short.
 
 use super::*;
+use crate::caller::Caller;
 use crate::change::{Attributes, NewBody};
 use crate::journal::{self, Header};
-use crate::overlay::Caller;
 use crate::upper::boot_id;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ impl World {
     }
 }
 
-const CALLER: Caller = Caller { uid: 0, gid: 0 };
+const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0, umask: 0 };
 
 fn find(overlay: &Overlay, path: &str) -> Option<Stat> {
     path.split('/').try_fold(overlay.stat(NodeId::ROOT).unwrap(), |above, name| {
@@ -84,7 +84,7 @@ fn whatever_was_answered_is_there_after_the_process_dies() {
     let new = make(&overlay, node(&overlay, "c"), "new", NewBody::File);
     overlay.write(new, 5000, b"sparse", false).unwrap();
     overlay.unlink(NodeId::ROOT, b"b").unwrap();
-    overlay.rename((NodeId::ROOT, b"a"), (node(&overlay, "c"), b"moved"), RenameMode::Replace).unwrap();
+    overlay.rename((NodeId::ROOT, b"a"), (node(&overlay, "c"), b"moved"), RenameMode::Replace, None).unwrap();
     drop(overlay);
     let overlay = world.open();
     let mut expected = vec![1; 3 * 4096];
@@ -200,12 +200,12 @@ fn a_compacted_journal_replays_to_the_same_state() {
     let overlay = world.open();
     let file = node(&overlay, "a/file");
     overlay.write(file, 4096 + 10, b"two", false).unwrap();
-    overlay.allocate(file, 8192..12288, rustix::fs::FallocateFlags::ZERO_RANGE, false).unwrap();
-    overlay.set_xattr(file, b"user.x", b"value", rustix::fs::XattrFlags::empty()).unwrap();
+    overlay.allocate(file, 8192..12288, rustix::fs::FallocateFlags::ZERO_RANGE).unwrap();
+    overlay.set_xattr(file, b"user.x", b"value", rustix::fs::XattrFlags::empty(), &CALLER).unwrap();
     overlay.unlink(node(&overlay, "c"), b"b").unwrap();
     overlay.unlink(NodeId::ROOT, b"b").unwrap();
     let directory = make(&overlay, node(&overlay, "c"), "made", NewBody::Directory);
-    overlay.rename((node(&overlay, "a"), b"file"), (directory, b"moved"), RenameMode::Replace).unwrap();
+    overlay.rename((node(&overlay, "a"), b"file"), (directory, b"moved"), RenameMode::Replace, None).unwrap();
     overlay.rmdir(NodeId::ROOT, b"a").unwrap();
     overlay.link(file, NodeId::ROOT, b"again").unwrap();
     make(&overlay, directory, "pipe", NewBody::Fifo);
@@ -279,7 +279,7 @@ fn huge_files_freeze() {
     for name in ["one", "two", "three"] {
         let file = make(&overlay, NodeId::ROOT, name, NewBody::File);
         let set = SetAttributes { len_bytes: Some(i64::MAX as u64), ..SetAttributes::default() };
-        overlay.set_attributes(file, set, true).unwrap();
+        overlay.set_attributes(file, set, &CALLER).unwrap();
     }
     let report = overlay.freeze("huge", BTreeMap::new()).unwrap();
     assert_eq!(world.store.snapshot(&report.snapshot).unwrap().totals.bytes, u64::MAX);

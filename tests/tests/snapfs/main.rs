@@ -3,10 +3,12 @@
 
 mod applications;
 mod crashes;
+mod direct;
 mod freezes;
 mod large;
 mod model;
 mod operations;
+mod permissions;
 mod power;
 
 use std::os::unix::process::CommandExt;
