@@ -9,7 +9,9 @@ mod large;
 mod model;
 mod operations;
 mod permissions;
+mod postgres;
 mod power;
+mod suites;
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
