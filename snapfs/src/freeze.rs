@@ -1,7 +1,8 @@
 //! Freezing: what changed becomes a new snapshot, at a cost that follows the change.
 //!
-//! Changed files are stored once while everything goes on. Then changes wait: files that changed again meanwhile are stored
-//! once more, then all the rest, so the snapshot is one moment. Only dirty ranges of files are read, cut and hashed; only
+//! Changed files are stored while everything goes on, pass by pass ([`crate::passes`]). Then changes wait: what was written
+//! during the last pass is stored, then all the rest, so the snapshot is one moment; reading goes on. Only dirty ranges of
+//! files are read, cut and hashed; only
 //! directories on the way from a change to the root are written; all else is taken over by id. Then the upper changes over
 //! to the new snapshot: commit -> journal of the new base in place of the old one (one rename) -> memory. A crash between
 //! the first two is seen at the next mount, because the journal says which tree was about to be committed.
@@ -10,12 +11,12 @@ use crate::change::{Change, NodeId};
 use crate::errno::Errno;
 use crate::journal::{Header, Journal};
 use crate::lower::{Base, join};
-use crate::node::{Body, FileBody, Node, Origin, Slot};
+use crate::node::{Body, Node, Origin, Slot};
 use crate::overlay::Overlay;
+use crate::passes::Passes;
 use crate::rebase::{Frozen, rebase};
 use crate::upper::boot_id;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{
@@ -56,12 +57,13 @@ impl Overlay {
         let mut writer = self.store().writer("a freeze")?;
         check_follows(self.store(), name, &self.base().id)?;
         let started = Instant::now();
-        let prepared = prepare_files(self, &mut writer)?;
+        let mut passes = Passes::new(self);
+        passes.run(&mut writer)?;
         let _stopped = self.stop_changes();
         // Space for the next journal is taken before there is no way back.
         let header = Header { store: self.store().id(), base: self.base().id, boot: boot_id()? };
         let journal = Journal::prepare(&self.upper().journal_path(), &header, std::iter::empty())?;
-        let (report, frozen) = self.commit_changes(&mut writer, name, labels, prepared)?;
+        let (report, frozen) = self.commit_changes(&mut writer, name, labels, passes)?;
         let rebased = Base::open(self.store(), &report.snapshot)
             .and_then(|base| rebase(self, Arc::new(base), frozen, journal));
         rebased.map_err(|error| {
@@ -84,9 +86,10 @@ impl Overlay {
         writer: &mut Writer,
         name: &str,
         labels: BTreeMap<String, String>,
-        prepared: HashMap<NodeId, Prepared>,
+        passes: Passes<'_>,
     ) -> Result<(FreezeReport, Frozen)> {
-        let mut freezer = Freezer::new(self, prepared);
+        let contents = passes.finish(writer)?;
+        let mut freezer = Freezer::new(self, contents);
         let root = freezer.tree_root(writer)?;
         let tree = writer.put_tree(&root)?;
         self.announce(Change::Freezing { tree })?;
@@ -112,21 +115,6 @@ impl Overlay {
         Ok((report, freezer.frozen))
     }
 
-    /// Bytes of a file as of a version of its content; `None` when it has another version by now, or is gone.
-    fn read_version(&self, id: NodeId, version: u64, offset: u64, len: usize) -> Result<Option<Vec<u8>>> {
-        let bytes = self.read(id, offset, len);
-        // A change is noted after its bytes are written, so the version is looked at after they are read under its lock.
-        let current = self.lock().state.node(id).and_then(Node::file).map(|file| file.version);
-        match bytes {
-            Ok(bytes) => Ok((current == Some(version)).then_some(bytes)),
-            Err(_) if current != Some(version) => Ok(None),
-            Err(errno) => {
-                let node = format!("node {:016x}", id.0);
-                Err(Error::io("cannot read a changed file", node, errno.into()))
-            }
-        }
-    }
-
     /// Puts a change that only the next mount reads into the journal, durably.
     fn announce(&self, change: Change) -> Result<()> {
         let failed = |errno: Errno| {
@@ -138,21 +126,12 @@ impl Overlay {
     }
 }
 
-/// A file as it was stored while changes went on.
-pub(crate) struct Prepared {
-    version: u64,
-    content: Content,
-    changed_bytes: u64,
-}
-
 /// The work on one freeze.
 struct Freezer<'a> {
     overlay: &'a Overlay,
     base: Arc<Base>,
     /// Copies of all nodes that differ from the base.
     nodes: HashMap<NodeId, Node>,
-    /// Files that are stored already, unless they changed since.
-    prepared: HashMap<NodeId, Prepared>,
     /// Where the changed nodes stood in the base.
     standing: HashSet<Vec<u8>>,
     frozen: Frozen,
@@ -165,7 +144,7 @@ struct Freezer<'a> {
 }
 
 impl<'a> Freezer<'a> {
-    fn new(overlay: &'a Overlay, prepared: HashMap<NodeId, Prepared>) -> Self {
+    fn new(overlay: &'a Overlay, contents: HashMap<NodeId, Content>) -> Self {
         let inner = overlay.lock();
         let changed = inner.state.nodes().filter(|(_, node)| node.dirty && !node.is_orphan());
         let nodes: HashMap<NodeId, Node> = changed.map(|(id, node)| (id, node.clone())).collect();
@@ -176,19 +155,17 @@ impl<'a> Freezer<'a> {
         Self {
             overlay,
             base: inner.state.base.clone(),
-            prepared,
             standing: origins.collect(),
+            changed_bytes: changed_bytes(&nodes),
             nodes,
-            frozen: Frozen::default(),
+            frozen: Frozen { contents, ..Frozen::default() },
             links: BTreeMap::new(),
             files: 0,
             bytes: 0,
-            changed_bytes: 0,
         }
     }
 
     fn tree_root(&mut self, writer: &mut Writer) -> Result<TreeRoot> {
-        self.freeze_files(writer)?;
         self.freeze_links()?;
         let order = self.directories();
         for id in order.iter().rev() {
@@ -203,20 +180,6 @@ impl<'a> Freezer<'a> {
         };
         let directory = self.frozen.directories.get(&NodeId::ROOT).copied().unwrap_or_else(lower);
         Ok(TreeRoot { metadata: root.metadata(), directory, links: std::mem::take(&mut self.links) })
-    }
-
-    fn freeze_files(&mut self, writer: &mut Writer) -> Result<()> {
-        for (id, node) in &self.nodes {
-            let Some(file) = changed_content(node) else { continue };
-            let prepared = self.prepared.remove(id).filter(|prepared| prepared.version == file.version);
-            let stored = match prepared {
-                Some(prepared) => prepared,
-                None => store_file(self.overlay, writer, *id, file)?.ok_or_else(|| lost(*id))?,
-            };
-            self.changed_bytes = self.changed_bytes.saturating_add(stored.changed_bytes);
-            self.frozen.contents.insert(*id, stored.content);
-        }
-        Ok(())
     }
 
     /// The link table: the base's, without what lost its last name, with what changed or got a second name.
@@ -369,52 +332,11 @@ fn check_follows(store: &Store, name: &str, base: &SnapshotId) -> Result<()> {
     .advice("freeze to another name, and compare with `snapctl diff`"))
 }
 
-/// The file part of a node whose content differs from the base.
-fn changed_content(node: &Node) -> Option<&FileBody> {
-    node.file().filter(|file| !file.layout.is_clean(file.lower.len_bytes()))
-}
-
-/// Stores all changed files while changes go on; a file that changes meanwhile is left for later.
-fn prepare_files(overlay: &Overlay, writer: &mut Writer) -> Result<HashMap<NodeId, Prepared>> {
-    let changed: Vec<(NodeId, FileBody)> = {
-        let inner = overlay.lock();
-        let named = inner.state.nodes().filter(|(_, node)| node.dirty && !node.is_orphan());
-        named.filter_map(|(id, node)| Some((id, changed_content(node)?.clone()))).collect()
-    };
-    let mut prepared = HashMap::new();
-    for (id, file) in changed {
-        if let Some(stored) = store_file(overlay, writer, id, &file)? {
-            prepared.insert(id, stored);
-        }
-    }
-    Ok(prepared)
-}
-
-/// Stores a file's content as it was when `file` was copied; `None` when it changed before all of it was read.
-fn store_file(
-    overlay: &Overlay,
-    writer: &mut Writer,
-    id: NodeId,
-    file: &FileBody,
-) -> Result<Option<Prepared>> {
-    let base = overlay.store().content(&file.lower)?;
-    let dirty: Vec<Range<u64>> = file.layout.dirty(base.len_bytes());
-    let mut changed = false;
-    let mut read = |offset: u64, buffer: &mut [u8]| {
-        let bytes =
-            if changed { None } else { overlay.read_version(id, file.version, offset, buffer.len())? };
-        match bytes.filter(|bytes| bytes.len() == buffer.len()) {
-            Some(bytes) => buffer.copy_from_slice(&bytes),
-            None => {
-                changed = true;
-                buffer.fill(0);
-            }
-        }
-        Ok(())
-    };
-    let content = store::splice(writer, &base, file.layout.len_bytes(), &dirty, &mut read)?;
-    let changed_bytes = dirty.iter().fold(0, |sum: u64, range| sum.saturating_add(range.end - range.start));
-    Ok((!changed).then_some(Prepared { version: file.version, content, changed_bytes }))
+/// Bytes in the ranges of files that may differ from the base.
+fn changed_bytes(nodes: &HashMap<NodeId, Node>) -> u64 {
+    let changed = nodes.values().filter_map(Node::file).filter(|file| file.is_changed());
+    let dirty = changed.flat_map(|file| file.layout.dirty(file.lower.len_bytes()));
+    dirty.fold(0, |sum: u64, range| sum.saturating_add(range.end - range.start))
 }
 
 fn changed_slots(node: &Node) -> impl Iterator<Item = (&Vec<u8>, Option<NodeId>)> {

@@ -32,6 +32,8 @@ const THREADS: usize = 4;
 const WRITE_MAX: u32 = 1 << 20;
 /// Requests that the kernel may have in flight without anybody waiting for them.
 const BACKGROUND_MAX: u16 = 64;
+/// A change of a few bytes has a freeze store the chunk again that they are in, or two.
+const CHANGE_WEIGHT: u64 = 128 << 10;
 const GENERATION: Generation = Generation(0);
 
 /// A mount that answers on a kernel connection.
@@ -63,15 +65,42 @@ impl Server {
     }
 }
 
+#[derive(Clone)]
 struct Adapter {
     overlay: Arc<Overlay>,
     notifier: Arc<OnceLock<Notifier>>,
 }
 
 impl Adapter {
+    /// Makes a change: now, or in a thread of its own once changes go on again.
+    fn change(&self, change: impl FnOnce(&Self) + Send + 'static) {
+        self.change_bytes(0, change);
+    }
+
+    /// As [`Self::change`], for one that gives a file so many bytes.
+    fn change_bytes(&self, len_bytes: u64, change: impl FnOnce(&Self) + Send + 'static) {
+        let adapter = self.clone();
+        let weight_bytes = len_bytes.saturating_add(CHANGE_WEIGHT);
+        if self.overlay.gate().run(weight_bytes, move || change(&adapter)) {
+            self.after_change();
+        }
+    }
+
     /// What follows every change once the application has its answer.
     fn after_change(&self) {
         self.overlay.compact_if_long();
+    }
+
+    fn answer_write(&self, ino: INodeNo, offset: u64, data: &[u8], drops_set_id: bool, reply: ReplyWrite) {
+        match self.overlay.write(node(ino), offset, data, drops_set_id) {
+            Ok(mode_changed) => {
+                reply.written(data.len() as u32);
+                if mode_changed {
+                    self.mode_changed(ino);
+                }
+            }
+            Err(errno) => reply.error(code(errno)),
+        }
     }
 
     /// The kernel goes by its own copy of the mode when it runs a file; this makes it ask again.
@@ -83,12 +112,25 @@ impl Adapter {
         }
     }
 
+    fn make(
+        &self,
+        (parent, name): (INodeNo, &OsStr),
+        mode: u32,
+        caller: Caller,
+        body: NewBody,
+        reply: ReplyEntry,
+    ) {
+        let name = bytes(name);
+        self.change(move |this| {
+            this.reply_made(this.overlay.make(node(parent), &name, mode, caller, body), reply);
+        });
+    }
+
     fn reply_made(&self, made: Answer<Stat>, reply: ReplyEntry) {
         match made {
             Ok(stat) => reply.entry(&FOREVER, &attr(&stat), GENERATION),
             Err(errno) => reply.error(code(errno)),
         }
-        self.after_change();
     }
 
     fn reply_empty(&self, done: Answer<()>, reply: ReplyEmpty) {
@@ -96,7 +138,6 @@ impl Adapter {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(code(errno)),
         }
-        self.after_change();
     }
 }
 
@@ -161,11 +202,11 @@ impl Filesystem for Adapter {
     ) {
         let (atime, mtime) = (atime.map(time_to_set), mtime.map(time_to_set));
         let set = SetAttributes { mode, uid, gid, len_bytes: size, atime, mtime };
-        match self.overlay.set_attributes(node(ino), set, request.uid() == 0) {
+        let privileged = request.uid() == 0;
+        self.change(move |this| match this.overlay.set_attributes(node(ino), set, privileged) {
             Ok(stat) => reply.attr(&FOREVER, &attr(&stat)),
             Err(errno) => reply.error(code(errno)),
-        }
-        self.after_change();
+        });
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -185,7 +226,7 @@ impl Filesystem for Adapter {
         let Some(body) = NewBody::of_mode(mode, rdev.into()) else {
             return reply.error(fuser::Errno::EINVAL);
         };
-        self.reply_made(self.overlay.make(node(parent), name.as_bytes(), mode, caller(request), body), reply);
+        self.make((parent, name), mode, caller(request), body, reply);
     }
 
     fn mkdir(
@@ -197,8 +238,7 @@ impl Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let body = NewBody::Directory;
-        self.reply_made(self.overlay.make(node(parent), name.as_bytes(), mode, caller(request), body), reply);
+        self.make((parent, name), mode, caller(request), NewBody::Directory, reply);
     }
 
     fn symlink(
@@ -210,22 +250,22 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let body = NewBody::Symlink(target.as_os_str().as_bytes().to_vec());
-        self.reply_made(
-            self.overlay.make(node(parent), link_name.as_bytes(), 0o777, caller(request), body),
-            reply,
-        );
+        self.make((parent, link_name), 0o777, caller(request), body, reply);
     }
 
     fn link(&self, _request: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        self.reply_made(self.overlay.link(node(ino), node(newparent), newname.as_bytes()), reply);
+        let name = bytes(newname);
+        self.change(move |this| this.reply_made(this.overlay.link(node(ino), node(newparent), &name), reply));
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.reply_empty(self.overlay.unlink(node(parent), name.as_bytes()), reply);
+        let name = bytes(name);
+        self.change(move |this| this.reply_empty(this.overlay.unlink(node(parent), &name), reply));
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.reply_empty(self.overlay.rmdir(node(parent), name.as_bytes()), reply);
+        let name = bytes(name);
+        self.change(move |this| this.reply_empty(this.overlay.rmdir(node(parent), &name), reply));
     }
 
     fn rename(
@@ -239,8 +279,11 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let Some(mode) = RenameMode::of_flags(flags.bits()) else { return reply.error(fuser::Errno::EINVAL) };
-        let (from, to) = ((node(parent), name.as_bytes()), (node(newparent), newname.as_bytes()));
-        self.reply_empty(self.overlay.rename(from, to, mode), reply);
+        let (from, to) = (bytes(name), bytes(newname));
+        self.change(move |this| {
+            let (from, to) = ((node(parent), &from[..]), (node(newparent), &to[..]));
+            this.reply_empty(this.overlay.rename(from, to, mode), reply);
+        });
     }
 
     fn create(
@@ -254,11 +297,11 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let flags = FopenFlags::FOPEN_KEEP_CACHE;
-        match self.overlay.make(node(parent), name.as_bytes(), mode, caller(request), NewBody::File) {
+        let (name, caller) = (bytes(name), caller(request));
+        self.change(move |this| match this.overlay.make(node(parent), &name, mode, caller, NewBody::File) {
             Ok(stat) => reply.created(&FOREVER, &attr(&stat), GENERATION, FileHandle(0), flags),
             Err(errno) => reply.error(code(errno)),
-        }
-        self.after_change();
+        });
     }
 
     fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -303,20 +346,20 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let drops_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        match self.overlay.write(node(ino), offset, data, drops_set_id) {
-            Ok(mode_changed) => {
-                reply.written(data.len() as u32);
-                if mode_changed {
-                    self.mode_changed(ino);
-                }
-            }
-            Err(errno) => reply.error(code(errno)),
+        // Bytes are copied only where they have to wait.
+        if let Some(inside) = self.overlay.gate().enter() {
+            self.answer_write(ino, offset, data, drops_set_id, reply);
+            drop(inside);
+            return self.after_change();
         }
-        self.after_change();
+        let data = data.to_vec();
+        self.change_bytes(data.len() as u64, move |this| {
+            this.answer_write(ino, offset, &data, drops_set_id, reply);
+        });
     }
 
-    fn fsync(&self, _request: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.reply_empty(self.overlay.sync(node(ino)), reply);
+    fn fsync(&self, _request: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.change(move |this| this.reply_empty(this.overlay.sync(node(ino), datasync), reply));
     }
 
     fn fsyncdir(
@@ -327,7 +370,7 @@ impl Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.reply_empty(self.overlay.sync_names(), reply);
+        self.change(move |this| this.reply_empty(this.overlay.sync_names(), reply));
     }
 
     fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -429,7 +472,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let flags = XattrFlags::from_bits_retain(flags as u32);
-        self.reply_empty(self.overlay.set_xattr(node(ino), name.as_bytes(), value, flags), reply);
+        let (name, value) = (bytes(name), value.to_vec());
+        self.change(move |this| {
+            this.reply_empty(this.overlay.set_xattr(node(ino), &name, &value, flags), reply);
+        });
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -441,7 +487,8 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.reply_empty(self.overlay.remove_xattr(node(ino), name.as_bytes()), reply);
+        let name = bytes(name);
+        self.change(move |this| this.reply_empty(this.overlay.remove_xattr(node(ino), &name), reply));
     }
 
     fn fallocate(
@@ -456,8 +503,10 @@ impl Filesystem for Adapter {
     ) {
         let mode = FallocateFlags::from_bits_retain(mode as u32);
         let range = offset..offset.saturating_add(length);
-        let allocated = self.overlay.allocate(node(ino), range, mode, request.uid() != 0);
-        self.reply_empty(allocated, reply);
+        let drops_set_id = request.uid() != 0;
+        self.change_bytes(length, move |this| {
+            this.reply_empty(this.overlay.allocate(node(ino), range, mode, drops_set_id), reply);
+        });
     }
 
     fn lseek(
@@ -491,16 +540,21 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let (from, to) = ((node(ino_in), offset_in), (node(ino_out), offset_out));
-        match self.overlay.copy(from, to, len, request.uid() != 0) {
+        let drops_set_id = request.uid() != 0;
+        self.change_bytes(len, move |this| match this.overlay.copy(from, to, len, drops_set_id) {
             Ok(copied) => reply.written(copied as u32),
             Err(errno) => reply.error(code(errno)),
-        }
-        self.after_change();
+        });
     }
 }
 
 fn node(ino: INodeNo) -> NodeId {
     NodeId(ino.0)
+}
+
+/// A name that may have to wait.
+fn bytes(name: &OsStr) -> Vec<u8> {
+    name.as_bytes().to_vec()
 }
 
 fn caller(request: &Request) -> Caller {

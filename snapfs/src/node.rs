@@ -1,9 +1,12 @@
 //! A node: one file-system object that the kernel knows or that has changed, and what of it comes from the base.
 
 use crate::change::{Attributes, Name, NewBody, NodeId};
-use crate::extent::Layout;
+use crate::extent::{Layout, Source, blocks_of, bytes_of};
+use crate::journal::Position;
 use crate::lower::{Base, LowerDirectory};
+use crate::ranges::BlockSet;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use store::{Content, Inode, Metadata, Time};
 
@@ -56,12 +59,26 @@ pub struct FileBody {
     pub holes_bytes: u64,
     /// Which bytes come from where.
     pub layout: Layout,
-    /// Differs after every change of the content from all numbers that any file had before.
-    pub version: u64,
+    /// While a freeze stores the file: what changed since it last began to.
+    pub rewritten: Option<Rewritten>,
     /// Whether its data file has writes that are not known to be durable.
     pub unsynced: bool,
+    /// Whether among them are some that put bytes where the upper held none: without the journal's word that they are
+    /// durable, a power cut takes them back.
+    pub unconfirmed: bool,
+    /// Where in the journal the last thing stands that finding the bytes needs.
+    pub needs: Position,
     /// For a file without a name: the earlier base that it still reads.
     pub kept_base: Option<Arc<Base>>,
+}
+
+/// What changed of a file's content since some moment.
+#[derive(Clone, Debug)]
+pub struct Rewritten {
+    /// These blocks did.
+    pub blocks: BlockSet,
+    /// Nothing behind this is what it was, not even where it is shown again.
+    pub cut_at_bytes: u64,
 }
 
 /// What a node is.
@@ -126,8 +143,10 @@ impl Node {
                 layout: Layout::over(content.len_bytes()),
                 lower: content,
                 holes_bytes: 0,
-                version: 0,
+                rewritten: None,
                 unsynced: false,
+                unconfirmed: false,
+                needs: 0,
                 kept_base: None,
             }),
             store::Node::Symlink(target) => Body::Symlink(target),
@@ -147,9 +166,11 @@ impl Node {
             NewBody::File => Body::File(FileBody {
                 lower: Content::empty(),
                 holes_bytes: 0,
-                version: 0,
+                rewritten: None,
                 layout: Layout::over(0),
                 unsynced: false,
+                unconfirmed: false,
+                needs: 0,
                 kept_base: None,
             }),
             NewBody::Directory => {
@@ -223,16 +244,39 @@ impl Node {
 }
 
 impl FileBody {
+    /// These blocks are about to get other content.
+    pub fn note_rewritten(&mut self, blocks: Range<u64>) {
+        if let Some(rewritten) = &mut self.rewritten {
+            rewritten.blocks.insert(blocks);
+        }
+    }
+
+    /// These blocks are about to become zero. Those that are zero already stay as they are, however many they are.
+    pub fn note_zeroed(&mut self, blocks: &Range<u64>) {
+        let Some(rewritten) = &mut self.rewritten else { return };
+        let bytes = bytes_of(blocks, self.layout.len_bytes());
+        let segments = self.layout.segments(bytes).into_iter();
+        let changing = segments.filter(|segment| segment.source != Source::Zero);
+        changing.for_each(|segment| rewritten.blocks.insert(blocks_of(&segment.range)));
+    }
+
+    /// The file is about to have this length.
+    pub fn note_cut(&mut self, len_bytes: u64) {
+        if let Some(rewritten) = &mut self.rewritten {
+            rewritten.cut_at_bytes = rewritten.cut_at_bytes.min(len_bytes);
+        }
+    }
+
+    /// From here on, what changes is noted. Gives what was noted before.
+    pub fn note_from_here_on(&mut self) -> Option<Rewritten> {
+        self.rewritten.replace(Rewritten { blocks: BlockSet::default(), cut_at_bytes: u64::MAX })
+    }
+
     /// Allocated size in units of 512 bytes. What shows through from the base counts whole until the
     /// file was opened once.
     fn blocks(&self) -> u64 {
-        let below = self.layout.lower_len_bytes().min(self.layout.len_bytes());
-        let hidden: u64 =
-            self.layout.upper_blocks().chain(self.layout.zero_blocks()).fold(0, |sum, blocks| {
-                let end = (blocks.end * crate::extent::BLOCK).min(below);
-                sum + end.saturating_sub(blocks.start * crate::extent::BLOCK)
-            });
-        (self.layout.upper_bytes() + (below - hidden).saturating_sub(self.holes_bytes)).div_ceil(512)
+        let shown = self.layout.shown_bytes().saturating_sub(self.holes_bytes);
+        (self.layout.upper_bytes() + shown).div_ceil(512)
     }
 }
 

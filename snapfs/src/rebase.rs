@@ -64,7 +64,7 @@ fn settle(state: &mut State, frozen: &Frozen) -> Vec<NodeId> {
             node.origin = Origin::Link(*number);
         }
         let Some(file) = node.file_mut() else { continue };
-        file.unsynced = false;
+        (file.unsynced, file.unconfirmed) = (false, false);
         emptied.push(id);
         if let Some(content) = frozen.contents.get(&id) {
             file.layout = Layout::over(content.len_bytes());

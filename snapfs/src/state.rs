@@ -6,6 +6,7 @@
 //! with no name left is in no directory. Reads the base where needed, writes nothing.
 
 use crate::change::{Change, Name, NodeId};
+use crate::extent::blocks_of;
 use crate::lower::{BASE_BIT, Base, node_at, node_of_link};
 use crate::node::{Body, DirectoryBody, FileBody, LowerPlace, Node, Origin, Slot};
 use std::collections::{BTreeSet, HashMap};
@@ -26,8 +27,6 @@ pub struct State {
     /// Hard-linked files of the base that have no name left.
     dead_links: BTreeSet<u64>,
     next_new: u64,
-    /// Changes of content so far.
-    versions: u64,
 }
 
 impl State {
@@ -37,7 +36,7 @@ impl State {
         let root = Node::from_base(base.tree.root().clone(), place);
         let nodes = HashMap::from([(NodeId::ROOT, root)]);
         let next_new = NodeId::ROOT.0 + 1;
-        Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new(), next_new, versions: 0 }
+        Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new(), next_new }
     }
 
     /// The node, where it is live.
@@ -53,6 +52,11 @@ impl State {
     /// All live nodes.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
         self.nodes.iter().map(|(id, node)| (*id, node))
+    }
+
+    /// As [`Self::nodes`], to change what no journal keeps.
+    pub fn nodes_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut Node)> {
+        self.nodes.iter_mut().map(|(id, node)| (*id, node))
     }
 
     /// Hard-linked files of the base that have no name left.
@@ -205,21 +209,28 @@ impl State {
                 Ok(())
             }
             Change::Write { node, range } => {
-                let file = self.changed_file(node)?;
+                let file = self.known_file(node)?;
+                file.note_rewritten(blocks_of(&range));
+                file.unconfirmed |= !file.layout.holds(&range);
                 file.layout.write(range);
                 file.unsynced = true;
                 Ok(())
             }
             Change::Truncate { node, len_bytes } => {
-                self.changed_file(node)?.layout.truncate(len_bytes);
+                let file = self.known_file(node)?;
+                file.note_cut(len_bytes);
+                file.layout.truncate(len_bytes);
                 Ok(())
             }
             Change::Zero { node, blocks } => {
-                self.changed_file(node)?.layout.zero(blocks);
+                let file = self.known_file(node)?;
+                file.note_zeroed(&blocks);
+                file.layout.zero(blocks);
                 Ok(())
             }
             Change::Synced { node } => {
-                self.known_file(node)?.unsynced = false;
+                let file = self.known_file(node)?;
+                (file.unsynced, file.unconfirmed) = (false, false);
                 Ok(())
             }
             Change::DeadLink { number } => {
@@ -228,6 +239,26 @@ impl State {
             }
             // Only who opens the journal cares.
             Change::Freezing { .. } => Ok(()),
+        }
+    }
+
+    /// Whether the bytes of a file cannot be found without `change`: after a power cut, for one that was synced.
+    pub fn is_needed_for_bytes(&self, change: &Change) -> bool {
+        match change {
+            Change::Write { node, range } => {
+                !self.node(*node).and_then(Node::file).is_some_and(|file| file.layout.holds(range))
+            }
+            Change::Adopt { .. }
+            | Change::AdoptLink { .. }
+            | Change::Create { .. }
+            | Change::Truncate { .. }
+            | Change::Zero { .. }
+            | Change::Synced { .. } => true,
+            Change::Entry { .. }
+            | Change::Attributes { .. }
+            | Change::Xattrs { .. }
+            | Change::DeadLink { .. }
+            | Change::Freezing { .. } => false,
         }
     }
 
@@ -289,15 +320,6 @@ impl State {
     fn known(&mut self, id: NodeId) -> Result<&mut Node> {
         let unknown = || Error::corrupt(format!("the journal changes node {}, which is not there", id.0));
         self.nodes.get_mut(&id).ok_or_else(unknown)
-    }
-
-    /// The file, whose content is about to change.
-    fn changed_file(&mut self, id: NodeId) -> Result<&mut FileBody> {
-        self.versions += 1;
-        let version = self.versions;
-        let file = self.known_file(id)?;
-        file.version = version;
-        Ok(file)
     }
 
     fn known_file(&mut self, id: NodeId) -> Result<&mut FileBody> {

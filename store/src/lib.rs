@@ -77,7 +77,7 @@ pub use repo::{Pin, Store};
 pub use restore::{RestoreReport, restore};
 pub use scrub::{ScrubOptions, ScrubReport, scrub};
 pub use snapshot::{Snapshot, Totals};
-pub use splice::{is_zero, splice, write_with_holes};
+pub use splice::{Spliced, is_zero, splice, write_with_holes};
 pub use state::LocalState;
 pub use stats::{StoreStats, stats};
 pub use throttle::Throttle;

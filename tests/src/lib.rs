@@ -6,6 +6,7 @@ pub mod fault;
 pub mod garden;
 pub mod golden;
 pub mod golden_domains;
+pub mod hold;
 pub mod hook;
 pub mod hosts;
 pub mod life;

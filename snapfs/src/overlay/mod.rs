@@ -1,6 +1,7 @@
 //! The file system as plain request -> answer functions over a base and an upper. Knows nothing of FUSE.
 //!
-//! Locks, in this order: `barrier` (operations that change something share it, a freeze has it alone), one of `files`
+//! Locks, in this order: `gate` (changes that come from the kernel pass it, a freeze closes it), `barrier` (operations that
+//! change something share it, a freeze has it alone), one of `files`
 //! (reads of a file share it, writes have it alone, a change of base has all), `inner` (state and journal). A change goes
 //! into the journal and then into the state under `inner`, so the journal has them in the order in which they happened;
 //! that append is a write(2) into the page cache. No store is read under `inner` except what was read before.
@@ -20,6 +21,7 @@ pub use open::base_of;
 
 use crate::change::{Change, NodeId, encode_all};
 use crate::errno::{Answer, Errno, from_store};
+use crate::gate::{Closed, Gate};
 use crate::journal::Journal;
 use crate::lower::Base;
 use crate::node::{DirectoryBody, FileBody, Node, Stat};
@@ -27,6 +29,7 @@ use crate::state::State;
 use crate::upper::Upper;
 use listing::Listings;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use store::{ContentReader, EntryInode, Store};
@@ -42,16 +45,23 @@ pub struct Overlay {
     store: Store,
     upper: Upper,
     read_only: bool,
+    gate: Arc<Gate>,
     barrier: RwLock<()>,
     files: Vec<RwLock<()>>,
     inner: Mutex<Inner>,
     /// Opened contents of the base. Emptied when the base changes.
-    readers: Mutex<HashMap<NodeId, Arc<ContentReader>>>,
+    readers: Mutex<HashMap<NodeId, Arc<Opened>>>,
     listings: Mutex<Listings>,
     /// Set when the journal has grown long.
     is_long: AtomicBool,
     /// Set when memory and journal may differ, or a sync failed: nothing may change any more.
     poisoned: AtomicBool,
+}
+
+/// Keeps changes out: those of the kernel wait in a queue, all others for the lock. Let in again in the reverse order.
+pub(crate) struct Stopped<'a> {
+    _barrier: RwLockWriteGuard<'a, ()>,
+    _gate: Closed,
 }
 
 /// What the innermost lock guards.
@@ -62,6 +72,32 @@ pub(crate) struct Inner {
     pub(crate) journal: Option<Journal>,
     /// The journal is long above this many bytes.
     pub(crate) long_len_bytes: u64,
+}
+
+/// The opened content of a file of the base.
+#[derive(Debug)]
+struct Opened {
+    content: ContentReader,
+    /// Sorted, disjoint, apart from each other.
+    holes: Vec<Range<u64>>,
+}
+
+impl Opened {
+    fn new(content: ContentReader) -> Self {
+        let mut holes: Vec<Range<u64>> = Vec::new();
+        for (start, extent) in content.extents() {
+            let store::Extent::Hole { len_bytes } = extent else { continue };
+            match holes.last_mut() {
+                Some(last) if last.end == *start => last.end += len_bytes,
+                _ => holes.push(*start..start + len_bytes),
+            }
+        }
+        Self { content, holes }
+    }
+
+    fn hole_bytes(&self) -> u64 {
+        self.holes.iter().map(|hole| hole.end - hole.start).sum()
+    }
 }
 
 /// How much differs from the base.
@@ -125,9 +161,24 @@ impl Overlay {
         }
     }
 
-    /// Keeps every change out until the guard is dropped.
-    pub(crate) fn stop_changes(&self) -> RwLockWriteGuard<'_, ()> {
-        self.barrier.write().expect("no thread panics while it freezes")
+    /// Where changes that come from the kernel wait.
+    pub(crate) fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Keeps every change out until what this gives is dropped.
+    pub(crate) fn stop_changes(&self) -> Stopped<'_> {
+        self.stop_behind(self.gate.close())
+    }
+
+    /// As [`Self::stop_changes`]; `None` while somebody else does.
+    fn try_stop_changes(&self) -> Option<Stopped<'_>> {
+        self.gate.try_close().map(|closed| self.stop_behind(closed))
+    }
+
+    fn stop_behind(&self, closed: Closed) -> Stopped<'_> {
+        let barrier = self.barrier.write().expect("no thread panics while it freezes");
+        Stopped { _barrier: barrier, _gate: closed }
     }
 
     /// Keeps all reading and writing of files out until the guards are dropped.
@@ -184,10 +235,15 @@ impl Overlay {
                 self.is_long.store(true, Ordering::Release);
             }
         }
+        let position = journal.position();
         for change in changes {
+            let needing = change.node().filter(|_| inner.state.is_needed_for_bytes(&change));
             if let Err(error) = inner.state.apply(change) {
                 from_store(error);
                 return Err(self.poison("a change could not be applied"));
+            }
+            if let Some(file) = needing.and_then(|id| inner.state.node_mut(id)).and_then(Node::file_mut) {
+                file.needs = position;
             }
         }
         Ok(())
@@ -209,15 +265,15 @@ impl Overlay {
     }
 
     /// The opened content of the base that a file began from. The caller has the file's lock.
-    fn reader(&self, node: NodeId) -> Answer<Arc<ContentReader>> {
+    fn reader(&self, node: NodeId) -> Answer<Arc<Opened>> {
         let kept = || self.readers.lock().expect("no thread panics while it has the readers");
         if let Some(reader) = kept().get(&node) {
             return Ok(reader.clone());
         }
         let content = file_of(&self.lock().state, node)?.lower.clone();
-        let reader = Arc::new(self.store.content(&content).map_err(from_store)?);
+        let reader = Arc::new(Opened::new(self.store.content(&content).map_err(from_store)?));
         if let Some(file) = self.lock().state.node_mut(node).and_then(Node::file_mut) {
-            file.holes_bytes = hole_bytes(&reader);
+            file.holes_bytes = reader.hole_bytes();
         }
         let mut readers = kept();
         if readers.len() >= READERS_MAX
@@ -237,14 +293,6 @@ impl Overlay {
     fn forget_reader(&self, node: NodeId) {
         self.readers.lock().expect("no thread panics while it has the readers").remove(&node);
     }
-}
-
-fn hole_bytes(reader: &ContentReader) -> u64 {
-    let hole = |extent: &store::Extent| match extent {
-        store::Extent::Hole { len_bytes } => *len_bytes,
-        store::Extent::Chunk { .. } => 0,
-    };
-    reader.extents().iter().map(|(_, extent)| hole(extent)).sum()
 }
 
 /// The node; `ESTALE` where it is not live.

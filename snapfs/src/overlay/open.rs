@@ -54,6 +54,7 @@ impl Overlay {
             store: store.clone(),
             upper,
             read_only,
+            gate: Arc::default(),
             barrier: RwLock::new(()),
             files: (0..FILE_LOCKS).map(|_| RwLock::new(())).collect(),
             inner: Mutex::new(Inner { state, journal, long_len_bytes: COMPACT_LEN }),

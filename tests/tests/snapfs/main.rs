@@ -8,6 +8,7 @@ mod large;
 mod model;
 mod operations;
 mod power;
+mod standstill;
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
