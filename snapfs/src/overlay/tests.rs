@@ -6,6 +6,7 @@ use crate::journal::{self, Header};
 use crate::overlay::Caller;
 use crate::passes::Passes;
 use crate::upper::boot_id;
+use rustix::fs::FallocateFlags;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use store::{BackupOptions, Kind, SnapshotId, StoreConfig, Unwatched, clock};
@@ -291,6 +292,71 @@ fn bytes_that_replace_durable_ones_are_durable_without_the_journal() {
     world.reboot();
     let expected = [&[7; 4096][..], &[4; 4096], &[6; 4096], &[5; 100]].concat();
     assert_eq!(content(&world.open(), "a/file"), expected);
+}
+
+/// A change of a file under test, and the same of plain bytes.
+fn change_at_random(overlay: &Overlay, file: NodeId, plain: &mut Vec<u8>, next: &mut dyn FnMut(u64) -> u64) {
+    let (offset, len) = (next(700_000), next(150_000) + 1);
+    let end = offset + len;
+    match next(5) {
+        0 => {
+            let set = SetAttributes { len_bytes: Some(offset), ..SetAttributes::default() };
+            overlay.set_attributes(file, set, true).unwrap();
+            plain.resize(offset as usize, 0);
+        }
+        1 => {
+            let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            overlay.allocate(file, offset..end, mode, false).unwrap();
+            let range = plain.len().min(offset as usize)..plain.len().min(end as usize);
+            plain[range].fill(0);
+        }
+        _ => {
+            let seed = next(u64::MAX);
+            let words = (0..len.div_ceil(8)).map(|word| (word ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).take(len as usize).collect();
+            overlay.write(file, offset, &bytes, false).unwrap();
+            plain.resize(plain.len().max(end as usize), 0);
+            plain[offset as usize..end as usize].copy_from_slice(&bytes);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_changes_between_all_passes_is_frozen_with_the_bytes_it_has_at_the_end() {
+    let world = World::new();
+    for seed in 1..25_u64 {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = |bound: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % bound
+        };
+        let upper = world.directory.path().join(format!("upper-{seed}"));
+        let overlay = Overlay::open(&world.store, &world.base, &upper, false).unwrap();
+        let files = [node(&overlay, "a/file"), make(&overlay, NodeId::ROOT, "new", NewBody::File)];
+        let mut plain = [vec![1; 3 * 4096], Vec::new()];
+        let mut writer = world.store.writer("test").unwrap();
+        let mut passes = Passes::new(&overlay);
+        for round in 0..6 {
+            for (file, plain) in files.iter().zip(&mut plain) {
+                (0..next(4)).for_each(|_| change_at_random(&overlay, *file, plain, &mut next));
+            }
+            // The last changes are left for the standstill.
+            if round < 5 {
+                passes.run(&mut writer).unwrap();
+            }
+        }
+        let stopped = overlay.stop_changes();
+        let name = format!("ref-{seed}");
+        let (report, _) = overlay.commit_changes(&mut writer, &name, BTreeMap::new(), passes).unwrap();
+        drop(stopped);
+        let restored = world.directory.path().join(format!("restored-{seed}"));
+        store::restore(&world.store, &report.snapshot, b"", &restored, &Unwatched).unwrap();
+        for (name, plain) in ["a/file", "new"].iter().zip(&plain) {
+            assert!(std::fs::read(restored.join(name)).unwrap() == *plain, "{name}, seed {seed}");
+        }
+    }
 }
 
 /// Whoever writes faster than the store takes it in is slowed down before all changes wait.
