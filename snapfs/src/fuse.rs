@@ -1,13 +1,14 @@
 //! Translation between the FUSE protocol and [`Overlay`]: the only file that uses the FUSE library.
 //!
-//! All changes come through this kernel, so everything it caches stays right for ever: names, absent names, attributes,
-//! pages and listings. Files need no handle, so opening one is answered by "not implemented", after which the kernel opens
+//! All changes come through this kernel, so everything it caches stays right for ever: names, absent names, attributes and
+//! pages. It may keep only listings that cannot change: in a kept listing it looks for the very line that a reader saw last,
+//! and ends the reader's listing when that name is gone. Files need no handle, so opening one is answered by "not implemented", after which the kernel opens
 //! and closes files without asking.
 
 use crate::change::{Attributes, NewBody, NodeId};
 use crate::errno::{Answer, Errno};
 use crate::node::{FileKind, Stat};
-use crate::overlay::{Caller, Overlay, RenameMode, Seek, SetAttributes, SetTime};
+use crate::overlay::{Caller, Listed, Overlay, RenameMode, Seek, SetAttributes, SetTime};
 use crate::times;
 use fuser::{
     Config, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
@@ -80,6 +81,26 @@ impl Adapter {
             && let Err(error) = notifier.inval_inode(node, -1, 0)
         {
             tracing::debug!(%error, "the kernel keeps an old mode until it asks by itself");
+        }
+    }
+
+    /// Adds the lines of a directory from a cookie on until `add` says that the reply is full. An error behind the first
+    /// line is left to the next request.
+    fn each_line(&self, ino: INodeNo, cookie: u64, mut add: impl FnMut(&Listed) -> bool) -> Answer<()> {
+        let mut next = cookie;
+        loop {
+            let lines = match self.overlay.list(node(ino), next) {
+                Ok(lines) if lines.is_empty() => return Ok(()),
+                Ok(lines) => lines,
+                Err(_) if next != cookie => return Ok(()),
+                Err(errno) => return Err(errno),
+            };
+            for line in &lines {
+                if add(line) {
+                    return Ok(());
+                }
+                next = line.next;
+            }
         }
     }
 
@@ -330,75 +351,75 @@ impl Filesystem for Adapter {
         self.reply_empty(self.overlay.sync_names(), reply);
     }
 
-    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
-        reply.opened(FileHandle(self.overlay.open_listing()), flags);
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.overlay.open_listing(node(ino)) {
+            Ok(true) => {
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+            }
+            Ok(false) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            Err(errno) => reply.error(code(errno)),
+        }
     }
 
     fn readdir(
         &self,
         _request: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let lines = match self.overlay.listing(fh.0, node(ino), offset == 0) {
-            Ok(lines) => lines,
-            Err(errno) => return reply.error(code(errno)),
-        };
-        for (line, next) in lines.iter().zip(1_u64..).skip(offset as usize) {
-            if reply.add(INodeNo(line.id.0), next, kind(line.kind), OsStr::from_bytes(&line.name)) {
-                break;
-            }
+        let listed = self.each_line(ino, offset, |line| {
+            reply.add(INodeNo(line.id.0), line.next, kind(line.kind), OsStr::from_bytes(&line.name))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(code(errno)),
         }
-        reply.ok();
     }
 
     fn readdirplus(
         &self,
         _request: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let lines = match self.overlay.listing(fh.0, node(ino), offset == 0) {
-            Ok(lines) => lines,
-            Err(errno) => return reply.error(code(errno)),
-        };
-        for (line, next) in lines.iter().zip(1_u64..).skip(offset as usize) {
+        let listed = self.each_line(ino, offset, |line| {
             let name = OsStr::from_bytes(&line.name);
             // The kernel takes no hold on these two.
             if matches!(line.name.as_slice(), b"." | b"..") {
                 let attr = FileAttr { ino: INodeNo(line.id.0), kind: FileType::Directory, ..absent() };
-                if reply.add(attr.ino, next, name, &FOREVER, &attr, GENERATION) {
-                    break;
-                }
-                continue;
+                return reply.add(attr.ino, line.next, name, &FOREVER, &attr, GENERATION);
             }
             let stat = match self.overlay.lookup(node(ino), &line.name) {
                 Ok(Some(stat)) => stat,
-                // It went since the listing was made, or cannot be read: whoever asks for it by name is told why.
-                Ok(None) | Err(_) => continue,
+                // It went since the line was made, or cannot be read: whoever asks for it by name is told why.
+                Ok(None) | Err(_) => return false,
             };
-            if reply.add(INodeNo(stat.id.0), next, name, &FOREVER, &attr(&stat), GENERATION) {
+            let attr = attr(&stat);
+            let is_full = reply.add(attr.ino, line.next, name, &FOREVER, &attr, GENERATION);
+            if is_full {
                 self.overlay.forget(stat.id, 1);
-                break;
             }
+            is_full
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(code(errno)),
         }
-        reply.ok();
     }
 
     fn releasedir(
         &self,
         _request: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
+        ino: INodeNo,
+        _fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.overlay.close_listing(fh.0);
+        self.overlay.close_listing(node(ino));
         reply.ok();
     }
 

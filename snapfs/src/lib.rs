@@ -20,6 +20,7 @@ mod node;
 mod overlay;
 mod panics;
 mod rebase;
+mod slots;
 mod state;
 mod times;
 mod upper;

@@ -3,7 +3,7 @@
 use crate::change::{Attributes, Name, NewBody, NodeId};
 use crate::extent::Layout;
 use crate::lower::{Base, LowerDirectory};
-use std::collections::BTreeMap;
+use crate::slots::Slots;
 use std::sync::Arc;
 use store::{Content, Inode, Metadata, Time};
 
@@ -27,22 +27,13 @@ pub enum Origin {
     New,
 }
 
-/// What a name in a directory stands for, where that is not simply what the base says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slot {
-    /// What the base says, and it is this live node.
-    Known(NodeId),
-    /// Differs from the base: this node, or nothing although the base has the name.
-    Changed(Option<NodeId>),
-}
-
 /// The changed part of a directory over the base's.
 #[derive(Clone, Debug)]
 pub struct DirectoryBody {
     /// What it began from.
     pub lower: Option<Arc<LowerDirectory>>,
     /// Names that are live or changed.
-    pub slots: BTreeMap<Name, Slot>,
+    pub slots: Slots,
     /// The directory it stands in.
     pub parent: NodeId,
 }
@@ -119,7 +110,7 @@ impl Node {
         let body = match inode.node {
             store::Node::Directory(id) => Body::Directory(DirectoryBody {
                 lower: Some(LowerDirectory::new(id, place.path)),
-                slots: BTreeMap::new(),
+                slots: Slots::default(),
                 parent: place.parent,
             }),
             store::Node::File(content) => Body::File(FileBody {
@@ -153,7 +144,7 @@ impl Node {
                 kept_base: None,
             }),
             NewBody::Directory => {
-                Body::Directory(DirectoryBody { lower: None, slots: BTreeMap::new(), parent: NodeId::ROOT })
+                Body::Directory(DirectoryBody { lower: None, slots: Slots::default(), parent: NodeId::ROOT })
             }
             NewBody::Symlink(target) => Body::Symlink(target),
             NewBody::CharDevice(rdev) => Body::CharDevice(rdev),
@@ -207,18 +198,29 @@ impl Node {
         Metadata { mode, uid, gid, mtime, xattrs: self.xattrs.clone() }
     }
 
+    /// Its type.
+    pub fn kind(&self) -> FileKind {
+        match &self.body {
+            Body::Directory(_) => FileKind::Directory,
+            Body::File(_) => FileKind::File,
+            Body::Symlink(_) => FileKind::Symlink,
+            Body::CharDevice(_) => FileKind::CharDevice,
+            Body::BlockDevice(_) => FileKind::BlockDevice,
+            Body::Fifo => FileKind::Fifo,
+            Body::Socket => FileKind::Socket,
+        }
+    }
+
     /// What `stat` shows.
     pub fn stat(&self, id: NodeId) -> Stat {
-        let (kind, len_bytes, blocks, rdev) = match &self.body {
-            Body::Directory(_) => (FileKind::Directory, 4096, 8, 0),
-            Body::File(file) => (FileKind::File, file.layout.len_bytes(), file.blocks(), 0),
-            Body::Symlink(target) => (FileKind::Symlink, target.len() as u64, 0, 0),
-            Body::CharDevice(rdev) => (FileKind::CharDevice, 0, 0, *rdev),
-            Body::BlockDevice(rdev) => (FileKind::BlockDevice, 0, 0, *rdev),
-            Body::Fifo => (FileKind::Fifo, 0, 0, 0),
-            Body::Socket => (FileKind::Socket, 0, 0, 0),
+        let (len_bytes, blocks, rdev) = match &self.body {
+            Body::Directory(_) => (4096, 8, 0),
+            Body::File(file) => (file.layout.len_bytes(), file.blocks(), 0),
+            Body::Symlink(target) => (target.len() as u64, 0, 0),
+            Body::CharDevice(rdev) | Body::BlockDevice(rdev) => (0, 0, *rdev),
+            Body::Fifo | Body::Socket => (0, 0, 0),
         };
-        Stat { id, kind, attributes: self.attributes, len_bytes, blocks, rdev }
+        Stat { id, kind: self.kind(), attributes: self.attributes, len_bytes, blocks, rdev }
     }
 }
 

@@ -7,7 +7,8 @@
 
 use crate::change::{Change, Name, NodeId};
 use crate::lower::{BASE_BIT, Base, node_at, node_of_link};
-use crate::node::{Body, DirectoryBody, FileBody, LowerPlace, Node, Origin, Slot};
+use crate::node::{Body, DirectoryBody, FileBody, LowerPlace, Node, Origin};
+use crate::slots::Slot;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use store::{Entry, EntryInode, Error, Inode, Result};
@@ -330,9 +331,7 @@ impl State {
         let mut next = Some(id);
         while let Some(id) = next.take() {
             let Some(node) = self.nodes.get(&id) else { break };
-            let holds_others = node.directory().is_some_and(|directory| {
-                directory.slots.values().any(|slot| !matches!(slot, Slot::Changed(None)))
-            });
+            let holds_others = node.directory().is_some_and(|directory| directory.slots.named() > 0);
             let needed = node.lookups > 0 || id == NodeId::ROOT || holds_others;
             if needed || (node.dirty && !node.is_orphan()) {
                 break;
@@ -393,10 +392,7 @@ impl State {
             if !seen.insert(id) {
                 return Err(Error::corrupt(format!("the journal gives directory {:016x} two names", id.0)));
             }
-            let named = directory.slots.values().filter_map(|slot| match slot {
-                Slot::Known(id) | Slot::Changed(Some(id)) => Some(*id),
-                Slot::Changed(None) => None,
-            });
+            let named = directory.slots.values().filter_map(|slot| slot.node());
             pending.extend(named.filter(|id| self.directory(*id).is_ok()));
         }
         Ok(())

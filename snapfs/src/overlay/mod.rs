@@ -6,6 +6,7 @@
 //! that append is a write(2) into the page cache. No store is read under `inner` except what was read before.
 
 mod attributes;
+mod cookies;
 mod data;
 mod listing;
 mod namespace;
@@ -15,6 +16,7 @@ mod sync;
 
 pub use attributes::{SetAttributes, SetTime};
 pub use data::Seek;
+pub use listing::Listed;
 pub use namespace::{Caller, RenameMode};
 pub use open::base_of;
 
@@ -25,7 +27,7 @@ use crate::lower::Base;
 use crate::node::{DirectoryBody, FileBody, Node, Stat};
 use crate::state::State;
 use crate::upper::Upper;
-use listing::Listings;
+use cookies::OpenDirectories;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -47,7 +49,7 @@ pub struct Overlay {
     inner: Mutex<Inner>,
     /// Opened contents of the base. Emptied when the base changes.
     readers: Mutex<HashMap<NodeId, Arc<ContentReader>>>,
-    listings: Mutex<Listings>,
+    open_directories: OpenDirectories,
     /// Set when the journal has grown long.
     is_long: AtomicBool,
     /// Set when memory and journal may differ, or a sync failed: nothing may change any more.

@@ -4,7 +4,7 @@
 use super::{Inner, Overlay, directory_of, node_of, stat_of};
 use crate::change::{Attributes, Change, NewBody, NodeId};
 use crate::errno::{Answer, Errno, from_store};
-use crate::node::{Origin, Slot, Stat};
+use crate::node::{Origin, Stat};
 use crate::state::State;
 use rustix::fs::RenameFlags;
 use store::{Time, clock};
@@ -336,7 +336,7 @@ fn directory_changed(state: &State, id: NodeId, now: Time) -> Answer<Change> {
 /// Refuses what is no empty directory.
 fn check_empty(state: &State, id: NodeId) -> Answer<()> {
     let directory = node_of(state, id)?.directory().ok_or(Errno::NOTDIR)?;
-    if directory.slots.values().any(|slot| *slot != Slot::Changed(None)) {
+    if directory.slots.named() > 0 {
         return Err(Errno::NOTEMPTY);
     }
     let Some(lower) = &directory.lower else { return Ok(()) };

@@ -5,6 +5,7 @@ mod applications;
 mod crashes;
 mod freezes;
 mod large;
+mod listings;
 mod model;
 mod operations;
 mod power;
