@@ -8,6 +8,7 @@
 
 use crate::change::{Change, NodeId};
 use crate::errno::Errno;
+use crate::identity::{kept, number_in, number_of_link};
 use crate::journal::{Header, Journal};
 use crate::lower::{Base, join};
 use crate::node::{Body, FileBody, Node, Origin};
@@ -20,8 +21,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{
-    Content, DirectoryId, Entry, EntryInode, Error, Inode, Kind, LinkedInode, Result, SnapshotDraft,
-    SnapshotId, Store, TreeRoot, Writer,
+    Content, DirectoryId, Entry, EntryInode, Error, Identity, Inode, Kind, LinkedInode, Result,
+    SnapshotDraft, SnapshotId, Store, TreeRoot, Writer,
 };
 
 /// What a freeze did.
@@ -203,7 +204,9 @@ impl<'a> Freezer<'a> {
             _ => unreachable!("the root of a tree is a directory"),
         };
         let directory = self.frozen.directories.get(&NodeId::ROOT).copied().unwrap_or_else(lower);
-        Ok(TreeRoot { metadata: root.metadata(), directory, links: std::mem::take(&mut self.links) })
+        let inode = Inode { metadata: root.metadata(), node: store::Node::Directory(directory) };
+        let inode = kept(inode, NodeId::ROOT, NodeId::ROOT, root.attributes.ctime);
+        Ok(TreeRoot { metadata: inode.metadata, directory, links: std::mem::take(&mut self.links) })
     }
 
     fn freeze_files(&mut self, writer: &mut Writer) -> Result<()> {
@@ -238,7 +241,8 @@ impl<'a> Freezer<'a> {
                 }
                 _ => continue,
             };
-            let inode = self.inode(*id, node)?;
+            let derived = number_of_link(number, Identity::default());
+            let inode = self.inode(*id, node, derived)?;
             linked.insert(number, LinkedInode { count: node.attributes.nlink, inode });
             self.frozen.links.insert(*id, number);
         }
@@ -293,7 +297,8 @@ impl<'a> Freezer<'a> {
                 Some(number) => EntryInode::Link(*number),
                 None => {
                     let node = self.nodes.get(&target).ok_or_else(|| lost(target))?;
-                    EntryInode::Own(self.inode(target, node)?)
+                    let derived = number_in(id, &name, Identity::default());
+                    EntryInode::Own(self.inode(target, node, derived)?)
                 }
             };
             self.count(&inode, 1);
@@ -329,7 +334,8 @@ impl<'a> Freezer<'a> {
         }
     }
 
-    fn inode(&self, id: NodeId, node: &Node) -> Result<Inode> {
+    /// What the snapshot has of a changed node, whose number would be `derived` if nothing was kept of it.
+    fn inode(&self, id: NodeId, node: &Node, derived: NodeId) -> Result<Inode> {
         let node_of_store = match &node.body {
             Body::Directory(_) => {
                 let id = self.frozen.directories.get(&id).ok_or_else(|| lost(id))?;
@@ -344,7 +350,8 @@ impl<'a> Freezer<'a> {
             Body::Fifo => store::Node::Fifo,
             Body::Socket => store::Node::Socket,
         };
-        Ok(Inode { metadata: node.metadata(), node: node_of_store })
+        let inode = Inode { metadata: node.metadata(), node: node_of_store };
+        Ok(kept(inode, id, derived, node.attributes.ctime))
     }
 }
 

@@ -12,6 +12,7 @@ mod errno;
 mod extent;
 mod freeze;
 mod fuse;
+mod identity;
 mod journal;
 mod lower;
 mod mount;

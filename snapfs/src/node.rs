@@ -2,6 +2,7 @@
 
 use crate::change::{Attributes, Name, NewBody, NodeId};
 use crate::extent::Layout;
+use crate::identity;
 use crate::lower::{Base, LowerDirectory};
 use crate::slots::Slots;
 use std::sync::Arc;
@@ -106,7 +107,8 @@ pub struct LowerPlace {
 impl Node {
     /// An unchanged node of the base.
     pub fn from_base(inode: Inode, place: LowerPlace) -> Self {
-        let Metadata { mode, uid, gid, mtime, xattrs } = inode.metadata;
+        let ctime = identity::ctime_of(&inode);
+        let Metadata { mode, uid, gid, mtime, xattrs, identity: _ } = inode.metadata;
         let body = match inode.node {
             store::Node::Directory(id) => Body::Directory(DirectoryBody {
                 lower: Some(LowerDirectory::new(id, place.path)),
@@ -127,8 +129,8 @@ impl Node {
             store::Node::Fifo => Body::Fifo,
             store::Node::Socket => Body::Socket,
         };
-        // The base keeps one time; the other two begin as that.
-        let attributes = Attributes { mode, uid, gid, nlink: place.nlink, atime: mtime, mtime, ctime: mtime };
+        // The base keeps no access time.
+        let attributes = Attributes { mode, uid, gid, nlink: place.nlink, atime: mtime, mtime, ctime };
         Self { attributes, xattrs, body, origin: place.origin, dirty: false, lookups: 0 }
     }
 
@@ -192,10 +194,10 @@ impl Node {
         self.attributes.nlink == 0
     }
 
-    /// What the store keeps of its attributes.
+    /// What the store keeps of its attributes, without its identity.
     pub fn metadata(&self) -> Metadata {
         let Attributes { mode, uid, gid, mtime, .. } = self.attributes;
-        Metadata { mode, uid, gid, mtime, xattrs: self.xattrs.clone() }
+        Metadata { mode, uid, gid, mtime, xattrs: self.xattrs.clone(), ..Metadata::default() }
     }
 
     /// Its type.

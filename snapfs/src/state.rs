@@ -6,12 +6,13 @@
 //! with no name left is in no directory. Reads the base where needed, writes nothing.
 
 use crate::change::{Change, Name, NodeId};
-use crate::lower::{BASE_BIT, Base, node_at, node_of_link};
+use crate::identity::{BASE_BIT, number_in, number_of_link, random_number};
+use crate::lower::Base;
 use crate::node::{Body, DirectoryBody, FileBody, LowerPlace, Node, Origin};
 use crate::slots::Slot;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use store::{Entry, EntryInode, Error, Inode, Result};
+use store::{Entry, EntryInode, Error, Identity, Inode, Result};
 
 /// Changes in a piece of a checkpoint: far below what a frame of the journal takes.
 const PIECE_LEN: usize = 100_000;
@@ -26,7 +27,6 @@ pub struct State {
     links: HashMap<u64, NodeId>,
     /// Hard-linked files of the base that have no name left.
     dead_links: BTreeSet<u64>,
-    next_new: u64,
     /// Changes of content so far.
     versions: u64,
 }
@@ -37,8 +37,7 @@ impl State {
         let place = LowerPlace { origin: Origin::Root, nlink: 1, parent: NodeId::ROOT, path: Vec::new() };
         let root = Node::from_base(base.tree.root().clone(), place);
         let nodes = HashMap::from([(NodeId::ROOT, root)]);
-        let next_new = NodeId::ROOT.0 + 1;
-        Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new(), next_new, versions: 0 }
+        Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new(), versions: 0 }
     }
 
     /// The node, where it is live.
@@ -66,17 +65,13 @@ impl State {
         !self.dead_links.is_empty() || self.nodes.values().any(|node| node.dirty && !node.is_orphan())
     }
 
-    /// A number that no node has and that no new node had since this upper was mounted.
-    pub fn new_id(&mut self) -> NodeId {
-        let id = NodeId(self.next_new);
-        self.take_id(id);
-        id
-    }
-
-    /// Numbers of new nodes go on behind `id`, if it is one.
-    fn take_id(&mut self, id: NodeId) {
-        if id.0 < BASE_BIT {
-            self.next_new = self.next_new.max(id.0 + 1);
+    /// A number that no node has.
+    pub fn new_id(&self) -> NodeId {
+        loop {
+            let id = random_number();
+            if id > NodeId::ROOT && !self.nodes.contains_key(&id) {
+                return id;
+            }
         }
     }
 
@@ -101,7 +96,7 @@ impl State {
         match entry.inode {
             EntryInode::Link(number) => self.live_link(number),
             EntryInode::Own(inode) => {
-                let id = self.free_id(node_at(&path));
+                let id = self.free_id(number_in(parent, &entry.name, inode.metadata.identity));
                 let origin = Origin::Entry { parent, name: entry.name.clone() };
                 let node = Node::from_base(inode, LowerPlace { origin, nlink: 1, parent, path });
                 self.nodes.insert(id, node);
@@ -116,7 +111,8 @@ impl State {
         if let Some(id) = self.links.get(&number) {
             return Ok(*id);
         }
-        let id = self.free_id(node_of_link(number));
+        let identity = self.base.tree.link(number)?.inode.metadata.identity;
+        let id = self.free_id(number_of_link(number, identity));
         self.insert_link(id, number)?;
         Ok(id)
     }
@@ -142,11 +138,15 @@ impl State {
         wanted
     }
 
-    /// The number that a listing shows for an entry of the base that is not live.
-    pub fn listed_id(&self, path: &[u8], entry: &EntryInode) -> NodeId {
-        match entry {
-            EntryInode::Link(number) => self.links.get(number).copied().unwrap_or(node_of_link(*number)),
-            EntryInode::Own(_) => self.free_id(node_at(path)),
+    /// The number that a listing shows for an entry of the base in `parent` that is not live. `link`: its number in the
+    /// link table, where it stands in that.
+    pub fn listed_id(&self, parent: NodeId, name: &[u8], link: Option<u64>, identity: Identity) -> NodeId {
+        match link {
+            Some(link) => match self.links.get(&link) {
+                Some(id) => *id,
+                None => self.free_id(number_of_link(link, identity)),
+            },
+            None => self.free_id(number_in(parent, name, identity)),
         }
     }
 
@@ -178,7 +178,6 @@ impl State {
     /// # Errors
     /// `Corrupt` when the change cannot follow the state, and those of the store.
     pub fn apply(&mut self, change: Change) -> Result<()> {
-        change.node().into_iter().for_each(|id| self.take_id(id));
         match change {
             Change::Adopt { node, path } => self.apply_adopt(node, path),
             Change::AdoptLink { node, number } => {

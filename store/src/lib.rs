@@ -86,7 +86,7 @@ pub use tier::{
     S3Tier, Tier,
 };
 pub use tree::{
-    Content, ContentReader, ContentWriter, Directory, Entry, EntryInode, Extent, INLINE_MAX, Inode,
+    Content, ContentReader, ContentWriter, Directory, Entry, EntryInode, Extent, INLINE_MAX, Identity, Inode,
     LinkedInode, Metadata, Node, Tree, TreeRoot,
 };
 pub use writer::{SnapshotDraft, WriteStats, Writer};

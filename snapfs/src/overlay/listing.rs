@@ -5,12 +5,11 @@ use super::cookies::Place;
 use super::{Overlay, directory_of, node_of};
 use crate::change::{Name, NodeId};
 use crate::errno::{Answer, Errno, from_store};
-use crate::lower::{LowerDirectory, join};
 use crate::node::{DirectoryBody, FileKind};
 use crate::state::State;
 use std::ops::Bound;
 use std::sync::Arc;
-use store::{Directory, Entry, EntryInode, Inode, Tree};
+use store::{Directory, Entry, EntryInode, Identity, Inode, Tree};
 
 /// Entries of the base, and lines, that are looked at while the state is locked.
 const BATCH_LEN: usize = 128;
@@ -95,7 +94,7 @@ impl Overlay {
                 continue;
             }
             let directory = directory_of(&inner.state, id)?;
-            let piece = merge(&inner.state, directory, lower.as_deref(), after, below);
+            let piece = merge(&inner.state, id, directory, after, below);
             drop(inner);
             match piece.until {
                 Some(until) if piece.lines.is_empty() => place = Some(Place::After(until)),
@@ -129,10 +128,13 @@ impl Overlay {
     }
 }
 
-/// An entry of the base and its type.
+/// An entry of the base.
 struct Below {
-    entry: Entry,
+    name: Name,
     kind: FileKind,
+    identity: Identity,
+    /// Its number in the link table, where it stands in that.
+    link: Option<u64>,
 }
 
 /// Entries of the base after a name.
@@ -159,27 +161,24 @@ fn below(opened: &Directory, tree: &Tree, after: Option<&[u8]>) -> Answer<Belows
 
 impl Below {
     fn new(entry: Entry, tree: &Tree) -> Answer<Self> {
-        let kind = match &entry.inode {
-            EntryInode::Own(Inode { node, .. }) => FileKind::of(node),
+        let of = |name, inode: &Inode, link| {
+            let (kind, identity) = (FileKind::of(&inode.node), inode.metadata.identity);
+            Self { name, kind, identity, link }
+        };
+        match entry.inode {
+            EntryInode::Own(inode) => Ok(of(entry.name, &inode, None)),
             EntryInode::Link(number) => {
                 let links = tree.links().map_err(from_store)?;
-                links.get(number).map(|linked| FileKind::of(&linked.inode.node)).ok_or(Errno::IO)?
+                let linked = links.get(&number).ok_or(Errno::IO)?;
+                Ok(of(entry.name, &linked.inode, Some(number)))
             }
-        };
-        Ok(Self { entry, kind })
+        }
     }
 }
 
 /// Both sides in name order, where a name is on both as its slot says, until there are enough lines or `below` is used up
 /// and more of the base follows.
-fn merge(
-    state: &State,
-    directory: &DirectoryBody,
-    lower: Option<&LowerDirectory>,
-    after: Option<&[u8]>,
-    below: Belows,
-) -> Piece {
-    let path = lower.map_or(&[][..], |lower| &lower.path);
+fn merge(state: &State, id: NodeId, directory: &DirectoryBody, after: Option<&[u8]>, below: Belows) -> Piece {
     let after = after.map_or(Bound::Unbounded, Bound::Excluded);
     let mut slots = directory.slots.range::<[u8], _>((after, Bound::Unbounded)).peekable();
     let mut entries = below.entries.into_iter().peekable();
@@ -190,20 +189,20 @@ fn merge(
             (None, None) => return Piece { lines, until: None },
             (None, Some(_)) => true,
             (Some(_), None) => false,
-            (Some(below), Some((name, _))) => *name <= &below.entry.name,
+            (Some(below), Some((name, _))) => *name <= &below.name,
         };
         let name = if slot_first {
             let (name, slot) = slots.next().expect("it was just seen");
-            entries.next_if(|below| below.entry.name == *name);
+            entries.next_if(|below| below.name == *name);
             if let Some((id, node)) = slot.node().and_then(|id| Some((id, state.node(id)?))) {
                 lines.push(Line { name: name.clone(), id, kind: node.kind() });
             }
             name.clone()
         } else {
-            let Below { entry, kind } = entries.next().expect("it was just seen");
-            let id = state.listed_id(&join(path, &entry.name), &entry.inode);
-            lines.push(Line { name: entry.name.clone(), id, kind });
-            entry.name
+            let Below { name, kind, identity, link } = entries.next().expect("it was just seen");
+            let id = state.listed_id(id, &name, link, identity);
+            lines.push(Line { name: name.clone(), id, kind });
+            name
         };
         until = Some(name);
     }

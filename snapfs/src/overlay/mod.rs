@@ -26,6 +26,7 @@ use crate::journal::Journal;
 use crate::lower::Base;
 use crate::node::{DirectoryBody, FileBody, Node, Stat};
 use crate::state::State;
+use crate::times;
 use crate::upper::Upper;
 use cookies::OpenDirectories;
 use std::collections::HashMap;
@@ -171,6 +172,8 @@ impl Overlay {
         }
         let Some(journal) = &mut inner.journal else { return Err(Errno::ROFS) };
         let state = &inner.state;
+        let changes: Vec<Change> =
+            changes.into_iter().map(|change| after_last_ctime(state, change)).collect();
         // What happens to a node without a name ends with this mount, so it is nobody's business after it.
         let lasting = |change: &&Change| {
             let node = change.node().and_then(|id| state.node(id));
@@ -239,6 +242,18 @@ impl Overlay {
     fn forget_reader(&self, node: NodeId) {
         self.readers.lock().expect("no thread panics while it has the readers").remove(&node);
     }
+}
+
+/// Each change of a node has a later change time than the one before, whatever the clock did: by that time it is told from
+/// what it was.
+fn after_last_ctime(state: &State, mut change: Change) -> Change {
+    if let Change::Attributes { node, attributes } = &mut change
+        && let Some(last) = state.node(*node).map(|node| node.attributes.ctime)
+        && attributes.ctime <= last
+    {
+        attributes.ctime = times::later(last, 1);
+    }
+    change
 }
 
 fn hole_bytes(reader: &ContentReader) -> u64 {

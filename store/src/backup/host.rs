@@ -108,7 +108,7 @@ pub fn cannot_read_xattrs(path: &Path, error: Errno) -> Error {
 pub fn bare_metadata(stat: &Stat) -> Metadata {
     let mtime = Time { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 };
     let (mode, uid, gid) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
-    Metadata { mode, uid, gid, mtime, xattrs: Vec::new() }
+    Metadata { mode, uid, gid, mtime, ..Metadata::default() }
 }
 
 /// What kind of file this is the look of.

@@ -1,11 +1,13 @@
 //! Listing directories while they change: a name that is there all the time is listed once, to each reader.
 
-use crate::HELPER;
-use rustix::fs::{self as sys, Mode, OFlags, RawDir, SeekFrom};
+use crate::{HELPER, run};
+use rustix::fs::{self as sys, CWD, Mode, OFlags, RawDir, SeekFrom};
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::Command;
 use tests::snapfs_mount::{Served, World};
 
 /// A line of a listing, as getdents64(2) gives it.
@@ -271,5 +273,60 @@ fn listings_of_a_read_only_mount_stay_whole_when_the_kernel_drops_them() {
         while reader.read(1024) {}
         reader.assert_whole(directory);
     }
+    served.unmount();
+}
+/// Listed and looked-up numbers of everything below a directory.
+fn numbers(path: &Path) -> Vec<(String, u64)> {
+    let mut found = Vec::new();
+    let mut pending = vec![path.to_owned()];
+    while let Some(directory) = pending.pop() {
+        let mut reader = Reader::open(&directory);
+        while reader.read(4096) {}
+        for line in reader.seen.iter().filter(|line| !matches!(line.name.as_str(), "." | "..")) {
+            let inside = directory.join(&line.name);
+            let stat = sys::statat(CWD, &inside, sys::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+            assert_eq!(line.inode, stat.st_ino, "{}", inside.display());
+            if sys::FileType::from_raw_mode(stat.st_mode) == sys::FileType::Directory {
+                pending.push(inside.clone());
+            }
+            let relative = inside.strip_prefix(path).unwrap().as_os_str().as_bytes().to_vec();
+            found.push((String::from_utf8(relative).unwrap(), stat.st_ino));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn inode_numbers_are_the_same_in_listings_after_freezes_and_at_later_mounts() {
+    let (world, served) = with_names(5);
+    fs::create_dir(served.path("new")).unwrap();
+    (0..5).for_each(|number| drop(File::create(served.path("new").join(number_name(number))).unwrap()));
+    fs::hard_link(served.path("new/name-000001"), served.path("second name")).unwrap();
+    fs::write(served.path("d/name-000002"), "changed").unwrap();
+    fs::rename(served.path("d/name-000003"), served.path("moved")).unwrap();
+    let before = numbers(&served.mountpoint);
+    let distinct: HashSet<u64> = before.iter().map(|(_, number)| *number).collect();
+    assert_eq!(distinct.len(), before.len() - 1, "only the two names of one file share a number");
+    served.freeze("base");
+    assert_eq!(numbers(&served.mountpoint), before, "after a freeze");
+    drop_caches("3");
+    assert_eq!(numbers(&served.mountpoint), before, "after the kernel forgot them");
+    served.unmount();
+    run(Command::new("rm").arg("-r").arg(world.path("upper")));
+    let served = world.mount("base", "mnt", "upper", &[]);
+    assert_eq!(numbers(&served.mountpoint), before, "at the next mount, with an upper of its own");
+    // Those below a directory that moves go with it.
+    fs::rename(served.path("d"), served.path("e")).unwrap();
+    let moved = numbers(&served.path("e"));
+    served.freeze("base");
+    served.unmount();
+    let served = world.mount("base", "mnt", "upper", &[]);
+    assert_eq!(numbers(&served.path("e")), moved);
+    fs::create_dir(served.path("d")).unwrap();
+    File::create(served.path("d/name-000000")).unwrap();
+    let all = numbers(&served.mountpoint);
+    let distinct: HashSet<u64> = all.iter().map(|(_, number)| *number).collect();
+    assert_eq!(distinct.len(), all.len() - 1, "what is made anew gets numbers that nothing has");
     served.unmount();
 }

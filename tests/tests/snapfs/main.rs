@@ -9,6 +9,7 @@ mod listings;
 mod model;
 mod operations;
 mod power;
+mod stamps;
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
