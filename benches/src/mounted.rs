@@ -46,21 +46,27 @@ pub fn read(scratch: &Path) -> Result<Vec<Row>> {
 }
 
 /// A tree on the host and its snapshot, ready to be mounted.
-struct Mounted {
-    source: PathBuf,
+pub struct Mounted {
+    pub source: PathBuf,
     store: PathBuf,
-    mountpoint: PathBuf,
+    pub mountpoint: PathBuf,
 }
 
 /// Unmounts when it is dropped, so that a bench that fails leaves no mount.
-struct MountGuard<'a>(Option<&'a Mounted>);
+pub struct MountGuard<'a>(Option<&'a Mounted>);
 
 impl Mounted {
     /// A tree of so many files of 4 KiB and one large one.
     fn prepare(scratch: &Path, count: usize) -> Result<Mounted> {
-        let [source, store, mountpoint] = ["source", "store", "mount"].map(|name| scratch.join(name));
+        let source = scratch.join("source");
         files(&source, count, PAGE as usize, 1)?;
         fs::write(source.join("large"), Noise::new(2).bytes(LARGE_LEN_BYTES as usize))?;
+        Self::of(scratch)
+    }
+
+    /// What is in `source` below `scratch`, and its snapshot.
+    pub fn of(scratch: &Path) -> Result<Mounted> {
+        let [source, store, mountpoint] = ["source", "store", "mount"].map(|name| scratch.join(name));
         fs::create_dir_all(&mountpoint)?;
         back_up(&Store::init(&StoreConfig::directory(&store))?, &source)?;
         Ok(Mounted { source, store, mountpoint })
@@ -73,7 +79,7 @@ impl Mounted {
         if status.success() { Ok(()) } else { Err(format!("snapctl {} failed", arguments.join(" ")).into()) }
     }
 
-    fn mount(&self) -> Result<MountGuard<'_>> {
+    pub fn mount(&self) -> Result<MountGuard<'_>> {
         self.snapctl(&["mount", "bench"])?;
         Ok(MountGuard(Some(self)))
     }
@@ -90,7 +96,7 @@ impl Mounted {
 }
 
 impl MountGuard<'_> {
-    fn unmount(mut self) -> Result<()> {
+    pub fn unmount(mut self) -> Result<()> {
         self.0.take().map_or(Ok(()), |mounted| mounted.snapctl(&["umount"]))
     }
 }

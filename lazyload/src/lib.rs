@@ -30,3 +30,4 @@ mod sys;
 mod target;
 
 pub use report::{Captured, ServeOptions, ServeReport};
+pub use sys::release_free_memory;

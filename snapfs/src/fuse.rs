@@ -1,15 +1,17 @@
-//! Translation between the FUSE protocol and [`Overlay`]: the only file that uses the FUSE library.
+//! Translation between the FUSE protocol and [`Overlay`]: with `convert` below it the only files that use the FUSE library.
 //!
 //! All changes come through this kernel, so everything it caches stays right for ever: names, absent names, attributes and
 //! pages. It may keep only listings that cannot change: in a kept listing it looks for the very line that a reader saw last,
-//! and ends the reader's listing when that name is gone. Files need no handle, so opening one is answered by "not implemented", after which the kernel opens
-//! and closes files without asking.
+//! and ends the reader's listing when that name is gone. Files need no handle, so opening one is answered by "not
+//! implemented", after which the kernel opens and closes files without asking.
 
-use crate::change::{Attributes, NewBody, NodeId};
+mod convert;
+
+use crate::change::NewBody;
 use crate::errno::{Answer, Errno};
-use crate::node::{FileKind, Stat};
-use crate::overlay::{Caller, Listed, Overlay, RenameMode, Seek, SetAttributes, SetTime};
-use crate::times;
+use crate::node::Stat;
+use crate::overlay::{Listed, Overlay, RenameMode, Seek, SetAttributes};
+use convert::{absent, attr, caller, code, kind, node, reply_data, reply_xattr, time_to_set};
 use fuser::{
     Config, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
@@ -22,7 +24,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 use store::{Error, Result};
 
 /// How long the kernel may believe what it is told: longer than any mount lives.
@@ -43,12 +45,17 @@ impl Server {
     ///
     /// # Errors
     /// When the kernel's protocol is too old, and those of reading from the connection.
-    pub fn new(overlay: Arc<Overlay>, connection: OwnedFd, allow_other: bool) -> Result<Self> {
+    pub fn new(
+        overlay: Arc<Overlay>,
+        connection: OwnedFd,
+        allow_other: bool,
+        release_memory: fn(),
+    ) -> Result<Self> {
         let mut config = Config::default();
         config.n_threads = Some(THREADS);
         config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
         let notifier = Arc::new(OnceLock::new());
-        let adapter = Adapter { overlay, notifier: notifier.clone() };
+        let adapter = Adapter { overlay, notifier: notifier.clone(), release_memory };
         let session = Session::from_fd(adapter, connection, config.acl, config)
             .map_err(|error| Error::io("the kernel refuses the mount", "/dev/fuse", error))?;
         notifier.get_or_init(|| session.notifier());
@@ -67,6 +74,7 @@ impl Server {
 struct Adapter {
     overlay: Arc<Overlay>,
     notifier: Arc<OnceLock<Notifier>>,
+    release_memory: fn(),
 }
 
 impl Adapter {
@@ -152,7 +160,9 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
-        self.overlay.forget(node(ino), nlookup);
+        if self.overlay.forget(node(ino), nlookup) {
+            (self.release_memory)();
+        }
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -517,80 +527,5 @@ impl Filesystem for Adapter {
             Err(errno) => reply.error(code(errno)),
         }
         self.after_change();
-    }
-}
-
-fn node(ino: INodeNo) -> NodeId {
-    NodeId(ino.0)
-}
-
-fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid() }
-}
-
-fn code(errno: Errno) -> fuser::Errno {
-    fuser::Errno::from_i32(errno.raw_os_error())
-}
-
-fn reply_data(answer: Answer<Vec<u8>>, reply: ReplyData) {
-    match answer {
-        Ok(bytes) => reply.data(&bytes),
-        Err(errno) => reply.error(code(errno)),
-    }
-}
-
-/// A size of 0 asks how long the value is.
-fn reply_xattr(answer: Answer<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match answer {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() <= size as usize => reply.data(&value),
-        Ok(_) => reply.error(fuser::Errno::ERANGE),
-        Err(errno) => reply.error(code(errno)),
-    }
-}
-
-fn attr(stat: &Stat) -> FileAttr {
-    let Attributes { mode, uid, gid, nlink, atime, mtime, ctime } = stat.attributes;
-    FileAttr {
-        ino: INodeNo(stat.id.0),
-        size: stat.len_bytes,
-        blocks: stat.blocks,
-        atime: times::to_system(atime),
-        mtime: times::to_system(mtime),
-        ctime: times::to_system(ctime),
-        crtime: UNIX_EPOCH,
-        kind: kind(stat.kind),
-        perm: mode as u16,
-        nlink,
-        uid,
-        gid,
-        // The numbers that the kernel passes are 32 bit: 12 of the major, 20 of the minor.
-        rdev: stat.rdev as u32,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-/// Node number 0 says that there is nothing, and that the kernel may remember it.
-fn absent() -> FileAttr {
-    FileAttr { ino: INodeNo(0), ..attr(&Stat::NOTHING) }
-}
-
-fn kind(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::Directory => FileType::Directory,
-        FileKind::File => FileType::RegularFile,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::BlockDevice => FileType::BlockDevice,
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::Socket => FileType::Socket,
-    }
-}
-
-fn time_to_set(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::At(times::from_library(time)),
     }
 }

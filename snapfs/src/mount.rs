@@ -31,6 +31,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Let other users in; the kernel checks permissions in any case.
     pub allow_other: bool,
+    /// Gives memory that this process has freed back to the kernel: called when the kernel has forgotten many files.
+    pub release_memory: fn(),
 }
 
 /// A running mount. Dropping it unmounts.
@@ -66,7 +68,7 @@ fn start(overlay: Arc<Overlay>, options: MountOptions, mountpoint: PathBuf) -> R
     let shared = Arc::new(Shared::new(overlay, options.ref_name, mountpoint));
     let control = Control::bind(shared.clone())?;
     let connection = attach(&shared, options.allow_other)?;
-    let server = Server::new(shared.overlay.clone(), connection, options.allow_other)
+    let server = Server::new(shared.overlay.clone(), connection, options.allow_other, options.release_memory)
         .inspect_err(|_| shared.detach())?;
     panics::watch(&shared);
     let serving = shared.clone();

@@ -16,6 +16,8 @@ use store::{Entry, EntryInode, Error, Identity, Inode, Result};
 
 /// Changes in a piece of a checkpoint: far below what a frame of the journal takes.
 const PIECE_LEN: usize = 100_000;
+/// Fewer nodes are not worth giving their room back.
+const MANY: usize = 4096;
 
 /// Live and changed nodes over a base.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub struct State {
     dead_links: BTreeSet<u64>,
     /// Changes of content so far.
     versions: u64,
+    /// The most live nodes since their room was last given back, as far as it was looked at.
+    most: usize,
 }
 
 impl State {
@@ -37,7 +41,7 @@ impl State {
         let place = LowerPlace { origin: Origin::Root, nlink: 1, parent: NodeId::ROOT, path: Vec::new() };
         let root = Node::from_base(base.tree.root().clone(), place);
         let nodes = HashMap::from([(NodeId::ROOT, root)]);
-        Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new(), versions: 0 }
+        Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new(), versions: 0, most: 0 }
     }
 
     /// The node, where it is live.
@@ -87,7 +91,7 @@ impl State {
             None => {}
         }
         let Some(lower) = directory.lower.clone() else { return Ok(None) };
-        let Some(entry) = lower.open(&self.base.tree)?.get(name)? else { return Ok(None) };
+        let Some(entry) = lower.open(&self.base.tree)?.get_shared(name)? else { return Ok(None) };
         self.make_live(parent, lower.path_of(name), entry).map(Some)
     }
 
@@ -322,6 +326,17 @@ impl State {
         let node = self.nodes.get_mut(&id)?;
         node.lookups = node.lookups.saturating_sub(lookups);
         self.release(id)
+    }
+
+    /// Gives back the room of nodes that are gone when half of many are. Tells whether it did.
+    pub fn shrink(&mut self) -> bool {
+        self.most = self.most.max(self.nodes.len());
+        let is_half_gone = self.most >= MANY && self.nodes.len() <= self.most / 2;
+        if is_half_gone {
+            self.most = self.nodes.len();
+            self.nodes.shrink_to_fit();
+        }
+        is_half_gone
     }
 
     /// Drops `id` if nothing needs it any more, and directories above it that only it kept. Gives the orphan that went.

@@ -9,6 +9,10 @@ use crate::progress::Progress;
 use crate::signals::Signals;
 use crate::telemetry;
 
+/// Decoded frames that a mount keeps in memory where the configuration says nothing: enough for what its threads read at
+/// once. What is read again the kernel has.
+const MOUNT_CACHE_BYTES: u64 = 32 << 20;
+
 /// One run of snapctl.
 pub struct Context {
     global: GlobalArguments,
@@ -43,6 +47,14 @@ impl Context {
     pub fn whole_store(&self) -> Result<Store> {
         let mut config = self.config()?.store()?;
         config.domains.name = None;
+        Store::open(&config)
+    }
+
+    /// Opens the configured store for a mount, which stays for long and whose reads the kernel caches.
+    pub fn store_to_mount(&self) -> Result<Store> {
+        let configured = self.config()?;
+        let mut config = configured.store()?;
+        config.cache_bytes = configured.cache_bytes.unwrap_or(MOUNT_CACHE_BYTES);
         Store::open(&config)
     }
 

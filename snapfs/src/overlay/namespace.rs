@@ -66,11 +66,12 @@ impl Overlay {
         hold(&mut inner.state, id).map(Some)
     }
 
-    /// The kernel gave up `lookups` of its holds on `id`.
-    pub fn forget(&self, id: NodeId, lookups: u64) {
+    /// The kernel gave up `lookups` of its holds on `id`. Tells whether that freed much memory, with what it gave up before.
+    pub fn forget(&self, id: NodeId, lookups: u64) -> bool {
         let mut inner = self.lock();
         let orphan = inner.state.forget(id, lookups);
         self.discard(orphan);
+        inner.state.shrink()
     }
 
     /// Makes a node. The kernel holds it from now on.

@@ -150,6 +150,21 @@ impl Directory {
         self.find(name)?.map(|index| self.entry(index)).transpose()
     }
 
+    /// As [`Self::get`], of a short file without a copy of its content: this directory's record stays in memory for it.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn get_shared(&self, name: &[u8]) -> Result<Option<Entry>> {
+        let Some(index) = self.find(name)? else { return Ok(None) };
+        let (mut entry, end) = self.decode(index)?;
+        if let EntryInode::Own(inode) = &mut entry.inode
+            && let Node::File(content) = &mut inode.node
+        {
+            *content = std::mem::replace(content, Content::empty()).shared(&self.node, end);
+        }
+        Ok(Some(entry))
+    }
+
     /// The position of the first entry whose name is not below `name`: where a listing goes on.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         upper: PathBuf::from(upper),
         read_only: flags.iter().any(|flag| flag == "--read-only"),
         allow_other: true,
+        release_memory: lazyload::release_free_memory,
     };
     let mount = snapfs::mount(&store, options)?;
     println!("mounted");

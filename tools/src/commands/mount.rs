@@ -74,7 +74,7 @@ fn serve_in_background(arguments: &MountArguments, context: &mut Context) -> any
 
 /// Mounts in this process; from then on a signal unmounts.
 fn mount(arguments: &MountArguments, context: &Context) -> anyhow::Result<(Arc<Mount>, Mounted)> {
-    let store = context.store()?;
+    let store = context.store_to_mount()?;
     let snapshot = store.resolve(&arguments.spec).asked()?;
     let upper = upper_of(arguments, &store)?;
     refuse_plain_changes(arguments, &store)?;
@@ -93,6 +93,7 @@ fn mount(arguments: &MountArguments, context: &Context) -> anyhow::Result<(Arc<M
         upper,
         read_only: arguments.read_only,
         allow_other: arguments.allow_other,
+        release_memory: lazyload::release_free_memory,
     };
     let mount = context.signals.on_stop_of(|| -> store::Result<(_, Action)> {
         let mount = Arc::new(snapfs::mount(&store, options)?);
