@@ -21,8 +21,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{
-    Content, DirectoryId, Entry, EntryInode, Error, Identity, Inode, Kind, LinkedInode, Result,
-    SnapshotDraft, SnapshotId, Store, TreeRoot, Writer,
+    Content, DirectoryId, Entry, EntryInode, Error, Inode, Kind, LinkedInode, Result, SnapshotDraft,
+    SnapshotId, Store, TreeRoot, Writer,
 };
 
 /// What a freeze did.
@@ -241,7 +241,7 @@ impl<'a> Freezer<'a> {
                 }
                 _ => continue,
             };
-            let derived = number_of_link(number, Identity::default());
+            let derived = number_of_link(number, None);
             let inode = self.inode(*id, node, derived)?;
             linked.insert(number, LinkedInode { count: node.attributes.nlink, inode });
             self.frozen.links.insert(*id, number);
@@ -297,7 +297,7 @@ impl<'a> Freezer<'a> {
                 Some(number) => EntryInode::Link(*number),
                 None => {
                     let node = self.nodes.get(&target).ok_or_else(|| lost(target))?;
-                    let derived = number_in(id, &name, Identity::default());
+                    let derived = number_in(id, &name, None);
                     EntryInode::Own(self.inode(target, node, derived)?)
                 }
             };

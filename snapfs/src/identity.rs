@@ -15,7 +15,7 @@ pub const BASE_BIT: u64 = 1 << 63;
 
 /// When an inode of a snapshot was last changed.
 pub fn ctime_of(inode: &Inode) -> Time {
-    inode.metadata.identity.ctime.unwrap_or_else(|| derived_ctime(inode))
+    inode.metadata.identity.ctime().unwrap_or_else(|| derived_ctime(inode))
 }
 
 fn derived_ctime(inode: &Inode) -> Time {
@@ -24,28 +24,26 @@ fn derived_ctime(inode: &Inode) -> Time {
     times::later(inode.metadata.mtime, (u64::from_le_bytes(first) % NANOS) as u32)
 }
 
-/// The number of `name` in the directory `parent` of a snapshot, whose inode has this identity.
-pub fn number_in(parent: NodeId, name: &[u8], identity: Identity) -> NodeId {
-    kept_number(identity).unwrap_or_else(|| NodeId(hash(parent.0, name) | BASE_BIT))
+/// The number of `name` in the directory `parent` of a snapshot, which keeps the number `kept` of it.
+pub fn number_in(parent: NodeId, name: &[u8], kept: Option<u64>) -> NodeId {
+    possible(kept).unwrap_or_else(|| NodeId(hash(parent.0, name) | BASE_BIT))
 }
 
-/// The number of the file that a snapshot's link table has under `link`, whose inode has this identity.
-pub fn number_of_link(link: u64, identity: Identity) -> NodeId {
+/// The number of the file that a snapshot's link table has under `link`, and keeps the number `kept` of.
+pub fn number_of_link(link: u64, kept: Option<u64>) -> NodeId {
     let seed = 0x6c62_272e_07bb_0142;
-    kept_number(identity).unwrap_or_else(|| NodeId(hash(seed, &link.to_le_bytes()) | BASE_BIT))
+    possible(kept).unwrap_or_else(|| NodeId(hash(seed, &link.to_le_bytes()) | BASE_BIT))
 }
 
-/// The number that a snapshot keeps, but for those that mean something else to the kernel.
-fn kept_number(identity: Identity) -> Option<NodeId> {
-    identity.number.map(NodeId).filter(|number| *number > NodeId::ROOT)
+/// A kept number, but for those that mean something else to the kernel.
+fn possible(kept: Option<u64>) -> Option<NodeId> {
+    kept.map(NodeId).filter(|number| *number > NodeId::ROOT)
 }
 
 /// `inode` with what it needs to be node `id` of this change time again, where `derived` is its number without that.
 pub fn kept(mut inode: Inode, id: NodeId, derived: NodeId, ctime: Time) -> Inode {
-    inode.metadata.identity = Identity {
-        ctime: (derived_ctime(&inode) != ctime).then_some(ctime),
-        number: (derived != id).then_some(id.0),
-    };
+    let ctime = (derived_ctime(&inode) != ctime).then_some(ctime);
+    inode.metadata.identity = Identity::new(ctime, (derived != id).then_some(id.0));
     inode
 }
 

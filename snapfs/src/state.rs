@@ -12,7 +12,7 @@ use crate::node::{Body, DirectoryBody, FileBody, LowerPlace, Node, Origin};
 use crate::slots::Slot;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use store::{Entry, EntryInode, Error, Identity, Inode, Result};
+use store::{Entry, EntryInode, Error, Inode, Result};
 
 /// Changes in a piece of a checkpoint: far below what a frame of the journal takes.
 const PIECE_LEN: usize = 100_000;
@@ -100,7 +100,7 @@ impl State {
         match entry.inode {
             EntryInode::Link(number) => self.live_link(number),
             EntryInode::Own(inode) => {
-                let id = self.free_id(number_in(parent, &entry.name, inode.metadata.identity));
+                let id = self.free_id(number_in(parent, &entry.name, inode.metadata.identity.number()));
                 let origin = Origin::Entry { parent, name: entry.name.clone() };
                 let node = Node::from_base(inode, LowerPlace { origin, nlink: 1, parent, path });
                 self.nodes.insert(id, node);
@@ -115,8 +115,8 @@ impl State {
         if let Some(id) = self.links.get(&number) {
             return Ok(*id);
         }
-        let identity = self.base.tree.link(number)?.inode.metadata.identity;
-        let id = self.free_id(number_of_link(number, identity));
+        let kept = self.base.tree.link(number)?.inode.metadata.identity.number();
+        let id = self.free_id(number_of_link(number, kept));
         self.insert_link(id, number)?;
         Ok(id)
     }
@@ -143,14 +143,14 @@ impl State {
     }
 
     /// The number that a listing shows for an entry of the base in `parent` that is not live. `link`: its number in the
-    /// link table, where it stands in that.
-    pub fn listed_id(&self, parent: NodeId, name: &[u8], link: Option<u64>, identity: Identity) -> NodeId {
+    /// link table, where it stands in that; `kept`: the inode number that the base keeps of it.
+    pub fn listed_id(&self, parent: NodeId, name: &[u8], link: Option<u64>, kept: Option<u64>) -> NodeId {
         match link {
             Some(link) => match self.links.get(&link) {
                 Some(id) => *id,
-                None => self.free_id(number_of_link(link, identity)),
+                None => self.free_id(number_of_link(link, kept)),
             },
-            None => self.free_id(number_in(parent, name, identity)),
+            None => self.free_id(number_in(parent, name, kept)),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::node::{DirectoryBody, FileKind};
 use crate::state::State;
 use std::ops::Bound;
 use std::sync::Arc;
-use store::{Directory, Entry, EntryInode, Identity, Inode, Tree};
+use store::{Directory, Entry, EntryInode, Inode, Tree};
 
 /// Entries of the base, and lines, that are looked at while the state is locked.
 const BATCH_LEN: usize = 128;
@@ -132,7 +132,8 @@ impl Overlay {
 struct Below {
     name: Name,
     kind: FileKind,
-    identity: Identity,
+    /// The inode number that the base keeps of it.
+    number: Option<u64>,
     /// Its number in the link table, where it stands in that.
     link: Option<u64>,
 }
@@ -162,8 +163,8 @@ fn below(opened: &Directory, tree: &Tree, after: Option<&[u8]>) -> Answer<Belows
 impl Below {
     fn new(entry: Entry, tree: &Tree) -> Answer<Self> {
         let of = |name, inode: &Inode, link| {
-            let (kind, identity) = (FileKind::of(&inode.node), inode.metadata.identity);
-            Self { name, kind, identity, link }
+            let (kind, number) = (FileKind::of(&inode.node), inode.metadata.identity.number());
+            Self { name, kind, number, link }
         };
         match entry.inode {
             EntryInode::Own(inode) => Ok(of(entry.name, &inode, None)),
@@ -199,8 +200,8 @@ fn merge(state: &State, id: NodeId, directory: &DirectoryBody, after: Option<&[u
             }
             name.clone()
         } else {
-            let Below { name, kind, identity, link } = entries.next().expect("it was just seen");
-            let id = state.listed_id(id, &name, link, identity);
+            let Below { name, kind, number, link } = entries.next().expect("it was just seen");
+            let id = state.listed_id(id, &name, link, number);
             lines.push(Line { name: name.clone(), id, kind });
             name
         };

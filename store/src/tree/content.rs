@@ -9,6 +9,7 @@ use crate::repo::Store;
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION, expect_head};
 use crate::writer::Writer;
 use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 /// Files up to this length stand in their directory.
 pub const INLINE_MAX: usize = 4096;
@@ -68,8 +69,8 @@ enum Form {
 enum Inline {
     /// A copy.
     Own(Vec<u8>),
-    /// The bytes themselves; the record stays in memory for them.
-    Shared { record: Blob, range: Range<usize> },
+    /// The bytes themselves, where they stand in the record, which stays in memory for them.
+    Shared(Arc<(Blob, Range<usize>)>),
 }
 
 impl Deref for Inline {
@@ -78,7 +79,7 @@ impl Deref for Inline {
     fn deref(&self) -> &[u8] {
         match self {
             Self::Own(bytes) => bytes,
-            Self::Shared { record, range } => &record[range.clone()],
+            Self::Shared(shared) => &shared.0[shared.1.clone()],
         }
     }
 }
@@ -102,7 +103,7 @@ impl Content {
         let Form::Inline(bytes) = &self.0 else { return self };
         let range = end.saturating_sub(bytes.len())..end;
         match record.get(range.clone()) == Some(&**bytes) {
-            true => Self(Form::Inline(Inline::Shared { record: record.clone(), range })),
+            true => Self(Form::Inline(Inline::Shared(Arc::new((record.clone(), range))))),
             false => self,
         }
     }

@@ -36,7 +36,7 @@ pub fn encode_directory(entries: &[Entry]) -> Result<Vec<u8>> {
             EntryInode::Own(inode) => {
                 records.u8(OWN);
                 has_identity |= inode.has_identity();
-                encode_inode(&mut records, inode, inode.metadata.identity);
+                encode_inode(&mut records, inode, &inode.metadata.identity);
             }
             EntryInode::Link(number) => {
                 records.u8(LINK).u64(*number);

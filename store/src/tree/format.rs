@@ -34,13 +34,13 @@ pub fn version(has_identity: bool) -> u16 {
     if has_identity { IDENTITY_VERSION } else { FORMAT_VERSION }
 }
 
-fn encode_metadata(out: &mut Encoder, metadata: &Metadata, identity: Identity) {
-    let flags = identity.ctime.map_or(0, |_| HAS_CTIME) | identity.number.map_or(0, |_| HAS_NUMBER);
+fn encode_metadata(out: &mut Encoder, metadata: &Metadata, identity: &Identity) {
+    let flags = identity.ctime().map_or(0, |_| HAS_CTIME) | identity.number().map_or(0, |_| HAS_NUMBER);
     out.u32(metadata.mode | flags).u32(metadata.uid).u32(metadata.gid).time(metadata.mtime);
-    if let Some(ctime) = identity.ctime {
+    if let Some(ctime) = identity.ctime() {
         out.time(ctime);
     }
-    if let Some(number) = identity.number {
+    if let Some(number) = identity.number() {
         out.u64(number);
     }
     out.count(metadata.xattrs.len());
@@ -61,11 +61,11 @@ fn decode_metadata(fields: &mut Decoder<'_>) -> Result<Metadata> {
     for _ in 0..fields.count(8)? {
         xattrs.push((fields.string()?.to_vec(), fields.string()?.to_vec()));
     }
-    Ok(Metadata { mode, uid, gid, mtime, xattrs, identity: Identity { ctime, number } })
+    Ok(Metadata { mode, uid, gid, mtime, xattrs, identity: Identity::new(ctime, number) })
 }
 
 /// Appends an inode as one with this identity.
-pub fn encode_inode(out: &mut Encoder, inode: &Inode, identity: Identity) {
+pub fn encode_inode(out: &mut Encoder, inode: &Inode, identity: &Identity) {
     encode_metadata(out, &inode.metadata, identity);
     match &inode.node {
         Node::Directory(id) => out.u8(DIRECTORY).bytes(id.as_bytes()),
@@ -113,7 +113,7 @@ pub fn encode_root(inode: &Inode, table: Option<&ChunkId>) -> Vec<u8> {
     let mut out = Encoder::new();
     out.bytes(ROOT_MAGIC).u16(version(inode.has_identity())).u16(0);
     out.u8(table.is_some().into()).bytes(table.unwrap_or(&ChunkId::from_bytes([0; 32])).as_bytes());
-    encode_inode(&mut out, inode, inode.metadata.identity);
+    encode_inode(&mut out, inode, &inode.metadata.identity);
     out.finish()
 }
 
@@ -139,7 +139,7 @@ pub fn encode_links(links: &BTreeMap<u64, LinkedInode>) -> Vec<u8> {
     out.bytes(LINKS_MAGIC).u16(version(has_identity)).u16(0).count(links.len());
     for (number, linked) in links {
         out.u64(*number).u32(linked.count);
-        encode_inode(&mut out, &linked.inode, linked.inode.metadata.identity);
+        encode_inode(&mut out, &linked.inode, &linked.inode.metadata.identity);
     }
     out.finish()
 }
