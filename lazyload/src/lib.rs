@@ -13,6 +13,7 @@
 pub mod criu;
 pub mod firecracker;
 pub mod map;
+pub mod memory_file;
 pub mod supervisor;
 
 mod connection;

@@ -242,7 +242,7 @@ pub struct CaptureArguments {
     /// Directory that `criu dump` wrote
     #[arg(long, value_name = "DIR", group = "source", value_hint = ValueHint::DirPath)]
     pub criu: Option<PathBuf>,
-    /// Memory file of a Firecracker snapshot
+    /// Memory file of a Firecracker snapshot, of the type Full; see --full and --diff
     #[arg(long, value_name = "MEMORY", group = "source", requires = "vmstate", value_hint = ValueHint::FilePath)]
     pub firecracker: Option<PathBuf>,
     /// State file of that Firecracker snapshot
@@ -251,7 +251,16 @@ pub struct CaptureArguments {
     /// Memory as one plain file
     #[arg(long, value_name = "FILE", group = "source", value_hint = ValueHint::FilePath)]
     pub raw: Option<PathBuf>,
-    /// Snapshot whose image to compare with [default: the ref's current one]
+    /// The memory file is of the type Full, and its holes are zero: needed for a sparse copy, after memory was unplugged,
+    /// and where the file has another length than the parent's memory or most of it became zero
+    #[arg(long, conflicts_with_all = ["criu", "diff"])]
+    pub full: bool,
+    /// The memory file is of the type Diff, and its holes are pages of --parent: the file as Firecracker wrote it, on ext4,
+    /// XFS, btrfs or tmpfs
+    #[arg(long, requires = "parent", conflicts_with = "criu")]
+    pub diff: bool,
+    /// Snapshot whose image to compare with [default: the ref's current one]. With --diff the snapshot that the machine was
+    /// resumed from, or the one captured of it last: any other mixes the memory of two machines, which nothing can tell
     #[arg(long, value_name = "SPEC")]
     pub parent: Option<String>,
     /// Note on the snapshot; may be given again

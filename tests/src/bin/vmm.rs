@@ -1,14 +1,17 @@
 //! A small virtual machine on the command line: stamps pages and is saved, or is resumed and checks them.
 //!
-//! `vmm save --memory FILE --state FILE --pages N`
+//! `vmm save --memory FILE --state FILE --pages N [--sparse] [--diffs N]`
 //! `vmm resume --socket SOCKET --state FILE [--rounds N] [--discard N] [--page-size BYTES] [--hang-up]`
+//!
+//! `save` writes the memory file as a Full snapshot does, with `--sparse` without its pages of zeroes. With `--diffs` some
+//! pages are wrong in it, and after it N Diff snapshots follow, FILE.1 and so on, each of which makes a part of them right.
 //!
 //! `resume` prints one line of JSON and ends with 0 when every page was right, 3 when one was wrong, 4 when the machine
 //! was stopped. With `--discard`, N times a stretch of the last quarter of the pages is given back while the guest runs,
 //! and must read as zero from then on. `--page-size` is only what the handshake says. With `--hang-up` the monitor closes
 //! its socket and its userfaultfd before the guest runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -25,9 +28,16 @@ fn main() -> ExitCode {
     let number = |name: &str, default| value(name).map_or(default, |value| value.parse().expect("a number"));
     match (arguments.first().map(String::as_str), path("--memory"), path("--state"), path("--socket")) {
         (Some("save"), Some(memory), Some(state), _) => {
-            let mut machine = Machine::boot(number("--pages", 1 << 14));
+            let diffs = number("--diffs", 0);
+            let mut machine = Machine::boot(number("--pages", 1 << 14), diffs > 0);
             machine.stamp();
-            machine.save(&memory, &state);
+            machine.spoil(diffs);
+            machine.save(&memory, &state, arguments.iter().any(|argument| argument == "--sparse"));
+            for part in 0..diffs {
+                machine.mend(part, diffs);
+                let next = |path: &Path| path.with_extension((part + 1).to_string());
+                machine.save_diff(&next(&memory), &next(&state));
+            }
             ExitCode::SUCCESS
         }
         (Some("resume"), _, Some(state), Some(socket)) => {

@@ -3,11 +3,13 @@
 //! It does on its side what Firecracker does: saves a paused machine as a flat memory file and a state file, and resumes by
 //! registering empty memory with a userfaultfd and handing that to whoever listens on a socket.
 //!
+//! - `changes` what the guest changes between snapshots, and Diff files of it
 //! - `guest`   the code that runs inside, and the processor state that it needs
 //! - `memory`  mappings, discarded pages, page fault registration
 
 #![expect(unsafe_code, reason = "KVM is told of raw memory")]
 
+mod changes;
 pub mod guest;
 pub mod memory;
 
@@ -21,7 +23,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_sregs, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
@@ -37,9 +41,10 @@ const HIGH_GUEST: u64 = 256 << 20;
 pub struct Machine {
     vcpu: VcpuFd,
     /// The machine of the processor above, which must not close before it.
-    _vm: VmFd,
+    vm: VmFd,
     regions: [Arc<Region>; 2],
     pages: u64,
+    is_tracked: bool,
     /// Kept open to the end, as Firecracker does: the handler takes its end for ours.
     handler: Option<(Faults, UnixStream)>,
 }
@@ -86,27 +91,27 @@ fn map_regions(pages: u64) -> [Arc<Region>; 2] {
 }
 
 impl Machine {
-    /// A machine about to stamp `pages` pages, a power of two.
-    pub fn boot(pages: u64) -> Self {
+    /// A machine about to stamp `pages` pages, a power of two. Diffs can be saved of it if it tracks written pages.
+    pub fn boot(pages: u64, is_tracked: bool) -> Self {
         let regions = map_regions(pages);
         regions[0].write(guest::CODE as usize, guest::code());
         for (address, entry) in guest::page_tables() {
             regions[0].write(address as usize, &entry.to_le_bytes());
         }
-        let mut machine = Self::build(regions, pages);
+        let mut machine = Self::build(regions, pages, is_tracked);
         let mut sregs = machine.vcpu.get_sregs().expect("special registers");
         guest::enter_long_mode(&mut sregs);
         machine.set_state(&guest::registers(HIGH_GUEST, pages, zero_pages(pages)), &sregs);
         machine
     }
 
-    fn build(regions: [Arc<Region>; 2], pages: u64) -> Self {
+    fn build(regions: [Arc<Region>; 2], pages: u64, is_tracked: bool) -> Self {
         let kvm = Kvm::new().expect("/dev/kvm");
         let vm = kvm.create_vm().expect("a machine");
         for (slot, region) in (0..).zip(&regions) {
             let slot = kvm_userspace_memory_region {
                 slot,
-                flags: 0,
+                flags: if is_tracked { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
                 guest_phys_addr: region.guest,
                 memory_size: region.len as u64,
                 userspace_addr: region.host,
@@ -118,7 +123,7 @@ impl Machine {
         let vcpu = vm.create_vcpu(0).expect("a processor");
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).expect("processor features");
         vcpu.set_cpuid2(&cpuid).expect("processor features");
-        Self { vcpu, _vm: vm, regions, pages, handler: None }
+        Self { vcpu, vm, regions, pages, is_tracked, handler: None }
     }
 
     fn set_state(&mut self, regs: &kvm_regs, sregs: &kvm_sregs) {
@@ -183,8 +188,9 @@ impl Machine {
         self.pages
     }
 
-    /// Writes the memory file and the state file of the paused machine, both synced.
-    pub fn save(&self, memory: &Path, state: &Path) {
+    /// Writes all of the memory and the state file of the paused machine, both synced. With `has_holes` pages of zeroes are
+    /// left out of the file, as a sparse copy of it does.
+    pub fn save(&self, memory: &Path, state: &Path, has_holes: bool) {
         let file = File::create(memory).expect("the memory file is created");
         let total = self.regions.iter().map(|region| region.len as u64).sum();
         file.set_len(total).expect("the memory file is sized");
@@ -192,13 +198,20 @@ impl Machine {
         for region in &self.regions {
             for page in 0..region.len / PAGE {
                 region.read_page(page, &mut bytes);
-                if bytes.iter().any(|byte| *byte != 0) {
+                if !has_holes || bytes.iter().any(|byte| *byte != 0) {
                     file.write_all_at(&bytes, region.offset + (page * PAGE) as u64)
                         .expect("memory is written");
                 }
             }
         }
         file.sync_all().expect("the memory file is synced");
+        if self.is_tracked {
+            self.take_dirty();
+        }
+        self.save_state(state);
+    }
+
+    fn save_state(&self, state: &Path) {
         let regs = self.vcpu.get_regs().expect("registers");
         let sregs = self.vcpu.get_sregs().expect("special registers");
         let text = json!({ "pages": self.pages, "regs": regs, "sregs": sregs }).to_string();
@@ -216,7 +229,7 @@ impl Machine {
         let faults = Faults::register(&regions);
         let stream = UnixStream::connect(socket)?;
         hand_over(&stream, &faults, &regions, page_size)?;
-        let mut machine = Self::build(regions, pages);
+        let mut machine = Self::build(regions, pages, false);
         machine.handler = Some((faults, stream));
         machine.set_state(&regs, &sregs);
         Ok(machine)

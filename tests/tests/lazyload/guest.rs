@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use lazyload::memory_file::MemorySource;
 use lazyload::{ServeOptions, ServeReport, firecracker};
 use store::{Image, Kind, PAGE, Result, Unwatched};
 
@@ -41,8 +42,9 @@ fn capture(
     parent: Option<&Image>,
 ) -> (Image, lazyload::Captured) {
     let mut captured = None;
+    let memory = MemorySource { path: memory, memory_type: None, parent };
     let image = fixture.commit(name, |writer| {
-        let found = firecracker::capture(writer, memory, state, parent, &Unwatched).expect("captured");
+        let found = firecracker::capture(writer, memory, state, &Unwatched).expect("captured");
         captured = Some(found);
         found.image
     });
@@ -50,7 +52,7 @@ fn capture(
 }
 
 /// Resumes the machine while a thread of this process serves it.
-fn resume(saved: &Saved, prefetch: bool, arguments: &[&str]) -> (Result<ServeReport>, Running) {
+pub fn resume(saved: &Saved, prefetch: bool, arguments: &[&str]) -> (Result<ServeReport>, Running) {
     let socket = saved.fixture.path("socket");
     let (image, store) = (saved.image.clone(), saved.fixture.store.clone());
     let options =
@@ -179,11 +181,13 @@ fn images_and_files_of_another_kind_are_refused() {
     let (memory, state) = (fixture.path("memory"), fixture.path("state"));
     std::fs::write(&state, "state").expect("written");
     let mut writer = fixture.writer();
+    let source = |path| MemorySource { path, memory_type: None, parent: None };
     for len in [0, 100, 4097] {
         std::fs::write(&memory, vec![1; len]).expect("written");
-        let refused = firecracker::capture(&mut writer, &memory, &state, None, &Unwatched);
+        let refused = firecracker::capture(&mut writer, source(&memory), &state, &Unwatched);
         assert_eq!(refused.expect_err("not whole pages").kind(), Kind::Invalid, "{len} bytes");
     }
-    let missing = firecracker::capture(&mut writer, &fixture.path("none"), &state, None, &Unwatched);
+    let none = fixture.path("none");
+    let missing = firecracker::capture(&mut writer, source(&none), &state, &Unwatched);
     assert_eq!(missing.expect_err("no file").kind(), Kind::NotFound);
 }

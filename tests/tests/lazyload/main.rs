@@ -3,9 +3,11 @@
 //! - `support`   a store with an image in it, and the processes of a test
 //! - `mapping`   the image as memory of this process
 //! - `guest`     the tests' machine through the Firecracker handshake
+//! - `diffs`     memory files of the type Diff, and those that may be
 //! - `process`   CRIU: dump, capture, materialize, lazy restore, compare
 //! - `killed`    handlers killed at random: no page is ever zero in place of data
 
+mod diffs;
 mod guest;
 mod killed;
 mod mapping;

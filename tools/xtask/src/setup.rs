@@ -23,6 +23,8 @@ const PROGRAMS: &[Program] = &[
     Program { name: "node", package: "nodejs" },
     Program { name: "npm", package: "npm" },
     Program { name: "restic", package: "restic" },
+    Program { name: "mkfs.erofs", package: "erofs-utils" },
+    Program { name: "mksquashfs", package: "squashfs-tools" },
 ];
 
 /// Libraries that have no program to look for. libclang is what userfaultfd's bindings are generated with.
