@@ -48,12 +48,30 @@ impl Overlay {
     /// read-only mount or an impossible name, and those of the store. After an error the changes are still in the upper;
     /// after `Unavailable` they are committed too, and the mount has to be made anew.
     pub fn freeze(&self, name: &str, labels: BTreeMap<String, String>) -> Result<FreezeReport> {
+        self.freeze_within(None, name, labels)
+    }
+
+    /// The same, waiting so long for the writer's lock of the store; `None`: as long as the mount was told.
+    ///
+    /// # Errors
+    /// As [`Self::freeze`].
+    pub fn freeze_within(
+        &self,
+        wait: Option<Duration>,
+        name: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<FreezeReport> {
+        let purpose = format!("freeze {name}");
         if self.is_read_only() {
             return Err(Error::new(Kind::Invalid, "a read-only mount has nothing to freeze")
                 .object(self.upper().path().display()));
         }
         store::check_name(name)?;
-        let mut writer = self.store().writer("a freeze")?;
+        // Others may be writing to the store for a while: changes go on until the lock is had.
+        let mut writer = match wait {
+            Some(wait) => self.store().writer_within(wait, &purpose)?,
+            None => self.store().writer(&purpose)?,
+        };
         check_follows(self.store(), name, &self.base().id)?;
         let started = Instant::now();
         let prepared = prepare_files(self, &mut writer)?;

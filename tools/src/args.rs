@@ -46,6 +46,10 @@ pub struct GlobalArguments {
     /// Answer in JSON, one document a line
     #[arg(long, global = true)]
     pub json: bool,
+    /// How long to wait for another process of this host that writes, collects or moves packs; 0: not at all
+    /// [default: 10, for `freeze` what the mount was told]
+    #[arg(long, global = true, value_name = "SECONDS")]
+    pub wait: Option<u32>,
     /// Say nothing but what was asked for, and errors
     #[arg(long, short, global = true)]
     pub quiet: bool,

@@ -1,6 +1,8 @@
 //! What every command is given: the validated configuration and the ways to the outside. Wiring only.
 
-use store::{Result, Store};
+use std::time::Duration;
+
+use store::{Result, Store, StoreConfig};
 
 use crate::args::GlobalArguments;
 use crate::config::Config;
@@ -8,6 +10,9 @@ use crate::output::Output;
 use crate::progress::Progress;
 use crate::signals::Signals;
 use crate::telemetry;
+
+/// How long to wait for a lock where nothing says it.
+const WAIT: Duration = Duration::from_secs(10);
 
 /// One run of snapctl.
 pub struct Context {
@@ -34,14 +39,26 @@ impl Context {
         Config::load(&self.global)
     }
 
+    /// What the store is opened with: locks that are held are waited for as long as the flags say.
+    fn store_config(&self) -> Result<StoreConfig> {
+        let config = self.config()?.store()?;
+        let wait = self.wait().unwrap_or(WAIT);
+        Ok(StoreConfig { state: config.state.clone().waiting(wait), ..config })
+    }
+
+    /// How long to wait for a lock that another process holds, if the flags say it.
+    pub fn wait(&self) -> Option<Duration> {
+        self.global.wait.map(|seconds| Duration::from_secs(seconds.into()))
+    }
+
     /// Opens the configured store.
     pub fn store(&self) -> Result<Store> {
-        Store::open(&self.config()?.store()?)
+        Store::open(&self.store_config()?)
     }
 
     /// Opens the configured store in its plain domain, whatever domain is named: for what concerns all domains.
     pub fn whole_store(&self) -> Result<Store> {
-        let mut config = self.config()?.store()?;
+        let mut config = self.store_config()?;
         config.domains.name = None;
         Store::open(&config)
     }
