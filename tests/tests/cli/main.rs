@@ -6,6 +6,7 @@
 )]
 
 mod basics;
+mod bytes;
 mod config;
 mod disk;
 mod domains;

@@ -2,6 +2,7 @@
 //! devices) is left, named, and makes the exit code 3.
 
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt as _;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -18,6 +19,9 @@ use crate::walk;
 struct Restored {
     snapshot: String,
     target: String,
+    /// Its bytes when it is not UTF-8, in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_hex: Option<String>,
     files: u64,
     directories: u64,
     bytes: u64,
@@ -51,9 +55,11 @@ pub fn run(arguments: &RestoreArguments, context: &mut Context) -> anyhow::Resul
         complain(&format!("snapctl: not permitted: {}", human::name(refused.as_bytes())));
     }
     let outcome = if report.not_permitted.is_empty() { Outcome::Done } else { Outcome::Partial };
+    let (target, target_hex) = ls::json_path(arguments.target.as_os_str().as_bytes());
     context.output.report(&Restored {
         snapshot: snapshot.to_string(),
-        target: arguments.target.display().to_string(),
+        target,
+        target_hex,
         files: report.files,
         directories: report.directories,
         bytes: report.bytes,

@@ -3,6 +3,7 @@
 //! handler any more, and with `--restore` also not before `criu restore` has ended.
 
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -14,6 +15,7 @@ use lazyload::{ServeOptions, ServeReport, criu, firecracker};
 use serde::Serialize;
 use store::{Error, Image, Kind, SnapshotId, Store};
 
+use super::ls::json_path;
 use crate::args::ResumeArguments;
 use crate::context::Context;
 use crate::exit::{Asked as _, Outcome, complain};
@@ -29,6 +31,9 @@ const LAZY_PAGES_SOCKET: &str = "lazy-pages.socket";
 struct Ready {
     event: &'static str,
     socket: String,
+    /// Its bytes when it is not UTF-8, in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    socket_hex: Option<String>,
     snapshot: String,
 }
 
@@ -118,7 +123,8 @@ fn handle(
     let custody = Custody::from_stdin()?;
     let _pin = store.pin(&format!("resume {}", arguments.spec), &[id])?;
     let socket = socket_of(arguments);
-    let ready = Ready { event: "ready", socket: socket.display().to_string(), snapshot: id.to_string() };
+    let (shown, socket_hex) = json_path(socket.as_os_str().as_bytes());
+    let ready = Ready { event: "ready", socket: shown, socket_hex, snapshot: id.to_string() };
     let restore = arguments.criu_dir.as_ref().filter(|_| arguments.restore);
     let restore = restore.map(|directory| Restore::prepare(arguments, directory)).transpose()?;
     let start = restore.as_ref().map(|restore| restore.start.clone());
