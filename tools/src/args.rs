@@ -340,7 +340,8 @@ pub struct KeepArguments {
     /// ... years
     #[arg(long, value_name = "N", group = "what", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_yearly: Option<u32>,
-    /// Keep what is at most so much older than the newest: 12h, 30d, 1y6m (h, d, w, m = 30 days, y = 365 days)
+    /// Keep what is at most so much older than the newest that does not lie in the future: 12h, 30d, 1y6m (h, d, w,
+    /// m = 30 days, y = 365 days)
     #[arg(long, value_name = "DURATION", group = "what", value_parser = human::parse_duration)]
     pub keep_within: Option<std::time::Duration>,
 }
