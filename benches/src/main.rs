@@ -11,6 +11,8 @@
 //! - `random`    64 KiB read anywhere
 //! - `bucket`    the same, and restore, from a bucket that is 20 ms away
 //! - `mounted`   mount time, warm reads
+//! - `written`   writes, syncs, and freezes of what was written
+//! - `names`     directories of a mount: opening, listing, forgetting; and what a mount keeps in memory
 //! - `fault`     page faults of a mapping; `raw_uffd` is their floor
 //! - `resume`    a process that CRIU wakes lazily and eagerly
 //! - `index`     lookups among 100 million chunks
@@ -34,6 +36,7 @@ mod index;
 mod measure;
 mod memory;
 mod mounted;
+mod names;
 mod peers;
 mod random;
 mod raw_uffd;
@@ -42,6 +45,7 @@ mod storage;
 mod synthetic;
 mod tune;
 mod workload;
+mod written;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -59,6 +63,11 @@ const BENCHES: &[Bench] = &[
     ("random", random::random),
     ("mount", mounted::mount),
     ("read", mounted::read),
+    ("write", written::write),
+    ("sparse", written::sparse),
+    ("freeze", written::freeze),
+    ("names", names::names),
+    ("resident", names::resident),
     ("fault", fault::fault),
     ("resume", resume::resume),
     ("index", index::index),

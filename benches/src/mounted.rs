@@ -46,21 +46,33 @@ pub fn read(scratch: &Path) -> Result<Vec<Row>> {
 }
 
 /// A tree on the host and its snapshot, ready to be mounted.
-struct Mounted {
-    source: PathBuf,
+pub struct Mounted {
+    pub source: PathBuf,
     store: PathBuf,
-    mountpoint: PathBuf,
+    pub mountpoint: PathBuf,
 }
 
 /// Unmounts when it is dropped, so that a bench that fails leaves no mount.
-struct MountGuard<'a>(Option<&'a Mounted>);
+pub struct MountGuard<'a>(Option<&'a Mounted>);
 
 impl Mounted {
     /// A tree of so many files of 4 KiB and one large one.
     fn prepare(scratch: &Path, count: usize) -> Result<Mounted> {
-        let [source, store, mountpoint] = ["source", "store", "mount"].map(|name| scratch.join(name));
+        Self::with_large(scratch, count, LARGE_LEN_BYTES)
+    }
+
+    /// The same, the large one of this length.
+    pub fn with_large(scratch: &Path, count: usize, len_bytes: u64) -> Result<Mounted> {
+        let source = scratch.join("source");
+        fs::create_dir_all(&source)?;
         files(&source, count, PAGE as usize, 1)?;
-        fs::write(source.join("large"), Noise::new(2).bytes(LARGE_LEN_BYTES as usize))?;
+        fs::write(source.join("large"), Noise::new(2).bytes(len_bytes as usize))?;
+        Self::of(scratch)
+    }
+
+    /// What is in `source` below `scratch`, and its snapshot.
+    pub fn of(scratch: &Path) -> Result<Mounted> {
+        let [source, store, mountpoint] = ["source", "store", "mount"].map(|name| scratch.join(name));
         fs::create_dir_all(&mountpoint)?;
         back_up(&Store::init(&StoreConfig::directory(&store))?, &source)?;
         Ok(Mounted { source, store, mountpoint })
@@ -73,9 +85,14 @@ impl Mounted {
         if status.success() { Ok(()) } else { Err(format!("snapctl {} failed", arguments.join(" ")).into()) }
     }
 
-    fn mount(&self) -> Result<MountGuard<'_>> {
+    pub fn mount(&self) -> Result<MountGuard<'_>> {
         self.snapctl(&["mount", "bench"])?;
         Ok(MountGuard(Some(self)))
+    }
+
+    /// Seconds that a freeze takes.
+    pub fn freeze(&self) -> Result<f64> {
+        time(|| self.snapctl(&["freeze"]))
     }
 
     fn mount_and_unmount(&self) -> Result<f64> {
@@ -90,7 +107,7 @@ impl Mounted {
 }
 
 impl MountGuard<'_> {
-    fn unmount(mut self) -> Result<()> {
+    pub fn unmount(mut self) -> Result<()> {
         self.0.take().map_or(Ok(()), |mounted| mounted.snapctl(&["umount"]))
     }
 }

@@ -21,5 +21,5 @@ pub use collect::{CollectOptions, CollectReport, collect};
 pub use plan::{Planned, Reason, Verdict};
 pub use recompress::recompress;
 pub use repack::repack_old_epochs;
-pub use retention::{Policy, Retained, forget};
+pub use retention::{Policy, Retained, forget, forget_at};
 pub use rewrite::{Pace, RewriteReport};

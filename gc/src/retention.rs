@@ -1,9 +1,12 @@
 //! Retention: which snapshots of a ref stay. Rules name how many of the newest to keep for each span of time; a snapshot
 //! stays if any rule keeps it. Spans are those of UTC. The newest snapshot always stays.
+//!
+//! Snapshots may lie in the future, because a clock was wrong. Rules of time must not count them, or real ones would be
+//! forgotten for them: they stay, take nobody's place, and the caller is told.
 
 use std::collections::HashSet;
 use std::time::Duration;
-use store::{Error, Ref, RefEntry, Result, SnapshotId, Store, Time};
+use store::{Error, Ref, RefEntry, Result, SnapshotId, Store, Time, clock};
 
 /// How many to keep; a rule that is `None` keeps nothing by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,7 +23,7 @@ pub struct Policy {
     pub keep_monthly: Option<u32>,
     /// The same by years.
     pub keep_yearly: Option<u32>,
-    /// All that are at most so much older than the newest.
+    /// All that are at most so much older than the newest that does not lie in the future.
     pub keep_within: Option<Duration>,
 }
 
@@ -31,6 +34,8 @@ pub struct Retained {
     pub entry: RefEntry,
     /// The rules that keep it.
     pub reasons: Vec<&'static str>,
+    /// Whether it was made later than now.
+    pub is_future: bool,
 }
 
 impl Retained {
@@ -57,6 +62,11 @@ impl Policy {
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Whether any rule counts spans of time.
+    fn reads_times(&self) -> bool {
+        self.keep_within.is_some() || self.rules().iter().any(|(_, count, _)| count.is_some())
+    }
 }
 
 /// Days since 1970-01-01.
@@ -72,16 +82,24 @@ fn month(time: Time) -> i64 {
 }
 
 /// Decides over a history, oldest first; the answer is in the same order. Pure.
-pub fn plan(history: &[RefEntry], policy: &Policy) -> Vec<Retained> {
-    let mut plan: Vec<Retained> =
-        history.iter().map(|entry| Retained { entry: *entry, reasons: Vec::new() }).collect();
-    let Some(newest) = history.last().map(|entry| entry.time) else { return plan };
+pub fn plan(history: &[RefEntry], policy: &Policy, now: Time) -> Vec<Retained> {
+    let retained =
+        |entry: &RefEntry| Retained { entry: *entry, reasons: Vec::new(), is_future: entry.time > now };
+    let mut plan: Vec<Retained> = history.iter().map(retained).collect();
+    let past = history.iter().map(|entry| entry.time).filter(|time| *time <= now);
+    let newest = past.max().unwrap_or(now);
     for (index, retained) in plan.iter_mut().rev().enumerate() {
         if index == 0 {
             retained.reasons.push("newest");
         }
         if policy.keep_last.is_some_and(|count| index < count as usize) {
             retained.reasons.push("last");
+        }
+        if retained.is_future {
+            if policy.reads_times() {
+                retained.reasons.push("future");
+            }
+            continue;
         }
         let age = newest.seconds.saturating_sub(retained.entry.time.seconds).max(0) as u64;
         if policy.keep_within.is_some_and(|within| age <= within.as_secs()) {
@@ -90,7 +108,7 @@ pub fn plan(history: &[RefEntry], policy: &Policy) -> Vec<Retained> {
     }
     for (name, count, span_of) in policy.rules() {
         let mut spans = HashSet::new();
-        for retained in plan.iter_mut().rev() {
+        for retained in plan.iter_mut().rev().filter(|retained| !retained.is_future) {
             if spans.len() < count.unwrap_or(0) as usize && spans.insert(span_of(retained.entry.time)) {
                 retained.reasons.push(name);
             }
@@ -104,6 +122,20 @@ pub fn plan(history: &[RefEntry], policy: &Policy) -> Vec<Retained> {
 /// # Errors
 /// `NotFound` when there is no such ref; `Invalid` for a policy without rules, which would keep one snapshot of all.
 pub fn forget(store: &Store, name: &str, policy: &Policy, dry_run: bool) -> Result<Vec<Retained>> {
+    forget_at(store, name, policy, dry_run, clock::now())
+}
+
+/// The same at another time than now.
+///
+/// # Errors
+/// As [`forget`].
+pub fn forget_at(
+    store: &Store,
+    name: &str,
+    policy: &Policy,
+    dry_run: bool,
+    now: Time,
+) -> Result<Vec<Retained>> {
     if policy.is_empty() {
         return Err(Error::invalid("no rule says what to keep")
             .advice("give at least one, for example --keep-last 3"));
@@ -111,7 +143,7 @@ pub fn forget(store: &Store, name: &str, policy: &Policy, dry_run: bool) -> Resu
     let found: Ref = store.refs().get(name)?.ok_or_else(|| {
         Error::new(store::Kind::NotFound, "no such ref").object(name).advice("`snapctl snapshots` lists them")
     })?;
-    let plan = plan(&found.history, policy);
+    let plan = plan(&found.history, policy, now);
     let dropped: HashSet<SnapshotId> =
         plan.iter().filter(|retained| !retained.is_kept()).map(|retained| retained.entry.snapshot).collect();
     if !dry_run && !dropped.is_empty() {
@@ -133,7 +165,11 @@ mod tests {
     }
 
     fn kept(history: &[RefEntry], policy: Policy) -> Vec<u8> {
-        let plan = plan(history, &policy);
+        kept_at(i64::MAX, history, policy)
+    }
+
+    fn kept_at(seconds: i64, history: &[RefEntry], policy: Policy) -> Vec<u8> {
+        let plan = plan(history, &policy, Time { seconds, nanos: 0 });
         plan.iter().filter(|r| r.is_kept()).map(|r| r.entry.snapshot.as_bytes()[0]).collect()
     }
 
@@ -148,5 +184,35 @@ mod tests {
         let within = Some(Duration::from_secs(360 * 86_400));
         assert_eq!(kept(&entries, Policy { keep_within: within, ..Policy::default() }), [4, 5]);
         assert_eq!(kept(&entries, Policy::default()), [5]);
+    }
+
+    #[test]
+    fn snapshots_in_the_future_stay_and_take_no_place_of_others() {
+        let (day, year) = (86_400, 365 * 86_400);
+        // Number 2 and 4 were made while the clock was a year and two years ahead.
+        let entries = history([0, 10 * day, year + 1, 11 * day, 2 * year, 12 * day]);
+        let now = 13 * day;
+        let within = Some(Duration::from_secs(3 * 86_400));
+        assert_eq!(
+            kept_at(now, &entries, Policy { keep_within: within, ..Policy::default() }),
+            [1, 2, 3, 4, 5]
+        );
+        assert_eq!(kept_at(now, &entries, Policy { keep_daily: Some(2), ..Policy::default() }), [2, 3, 4, 5]);
+        assert_eq!(kept_at(now, &entries, Policy { keep_yearly: Some(1), ..Policy::default() }), [2, 4, 5]);
+        assert_eq!(kept_at(now, &entries, Policy { keep_last: Some(2), ..Policy::default() }), [4, 5]);
+        // A day later the clock was set back before all of them: nothing is forgotten for that.
+        let all = [0, 1, 2, 3, 4, 5];
+        assert_eq!(kept_at(-day, &entries, Policy { keep_within: within, ..Policy::default() }), all);
+        // Within counts from the newest that there is, so that an app which sleeps for long keeps its last ones.
+        assert_eq!(
+            kept_at(
+                40 * day,
+                &history([0, day, 2 * day]),
+                Policy { keep_within: within, ..Policy::default() }
+            ),
+            [0, 1, 2]
+        );
+        let newest_ahead = history([0, 10 * day, year]);
+        assert_eq!(kept_at(now, &newest_ahead, Policy { keep_within: within, ..Policy::default() }), [1, 2]);
     }
 }

@@ -1,19 +1,17 @@
-//! The one connection of a serve: the stream, the process on its other end, and its place in custody.
+//! A connection: the stream, the process on its other end, and its place in custody.
 //!
-//! A supervisor, where there is one, accepts it, so that the other side is known to it before this process can die with
-//! the connection in hand. Dropped before its end, the other side is killed with its children: it would run on incomplete
-//! memory, or wait for ever.
+//! A supervisor, where there is one, accepts it, so that no userfaultfd which comes on it is lost should this process die.
+//! Claimed, it is the one that is served: dropped before its end, the process on the other end is killed with its
+//! children, because that process would run on incomplete memory, or wait for ever.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use store::Result;
 
-use crate::report::ServeOptions;
-use crate::socket::{Listener, is_silent_end, wait_readable};
+use crate::socket::take_memory;
 use crate::supervisor::{Custody, Held};
 use crate::target::{Target, peer_of};
 
@@ -24,7 +22,7 @@ pub struct Connection<'a> {
     peer: Arc<Target>,
     held: Option<(&'a Custody, Held)>,
     since: Instant,
-    is_finished: bool,
+    is_claimed: bool,
 }
 
 impl AsFd for Connection<'_> {
@@ -34,35 +32,49 @@ impl AsFd for Connection<'_> {
 }
 
 impl<'a> Connection<'a> {
-    /// Listens at a path until somebody connects and says something, within `first_word`; the path is free again when
-    /// this returns. Whoever closes without a word, such as one who only tried the socket, is let go.
+    /// A connection that was accepted just now, with its place in custody.
     ///
     /// # Errors
-    /// Those of binding; `Unavailable` when nobody connects in time or whoever did is out of sight.
-    pub fn await_at(path: &Path, options: &'a ServeOptions, first_word: Duration) -> Result<Self> {
-        let listener = Listener::bind(path)?;
-        let custody = options.custody.as_ref();
-        custody.map_or(Ok(()), |custody| custody.listen(&listener))?;
-        options.call_ready();
-        let deadline = Instant::now() + options.accept_timeout;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let accepted = match custody {
-                Some(custody) => custody.accept(left)?.map(|(stream, held)| (stream, Some((custody, held)))),
-                None => listener.accept(left)?.map(|stream| (stream, None)),
-            };
-            let (stream, held) = accepted.ok_or_else(|| listener.nobody_came(options.accept_timeout))?;
-            let peer = peer_of(&stream);
-            let since = Instant::now();
-            wait_readable(&stream, since + first_word)?;
-            if !is_silent_end(&stream) {
-                return Ok(Self { stream, peer: Arc::new(peer?), held, since, is_finished: false });
+    /// `Unavailable` when the process on its other end is gone or out of sight; the connection is closed then.
+    pub fn new(stream: UnixStream, held: Option<(&'a Custody, Held)>) -> Result<Self> {
+        match peer_of(&stream) {
+            Ok(peer) => {
+                Ok(Self { stream, peer: Arc::new(peer), held, since: Instant::now(), is_claimed: false })
             }
-            if let Some((custody, held)) = held {
-                custody.release(held);
-                custody.listen(&listener)?;
+            Err(error) => {
+                release(held);
+                Err(error)
             }
         }
+    }
+
+    /// From now on the process on the other end runs on what comes here.
+    ///
+    /// # Errors
+    /// `Unavailable` when the supervisor is gone.
+    pub fn claim(&mut self) -> Result<()> {
+        self.is_claimed = true;
+        self.held.as_ref().map_or(Ok(()), |(custody, held)| custody.claim(held))
+    }
+
+    /// Closes a connection that is not served. If a userfaultfd came on it, now or, as `has_memory` says, before, its
+    /// process is killed with its children; tells whether.
+    ///
+    /// # Errors
+    /// When such a process may live on.
+    pub fn turn_away(self, has_memory: bool) -> Result<bool> {
+        // Kept until the process has ended: it sees no zero page meanwhile.
+        let memory = take_memory(&self.stream);
+        let has_memory = has_memory || !memory.is_empty();
+        if has_memory {
+            self.peer.kill_tree()?;
+        }
+        Ok(has_memory)
+    }
+
+    /// When it was accepted.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// How much is left of a time that began when the other side connected.
@@ -80,21 +92,31 @@ impl<'a> Connection<'a> {
         &self.peer
     }
 
+    /// The supervisor that has a copy of it.
+    pub fn custody(&self) -> Option<&'a Custody> {
+        self.held.as_ref().map(|(custody, _)| *custody)
+    }
+
     /// Nothing depends on it any more.
     pub fn finish(mut self) {
-        self.is_finished = true;
-        if let Some((custody, held)) = self.held.take() {
-            custody.release(held);
-        }
+        self.is_claimed = false;
     }
 }
 
 impl Drop for Connection<'_> {
     fn drop(&mut self) {
-        if !self.is_finished
-            && let Err(error) = self.peer.kill_tree()
-        {
+        if !self.is_claimed {
+            return release(self.held.take());
+        }
+        // It stays in custody: the supervisor sees to it that nobody is left.
+        if let Err(error) = self.peer.kill_tree() {
             tracing::error!(%error, "the other side could not be stopped");
         }
+    }
+}
+
+fn release(held: Option<(&Custody, Held)>) {
+    if let Some((custody, held)) = held {
+        custody.release(held);
     }
 }

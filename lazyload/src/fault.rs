@@ -105,26 +105,56 @@ impl AddressSpace {
         self.states.missing_pages() == 0
     }
 
-    /// Applies a change.
-    pub fn change(&mut self, change: Change) {
+    /// How many data pages are missing.
+    pub fn missing_pages(&self) -> u64 {
+        self.states.missing_pages()
+    }
+
+    /// Applies a change, and tells whether it makes any difference to what pages show.
+    pub fn change(&mut self, change: Change) -> bool {
         match change {
             Change::Remove { start, end } => self.set_removed(start, end),
             Change::Unmap { start, end } => {
                 self.set_removed(start, end);
+                let is_shown = self.shows_any(start, end);
                 self.regions.unmap(start, end);
+                is_shown
             }
             Change::Remap { source, target, len_bytes } => {
-                self.set_removed(target, target.saturating_add(len_bytes));
+                let target_end = target.saturating_add(len_bytes);
+                let is_shown = self.shows_any(source, source.saturating_add(len_bytes))
+                    || self.shows_any(target, target_end);
+                self.set_removed(target, target_end);
                 self.regions.remap(source, target, len_bytes);
+                is_shown
             }
         }
     }
 
-    fn set_removed(&mut self, start: u64, end: u64) {
+    fn shows_any(&self, start: u64, end: u64) -> bool {
+        self.regions.overlapping(start, end).next().is_some()
+    }
+
+    fn set_removed(&mut self, start: u64, end: u64) -> bool {
+        let mut is_new = false;
         for part in self.regions.overlapping(start, end) {
-            let pages = part.first_page..part.first_page + part.len_bytes / PAGE_BYTES;
-            self.states.set_removed(self.table.numbers_in(pages));
+            let numbers = self.table.numbers_in(pages_of(&part));
+            is_new |= numbers.clone().any(|number| self.states.get(number) != PageState::Removed);
+            self.states.set_removed(numbers);
         }
+        is_new
+    }
+
+    /// The address and the image page of every data page that was not given back, brought or not, by address.
+    pub fn backed(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.regions.regions().iter().flat_map(move |region| {
+            let numbers = self.table.numbers_in(pages_of(region));
+            let kept = numbers.filter(|number| self.states.get(*number) != PageState::Removed);
+            kept.filter_map(move |number| {
+                let page = page_of(&self.table.numbered(number));
+                Some((region.address_of(page)?, page))
+            })
+        })
     }
 
     /// How to answer a fault at an address.
@@ -133,6 +163,14 @@ impl AddressSpace {
         match self.data_at(region.page_at(address)) {
             Some(data) => Answer::Copy(fill(&region, &data, data.place..data.place + 1)),
             None => self.zero_from(&region, address),
+        }
+    }
+
+    /// Records that whatever data the addresses of a range show is there now.
+    pub fn filled_range(&mut self, start: u64, end: u64) {
+        for part in self.regions.overlapping(start, end) {
+            let pages = part.first_page..part.first_page + part.len_bytes / PAGE_BYTES;
+            self.table.numbers_in(pages).for_each(|number| self.states.set_present(number));
         }
     }
 
@@ -226,6 +264,11 @@ fn fill(region: &Region, data: &DataPage, places: Range<u32>) -> Fill {
         page_count: places.end - places.start,
         first_number: data.number - u64::from(data.place) + u64::from(places.start),
     }
+}
+
+/// The image pages that a region shows.
+fn pages_of(region: &Region) -> Range<u64> {
+    region.first_page..region.first_page + region.len_bytes / PAGE_BYTES
 }
 
 fn page_of(data: &DataPage) -> u64 {

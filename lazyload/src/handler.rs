@@ -16,6 +16,8 @@ use crate::supervisor::{Custody, Held, lost};
 
 /// How often an idle loop looks whether its address spaces still exist.
 const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// The same while a process is traced, whose dump may end any moment.
+const TRACED: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Serves any number of address spaces from one thread.
@@ -38,9 +40,14 @@ impl<'a> Handler<'a> {
     /// Serves one more address space, from the moment its descriptor is in custody.
     pub fn add(&mut self, served: Served) -> Result<()> {
         let held = self.custody.map(|custody| custody.hold(served.as_fd(), served.target())).transpose()?;
+        self.add_held(served, held);
+        Ok(())
+    }
+
+    /// Serves one more address space, whose descriptor has its place in custody already.
+    pub fn add_held(&mut self, served: Served, held: Option<Held>) {
         self.report.spaces += 1;
         self.served.push((served, held));
-        Ok(())
     }
 
     /// Whether every address space has ended.
@@ -72,7 +79,12 @@ impl<'a> Handler<'a> {
     pub fn turn(&mut self, others: &[BorrowedFd<'_>], prefetch: bool) -> Result<Vec<Ready>> {
         let is_waiting = self.served.iter().any(|(served, _)| served.has_waiting());
         let could_prefetch = prefetch && self.served.iter().any(|(served, _)| served.can_prefetch());
-        let timeout = if is_waiting || could_prefetch { NO_WAIT } else { IDLE };
+        let is_traced = self.served.iter_mut().fold(false, |any, (served, _)| served.look_for_tracer() | any);
+        let timeout = match (is_waiting || could_prefetch, is_traced) {
+            (true, _) => NO_WAIT,
+            (false, true) => TRACED,
+            (false, false) => IDLE,
+        };
         let (ready, others_ready) = self.wait(others, &timeout)?;
         let has_events = ready.contains(&true);
         self.drain(&ready)?;
@@ -156,6 +168,7 @@ impl<'a> Handler<'a> {
                 continue;
             }
             let (served, held) = self.served.swap_remove(index);
+            self.report.never_brought += served.conclude();
             if let (Some(custody), Some(held)) = (self.custody, held) {
                 custody.release(held);
             }

@@ -5,22 +5,29 @@
 //! into, or serves out of, a memory image of the store. [`supervisor`] makes the death of a serving process safe.
 //!
 //! How a fault is answered: `sys` reads the event, `fault` decides (pure, over `region` and `pages`), `resolver` reads the
-//! bytes, `drive` fills them in, `served` joins these for one address space and `handler` for all of them.
+//! bytes, `drive` fills them in, `served` joins these for one address space and `handler` for all of them. What the next
+//! capture must know of it goes on record by `notes` and `wake_log`.
 //!
 //! The promise: a page that is touched shows the image's bytes, or zeroes where the image has none or the owner gave the
-//! page back; otherwise its owner is stopped. Never a zero page in place of data, whoever dies.
+//! page back; otherwise its owner is stopped. Never a zero page in place of data, whichever of handler and supervisor dies:
+//! only when both are killed at one moment does the kernel hand out zero (see [`supervisor`]).
 
 pub mod criu;
 pub mod firecracker;
 pub mod map;
+pub mod memory_file;
 pub mod supervisor;
 
 mod connection;
 mod drive;
 mod fault;
 mod handler;
+mod memory_export;
+mod notes;
 mod outlast;
 mod pages;
+mod protect;
+mod reception;
 mod region;
 mod report;
 mod resolver;
@@ -28,5 +35,8 @@ mod served;
 mod socket;
 mod sys;
 mod target;
+mod wake_log;
 
-pub use report::{Captured, ServeOptions, ServeReport};
+pub use memory_export::write_memory;
+pub use report::{Captured, ServeOptions, ServeReport, SocketAccess};
+pub use sys::release_free_memory;

@@ -20,7 +20,7 @@ use crate::resolver::Resolver;
 use crate::served::{Abandon, Manners, Served};
 use crate::sys::{Mapping, UserFault};
 
-const MANNERS: Manners = Manners { outside_is_zero: false, close_when_complete: true };
+const MANNERS: Manners = Manners { outside_is_zero: false, close_when_complete: true, kill_when_lost: false };
 
 /// Bytes of an image space, read-only. Dropping it stops its thread and unmaps it.
 #[derive(Debug)]

@@ -11,12 +11,16 @@ use store::{Error, Kind, PAGE, Result};
 
 use crate::drive::{Outcome, drive};
 use crate::fault::{AddressSpace, Answer, Change, Fill};
+use crate::notes::Notes;
 use crate::report::ServeReport;
 use crate::resolver::Resolver;
-use crate::sys::{Event, UserFault};
-use crate::target::Target;
+use crate::sys::{Event, Stop, UserFault};
+use crate::target::{Target, kill_tree};
+use crate::wake_log::{Entry, Stamp};
 
 const PAGE_BYTES: u64 = PAGE as u64;
+/// Bytes of the larger pages that memory may be made of. The kernel fills such memory by whole pages only.
+pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
 /// Events that are read before faults get their turn: a flood of events cannot starve them.
 const EVENTS_PER_TURN: usize = 1024;
 
@@ -34,8 +38,11 @@ pub enum Abandon {
 pub struct Manners {
     /// A fault outside every region is answered with zero (mappings that grew) instead of poison.
     pub outside_is_zero: bool,
-    /// The descriptor is closed once nothing is missing, instead of when the owner is gone.
+    /// The owner is let go once nothing is missing, instead of being watched to its end.
     pub close_when_complete: bool,
+    /// An owner that waits for a page which cannot be read is killed. Others get SIGBUS, or an error from a system call; a
+    /// virtual machine monitor may take that for a device's memory and have its guest run on with anything.
+    pub kill_when_lost: bool,
 }
 
 /// One address space being served.
@@ -46,6 +53,10 @@ pub struct Served {
     resolver: Resolver,
     manners: Manners,
     abandon: Abandon,
+    /// What the next capture has to know.
+    notes: Option<Notes>,
+    /// Bytes of the pages that the memory is made of.
+    page_bytes: u64,
     /// It came out of a fork: the process to kill is an ancestor and may have ended before it.
     is_fork: bool,
     /// The process to kill has not been seen to end.
@@ -81,6 +92,8 @@ impl Served {
             resolver,
             manners,
             abandon,
+            notes: None,
+            page_bytes: PAGE_BYTES,
             is_fork: false,
             is_target_alive: true,
             waiting: Vec::new(),
@@ -88,6 +101,22 @@ impl Served {
             has_ended: false,
             may_prefetch: true,
         }
+    }
+
+    /// Keeps a record for the next capture.
+    pub fn keep_notes(&mut self, notes: Notes) {
+        self.notes = Some(notes);
+    }
+
+    /// Looks whether its process is traced, which is how a dump begins and ends. Tells whether it is.
+    pub fn look_for_tracer(&mut self) -> bool {
+        !self.is_complete && self.notes.as_mut().is_some_and(Notes::look)
+    }
+
+    /// The same for memory that is made of larger pages, such as [`HUGE_PAGE_BYTES`].
+    pub fn with_pages_of(mut self, page_bytes: u64) -> Self {
+        self.page_bytes = page_bytes;
+        self
     }
 
     /// The process that would be killed if this one were abandoned.
@@ -121,7 +150,7 @@ impl Served {
 
     /// Whether something could be loaded ahead.
     pub fn can_prefetch(&self) -> bool {
-        self.may_prefetch && !self.has_ended && !self.is_complete
+        self.may_prefetch && !self.has_ended && !self.space.is_complete()
     }
 
     /// Its owner is gone: nothing can go wrong in it any more.
@@ -142,8 +171,10 @@ impl Served {
         mut adopt: impl FnMut(Self) -> Result<()>,
     ) -> Result<()> {
         for _ in 0..EVENTS_PER_TURN {
+            // Before the event is read: while it is not, its process cannot be dumped.
+            let at = Stamp::now();
             let Some(event) = self.fault.read()? else { break };
-            if let Some(child) = self.apply(event, report) {
+            if let Some(child) = self.apply(event, at, report) {
                 adopt(child)?;
             }
         }
@@ -151,29 +182,37 @@ impl Served {
     }
 
     /// Takes note of one event; a forked child is returned.
-    fn apply(&mut self, event: Event, report: &mut ServeReport) -> Option<Self> {
+    fn apply(&mut self, event: Event, at: Stamp, report: &mut ServeReport) -> Option<Self> {
         match event {
             Event::Fault { address } => {
                 report.faults += 1;
-                self.waiting.push(address - address % PAGE_BYTES);
+                self.waiting.push(address - address % self.page_bytes);
             }
             Event::Remove { start, end } => {
                 report.removed_pages += end.saturating_sub(start) / PAGE_BYTES;
-                self.space.change(Change::Remove { start, end });
+                self.change(Change::Remove { start, end }, at);
             }
-            Event::Unmap { start, end } => self.space.change(Change::Unmap { start, end }),
+            Event::Unmap { start, end } => self.change(Change::Unmap { start, end }, at),
             Event::Remap { source, target, len_bytes } => {
-                self.space.change(Change::Remap { source, target, len_bytes });
+                self.change(Change::Remap { source, target, len_bytes }, at);
             }
-            Event::Fork(fault) => return Some(self.fork(fault)),
+            Event::Fork(fault) => return Some(self.fork(fault, at)),
         }
         None
     }
 
+    fn change(&mut self, change: Change, at: Stamp) {
+        let makes_a_difference = self.space.change(change);
+        if let Some(notes) = self.notes.as_ref().filter(|_| makes_a_difference && !self.is_complete) {
+            notes.log().note(at, change.into());
+        }
+    }
+
     /// The child starts from the parent's state at the moment of the fork.
-    fn fork(&self, fault: UserFault) -> Self {
+    fn fork(&self, fault: UserFault, at: Stamp) -> Self {
         let mut child =
             Self::new(fault, self.space.forked(), self.resolver.fork(), self.manners, self.abandon.clone());
+        child.notes = self.notes.as_ref().map(|notes| notes.of_fork(at));
         child.is_fork = true;
         // What a parent shares with its children, each of them would hold for itself: they get what they touch.
         child.may_prefetch = false;
@@ -203,7 +242,7 @@ impl Served {
                 Outcome::Failed(errno) => return Err(refused(*address, errno)),
             }
         }
-        if !self.is_complete {
+        if !self.is_complete && !self.is_huge() {
             waiting.iter().for_each(|address| self.fill_neighbours(*address, report));
         }
         Ok(())
@@ -222,8 +261,11 @@ impl Served {
 
     fn answer(&mut self, address: u64, report: &mut ServeReport) -> Result<Outcome> {
         if self.is_complete {
-            self.fault.wake(address, PAGE_BYTES)?;
+            self.fault.wake(address, self.page_bytes)?;
             return Ok(Outcome::Done);
+        }
+        if self.is_huge() {
+            return self.answer_huge(address, report);
         }
         match self.space.answer(address) {
             Answer::Copy(fill) => self.copy_or_poison(&fill, report),
@@ -231,9 +273,64 @@ impl Served {
             Answer::Outside if self.manners.outside_is_zero => self.zero(address, PAGE_BYTES, report),
             Answer::Outside => {
                 tracing::error!(address, "a fault lies outside all regions of the image");
-                self.poison(address, PAGE_BYTES, report)
+                self.lose(address, PAGE_BYTES, report)
             }
         }
+    }
+
+    fn is_huge(&self) -> bool {
+        self.page_bytes != PAGE_BYTES
+    }
+
+    /// The same for a page that is made of many pages of the image.
+    fn answer_huge(&mut self, address: u64, report: &mut ServeReport) -> Result<Outcome> {
+        let failure = match self.copy_huge(address) {
+            Ok((Outcome::Failed(errno), _)) => refused(address, errno),
+            Ok((outcome, (data_pages, zero_pages))) => {
+                report.pages += data_pages;
+                report.zero_pages += zero_pages;
+                return Ok(outcome);
+            }
+            Err(error) => error,
+        };
+        tracing::error!(address, bytes = self.page_bytes, %failure, "a page is lost");
+        let outcome = self.lose(address, self.page_bytes, report)?;
+        if outcome == Outcome::Done {
+            self.space.filled_range(address, address + self.page_bytes);
+        }
+        Ok(outcome)
+    }
+
+    /// Fills a large page with the image's bytes, and with zero where the image has none or they were given back. Tells how
+    /// many pages of the image were of either kind.
+    ///
+    /// # Errors
+    /// Those of reading the store.
+    fn copy_huge(&mut self, address: u64) -> Result<(Outcome, (u64, u64))> {
+        let mut bytes = vec![0; self.page_bytes as usize];
+        let mut data_pages = 0;
+        for (page, start) in bytes.chunks_exact_mut(PAGE).zip((address..).step_by(PAGE)) {
+            if let Answer::Copy(fill) = self.space.answer(start) {
+                let (group, range) = self.resolver.read(&fill)?;
+                page.copy_from_slice(&group[range]);
+                data_pages += 1;
+            }
+        }
+        let outcome = match self.fault.copy(address, &bytes).stop {
+            None => Outcome::Done,
+            Some(Stop::Exists | Stop::Absent) => {
+                self.fault.wake(address, self.page_bytes)?;
+                Outcome::Done
+            }
+            Some(Stop::Again) => Outcome::Again,
+            Some(Stop::Gone) => Outcome::Gone,
+            Some(Stop::Failed(errno)) => Outcome::Failed(errno),
+        };
+        if outcome != Outcome::Done {
+            return Ok((outcome, (0, 0)));
+        }
+        self.space.filled_range(address, address + self.page_bytes);
+        Ok((outcome, (data_pages, self.page_bytes / PAGE_BYTES - data_pages)))
     }
 
     /// Fills with the image's bytes; when they cannot be had, the pages are marked lost.
@@ -246,8 +343,8 @@ impl Served {
             }
             Err(error) => error,
         };
-        tracing::error!(address = fill.address, pages = fill.page_count, %failure, "pages are lost and are poisoned");
-        let outcome = self.poison(fill.address, u64::from(fill.page_count) * PAGE_BYTES, report)?;
+        tracing::error!(address = fill.address, pages = fill.page_count, %failure, "pages are lost");
+        let outcome = self.lose(fill.address, u64::from(fill.page_count) * PAGE_BYTES, report)?;
         if outcome == Outcome::Done {
             self.space.filled(fill, 0..fill.page_count);
         }
@@ -281,10 +378,21 @@ impl Served {
         Ok(outcome)
     }
 
-    fn poison(&mut self, start: u64, len_bytes: u64, report: &mut ServeReport) -> Result<Outcome> {
+    /// What to do for who waits for pages that cannot be had.
+    fn lose(&mut self, start: u64, len_bytes: u64, report: &mut ServeReport) -> Result<Outcome> {
+        if self.manners.kill_when_lost
+            && let Abandon::Kill(target) = &self.abandon
+            && report.killed.is_none()
+        {
+            report.killed = Some(target.number());
+            kill_tree(target, &mut Vec::new()).1?;
+        }
+        // Also for a process that was killed: the kernel may wait for the page on its behalf, and would not let it end.
         let poison = |part: std::ops::Range<u64>| self.fault.poison(part.start, part.end - part.start);
-        let (outcome, filled_pages) = drive(&self.fault, start..start + len_bytes, poison, drop)?;
-        report.poisoned += filled_pages;
+        let (outcome, _) = drive(&self.fault, start..start + len_bytes, poison, drop)?;
+        if outcome != Outcome::Again {
+            report.poisoned += len_bytes / PAGE_BYTES;
+        }
         Ok(outcome)
     }
 
@@ -294,7 +402,13 @@ impl Served {
             return;
         }
         let Some(fill) = self.space.prefetch() else { return };
-        match self.copy(&fill) {
+        let copied = match self.is_huge() {
+            true => self
+                .copy_huge(fill.address - fill.address % self.page_bytes)
+                .map(|(outcome, (data_pages, _))| (outcome, data_pages)),
+            false => self.copy(&fill),
+        };
+        match copied {
             Ok((Outcome::Done, filled_pages)) => report.prefetched += filled_pages,
             Ok((Outcome::Again, _)) => std::thread::yield_now(),
             Ok((Outcome::Gone, _)) => self.has_ended = true,
@@ -309,18 +423,47 @@ impl Served {
         self.may_prefetch = false;
     }
 
-    /// Once nothing is missing the kernel can answer by itself: what is not there is zero.
+    /// Once nothing is missing the kernel can answer by itself: what is not there is zero. Nothing that happens to this
+    /// process concerns the owner from then on. While the owner is traced this waits: a dump that began before the last page
+    /// came must find all on record.
     pub fn complete_if_full(&mut self) {
-        if self.is_complete || self.has_ended || !self.space.is_complete() {
+        if self.has_ended || !self.space.is_complete() {
             return;
         }
-        for region in self.space.regions() {
-            if let Err(error) = self.fault.unregister(region.start, region.len_bytes) {
-                tracing::debug!(%error, start = region.start, "a range stays registered");
+        if !self.is_complete {
+            if self.notes.as_mut().is_some_and(Notes::look_now) {
+                return;
+            }
+            // After the look: a dump that ended before it is older than this.
+            let at = Stamp::now();
+            for region in self.space.regions() {
+                if let Err(error) = self.fault.unregister(region.start, region.len_bytes) {
+                    // Its faults are answered, with zero, until this succeeds.
+                    tracing::debug!(%error, start = region.start, "a range stays registered");
+                    return;
+                }
+            }
+            self.is_complete = true;
+            if let Some(notes) = &self.notes {
+                notes.log().note(at, Entry::Whole);
             }
         }
-        self.is_complete = true;
-        self.has_ended = self.manners.close_when_complete;
+        // A thread that began a change before waits until its event is read, and a child that it forks may lack pages. The
+        // owner may have a copy of the descriptor, so that closing this one ends no such wait.
+        self.has_ended = self.manners.close_when_complete && !self.fault.is_changing();
+    }
+
+    /// It has ended: takes that down, and tells how many pages its owner was never given. Of a forked child nobody expects
+    /// that it uses all it inherits.
+    pub fn conclude(&self) -> u64 {
+        if self.is_complete {
+            return 0;
+        }
+        let missing_pages = self.space.missing_pages();
+        if let Some(notes) = &self.notes {
+            notes.log().note(Stamp::now(), Entry::Ended { missing_pages });
+        }
+        if self.is_fork { 0 } else { missing_pages }
     }
 
     /// Marks everything that is missing as lost.

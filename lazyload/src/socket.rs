@@ -1,25 +1,30 @@
-//! Unix sockets that carry descriptors: listen, accept, send. Receiving is in `sys`.
+//! Unix sockets that carry descriptors: listen, accept, send, close for good. Receiving one message is in `sys`.
 //!
 //! Every wait has a deadline.
 
+use std::fs::Permissions;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix,
     SocketFlags, SocketType,
 };
 use store::{Error, Kind, Result};
 
-use crate::sys::receive;
+use crate::report::SocketAccess;
+use crate::sys::{UserFault, receive};
 
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 /// More than anybody here sends in one message.
 const DESCRIPTORS_PER_MESSAGE: usize = 16;
 
@@ -62,7 +67,7 @@ pub fn timespec(duration: Duration) -> Timespec {
     }
 }
 
-/// A listening socket at a path, for one connection. The path is free again when the value is dropped.
+/// A listening socket at a path. The path is free again when the value is dropped.
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
@@ -71,18 +76,18 @@ pub struct Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Whoever removed it first has done the same thing.
+        // Removed before, it is free already.
         drop(std::fs::remove_file(&self.path));
     }
 }
 
 impl Listener {
     /// Listens at a path, taking the place of a socket that nobody answers any more. When the path appears, connecting
-    /// works.
+    /// works for every process that may.
     ///
     /// # Errors
-    /// `Conflict` when somebody listens there, `Invalid` when something else than a socket has the path.
-    pub fn bind(path: &Path) -> Result<Self> {
+    /// `Conflict` when a process listens there, `Invalid` when something else than a socket has the path.
+    pub fn bind(path: &Path, access: SocketAccess) -> Result<Self> {
         let failed = |error| {
             let advice =
                 "the path must be shorter than 100 bytes and its directory must exist and be writable";
@@ -94,17 +99,25 @@ impl Listener {
         unready.push(format!(".{}", std::process::id()));
         let unready = PathBuf::from(unready);
         remove_stale(&unready)?;
-        let listener = UnixListener::bind(&unready).map_err(failed)?;
-        std::fs::rename(&unready, path).map_err(failed)?;
+        let listener = bind_private(&unready).map_err(|errno| failed(errno.into()))?;
+        let ready = open_to(&unready, access).and_then(|()| std::fs::rename(&unready, path));
+        if let Err(error) = ready {
+            drop(std::fs::remove_file(&unready));
+            return Err(failed(error));
+        }
         Ok(Self { listener, path: path.to_owned() })
     }
 
-    /// Accepts one connection; `None` when nobody connects in time.
-    pub fn accept(&self, timeout: Duration) -> Result<Option<UnixStream>> {
-        if !wait_readable(&self.listener, Instant::now() + timeout)? {
-            return Ok(None);
-        }
-        accept(&self.listener).map(Some).map_err(|error| error.object(self.path.display()))
+    /// Accepts one connection; `None` when none waits.
+    pub fn accept(&self) -> Result<Option<UnixStream>> {
+        accept(&self.listener).map_err(|error| error.object(self.path.display()))
+    }
+
+    /// From now on nobody can connect. Connections that wait can still be accepted.
+    pub fn refuse(&self) {
+        // The path leads nowhere any more, and a process that has just followed it is refused.
+        drop(std::fs::remove_file(&self.path));
+        refuse(&self.listener);
     }
 
     /// The error of waiting in vain.
@@ -121,12 +134,62 @@ impl AsFd for Listener {
     }
 }
 
-/// Accepts a connection that waits, and asks for the credentials of whoever sends on it.
-pub fn accept(listener: impl AsFd) -> Result<UnixStream> {
+/// A listening socket that does not block, at a path, to which nobody but this user can connect.
+fn bind_private(path: &Path) -> rustix::io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // The path gets the permissions that the socket has when it is bound.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
+}
+
+fn open_to(path: &Path, access: SocketAccess) -> std::io::Result<()> {
+    if let Some((user, group)) = access.owner {
+        std::os::unix::fs::chown(path, Some(user), Some(group))?;
+    }
+    std::fs::set_permissions(path, Permissions::from_mode(access.mode))
+}
+
+/// Accepts a connection that waits on a socket which does not block, if there is one, and asks for the credentials of the
+/// process that sends on it.
+pub fn accept(listener: impl AsFd) -> Result<Option<UnixStream>> {
     let failed = |errno: Errno| Error::io("cannot accept a connection", "socket", errno.into());
-    let stream = rustix::net::accept_with(listener, SocketFlags::CLOEXEC).map_err(failed)?;
+    let stream = match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
+        Ok(stream) => stream,
+        // Nobody waits, also not on a socket that refuses (INVAL).
+        Err(Errno::AGAIN | Errno::CONNABORTED | Errno::INVAL) => return Ok(None),
+        Err(errno) => return Err(failed(errno)),
+    };
     rustix::net::sockopt::set_socket_passcred(&stream, true).map_err(failed)?;
-    Ok(UnixStream::from(stream))
+    Ok(Some(UnixStream::from(stream)))
+}
+
+/// Has a listening socket refuse all that connect from now on.
+pub fn refuse(listener: impl AsFd) {
+    if let Err(error) = rustix::net::shutdown(listener, Shutdown::Read) {
+        tracing::debug!(%error, "a listening socket goes on accepting until it closes");
+    }
+}
+
+/// Refuses whatever else the other side of a connection sends, and takes out the userfaultfds that it has sent.
+pub fn take_memory(stream: &UnixStream) -> Vec<UserFault> {
+    // First: what is sent after this look would be lost without a sign.
+    if let Err(error) = rustix::net::shutdown(stream, Shutdown::Read) {
+        tracing::debug!(%error, "the other side has closed the connection");
+    }
+    let mut memory = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match receive(stream, &mut buffer, RecvFlags::DONTWAIT) {
+            Ok(received) if received.len_bytes == 0 && received.descriptors.is_empty() => return memory,
+            Ok(received) => {
+                memory.extend(received.descriptors.into_iter().flat_map(UserFault::adopt));
+            }
+            Err(_) => return memory,
+        }
+    }
 }
 
 fn remove_stale(path: &Path) -> Result<()> {
@@ -146,7 +209,7 @@ fn remove_stale(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether a socket at a path is open in some process. Whoever listens on it does not notice.
+/// Whether a socket at a path is open in some process. The process that listens on it does not notice.
 fn is_in_use(path: &Path) -> rustix::io::Result<bool> {
     // A socket of another type is turned away before it would wait to be accepted.
     let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
@@ -168,6 +231,44 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_socket_that_refuses_gives_those_who_came_before_and_no_others() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("socket");
+        let listener = Listener::bind(&path, SocketAccess::default()).expect("bound");
+        let early = UnixStream::connect(&path).expect("connected");
+        listener.refuse();
+        let late = UnixStream::connect(&path).expect_err("refused");
+        assert_eq!(late.kind(), std::io::ErrorKind::NotFound);
+        assert!(listener.accept().expect("accepted").is_some());
+        assert!(listener.accept().expect("looked").is_none());
+        drop(early);
+    }
+
+    #[test]
+    fn memory_is_found_among_what_was_sent_and_nothing_more_comes() {
+        let (theirs, ours) = UnixStream::pair().expect("pair");
+        let memory = UserFault::create().expect("userfaultfd");
+        send(&theirs, b"word", &[]).expect("sent");
+        send(&theirs, b"x", &[theirs.as_fd(), memory.as_fd()]).expect("sent");
+        assert_eq!(take_memory(&ours).len(), 1);
+        assert_eq!(send(&theirs, b"more", &[]), Err(Errno::PIPE));
+        assert!(take_memory(&ours).is_empty());
+    }
+
+    #[test]
+    fn a_socket_has_the_permissions_that_were_asked_for() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("socket");
+        for mode in [0o600, 0o660, 0o777, 0o400] {
+            let access = SocketAccess { mode, ..SocketAccess::default() };
+            let _listener = Listener::bind(&path, access).expect("bound");
+            let found = std::fs::metadata(&path).expect("there").permissions().mode();
+            assert_eq!(found & 0o7777, mode);
+        }
+        assert_eq!(std::fs::read_dir(directory.path()).expect("listed").count(), 0);
+    }
+
+    #[test]
     fn descriptors_travel_and_can_be_peeked() {
         let (left, right) = UnixStream::pair().expect("pair");
         let (reader, _writer) = std::io::pipe().expect("pipe");
@@ -187,9 +288,9 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("socket");
         drop(UnixListener::bind(&path).expect("left behind"));
-        let listener = Listener::bind(&path).expect("bound");
+        let listener = Listener::bind(&path, SocketAccess::default()).expect("bound");
         let client = UnixStream::connect(&path).expect("connected");
-        let stream = listener.accept(Duration::from_secs(5)).expect("accepted").expect("somebody");
+        let stream = listener.accept().expect("accepted").expect("somebody");
         drop(listener);
         assert!(!path.exists());
         send(&client, b"hello", &[]).expect("sent");
@@ -202,7 +303,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("socket");
         let listener = UnixListener::bind(&path).expect("bound");
-        assert_eq!(Listener::bind(&path).expect_err("taken").kind(), Kind::Conflict);
+        assert_eq!(Listener::bind(&path, SocketAccess::default()).expect_err("taken").kind(), Kind::Conflict);
         listener.set_nonblocking(true).expect("set");
         let error = listener.accept().expect_err("whoever listens is not bothered");
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
@@ -213,15 +314,19 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("socket");
         std::fs::write(&path, "data").expect("written");
-        assert_eq!(Listener::bind(&path).expect_err("refused").kind(), Kind::Invalid);
+        assert_eq!(
+            Listener::bind(&path, SocketAccess::default()).expect_err("refused").kind(),
+            Kind::Invalid
+        );
         assert_eq!(std::fs::read(&path).expect("read"), b"data");
     }
 
     #[test]
-    fn nobody_coming_is_told_in_time() {
+    fn nobody_coming_is_told() {
         let directory = tempfile::tempdir().expect("directory");
-        let listener = Listener::bind(&directory.path().join("socket")).expect("bound");
-        assert!(listener.accept(Duration::from_millis(50)).expect("waited").is_none());
+        let listener =
+            Listener::bind(&directory.path().join("socket"), SocketAccess::default()).expect("bound");
+        assert!(listener.accept().expect("looked").is_none());
         assert_eq!(listener.nobody_came(Duration::ZERO).kind(), Kind::Unavailable);
     }
 }

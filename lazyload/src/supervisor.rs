@@ -8,18 +8,27 @@
 //! and the supervisor waits for its end, saying so all the time.
 //!
 //! The supervisor reads no faults while the handler lives, never touches the store, and parses nothing but the fixed
-//! messages below. It must not be killed itself; interrupt and termination signals make it stop the handler first.
+//! messages below. Either of the two may be killed: the other one sees to what runs on the memory. Both catch every signal
+//! that asks a process to end (a supervisor stops first what it guards, and a handler leaves that to its supervisor), are no
+//! victims when memory runs out (where the score may be lowered), and have process groups of their own.
+//!
+//! What nobody can survive is SIGKILL for both at one moment: `kill -9` of both, `cgroup.kill`, the end of a container or
+//! of the machine's init. The kernel then hands out zero for each missing page, except to who holds a copy of the
+//! descriptor, as Firecracker does, and waits for ever. Those must be killed by hand. A `criu restore` that was still
+//! at work is killed with its handler, and resumes nobody.
 //!
 //! Messages of the handler, one datagram each, a kind and a number (u32, little-endian); each is answered by a receipt
 //! number. `1, process number or 0` gives the attached descriptor away, with the pidfd of the process. `2, receipt` takes
 //! it back. `4, receipt` gives away the attached descriptor of a child that what runs on the memory of that receipt has
-//! forked. `3, 0` attaches a listening socket: the supervisor accepts one connection on it and tells of it, unasked, by
-//! one more receipt with the connection attached; a message for whose descriptors there was no room is answered by 2^32 - 1
-//! once, is sent again, and is the last; the process on its other end counts as running on what it will bring.
+//! forked. `3, 0` gives the attached listening socket away; `5, receipt` has the supervisor accept one connection on it,
+//! which is attached to its receipt, or 0 when none waits. `6, receipt` claims a connection: the process on its other end
+//! counts as running on what it will bring. A message for whose descriptors there was no room is answered by 2^32 - 1
+//! once, is sent again, and is the last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +41,9 @@ use rustix::process::{Pid, Resource, Rlimit};
 use store::{Error, Kind, Result};
 
 use crate::outlast::outlast;
-use crate::socket::{Listener, accept, is_silent_end, send, timespec, wait_readable};
+pub use crate::protect::{END_SIGNALS, spawn};
+use crate::protect::{ignore_stray_signals, lower_score};
+use crate::socket::{Listener, accept, refuse, send, take_memory, timespec, wait_readable};
 use crate::sys::{UserFault, receive};
 use crate::target::{Target, kill_tree, peer_of, take_hold_of_descendants, wait_for_ends};
 
@@ -40,6 +51,10 @@ const HOLD: u8 = 1;
 const RELEASE: u8 = 2;
 const LISTEN: u8 = 3;
 const HOLD_FORKED: u8 = 4;
+const ACCEPT: u8 = 5;
+const CLAIM: u8 = 6;
+/// No receipt has this number.
+const NOTHING: u32 = 0;
 const NO_ROOM: u32 = u32::MAX;
 const MESSAGE_BYTES: usize = 5;
 /// Descriptors that listing and killing processes takes at a time.
@@ -71,7 +86,8 @@ impl AsFd for Custody {
 }
 
 impl Custody {
-    /// The line that [`run`] gave this process as its standard input.
+    /// The line that [`run`] gave this process as its standard input. From now on this process is protected, and ends by
+    /// the [`END_SIGNALS`] only; see [`spawn`] for programs that it starts.
     ///
     /// # Errors
     /// `Invalid` when standard input is something else: the process was not started by a supervisor.
@@ -85,6 +101,10 @@ impl Custody {
             .as_fd()
             .try_clone_to_owned()
             .map_err(|error| Error::io("cannot keep the line to the supervisor", "standard input", error))?;
+        ignore_stray_signals()?;
+        if let Err(error) = lower_score() {
+            tracing::debug!(%error, "the oom_score_adj stays as it is, as the supervisor has said");
+        }
         Ok(Self { socket })
     }
 
@@ -96,12 +116,12 @@ impl Custody {
         let pid = target.map_or(0, Target::number);
         let mut attached = vec![descriptor];
         attached.extend(target.map(AsFd::as_fd));
-        self.ask(HOLD, pid.to_le_bytes(), &attached).map(Held)
+        self.ask(HOLD, pid.to_le_bytes(), &attached).map(|(receipt, _)| Held(receipt))
     }
 
     /// Gives a copy of the descriptor of a forked child away; it is killed with the process of its parent.
     pub(crate) fn hold_forked(&self, descriptor: BorrowedFd<'_>, parent: &Held) -> Result<Held> {
-        self.ask(HOLD_FORKED, parent.0.to_le_bytes(), &[descriptor]).map(Held)
+        self.ask(HOLD_FORKED, parent.0.to_le_bytes(), &[descriptor]).map(|(receipt, _)| Held(receipt))
     }
 
     /// Takes a descriptor out of custody: nothing can go wrong with its memory any more.
@@ -112,30 +132,35 @@ impl Custody {
         }
     }
 
-    /// Leaves it to the supervisor to accept one connection.
-    pub(crate) fn listen(&self, listener: &Listener) -> Result<()> {
-        self.ask(LISTEN, [0; 4], &[listener.as_fd()]).map(drop)
+    /// Gives a copy of a listening socket away: connections that wait on it are looked at should this process die.
+    pub(crate) fn listen(&self, listener: &Listener) -> Result<Held> {
+        self.ask(LISTEN, [0; 4], &[listener.as_fd()]).map(|(receipt, _)| Held(receipt))
     }
 
-    /// The connection that the supervisor accepted, in its custody from the start; `None` when nobody came in time.
-    pub(crate) fn accept(&self, timeout: Duration) -> Result<Option<(UnixStream, Held)>> {
-        if !wait_readable(&self.socket, Instant::now() + timeout)? {
-            return Ok(None);
-        }
-        let (receipt, connection) = self.answer()?;
-        let connection =
-            connection.ok_or_else(|| Error::new(Kind::Internal, "the supervisor sent no connection"))?;
-        Ok(Some((UnixStream::from(connection), Held(receipt))))
+    /// Has the supervisor accept a connection, which is in its custody from the start; `None` when none waits.
+    pub(crate) fn accept(&self, listener: &Held) -> Result<Option<(UnixStream, Held)>> {
+        let (receipt, connection) = self.ask(ACCEPT, listener.0.to_le_bytes(), &[])?;
+        Ok(connection.map(|connection| (UnixStream::from(connection), Held(receipt))))
     }
 
-    fn ask(&self, kind: u8, argument: [u8; 4], attached: &[BorrowedFd<'_>]) -> Result<u32> {
+    /// Has the process on the other end of a connection killed should this one die.
+    pub(crate) fn claim(&self, connection: &Held) -> Result<()> {
+        self.ask(CLAIM, connection.0.to_le_bytes(), &[]).map(drop)
+    }
+
+    fn ask(
+        &self,
+        kind: u8,
+        argument: [u8; 4],
+        attached: &[BorrowedFd<'_>],
+    ) -> Result<(u32, Option<OwnedFd>)> {
         let mut message = [kind; MESSAGE_BYTES];
         message[1..].copy_from_slice(&argument);
         loop {
             send(&self.socket, &message, attached).map_err(|errno| lost(errno.into()))?;
-            let (receipt, _) = self.answer()?;
-            if receipt != NO_ROOM {
-                return Ok(receipt);
+            let answer = self.answer()?;
+            if answer.0 != NO_ROOM {
+                return Ok(answer);
             }
         }
     }
@@ -177,7 +202,9 @@ enum Kept {
     /// The pages of an address space.
     Space(UserFault),
     /// More of them may be under way on it.
-    Connection(OwnedFd),
+    Connection(UnixStream),
+    /// More connections may wait on it.
+    Listener(OwnedFd),
 }
 
 impl AsFd for Kept {
@@ -185,6 +212,7 @@ impl AsFd for Kept {
         match self {
             Self::Space(space) => space.as_fd(),
             Self::Connection(connection) => connection.as_fd(),
+            Self::Listener(listener) => listener.as_fd(),
         }
     }
 }
@@ -204,14 +232,24 @@ pub fn run(mut command: Command) -> Result<Supervised> {
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|errno| Error::io("cannot make a line to the handler", "socketpair", errno.into()))?;
     let interrupted = watch_signals()?;
+    ignore_stray_signals()?;
     raise_descriptor_limit();
     let program = command.get_program().to_owned();
     let mut child = command
         .stdin(theirs)
+        .process_group(0)
         .spawn()
         .map_err(|error| Error::io("cannot start the handler", program.display(), error))?;
     // The command owns the child's end; while it lives, the line would never report an end.
     drop(command);
+    // Not before: the handler does the same, and knows then what the score was.
+    if let Err(error) = lower_score() {
+        tracing::warn!(
+            %error,
+            "the oom_score_adj of supervisor and handler stays as it is (CAP_SYS_RESOURCE is needed): should both be killed when \
+             memory runs out, what is resumed sees zero pages"
+        );
+    }
     let mut guards = Guards::new(ours);
     let attended = guards.attend(&interrupted);
     let is_over = guards.is_empty() && attended.is_ok() && !interrupted.load(Ordering::Relaxed);
@@ -232,9 +270,8 @@ fn raise_descriptor_limit() {
 
 /// Set when this process is asked to end.
 fn watch_signals() -> Result<Arc<AtomicBool>> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGHUP, SIGINT, SIGTERM] {
+    for signal in END_SIGNALS {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))
             .map_err(|error| Error::io("cannot watch for signals", signal, error))?;
     }
@@ -247,8 +284,6 @@ struct Guards {
     guarded: BTreeMap<u32, Guarded>,
     /// By the receipt of the first thing in custody that they run on.
     families: BTreeMap<u32, Family>,
-    /// A socket on which one connection is still to be accepted.
-    listener: Option<OwnedFd>,
     /// Copies of the line, closed to make room for killing when no descriptor is left.
     reserve: Vec<OwnedFd>,
     /// When to look for the children that were forked meanwhile.
@@ -260,18 +295,17 @@ impl Guards {
     fn new(line: OwnedFd) -> Self {
         let reserve = (0..RESERVED).filter_map(|_| line.try_clone().ok()).collect();
         let (guarded, families) = (BTreeMap::new(), BTreeMap::new());
-        Self { line, guarded, families, listener: None, reserve, next_look: None, next: 0 }
+        Self { line, guarded, families, reserve, next_look: None, next: NOTHING }
     }
 
     fn is_empty(&self) -> bool {
-        self.guarded.is_empty() && self.listener.is_none()
+        self.guarded.is_empty()
     }
 
     /// Takes and returns descriptors until the handler is gone or this process is asked to end.
     fn attend(&mut self, interrupted: &AtomicBool) -> Result<()> {
         while !interrupted.load(Ordering::Relaxed) {
-            let mut polled = vec![PollFd::new(&self.line, PollFlags::IN)];
-            polled.extend(self.listener.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
+            let mut polled = [PollFd::new(&self.line, PollFlags::IN)];
             let until_look = self.next_look.map(|time| time.saturating_duration_since(Instant::now()));
             match poll(&mut polled, Some(&until_look.map_or(ROUND, timespec))) {
                 Ok(0) if self.next_look.take().is_some() => {
@@ -282,12 +316,7 @@ impl Guards {
                 Ok(_) => {}
                 Err(errno) => return Err(Error::io("cannot wait for the handler", "poll", errno.into())),
             }
-            let ready: Vec<bool> = polled.iter().map(|entry| !entry.revents().is_empty()).collect();
-            let goes_on = match ready[..] {
-                [true, ..] => self.hear()?,
-                _ => self.accept()?,
-            };
-            if !goes_on {
+            if !self.hear()? {
                 break;
             }
         }
@@ -334,9 +363,11 @@ impl Guards {
                 self.release(argument);
                 argument
             }
-            LISTEN => {
-                self.listener = Some(attached()?);
-                0
+            LISTEN => self.guard(Kept::Listener(attached()?), None),
+            ACCEPT => return self.accept(argument),
+            CLAIM => {
+                self.claim(argument);
+                argument
             }
             other => return Err(Error::new(Kind::Internal, format!("the handler sent message {other}"))),
         };
@@ -379,14 +410,27 @@ impl Guards {
         send(&self.line, &receipt.to_le_bytes(), attached).is_ok()
     }
 
-    /// Accepts the one connection and tells the handler of it.
-    fn accept(&mut self) -> Result<bool> {
-        let Some(listener) = self.listener.take() else { return Ok(true) };
-        let connection = accept(&listener)?;
-        // One that is gone already, or out of sight, is for the handler to refuse.
-        let target = peer_of(&connection).ok();
-        let receipt = self.guard(Kept::Connection(connection.into()), target);
+    /// Accepts a connection, if one waits, and gives the handler a copy.
+    fn accept(&mut self, listener: u32) -> Result<bool> {
+        let accepted = match self.guarded.get(&listener) {
+            Some(Guarded { kept: Kept::Listener(listener), .. }) => accept(listener)?,
+            _ => None,
+        };
+        let Some(connection) = accepted else { return Ok(self.answer(NOTHING, &[])) };
+        let receipt = self.guard(Kept::Connection(connection), None);
         Ok(self.answer(receipt, &[self.guarded[&receipt].kept.as_fd()]))
+    }
+
+    /// The process on the other end of a connection runs on what comes there.
+    fn claim(&mut self, receipt: u32) {
+        let Some(guarded) = self.guarded.get(&receipt) else { return };
+        match peer_of(&guarded.kept) {
+            Ok(root) => {
+                self.families.insert(guarded.family, Family { root, descendants: Vec::new() });
+            }
+            // The handler has one that it holds by itself.
+            Err(error) => tracing::warn!(%error, "the process of a connection is gone"),
+        }
     }
 
     /// Kills everything that runs on memory in custody and the handler, and lets go only when all of it has ended.
@@ -398,12 +442,12 @@ impl Guards {
         // A handler that merely closed the line could go on filling: its work is over.
         let stopped = handler.kill();
         self.hear_out(END_OF_LINE);
-        self.accept_waiting();
+        self.take_what_came();
         killed.append(&mut self.kill_families());
         // A connection has no address space of its own.
         let spaces = self.guarded.values().filter_map(|guarded| match &guarded.kept {
             Kept::Space(space) => Some(space),
-            Kept::Connection(_) => None,
+            Kept::Connection(_) | Kept::Listener(_) => None,
         });
         outlast(spaces.collect());
         stopped.map_err(|error| Error::io("cannot stop the handler", handler.id(), error))?;
@@ -424,18 +468,22 @@ impl Guards {
         }
     }
 
-    /// Whoever connected meanwhile may have sent descriptors already.
-    fn accept_waiting(&mut self) {
-        while let Some(listener) = self.listener.take_if(|listener| is_ready(listener)) {
-            match accept(&listener) {
-                Ok(connection) => {
-                    self.listener = Some(listener);
-                    if !is_silent_end(&connection) {
-                        let target = peer_of(&connection).ok();
-                        self.guard(Kept::Connection(connection.into()), target);
-                    }
+    /// Takes the memory that came on connections and that the handler has not given away: its process is to be killed.
+    fn take_what_came(&mut self) {
+        let mut connections = Vec::new();
+        for guarded in self.guarded.values() {
+            match &guarded.kept {
+                Kept::Space(_) => {}
+                Kept::Connection(connection) => connections.extend(connection.try_clone()),
+                Kept::Listener(listener) => {
+                    refuse(listener);
+                    connections.extend(std::iter::from_fn(|| accept(listener).unwrap_or_default()));
                 }
-                Err(error) => tracing::warn!(%error, "a waiting connection is gone"),
+            }
+        }
+        for connection in connections {
+            for space in take_memory(&connection) {
+                self.guard(Kept::Space(space), peer_of(&connection).ok());
             }
         }
     }
@@ -466,9 +514,4 @@ impl Family {
     fn members(&self) -> impl Iterator<Item = &Target> {
         std::iter::once(&self.root).chain(&self.descendants)
     }
-}
-
-/// Whether a listening socket has a connection to accept.
-fn is_ready(listener: &OwnedFd) -> bool {
-    wait_readable(listener, Instant::now()).unwrap_or(false)
 }

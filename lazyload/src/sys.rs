@@ -1,4 +1,5 @@
-//! The kernel calls that safe Rust cannot make: userfaultfd ioctls, anonymous mappings, and messages with credentials.
+//! The kernel calls that safe Rust cannot make: userfaultfd ioctls, anonymous mappings, messages with credentials, and
+//! what a child does before it becomes another program.
 //!
 //! The crate `userfaultfd` covers creation, registration, waking and reading events. Filling pages goes through the three
 //! ioctls below instead, because that crate lacks POISON and drops how far a COPY or ZEROPAGE came before it stopped.
@@ -6,11 +7,16 @@
 //!
 //! Invariants: every descriptor and mapping has exactly one owner here; every ioctl is wrapped once; nothing outside this
 //! module is `unsafe`.
-#![expect(unsafe_code, reason = "userfaultfd ioctls, mmap and control messages have no safe interface")]
+#![expect(
+    unsafe_code,
+    reason = "userfaultfd ioctls, mmap, control messages and pre_exec have no safe interface"
+)]
 
 use std::ffi::c_void;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::ptr::NonNull;
 
 use rustix::fs::OFlags;
@@ -18,7 +24,7 @@ use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, opcode};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use rustix::net::RecvFlags;
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 use store::{Error, Kind, PAGE, Result};
 use userfaultfd::{FeatureFlags, Uffd, UffdBuilder};
 
@@ -204,14 +210,35 @@ impl UserFault {
 
     /// Whether the address space still exists. Changes nothing in it.
     pub fn is_alive(&self) -> bool {
-        // Nothing is registered for write protection, so lifting it finds no range (ENOENT) unless the owner is gone.
-        let lifted = self.0.remove_write_protection(PROBE_ADDRESS as *mut c_void, PAGE, false);
-        !matches!(lifted, Err(userfaultfd::Error::SystemError(errno)) if errno as i32 == Errno::SRCH.raw_os_error())
+        self.probe() != Errno::SRCH.raw_os_error()
+    }
+
+    /// Whether a thread of the owner is in the middle of a change that it tells of, or has told of and waits for the
+    /// event to be read. Changes nothing.
+    pub fn is_changing(&self) -> bool {
+        self.probe() == Errno::AGAIN.raw_os_error()
+    }
+
+    /// The error of a request that has no effect: nothing is registered for write protection, so lifting it finds no range
+    /// (ENOENT), unless the owner is gone (ESRCH) or its address space is changing (EAGAIN).
+    fn probe(&self) -> i32 {
+        match self.0.remove_write_protection(PROBE_ADDRESS as *mut c_void, PAGE, false) {
+            Err(userfaultfd::Error::SystemError(errno)) => errno as i32,
+            _ => 0,
+        }
     }
 }
 
 /// Any address that a range check accepts: above the lowest mappable one.
 const PROBE_ADDRESS: u64 = 1 << 20;
+
+/// Gives memory that this process has freed back to the kernel, wherever in its heaps it lies. Takes a moment for each piece;
+/// other threads wait meanwhile when they allocate.
+pub fn release_free_memory() {
+    // SAFETY: it takes the allocator's own locks and touches only memory that nobody has. What it returns says only whether
+    // there was something to give back.
+    unsafe { libc::malloc_trim(0) };
+}
 
 /// Has reads of a userfaultfd return when there is nothing to read. Holds for all copies of it, in any process.
 pub fn set_nonblocking(descriptor: impl AsFd) -> Result<()> {
@@ -336,6 +363,13 @@ fn read_control(message: &libc::msghdr, len_bytes: usize) -> Received {
         header = unsafe { libc::CMSG_NXTHDR(message, header) };
     }
     received
+}
+
+/// Has the program of a command killed when the thread that starts it ends.
+pub fn kill_with_parent(command: &mut Command) {
+    let ask = || rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into);
+    // SAFETY: between fork and exec this makes one system call, and neither allocates nor takes a lock.
+    unsafe { command.pre_exec(ask) };
 }
 
 /// The process that connected the other end of a socket; `None` when it is out of sight, as in another pid namespace.

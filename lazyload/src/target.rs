@@ -83,7 +83,7 @@ impl Target {
     }
 
     /// Whether it has ended; its number may be another process's then.
-    fn has_ended(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         wait_readable(self, Instant::now()).unwrap_or(false)
     }
 

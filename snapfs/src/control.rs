@@ -2,7 +2,8 @@
 //!
 //! The socket is `control.sock` in the upper. A client finds it through the mount table, so it never touches a mount whose
 //! process may be gone. One request and one answer a connection, each a u32 length and that many bytes, and before the answer
-//! one byte at once: the mount is at work. Root and the owner of the mount may ask.
+//! one byte at once: the mount is at work. Root and the owner of the mount may ask. Each is answered on a thread of its own; an
+//! unmount waits for freezes, and those take turns by the writer's lock of the store.
 
 use crate::attachment::Shared;
 use crate::freeze::FreezeReport;
@@ -14,7 +15,8 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use store::wire::{Decoder, Encoder};
@@ -29,6 +31,8 @@ const MESSAGE_MAX: u32 = 1 << 20;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a mount may take to say that it is there.
 const ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Clients that are answered at a time; others wait for one of these.
+const CLIENTS_MAX: usize = 16;
 /// When connections cannot be accepted (no descriptor is left), how long until the next attempt.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -52,7 +56,7 @@ pub struct Status {
 }
 
 enum Request {
-    Freeze { name: Option<String>, labels: BTreeMap<String, String> },
+    Freeze { name: Option<String>, labels: BTreeMap<String, String>, wait: Option<Duration> },
     Unmount,
     Status,
 }
@@ -61,8 +65,8 @@ enum Request {
 pub(crate) struct Control {
     listener: UnixListener,
     thread: Option<JoinHandle<()>>,
-    /// Keeps the upper's directory for the removal of the socket.
-    path: PathBuf,
+    /// Where the socket is; `None` once it is removed.
+    path: Option<PathBuf>,
 }
 
 impl Control {
@@ -81,7 +85,17 @@ impl Control {
         let accepting = listener.try_clone().map_err(failed)?;
         let thread = std::thread::Builder::new().name("snapfs-control".to_owned());
         let thread = thread.spawn(move || accept(&accepting, &shared)).map_err(failed)?;
-        Ok(Self { listener, thread: Some(thread), path })
+        Ok(Self { listener, thread: Some(thread), path: Some(path) })
+    }
+
+    /// Removes the socket, while the upper is still locked: later its place may be the next mount's. What is connected goes
+    /// on being served.
+    pub(crate) fn remove_socket(&mut self) {
+        if let Some(path) = self.path.take()
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::debug!(%error, "the control socket stays; the next mount removes it");
+        }
     }
 
     /// Ends the service once the request at hand is answered.
@@ -92,9 +106,7 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(%error, "the control socket stays; the next mount removes it");
-        }
+        self.remove_socket();
         if let Err(errno) = rustix::net::shutdown(&self.listener, Shutdown::Both) {
             // Without it the thread would never end, so it is not waited for.
             tracing::error!(%errno, "the control socket cannot be shut down");
@@ -107,24 +119,44 @@ impl Drop for Control {
 }
 
 fn accept(listener: &UnixListener, shared: &Shared) {
-    loop {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                if let Err(error) = answer(stream, shared) {
-                    tracing::warn!(%error, "a control request failed");
+    let (freezes, clients) = (RwLock::new(()), AtomicUsize::new(0));
+    let serve = |stream| {
+        if let Err(error) = answer(stream, shared, &freezes) {
+            tracing::warn!(%error, "a control request failed");
+        }
+    };
+    let serve = &serve;
+    let clients = &clients;
+    std::thread::scope(|scope| {
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) if clients.fetch_add(1, Ordering::Relaxed) < CLIENTS_MAX => {
+                    let thread = std::thread::Builder::new().name("snapfs-client".to_owned());
+                    let thread = thread.spawn_scoped(scope, move || {
+                        serve(stream);
+                        clients.fetch_sub(1, Ordering::Relaxed);
+                    });
+                    if let Err(error) = thread {
+                        clients.fetch_sub(1, Ordering::Relaxed);
+                        tracing::warn!(%error, "a control connection could not be answered");
+                    }
+                }
+                Ok((stream, _)) => {
+                    serve(stream);
+                    clients.fetch_sub(1, Ordering::Relaxed);
+                }
+                // Shut down.
+                Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => return,
+                Err(error) => {
+                    tracing::warn!(%error, "a control connection could not be accepted");
+                    std::thread::park_timeout(ACCEPT_AGAIN);
                 }
             }
-            // Shut down.
-            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => return,
-            Err(error) => {
-                tracing::warn!(%error, "a control connection could not be accepted");
-                std::thread::park_timeout(ACCEPT_AGAIN);
-            }
         }
-    }
+    });
 }
 
-fn answer(mut stream: UnixStream, shared: &Shared) -> Result<()> {
+fn answer(mut stream: UnixStream, shared: &Shared, freezes: &RwLock<()>) -> Result<()> {
     let failed = |error: std::io::Error| Error::io("cannot talk to a client", SOCKET, error);
     stream.set_read_timeout(Some(REQUEST_TIMEOUT)).map_err(failed)?;
     stream.set_write_timeout(Some(REQUEST_TIMEOUT)).map_err(failed)?;
@@ -134,7 +166,7 @@ fn answer(mut stream: UnixStream, shared: &Shared) -> Result<()> {
     stream.write_all(&[ALIVE]).map_err(failed)?;
     let may_ask = peer.uid.is_root() || peer.uid == rustix::process::geteuid();
     let outcome = match may_ask {
-        true => decode_request(&request).and_then(|request| perform(request, shared)),
+        true => decode_request(&request).and_then(|request| perform(request, shared, freezes)),
         false => Err(Error::new(Kind::Invalid, "only root and the owner of a mount may control it")),
     };
     let mut out = Encoder::new();
@@ -145,12 +177,17 @@ fn answer(mut stream: UnixStream, shared: &Shared) -> Result<()> {
     send(&mut stream, &out.finish())
 }
 
-fn perform(request: Request, shared: &Shared) -> Result<Vec<u8>> {
+fn perform(request: Request, shared: &Shared, freezes: &RwLock<()>) -> Result<Vec<u8>> {
     let mut out = Encoder::new();
     match request {
-        Request::Unmount => shared.unmount()?,
-        Request::Freeze { name, labels } => {
-            let report = shared.overlay.freeze(name.as_deref().unwrap_or(&shared.ref_name), labels)?;
+        Request::Unmount => {
+            let _alone = freezes.write().unwrap_or_else(PoisonError::into_inner);
+            shared.unmount()?;
+        }
+        Request::Freeze { name, labels, wait } => {
+            let _freezing = freezes.read().unwrap_or_else(PoisonError::into_inner);
+            let name = name.as_deref().unwrap_or(&shared.ref_name);
+            let report = shared.overlay.freeze_within(wait, name, labels)?;
             out.bytes(report.snapshot.as_bytes()).u64(report.changed_files).u64(report.changed_bytes);
             out.u64(report.new_bytes).u64(report.stored_bytes).u64(report.elapsed.as_nanos() as u64);
         }
@@ -192,6 +229,19 @@ impl Client {
     /// # Errors
     /// Those of the freeze; `Unavailable` when the process of the mount is gone.
     pub fn freeze(&self, name: Option<&str>, labels: &BTreeMap<String, String>) -> Result<FreezeReport> {
+        self.freeze_within(None, name, labels)
+    }
+
+    /// The same, waiting so long for the store's writer's lock; `None`: as long as the mount was told.
+    ///
+    /// # Errors
+    /// As [`Self::freeze`].
+    pub fn freeze_within(
+        &self,
+        wait: Option<Duration>,
+        name: Option<&str>,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<FreezeReport> {
         // Whoever touches a mount that answers nobody waits for ever.
         self.status()?;
         self.write_back()?;
@@ -199,6 +249,10 @@ impl Client {
         out.u8(1).u8(name.is_some().into()).string(name.unwrap_or_default().as_bytes()).count(labels.len());
         for (key, value) in labels {
             out.string(key.as_bytes()).string(value.as_bytes());
+        }
+        // A mount of an older build knows no wait, and needs none unless one is asked for.
+        if let Some(wait) = wait {
+            out.u64(wait.as_millis() as u64);
         }
         let body = self.ask(&out.finish())?;
         let mut input = Decoder::new(&body);
@@ -321,7 +375,11 @@ fn decode_request(bytes: &[u8]) -> Result<Request> {
             let count = input.count(8)?;
             let mut label = || Ok((input.text()?, input.text()?));
             let labels = (0..count).map(|_| label()).collect::<Result<_>>()?;
-            Request::Freeze { name: named.then_some(name), labels }
+            let wait = match input.remaining() {
+                0 => None,
+                _ => Some(Duration::from_millis(input.u64()?)),
+            };
+            Request::Freeze { name: named.then_some(name), labels, wait }
         }
         2 => Request::Unmount,
         3 => Request::Status,
@@ -384,14 +442,18 @@ mod tests {
         let mut out = Encoder::new();
         out.u8(1).u8(1).string(b"name").count(1).string(b"key").string(b"value");
         let whole = out.finish();
-        let Request::Freeze { name, labels } = decode_request(&whole).unwrap() else {
-            panic!("it is a freeze")
+        let freeze = |request: &[u8]| match decode_request(request).unwrap() {
+            Request::Freeze { name, labels, wait } => (name, labels.get("key").cloned(), wait),
+            _ => panic!("it is a freeze"),
         };
-        assert_eq!((name.as_deref(), labels.get("key").map(String::as_str)), (Some("name"), Some("value")));
-        for len in 0..whole.len() {
-            assert!(decode_request(&whole[..len]).is_err(), "cut at {len}");
+        let (name, value) = (Some("name".to_owned()), Some("value".to_owned()));
+        assert_eq!(freeze(&whole), (name.clone(), value.clone(), None));
+        let waiting = [&whole[..], &7u64.to_le_bytes()].concat();
+        assert_eq!(freeze(&waiting), (name, value, Some(Duration::from_millis(7))));
+        for len in (0..waiting.len()).filter(|len| *len != whole.len()) {
+            assert!(decode_request(&waiting[..len]).is_err(), "cut at {len}");
         }
-        assert!(decode_request(&[&whole[..], &[0]].concat()).is_err());
+        assert!(decode_request(&[&waiting[..], &[0]].concat()).is_err());
         assert!(decode_request(&[9]).is_err());
     }
 

@@ -1,9 +1,9 @@
 //! Where the bytes of a changed file come from: a pure map from blocks to the upper, to zeroes, or to the base below.
 //!
-//! Knows numbers only, does no I/O. Invariants: pieces are sorted, disjoint, never empty and never touch a piece of the
-//! same state; no piece starts at or behind the end of the file; `lower_len_bytes` never grows.
+//! Knows numbers only, does no I/O. Invariants: no block is both held by the upper and hidden behind zeroes; blocks behind
+//! the end of the file are neither; `lower_len_bytes` never grows and is never more than the length.
 
-use std::collections::BTreeMap;
+use crate::ranges::BlockSet;
 use std::ops::Range;
 
 /// Granularity of copy on write in bytes.
@@ -29,24 +29,24 @@ pub struct Segment {
     pub source: Source,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Piece {
-    Data,
-    Zero,
-}
-
 /// The length of a file and the source of each of its blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     len_bytes: u64,
     lower_len_bytes: u64,
-    pieces: BTreeMap<u64, (u64, Piece)>,
+    /// Blocks that the upper holds.
+    data: BlockSet,
+    /// Blocks that hide the base behind zeroes.
+    zero: BlockSet,
+    /// How many of `data` hide the base.
+    hiding: u64,
 }
 
 impl Layout {
     /// A file that is the base's `len_bytes` bytes, unchanged.
     pub fn over(len_bytes: u64) -> Self {
-        Self { len_bytes, lower_len_bytes: len_bytes, pieces: BTreeMap::new() }
+        let (data, zero) = (BlockSet::default(), BlockSet::default());
+        Self { len_bytes, lower_len_bytes: len_bytes, data, zero, hiding: 0 }
     }
 
     /// Length of the file in bytes.
@@ -61,7 +61,8 @@ impl Layout {
 
     /// Whether the content is the base's `base_len_bytes` bytes, untouched.
     pub fn is_clean(&self, base_len_bytes: u64) -> bool {
-        self.pieces.is_empty() && self.len_bytes == base_len_bytes && self.lower_len_bytes == base_len_bytes
+        let is_covered = !self.data.is_empty() || !self.zero.is_empty();
+        !is_covered && self.len_bytes == base_len_bytes && self.lower_len_bytes == base_len_bytes
     }
 
     /// The blocks that `range` touches now come whole from the upper; the file reaches at least to `range.end`.
@@ -69,28 +70,36 @@ impl Layout {
         if range.is_empty() {
             return;
         }
-        self.set(range.start / BLOCK..range.end.div_ceil(BLOCK), Some(Piece::Data));
+        let blocks = blocks_of(&range);
+        self.zero.remove(blocks.clone());
+        self.change_data(blocks, BlockSet::insert);
         self.len_bytes = self.len_bytes.max(range.end);
+    }
+
+    /// Whether [`Self::write`] would change nothing: the upper holds all blocks of `range` already.
+    pub fn holds(&self, range: &Range<u64>) -> bool {
+        range.end <= self.len_bytes && self.data.has_all(&blocks_of(range))
     }
 
     /// Cuts or extends the file; new bytes are zero.
     pub fn truncate(&mut self, len_bytes: u64) {
-        self.set(len_bytes.div_ceil(BLOCK)..u64::MAX, None);
+        let behind = len_bytes.div_ceil(BLOCK)..u64::MAX;
+        self.zero.remove(behind.clone());
+        self.change_data(behind, BlockSet::remove);
         self.lower_len_bytes = self.lower_len_bytes.min(len_bytes);
         self.len_bytes = len_bytes;
     }
 
     /// Blocks `blocks` become zero. The length stays.
     pub fn zero(&mut self, blocks: Range<u64>) {
-        let shadowed = self.lower_len_bytes.div_ceil(BLOCK);
-        self.set(blocks.start.max(shadowed)..blocks.end, None);
-        self.set(blocks.start..blocks.end.min(shadowed), Some(Piece::Zero));
+        let hiding = blocks.start..blocks.end.min(self.lower_blocks());
+        self.change_data(blocks, BlockSet::remove);
+        self.zero.insert(hiding);
     }
 
     /// Whether block `block` is held by the upper.
     pub fn is_upper(&self, block: u64) -> bool {
-        let piece = self.pieces.range(..=block).next_back();
-        piece.is_some_and(|(_, &(end, piece))| block < end && piece == Piece::Data)
+        self.data.range_at(block).is_some()
     }
 
     /// The sources of `range`, in order and without a gap, cut at the end of the file.
@@ -98,42 +107,78 @@ impl Layout {
         let end = range.end.min(self.len_bytes);
         let mut segments = Vec::new();
         let mut at = range.start;
-        let first = self.pieces.range(..=range.start / BLOCK).next_back().map_or(0, |(&start, _)| start);
-        for (&start, &(stop, piece)) in self.pieces.range(first..) {
-            let (start, stop) = (start * BLOCK, stop.saturating_mul(BLOCK).min(end));
-            if start >= end {
-                break;
-            }
-            if stop <= at {
-                continue;
-            }
-            self.push_below(&mut segments, at..start.max(at));
-            let source = if piece == Piece::Data { Source::Upper } else { Source::Zero };
-            segments.push(Segment { range: start.max(at)..stop, source });
+        while at < end {
+            let (stop, source) = self.source_at(at);
+            let stop = stop.min(end);
+            segments.push(Segment { range: at..stop, source });
             at = stop;
         }
-        self.push_below(&mut segments, at..end);
         segments
     }
 
-    fn push_below(&self, segments: &mut Vec<Segment>, range: Range<u64>) {
-        let cut = self.lower_len_bytes.clamp(range.start, range.end.max(range.start));
-        if range.start < cut {
-            segments.push(Segment { range: range.start..cut, source: Source::Lower });
+    /// The source of the byte at `at`, and where another one begins at the earliest.
+    fn source_at(&self, at: u64) -> (u64, Source) {
+        let block = at / BLOCK;
+        let end = |blocks: Range<u64>| blocks.end.saturating_mul(BLOCK);
+        if let Some(blocks) = self.data.range_at(block) {
+            return (end(blocks), Source::Upper);
         }
-        if cut < range.end {
-            segments.push(Segment { range: cut..range.end, source: Source::Zero });
+        if let Some(blocks) = self.zero.range_at(block) {
+            return (end(blocks), Source::Zero);
         }
+        let covered = self.data.next_start(block).into_iter().chain(self.zero.next_start(block)).min();
+        let covered = covered.map_or(u64::MAX, |block| block.saturating_mul(BLOCK));
+        match at < self.lower_len_bytes {
+            true => (covered.min(self.lower_len_bytes), Source::Lower),
+            false => (covered, Source::Zero),
+        }
+    }
+
+    /// The first hole at or behind `offset`; the end of the file is one. `holes` are those of the base's file, sorted,
+    /// disjoint, and apart from each other. Costs the logarithm of the number of pieces and of holes, and as much again for
+    /// each hole of the base that is filled.
+    pub fn next_hole(&self, offset: u64, holes: &[Range<u64>]) -> u64 {
+        let mut at = offset;
+        while at < self.len_bytes {
+            let (stop, source) = self.source_at(at);
+            at = match source {
+                Source::Zero => return at,
+                Source::Upper => stop,
+                Source::Lower => {
+                    let zero = self.zero.next_start(at / BLOCK).map_or(u64::MAX, |block| block * BLOCK);
+                    let hole = hole_from(holes, at).map_or(u64::MAX, |hole| hole.start);
+                    match hole <= at {
+                        true => return at,
+                        false => hole.min(zero).min(self.lower_len_bytes),
+                    }
+                }
+            };
+        }
+        self.len_bytes
+    }
+
+    /// The first byte at or behind `offset` that may not be zero. Holes and cost as for [`Self::next_hole`].
+    pub fn next_data(&self, offset: u64, holes: &[Range<u64>]) -> Option<u64> {
+        let mut at = offset;
+        while at < self.len_bytes {
+            let (stop, source) = self.source_at(at);
+            at = match source {
+                Source::Upper => return Some(at),
+                Source::Zero => stop,
+                Source::Lower => match hole_from(holes, at).filter(|hole| hole.start <= at) {
+                    Some(hole) => hole.end.min(stop),
+                    None => return Some(at),
+                },
+            };
+        }
+        None
     }
 
     /// Sorted, disjoint byte ranges in which the file may differ from a base of `base_len_bytes` bytes, and all bytes
     /// behind the base's end that the upper holds.
     pub fn dirty(&self, base_len_bytes: u64) -> Vec<Range<u64>> {
-        let mut ranges: Vec<Range<u64>> = self
-            .pieces
-            .iter()
-            .map(|(&start, &(stop, _))| start * BLOCK..stop.saturating_mul(BLOCK).min(self.len_bytes))
-            .collect();
+        let covered = self.data.ranges().chain(self.zero.ranges());
+        let mut ranges: Vec<Range<u64>> = covered.map(|blocks| bytes_of(&blocks, self.len_bytes)).collect();
         ranges.push(self.lower_len_bytes..base_len_bytes.min(self.len_bytes));
         ranges.retain(|range| !range.is_empty());
         ranges.sort_by_key(|range| range.start);
@@ -149,63 +194,58 @@ impl Layout {
 
     /// Block ranges held by the upper, in order.
     pub fn upper_blocks(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.ranges(Piece::Data)
+        self.data.ranges()
     }
 
     /// Block ranges that hide the base behind zeroes, in order.
     pub fn zero_blocks(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.ranges(Piece::Zero)
-    }
-
-    fn ranges(&self, wanted: Piece) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.pieces.iter().filter(move |(_, piece)| piece.1 == wanted).map(|(&start, &(stop, _))| start..stop)
+        self.zero.ranges()
     }
 
     /// Bytes held by the upper, in whole blocks.
     pub fn upper_bytes(&self) -> u64 {
-        self.upper_blocks().map(|range| (range.end - range.start) * BLOCK).sum()
+        self.data.count() * BLOCK
     }
 
-    fn set(&mut self, blocks: Range<u64>, piece: Option<Piece>) {
-        if blocks.is_empty() {
-            return;
-        }
-        let overlapping: Vec<u64> = self
-            .pieces
-            .range(..blocks.end)
-            .rev()
-            .take_while(|(_, piece)| piece.0 > blocks.start)
-            .map(|(&start, _)| start)
-            .collect();
-        for start in overlapping {
-            let (stop, old) = self.pieces.remove(&start).expect("the key was just listed");
-            if start < blocks.start {
-                self.pieces.insert(start, (blocks.start, old));
-            }
-            if stop > blocks.end {
-                self.pieces.insert(blocks.end, (stop, old));
-            }
-        }
-        if let Some(piece) = piece {
-            self.insert_joined(blocks, piece);
-        }
+    /// Bytes of the base that show through.
+    pub fn shown_bytes(&self) -> u64 {
+        // The last block of the base may be a part of one.
+        let last = self.lower_len_bytes / BLOCK;
+        let is_last_hidden = self.data.range_at(last).is_some() || self.zero.range_at(last).is_some();
+        let rest = self.lower_len_bytes % BLOCK;
+        let beyond = if rest > 0 && is_last_hidden { BLOCK - rest } else { 0 };
+        self.lower_len_bytes + beyond - (self.hiding + self.zero.count()) * BLOCK
     }
 
-    fn insert_joined(&mut self, mut blocks: Range<u64>, piece: Piece) {
-        if let Some((&start, &(stop, left))) = self.pieces.range(..blocks.start).next_back()
-            && stop == blocks.start
-            && left == piece
-        {
-            blocks.start = start;
-        }
-        if let Some(&(stop, right)) = self.pieces.get(&blocks.end)
-            && right == piece
-        {
-            self.pieces.remove(&blocks.end);
-            blocks.end = stop;
-        }
-        self.pieces.insert(blocks.start, (blocks.end, piece));
+    /// Blocks of the base, the last of which may be a part of one.
+    fn lower_blocks(&self) -> u64 {
+        self.lower_len_bytes.div_ceil(BLOCK)
     }
+
+    /// Changes `data` and what is counted of it.
+    fn change_data(&mut self, blocks: Range<u64>, change: fn(&mut BlockSet, Range<u64>)) {
+        let edge = self.lower_blocks().clamp(blocks.start, blocks.end.max(blocks.start));
+        change(&mut self.data, edge..blocks.end);
+        let before = self.data.count();
+        change(&mut self.data, blocks.start..edge);
+        self.hiding = self.hiding + self.data.count() - before;
+    }
+}
+
+/// The blocks that a range of bytes touches.
+pub fn blocks_of(range: &Range<u64>) -> Range<u64> {
+    range.start / BLOCK..range.end.div_ceil(BLOCK)
+}
+
+/// The bytes of blocks, as far as a file of `len_bytes` bytes goes.
+pub fn bytes_of(blocks: &Range<u64>, len_bytes: u64) -> Range<u64> {
+    let bytes = |block: u64| block.saturating_mul(BLOCK).min(len_bytes);
+    bytes(blocks.start)..bytes(blocks.end)
+}
+
+/// The first hole that ends behind `at`.
+fn hole_from(holes: &[Range<u64>], at: u64) -> Option<&Range<u64>> {
+    holes.get(holes.partition_point(|hole| hole.end <= at))
 }
 
 #[cfg(test)]
@@ -281,6 +321,7 @@ mod tests {
                 // Compared without printing: there are too many bytes to read.
                 assert!(flatten(&layout) == naive.sources[..naive.len], "seed {seed}");
                 assert_dirty_covers_every_difference(&layout, base_len, seed);
+                assert_counts_and_seeks_as_byte_by_byte(&layout, &naive, next(1 << 40), seed);
             }
         }
     }
@@ -293,6 +334,33 @@ mod tests {
             let same = if at < base_len { source == Source::Lower } else { source == Source::Zero };
             let covered = dirty.iter().any(|range| range.contains(&at));
             assert!(same || covered, "byte {at} differs but is not dirty, seed {seed}");
+        }
+    }
+
+    fn assert_counts_and_seeks_as_byte_by_byte(layout: &Layout, naive: &Naive, random: u64, seed: u64) {
+        let sources = &naive.sources[..naive.len];
+        let count = |wanted| sources.iter().filter(|source| **source == wanted).count() as u64;
+        assert_eq!(layout.shown_bytes(), count(Source::Lower), "seed {seed}");
+        let upper = naive.sources.chunks(BLOCK as usize).filter(|block| block.contains(&Source::Upper));
+        assert_eq!(layout.upper_bytes(), upper.count() as u64 * BLOCK, "seed {seed}");
+        // Holes of the base that begin and end anywhere.
+        let hole = |at: u64| at..at + 1 + random % (2 * BLOCK);
+        let holes = [hole(random % 5000), hole(4 * BLOCK + random % 777), hole(9 * BLOCK)];
+        let is_hole = |at: usize| match sources[at] {
+            Source::Zero => true,
+            Source::Upper => false,
+            Source::Lower => holes.iter().any(|hole| hole.contains(&(at as u64))),
+        };
+        let (mut next_hole, mut next_data) = (sources.len() as u64, None);
+        for at in (0..sources.len()).rev() {
+            match is_hole(at) {
+                true => next_hole = at as u64,
+                false => next_data = Some(at as u64),
+            }
+            if at.is_multiple_of(509) || at.is_multiple_of(BLOCK as usize) {
+                let found = (layout.next_hole(at as u64, &holes), layout.next_data(at as u64, &holes));
+                assert_eq!(found, (next_hole, next_data), "from byte {at} on, seed {seed}");
+            }
         }
     }
 

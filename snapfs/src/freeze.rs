@@ -1,21 +1,24 @@
 //! Freezing: what changed becomes a new snapshot, at a cost that follows the change.
 //!
-//! Changed files are stored once while everything goes on. Then changes wait: files that changed again meanwhile are stored
-//! once more, then all the rest, so the snapshot is one moment. Only dirty ranges of files are read, cut and hashed; only
+//! Changed files are stored while everything goes on, pass by pass ([`crate::passes`]). Then changes wait: what was written
+//! during the last pass is stored, then all the rest, so the snapshot is one moment; reading goes on. Only dirty ranges of
+//! files are read, cut and hashed; only
 //! directories on the way from a change to the root are written; all else is taken over by id. Then the upper changes over
 //! to the new snapshot: commit -> journal of the new base in place of the old one (one rename) -> memory. A crash between
 //! the first two is seen at the next mount, because the journal says which tree was about to be committed.
 
 use crate::change::{Change, NodeId};
 use crate::errno::Errno;
+use crate::identity::{kept, number_in, number_of_link};
 use crate::journal::{Header, Journal};
 use crate::lower::{Base, join};
-use crate::node::{Body, FileBody, Node, Origin, Slot};
+use crate::node::{Body, Node, Origin};
 use crate::overlay::Overlay;
+use crate::passes::Passes;
 use crate::rebase::{Frozen, rebase};
+use crate::slots::Slot;
 use crate::upper::boot_id;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{
@@ -48,20 +51,39 @@ impl Overlay {
     /// read-only mount or an impossible name, and those of the store. After an error the changes are still in the upper;
     /// after `Unavailable` they are committed too, and the mount has to be made anew.
     pub fn freeze(&self, name: &str, labels: BTreeMap<String, String>) -> Result<FreezeReport> {
+        self.freeze_within(None, name, labels)
+    }
+
+    /// The same, waiting so long for the writer's lock of the store; `None`: as long as the mount was told.
+    ///
+    /// # Errors
+    /// As [`Self::freeze`].
+    pub fn freeze_within(
+        &self,
+        wait: Option<Duration>,
+        name: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<FreezeReport> {
+        let purpose = format!("freeze {name}");
         if self.is_read_only() {
             return Err(Error::new(Kind::Invalid, "a read-only mount has nothing to freeze")
                 .object(self.upper().path().display()));
         }
         store::check_name(name)?;
-        let mut writer = self.store().writer("a freeze")?;
+        // Others may be writing to the store for a while: changes go on until the lock is had.
+        let mut writer = match wait {
+            Some(wait) => self.store().writer_within(wait, &purpose)?,
+            None => self.store().writer(&purpose)?,
+        };
         check_follows(self.store(), name, &self.base().id)?;
         let started = Instant::now();
-        let prepared = prepare_files(self, &mut writer)?;
+        let mut passes = Passes::new(self);
+        passes.run(&mut writer)?;
         let _stopped = self.stop_changes();
         // Space for the next journal is taken before there is no way back.
         let header = Header { store: self.store().id(), base: self.base().id, boot: boot_id()? };
         let journal = Journal::prepare(&self.upper().journal_path(), &header, std::iter::empty())?;
-        let (report, frozen) = self.commit_changes(&mut writer, name, labels, prepared)?;
+        let (report, frozen) = self.commit_changes(&mut writer, name, labels, passes)?;
         let rebased = Base::open(self.store(), &report.snapshot)
             .and_then(|base| rebase(self, Arc::new(base), frozen, journal));
         rebased.map_err(|error| {
@@ -84,9 +106,10 @@ impl Overlay {
         writer: &mut Writer,
         name: &str,
         labels: BTreeMap<String, String>,
-        prepared: HashMap<NodeId, Prepared>,
+        passes: Passes<'_>,
     ) -> Result<(FreezeReport, Frozen)> {
-        let mut freezer = Freezer::new(self, prepared);
+        let contents = passes.finish(writer)?;
+        let mut freezer = Freezer::new(self, contents);
         let root = freezer.tree_root(writer)?;
         let tree = writer.put_tree(&root)?;
         self.announce(Change::Freezing { tree })?;
@@ -112,21 +135,6 @@ impl Overlay {
         Ok((report, freezer.frozen))
     }
 
-    /// Bytes of a file as of a version of its content; `None` when it has another version by now, or is gone.
-    fn read_version(&self, id: NodeId, version: u64, offset: u64, len: usize) -> Result<Option<Vec<u8>>> {
-        let bytes = self.read(id, offset, len);
-        // A change is noted after its bytes are written, so the version is looked at after they are read under its lock.
-        let current = self.lock().state.node(id).and_then(Node::file).map(|file| file.version);
-        match bytes {
-            Ok(bytes) => Ok((current == Some(version)).then_some(bytes)),
-            Err(_) if current != Some(version) => Ok(None),
-            Err(errno) => {
-                let node = format!("node {:016x}", id.0);
-                Err(Error::io("cannot read a changed file", node, errno.into()))
-            }
-        }
-    }
-
     /// Puts a change that only the next mount reads into the journal, durably.
     fn announce(&self, change: Change) -> Result<()> {
         let failed = |errno: Errno| {
@@ -138,21 +146,12 @@ impl Overlay {
     }
 }
 
-/// A file as it was stored while changes went on.
-pub(crate) struct Prepared {
-    version: u64,
-    content: Content,
-    changed_bytes: u64,
-}
-
 /// The work on one freeze.
 struct Freezer<'a> {
     overlay: &'a Overlay,
     base: Arc<Base>,
     /// Copies of all nodes that differ from the base.
     nodes: HashMap<NodeId, Node>,
-    /// Files that are stored already, unless they changed since.
-    prepared: HashMap<NodeId, Prepared>,
     /// Where the changed nodes stood in the base.
     standing: HashSet<Vec<u8>>,
     frozen: Frozen,
@@ -165,7 +164,7 @@ struct Freezer<'a> {
 }
 
 impl<'a> Freezer<'a> {
-    fn new(overlay: &'a Overlay, prepared: HashMap<NodeId, Prepared>) -> Self {
+    fn new(overlay: &'a Overlay, contents: HashMap<NodeId, Content>) -> Self {
         let inner = overlay.lock();
         let changed = inner.state.nodes().filter(|(_, node)| node.dirty && !node.is_orphan());
         let nodes: HashMap<NodeId, Node> = changed.map(|(id, node)| (id, node.clone())).collect();
@@ -176,19 +175,17 @@ impl<'a> Freezer<'a> {
         Self {
             overlay,
             base: inner.state.base.clone(),
-            prepared,
             standing: origins.collect(),
+            changed_bytes: changed_bytes(&nodes),
             nodes,
-            frozen: Frozen::default(),
+            frozen: Frozen { contents, ..Frozen::default() },
             links: BTreeMap::new(),
             files: 0,
             bytes: 0,
-            changed_bytes: 0,
         }
     }
 
     fn tree_root(&mut self, writer: &mut Writer) -> Result<TreeRoot> {
-        self.freeze_files(writer)?;
         self.freeze_links()?;
         let order = self.directories();
         for id in order.iter().rev() {
@@ -202,21 +199,9 @@ impl<'a> Freezer<'a> {
             _ => unreachable!("the root of a tree is a directory"),
         };
         let directory = self.frozen.directories.get(&NodeId::ROOT).copied().unwrap_or_else(lower);
-        Ok(TreeRoot { metadata: root.metadata(), directory, links: std::mem::take(&mut self.links) })
-    }
-
-    fn freeze_files(&mut self, writer: &mut Writer) -> Result<()> {
-        for (id, node) in &self.nodes {
-            let Some(file) = changed_content(node) else { continue };
-            let prepared = self.prepared.remove(id).filter(|prepared| prepared.version == file.version);
-            let stored = match prepared {
-                Some(prepared) => prepared,
-                None => store_file(self.overlay, writer, *id, file)?.ok_or_else(|| lost(*id))?,
-            };
-            self.changed_bytes = self.changed_bytes.saturating_add(stored.changed_bytes);
-            self.frozen.contents.insert(*id, stored.content);
-        }
-        Ok(())
+        let inode = Inode { metadata: root.metadata(), node: store::Node::Directory(directory) };
+        let inode = kept(inode, NodeId::ROOT, NodeId::ROOT, root.attributes.ctime);
+        Ok(TreeRoot { metadata: inode.metadata, directory, links: std::mem::take(&mut self.links) })
     }
 
     /// The link table: the base's, without what lost its last name, with what changed or got a second name.
@@ -237,7 +222,8 @@ impl<'a> Freezer<'a> {
                 }
                 _ => continue,
             };
-            let inode = self.inode(*id, node)?;
+            let derived = number_of_link(number, None);
+            let inode = self.inode(*id, node, derived)?;
             linked.insert(number, LinkedInode { count: node.attributes.nlink, inode });
             self.frozen.links.insert(*id, number);
         }
@@ -292,7 +278,8 @@ impl<'a> Freezer<'a> {
                 Some(number) => EntryInode::Link(*number),
                 None => {
                     let node = self.nodes.get(&target).ok_or_else(|| lost(target))?;
-                    EntryInode::Own(self.inode(target, node)?)
+                    let derived = number_in(id, &name, None);
+                    EntryInode::Own(self.inode(target, node, derived)?)
                 }
             };
             self.count(&inode, 1);
@@ -328,7 +315,8 @@ impl<'a> Freezer<'a> {
         }
     }
 
-    fn inode(&self, id: NodeId, node: &Node) -> Result<Inode> {
+    /// What the snapshot has of a changed node, whose number would be `derived` if nothing was kept of it.
+    fn inode(&self, id: NodeId, node: &Node, derived: NodeId) -> Result<Inode> {
         let node_of_store = match &node.body {
             Body::Directory(_) => {
                 let id = self.frozen.directories.get(&id).ok_or_else(|| lost(id))?;
@@ -343,7 +331,8 @@ impl<'a> Freezer<'a> {
             Body::Fifo => store::Node::Fifo,
             Body::Socket => store::Node::Socket,
         };
-        Ok(Inode { metadata: node.metadata(), node: node_of_store })
+        let inode = Inode { metadata: node.metadata(), node: node_of_store };
+        Ok(kept(inode, id, derived, node.attributes.ctime))
     }
 }
 
@@ -369,52 +358,11 @@ fn check_follows(store: &Store, name: &str, base: &SnapshotId) -> Result<()> {
     .advice("freeze to another name, and compare with `snapctl diff`"))
 }
 
-/// The file part of a node whose content differs from the base.
-fn changed_content(node: &Node) -> Option<&FileBody> {
-    node.file().filter(|file| !file.layout.is_clean(file.lower.len_bytes()))
-}
-
-/// Stores all changed files while changes go on; a file that changes meanwhile is left for later.
-fn prepare_files(overlay: &Overlay, writer: &mut Writer) -> Result<HashMap<NodeId, Prepared>> {
-    let changed: Vec<(NodeId, FileBody)> = {
-        let inner = overlay.lock();
-        let named = inner.state.nodes().filter(|(_, node)| node.dirty && !node.is_orphan());
-        named.filter_map(|(id, node)| Some((id, changed_content(node)?.clone()))).collect()
-    };
-    let mut prepared = HashMap::new();
-    for (id, file) in changed {
-        if let Some(stored) = store_file(overlay, writer, id, &file)? {
-            prepared.insert(id, stored);
-        }
-    }
-    Ok(prepared)
-}
-
-/// Stores a file's content as it was when `file` was copied; `None` when it changed before all of it was read.
-fn store_file(
-    overlay: &Overlay,
-    writer: &mut Writer,
-    id: NodeId,
-    file: &FileBody,
-) -> Result<Option<Prepared>> {
-    let base = overlay.store().content(&file.lower)?;
-    let dirty: Vec<Range<u64>> = file.layout.dirty(base.len_bytes());
-    let mut changed = false;
-    let mut read = |offset: u64, buffer: &mut [u8]| {
-        let bytes =
-            if changed { None } else { overlay.read_version(id, file.version, offset, buffer.len())? };
-        match bytes.filter(|bytes| bytes.len() == buffer.len()) {
-            Some(bytes) => buffer.copy_from_slice(&bytes),
-            None => {
-                changed = true;
-                buffer.fill(0);
-            }
-        }
-        Ok(())
-    };
-    let content = store::splice(writer, &base, file.layout.len_bytes(), &dirty, &mut read)?;
-    let changed_bytes = dirty.iter().fold(0, |sum: u64, range| sum.saturating_add(range.end - range.start));
-    Ok((!changed).then_some(Prepared { version: file.version, content, changed_bytes }))
+/// Bytes in the ranges of files that may differ from the base.
+fn changed_bytes(nodes: &HashMap<NodeId, Node>) -> u64 {
+    let changed = nodes.values().filter_map(Node::file).filter(|file| file.is_changed());
+    let dirty = changed.flat_map(|file| file.layout.dirty(file.lower.len_bytes()));
+    dirty.fold(0, |sum: u64, range| sum.saturating_add(range.end - range.start))
 }
 
 fn changed_slots(node: &Node) -> impl Iterator<Item = (&Vec<u8>, Option<NodeId>)> {

@@ -1,103 +1,49 @@
-//! Translation between the FUSE protocol and [`Overlay`]: the only file that uses the FUSE library.
+//! Translation between the FUSE protocol and [`Overlay`]: here and in the files below the FUSE library is used, nowhere else.
 //!
-//! All changes come through this kernel, so everything it caches stays right for ever: names, absent names, attributes,
-//! pages and listings. Files need no handle, so opening one is answered by "not implemented", after which the kernel opens
-//! and closes files without asking.
+//! All changes come through this kernel, so everything it caches stays right for ever: names, absent names, attributes and
+//! pages. It may keep only listings that cannot change: in a kept listing it looks for the very line that a reader saw last,
+//! and ends the reader's listing when that name is gone. Files need no handle, so opening one is answered by "not
+//! implemented", after which the kernel opens and closes files without asking.
 
-use crate::change::{Attributes, NewBody, NodeId};
-use crate::errno::{Answer, Errno};
-use crate::node::{FileKind, Stat};
-use crate::overlay::{Caller, Overlay, RenameMode, Seek, SetAttributes, SetTime};
-use crate::times;
+mod answers;
+mod convert;
+mod server;
+
+pub use server::Server;
+
+use crate::change::NewBody;
+use crate::errno::Errno;
+use crate::overlay::{Overlay, RenameMode, Seek, SetAttributes};
+use answers::bytes;
+use convert::{absent, attr, caller, code, kind, node, reply_data, reply_xattr, time_to_set};
 use fuser::{
-    Config, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
+
 use rustix::fs::{FallocateFlags, XattrFlags};
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use store::{Error, Result};
+use std::time::{Duration, SystemTime};
 
 /// How long the kernel may believe what it is told: longer than any mount lives.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
-/// Threads that serve one mount. Each has a buffer of 16 MiB, touched only as far as requests are long.
-const THREADS: usize = 4;
 /// Largest write in one request.
 const WRITE_MAX: u32 = 1 << 20;
 /// Requests that the kernel may have in flight without anybody waiting for them.
 const BACKGROUND_MAX: u16 = 64;
 const GENERATION: Generation = Generation(0);
 
-/// A mount that answers on a kernel connection.
-pub struct Server(Session<Adapter>);
-
-impl Server {
-    /// Takes over a connection that was just mounted, and agrees with the kernel on the protocol.
-    ///
-    /// # Errors
-    /// When the kernel's protocol is too old, and those of reading from the connection.
-    pub fn new(overlay: Arc<Overlay>, connection: OwnedFd, allow_other: bool) -> Result<Self> {
-        let mut config = Config::default();
-        config.n_threads = Some(THREADS);
-        config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
-        let notifier = Arc::new(OnceLock::new());
-        let adapter = Adapter { overlay, notifier: notifier.clone() };
-        let session = Session::from_fd(adapter, connection, config.acl, config)
-            .map_err(|error| Error::io("the kernel refuses the mount", "/dev/fuse", error))?;
-        notifier.get_or_init(|| session.notifier());
-        Ok(Self(session))
-    }
-
-    /// Answers until the mount is gone.
-    ///
-    /// # Errors
-    /// When a serving thread ended early.
-    pub fn run(self) -> Result<()> {
-        self.0.run().map_err(|error| Error::io("serving the mount failed", "/dev/fuse", error))
-    }
-}
-
+#[derive(Clone)]
 struct Adapter {
     overlay: Arc<Overlay>,
     notifier: Arc<OnceLock<Notifier>>,
-}
-
-impl Adapter {
-    /// What follows every change once the application has its answer.
-    fn after_change(&self) {
-        self.overlay.compact_if_long();
-    }
-
-    /// The kernel goes by its own copy of the mode when it runs a file; this makes it ask again.
-    fn mode_changed(&self, node: INodeNo) {
-        if let Some(notifier) = self.notifier.get()
-            && let Err(error) = notifier.inval_inode(node, -1, 0)
-        {
-            tracing::debug!(%error, "the kernel keeps an old mode until it asks by itself");
-        }
-    }
-
-    fn reply_made(&self, made: Answer<Stat>, reply: ReplyEntry) {
-        match made {
-            Ok(stat) => reply.entry(&FOREVER, &attr(&stat), GENERATION),
-            Err(errno) => reply.error(code(errno)),
-        }
-        self.after_change();
-    }
-
-    fn reply_empty(&self, done: Answer<()>, reply: ReplyEmpty) {
-        match done {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(code(errno)),
-        }
-        self.after_change();
-    }
+    release_memory: fn(),
 }
 
 impl Filesystem for Adapter {
@@ -107,10 +53,15 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_ASYNC_DIO,
             // Without it every write asks for file capabilities first.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
+        // Not FUSE_ASYNC_DIO: after an asynchronous direct write the kernel leaves old pages in its cache.
+        // Without these two, access lists would be stored and not enforced, so there is no mount without them.
+        let needed = InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_DONT_MASK;
+        config.add_capabilities(needed).map_err(|missing| {
+            std::io::Error::other(format!("it has no access control lists for FUSE ({missing:?})"))
+        })?;
         for capability in wanted {
             if let Err(missing) = config.add_capabilities(capability) {
                 tracing::debug!(?missing, "the kernel lacks a capability");
@@ -131,7 +82,9 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
-        self.overlay.forget(node(ino), nlookup);
+        if self.overlay.forget(node(ino), nlookup) {
+            (self.release_memory)();
+        }
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -161,11 +114,11 @@ impl Filesystem for Adapter {
     ) {
         let (atime, mtime) = (atime.map(time_to_set), mtime.map(time_to_set));
         let set = SetAttributes { mode, uid, gid, len_bytes: size, atime, mtime };
-        match self.overlay.set_attributes(node(ino), set, request.uid() == 0) {
+        let caller = caller(request, 0);
+        self.change(move |this| match this.overlay.set_attributes(node(ino), set, &caller) {
             Ok(stat) => reply.attr(&FOREVER, &attr(&stat)),
             Err(errno) => reply.error(code(errno)),
-        }
-        self.after_change();
+        });
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -178,14 +131,14 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let Some(body) = NewBody::of_mode(mode, rdev.into()) else {
             return reply.error(fuser::Errno::EINVAL);
         };
-        self.reply_made(self.overlay.make(node(parent), name.as_bytes(), mode, caller(request), body), reply);
+        self.make((parent, name), mode, caller(request, umask), body, reply);
     }
 
     fn mkdir(
@@ -194,11 +147,10 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         reply: ReplyEntry,
     ) {
-        let body = NewBody::Directory;
-        self.reply_made(self.overlay.make(node(parent), name.as_bytes(), mode, caller(request), body), reply);
+        self.make((parent, name), mode, caller(request, umask), NewBody::Directory, reply);
     }
 
     fn symlink(
@@ -210,27 +162,27 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let body = NewBody::Symlink(target.as_os_str().as_bytes().to_vec());
-        self.reply_made(
-            self.overlay.make(node(parent), link_name.as_bytes(), 0o777, caller(request), body),
-            reply,
-        );
+        self.make((parent, link_name), 0o777, caller(request, 0), body, reply);
     }
 
     fn link(&self, _request: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        self.reply_made(self.overlay.link(node(ino), node(newparent), newname.as_bytes()), reply);
+        let name = bytes(newname);
+        self.change(move |this| this.reply_made(this.overlay.link(node(ino), node(newparent), &name), reply));
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.reply_empty(self.overlay.unlink(node(parent), name.as_bytes()), reply);
+        let name = bytes(name);
+        self.change(move |this| this.reply_empty(this.overlay.unlink(node(parent), &name), reply));
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.reply_empty(self.overlay.rmdir(node(parent), name.as_bytes()), reply);
+        let name = bytes(name);
+        self.change(move |this| this.reply_empty(this.overlay.rmdir(node(parent), &name), reply));
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -238,9 +190,14 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let Some(mode) = RenameMode::of_flags(flags.bits()) else { return reply.error(fuser::Errno::EINVAL) };
-        let (from, to) = ((node(parent), name.as_bytes()), (node(newparent), newname.as_bytes()));
-        self.reply_empty(self.overlay.rename(from, to, mode), reply);
+        let whiteout = flags.contains(RenameFlags::RENAME_WHITEOUT).then(|| caller(request, 0));
+        let mode = RenameMode::of_flags((flags - RenameFlags::RENAME_WHITEOUT).bits());
+        let Some(mode) = mode else { return reply.error(fuser::Errno::EINVAL) };
+        let (from, to) = (bytes(name), bytes(newname));
+        self.change(move |this| {
+            let (from, to) = ((node(parent), &from[..]), (node(newparent), &to[..]));
+            this.reply_empty(this.overlay.rename(from, to, mode, whiteout), reply);
+        });
     }
 
     fn create(
@@ -249,16 +206,16 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
         let flags = FopenFlags::FOPEN_KEEP_CACHE;
-        match self.overlay.make(node(parent), name.as_bytes(), mode, caller(request), NewBody::File) {
+        let (name, caller) = (bytes(name), caller(request, umask));
+        self.change(move |this| match this.overlay.make(node(parent), &name, mode, caller, NewBody::File) {
             Ok(stat) => reply.created(&FOREVER, &attr(&stat), GENERATION, FileHandle(0), flags),
             Err(errno) => reply.error(code(errno)),
-        }
-        self.after_change();
+        });
     }
 
     fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -303,20 +260,20 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let drops_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        match self.overlay.write(node(ino), offset, data, drops_set_id) {
-            Ok(mode_changed) => {
-                reply.written(data.len() as u32);
-                if mode_changed {
-                    self.mode_changed(ino);
-                }
-            }
-            Err(errno) => reply.error(code(errno)),
+        // Bytes are copied only where they have to wait.
+        if let Some(inside) = self.overlay.gate().enter() {
+            self.answer_write(ino, offset, data, drops_set_id, reply);
+            drop(inside);
+            return self.after_change();
         }
-        self.after_change();
+        let data = data.to_vec();
+        self.change_bytes(data.len() as u64, move |this| {
+            this.answer_write(ino, offset, &data, drops_set_id, reply);
+        });
     }
 
-    fn fsync(&self, _request: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.reply_empty(self.overlay.sync(node(ino)), reply);
+    fn fsync(&self, _request: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.change(move |this| this.reply_empty(this.overlay.sync(node(ino), datasync), reply));
     }
 
     fn fsyncdir(
@@ -327,78 +284,78 @@ impl Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.reply_empty(self.overlay.sync_names(), reply);
+        self.change(move |this| this.reply_empty(this.overlay.sync_names(), reply));
     }
 
-    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
-        reply.opened(FileHandle(self.overlay.open_listing()), flags);
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.overlay.open_listing(node(ino)) {
+            Ok(true) => {
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+            }
+            Ok(false) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            Err(errno) => reply.error(code(errno)),
+        }
     }
 
     fn readdir(
         &self,
         _request: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let lines = match self.overlay.listing(fh.0, node(ino), offset == 0) {
-            Ok(lines) => lines,
-            Err(errno) => return reply.error(code(errno)),
-        };
-        for (line, next) in lines.iter().zip(1_u64..).skip(offset as usize) {
-            if reply.add(INodeNo(line.id.0), next, kind(line.kind), OsStr::from_bytes(&line.name)) {
-                break;
-            }
+        let listed = self.each_line(ino, offset, |line| {
+            reply.add(INodeNo(line.id.0), line.next, kind(line.kind), OsStr::from_bytes(&line.name))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(code(errno)),
         }
-        reply.ok();
     }
 
     fn readdirplus(
         &self,
         _request: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let lines = match self.overlay.listing(fh.0, node(ino), offset == 0) {
-            Ok(lines) => lines,
-            Err(errno) => return reply.error(code(errno)),
-        };
-        for (line, next) in lines.iter().zip(1_u64..).skip(offset as usize) {
+        let listed = self.each_line(ino, offset, |line| {
             let name = OsStr::from_bytes(&line.name);
             // The kernel takes no hold on these two.
             if matches!(line.name.as_slice(), b"." | b"..") {
                 let attr = FileAttr { ino: INodeNo(line.id.0), kind: FileType::Directory, ..absent() };
-                if reply.add(attr.ino, next, name, &FOREVER, &attr, GENERATION) {
-                    break;
-                }
-                continue;
+                return reply.add(attr.ino, line.next, name, &FOREVER, &attr, GENERATION);
             }
             let stat = match self.overlay.lookup(node(ino), &line.name) {
                 Ok(Some(stat)) => stat,
-                // It went since the listing was made, or cannot be read: whoever asks for it by name is told why.
-                Ok(None) | Err(_) => continue,
+                // It went since the line was made, or cannot be read: whoever asks for it by name is told why.
+                Ok(None) | Err(_) => return false,
             };
-            if reply.add(INodeNo(stat.id.0), next, name, &FOREVER, &attr(&stat), GENERATION) {
+            let attr = attr(&stat);
+            let is_full = reply.add(attr.ino, line.next, name, &FOREVER, &attr, GENERATION);
+            if is_full {
                 self.overlay.forget(stat.id, 1);
-                break;
             }
+            is_full
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(code(errno)),
         }
-        reply.ok();
     }
 
     fn releasedir(
         &self,
         _request: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
+        ino: INodeNo,
+        _fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.overlay.close_listing(fh.0);
+        self.overlay.close_listing(node(ino));
         reply.ok();
     }
 
@@ -420,7 +377,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -429,7 +386,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let flags = XattrFlags::from_bits_retain(flags as u32);
-        self.reply_empty(self.overlay.set_xattr(node(ino), name.as_bytes(), value, flags), reply);
+        let (name, value, caller) = (bytes(name), value.to_vec(), caller(request, 0));
+        self.change(move |this| {
+            this.reply_empty(this.overlay.set_xattr(node(ino), &name, &value, flags, &caller), reply);
+        });
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -441,12 +401,13 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.reply_empty(self.overlay.remove_xattr(node(ino), name.as_bytes()), reply);
+        let name = bytes(name);
+        self.change(move |this| this.reply_empty(this.overlay.remove_xattr(node(ino), &name), reply));
     }
 
     fn fallocate(
         &self,
-        request: &Request,
+        _request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -456,8 +417,38 @@ impl Filesystem for Adapter {
     ) {
         let mode = FallocateFlags::from_bits_retain(mode as u32);
         let range = offset..offset.saturating_add(length);
-        let allocated = self.overlay.allocate(node(ino), range, mode, request.uid() != 0);
-        self.reply_empty(allocated, reply);
+        self.change_bytes(length, move |this| {
+            this.reply_empty(this.overlay.allocate(node(ino), range, mode), reply);
+        });
+    }
+
+    /// Every program that asks whether a file is a terminal asks this. The library would log each of them.
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(fuser::Errno::ENOTTY);
+    }
+
+    /// Not implemented: the kernel says from then on by itself that files are always ready.
+    fn poll(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
     }
 
     fn lseek(
@@ -479,7 +470,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        request: &Request,
+        _request: &Request,
         ino_in: INodeNo,
         _fh_in: FileHandle,
         offset_in: u64,
@@ -491,85 +482,9 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let (from, to) = ((node(ino_in), offset_in), (node(ino_out), offset_out));
-        match self.overlay.copy(from, to, len, request.uid() != 0) {
+        self.change_bytes(len, move |this| match this.overlay.copy(from, to, len) {
             Ok(copied) => reply.written(copied as u32),
             Err(errno) => reply.error(code(errno)),
-        }
-        self.after_change();
-    }
-}
-
-fn node(ino: INodeNo) -> NodeId {
-    NodeId(ino.0)
-}
-
-fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid() }
-}
-
-fn code(errno: Errno) -> fuser::Errno {
-    fuser::Errno::from_i32(errno.raw_os_error())
-}
-
-fn reply_data(answer: Answer<Vec<u8>>, reply: ReplyData) {
-    match answer {
-        Ok(bytes) => reply.data(&bytes),
-        Err(errno) => reply.error(code(errno)),
-    }
-}
-
-/// A size of 0 asks how long the value is.
-fn reply_xattr(answer: Answer<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match answer {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() <= size as usize => reply.data(&value),
-        Ok(_) => reply.error(fuser::Errno::ERANGE),
-        Err(errno) => reply.error(code(errno)),
-    }
-}
-
-fn attr(stat: &Stat) -> FileAttr {
-    let Attributes { mode, uid, gid, nlink, atime, mtime, ctime } = stat.attributes;
-    FileAttr {
-        ino: INodeNo(stat.id.0),
-        size: stat.len_bytes,
-        blocks: stat.blocks,
-        atime: times::to_system(atime),
-        mtime: times::to_system(mtime),
-        ctime: times::to_system(ctime),
-        crtime: UNIX_EPOCH,
-        kind: kind(stat.kind),
-        perm: mode as u16,
-        nlink,
-        uid,
-        gid,
-        // The numbers that the kernel passes are 32 bit: 12 of the major, 20 of the minor.
-        rdev: stat.rdev as u32,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-/// Node number 0 says that there is nothing, and that the kernel may remember it.
-fn absent() -> FileAttr {
-    FileAttr { ino: INodeNo(0), ..attr(&Stat::NOTHING) }
-}
-
-fn kind(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::Directory => FileType::Directory,
-        FileKind::File => FileType::RegularFile,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::BlockDevice => FileType::BlockDevice,
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::Socket => FileType::Socket,
-    }
-}
-
-fn time_to_set(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::At(times::from_library(time)),
+        });
     }
 }

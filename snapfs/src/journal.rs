@@ -5,7 +5,7 @@
 //! machine was not rebooted, any whole frame behind it proves that; after a reboot, a frame behind it that was written
 //! when the hole was already durable. Layout: SEMANTICS.md ("Journal"). Never interprets payloads.
 
-use rustix::fs::{self, FallocateFlags, Mode, OFlags};
+use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -46,10 +46,15 @@ pub struct Journal {
     file: Arc<File>,
     len_bytes: u64,
     durable_len_bytes: u64,
-    /// The disk has room for the file up to here.
+    /// Zeroes stand behind the last frame up to here.
     reserved_len_bytes: u64,
     sequence: u64,
+    /// Bytes of the journals that this mount wrote before this one.
+    before_bytes: u64,
 }
+
+/// How much this mount had written into its journals when something was said.
+pub type Position = u64;
 
 /// What reading a journal gave.
 pub struct Scan {
@@ -130,10 +135,19 @@ impl Journal {
     }
 
     fn at(file: Arc<File>, len_bytes: u64, sequence: u64) -> Self {
-        Self { file, len_bytes, durable_len_bytes: len_bytes, reserved_len_bytes: 0, sequence }
+        Self {
+            file,
+            len_bytes,
+            durable_len_bytes: len_bytes,
+            reserved_len_bytes: 0,
+            sequence,
+            before_bytes: 0,
+        }
     }
 
-    /// Sees to it that changes that make room can be written also when nothing else can.
+    /// Sees to it that changes that make room can be written also when nothing else can: zeroes stand where they will be.
+    /// A frame that replaces zeroes leaves the length of the file and its blocks as they are, so that its sync need not
+    /// wait for the file system's own journal.
     ///
     /// # Errors
     /// `ENOSPC` when there is no room left to keep.
@@ -141,14 +155,11 @@ impl Journal {
         if self.len_bytes + RESERVE_LEN / 2 <= self.reserved_len_bytes {
             return Ok(());
         }
-        match fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.len_bytes, RESERVE_LEN) {
-            // A file system that cannot reserve makes no promise.
-            Ok(()) | Err(Errno::OPNOTSUPP) => {
-                self.reserved_len_bytes = self.len_bytes + RESERVE_LEN;
-                Ok(())
-            }
-            Err(errno) => Err(errno),
-        }
+        let (begin, end) = (self.reserved_len_bytes.max(self.len_bytes), self.len_bytes + RESERVE_LEN);
+        let zeroed = self.file.write_all_at(&vec![0; (end - begin) as usize], begin);
+        zeroed.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        self.reserved_len_bytes = end;
+        Ok(())
     }
 
     /// Appends one frame. Either all of it is there afterwards or none.
@@ -177,6 +188,21 @@ impl Journal {
     /// Length in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes
+    }
+
+    /// How much was written so far, by the journals before this one too.
+    pub fn position(&self) -> Position {
+        self.before_bytes + self.len_bytes
+    }
+
+    /// Whether all that was written up to `position` is durable.
+    pub fn is_durable(&self, position: Position) -> bool {
+        position <= self.before_bytes + self.durable_len_bytes
+    }
+
+    /// Positions go on behind those of the journal that this one, all of which is durable, replaces.
+    pub fn follow(&mut self, replaced: &Self) {
+        self.before_bytes = replaced.position();
     }
 
     /// The file and how much of it a sync now would make durable; `None` when all of it already is.
@@ -226,8 +252,7 @@ impl Prepared {
     pub fn take_place(self, path: &Path) -> Result<Journal> {
         std::fs::rename(&self.temporary, path).map_err(|error| self.failed(error))?;
         sync_directory(path.parent().unwrap_or(Path::new(".")))?;
-        let Journal { ref file, len_bytes, durable_len_bytes, reserved_len_bytes, sequence } = self.journal;
-        Ok(Journal { file: file.clone(), len_bytes, durable_len_bytes, reserved_len_bytes, sequence })
+        Ok(Journal { file: self.journal.file.clone(), ..self.journal })
     }
 
     fn write_header(&self, header: &Header) -> Result<()> {

@@ -5,13 +5,17 @@
 //! kernel needed), at `fuse` for its translation, at `state` for what a mount knows, at `journal` for what outlives it.
 //! Which POSIX promises are kept, and the journal's format, are in SEMANTICS.md.
 
+mod acl;
 mod attachment;
+mod caller;
 mod change;
 pub mod control;
 mod errno;
 mod extent;
 mod freeze;
 mod fuse;
+mod gate;
+mod identity;
 mod journal;
 mod lower;
 mod mount;
@@ -19,7 +23,10 @@ mod mountinfo;
 mod node;
 mod overlay;
 mod panics;
+mod passes;
+mod ranges;
 mod rebase;
+mod slots;
 mod state;
 mod times;
 mod upper;

@@ -1,6 +1,5 @@
 //! What lies below a mount: one snapshot's tree, opened piece by piece, pinned against collection while it is used.
 
-use crate::change::NodeId;
 use std::sync::{Arc, OnceLock};
 use store::{Directory, DirectoryId, Error, Kind, Pin, Result, Snapshot, SnapshotId, Store, Tree};
 
@@ -84,28 +83,4 @@ pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     }
     joined.extend_from_slice(name);
     joined
-}
-
-/// Numbers of the base's nodes have this bit, numbers of new nodes do not.
-pub const BASE_BIT: u64 = 1 << 63;
-
-/// The number that the node at `path` of a base gets, unless another node has it: the same at every mount.
-pub fn node_at(path: &[u8]) -> NodeId {
-    NodeId(hash(0xcbf2_9ce4_8422_2325, path) | BASE_BIT)
-}
-
-/// The number that hard-linked file `number` of a base gets, unless another node has it.
-pub fn node_of_link(number: u64) -> NodeId {
-    NodeId(hash(0x6c62_272e_07bb_0142, &number.to_le_bytes()) | BASE_BIT)
-}
-
-/// FNV-1a, then mixed: stable over builds and good enough where a clash is only resolved by counting up.
-fn hash(seed: u64, bytes: &[u8]) -> u64 {
-    let mut hash = seed;
-    for byte in bytes {
-        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    hash ^= hash >> 32;
-    hash = hash.wrapping_mul(0xd6e8_feb8_6659_fd93);
-    hash ^ (hash >> 32)
 }

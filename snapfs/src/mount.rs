@@ -1,7 +1,7 @@
 //! A mount in this process: kernel connection, serving threads, control socket, and their end in the right order.
 //!
-//! End: the mount goes (by whoever) -> the serving threads end -> the overlay is closed (all durable, upper unlocked) ->
-//! the control socket goes -> [`Mount::wait`] returns. This process never touches a file below its own mount point: the
+//! End: the mount goes (by whoever) -> the serving threads end -> the control socket goes -> the overlay is closed (all
+//! durable, upper unlocked) -> the control thread ends -> [`Mount::wait`] returns. This process never touches a file below its own mount point: the
 //! answer would have to come from itself.
 
 use crate::attachment::{Shared, Stage, attach, check_mountpoint};
@@ -10,6 +10,7 @@ use crate::freeze::FreezeReport;
 use crate::fuse::Server;
 use crate::overlay::Overlay;
 use crate::panics;
+use crate::upper;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Let other users in; the kernel checks permissions in any case.
     pub allow_other: bool,
+    /// Gives memory that this process has freed back to the kernel: called when the kernel has forgotten many files.
+    pub release_memory: fn(),
 }
 
 /// A running mount. Dropping it unmounts.
@@ -47,6 +50,7 @@ pub struct Mount {
 /// `Conflict` for an upper in use or over another snapshot, and those of the store.
 pub fn mount(store: &Store, options: MountOptions) -> Result<Mount> {
     let mountpoint = check_mountpoint(&options.mountpoint)?;
+    upper::await_release(&options.upper)?;
     let overlay = Arc::new(Overlay::open(store, &options.snapshot, &options.upper, options.read_only)?);
     let started = start(overlay.clone(), options, mountpoint);
     if started.is_err()
@@ -66,7 +70,7 @@ fn start(overlay: Arc<Overlay>, options: MountOptions, mountpoint: PathBuf) -> R
     let shared = Arc::new(Shared::new(overlay, options.ref_name, mountpoint));
     let control = Control::bind(shared.clone())?;
     let connection = attach(&shared, options.allow_other)?;
-    let server = Server::new(shared.overlay.clone(), connection, options.allow_other)
+    let server = Server::new(shared.overlay.clone(), connection, options.allow_other, options.release_memory)
         .inspect_err(|_| shared.detach())?;
     panics::watch(&shared);
     let serving = shared.clone();
@@ -139,10 +143,11 @@ impl Drop for Mount {
 }
 
 /// Serves until the mount goes, then ends everything in order.
-fn serve(shared: &Shared, server: Server, control: Control) {
+fn serve(shared: &Shared, server: Server, mut control: Control) {
     let served = server.run();
     // Serving threads that ended early leave a mount that would hang whoever touches it.
     shared.abort();
+    control.remove_socket();
     let closed = shared.overlay.close();
     shared.move_on(Stage::Closed);
     control.stop();

@@ -24,6 +24,17 @@ pub fn upper_at(mountpoint: &Path) -> Result<Option<PathBuf>> {
     Ok(find(&text, mountpoint))
 }
 
+/// Whether a mount with this upper is in the mount table.
+///
+/// # Errors
+/// Those of reading /proc.
+pub fn is_mounted_with(upper: &Path) -> Result<bool> {
+    let text = std::fs::read(PATH).map_err(|error| Error::io("cannot read the mount table", PATH, error))?;
+    let source = source_of(upper);
+    let mut lines = text.split(|byte| *byte == b'\n').filter_map(parse_line);
+    Ok(lines.any(|(_, other)| other == source.as_bytes()))
+}
+
 fn find(text: &[u8], mountpoint: &Path) -> Option<PathBuf> {
     // Later lines are on top of earlier ones.
     let mut lines = text.split(|byte| *byte == b'\n').rev().filter_map(parse_line);

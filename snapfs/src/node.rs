@@ -1,9 +1,13 @@
 //! A node: one file-system object that the kernel knows or that has changed, and what of it comes from the base.
 
 use crate::change::{Attributes, Name, NewBody, NodeId};
-use crate::extent::Layout;
+use crate::extent::{Layout, Source, blocks_of, bytes_of};
+use crate::identity;
+use crate::journal::Position;
 use crate::lower::{Base, LowerDirectory};
-use std::collections::BTreeMap;
+use crate::ranges::BlockSet;
+use crate::slots::Slots;
+use std::ops::Range;
 use std::sync::Arc;
 use store::{Content, Inode, Metadata, Time};
 
@@ -27,22 +31,13 @@ pub enum Origin {
     New,
 }
 
-/// What a name in a directory stands for, where that is not simply what the base says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slot {
-    /// What the base says, and it is this live node.
-    Known(NodeId),
-    /// Differs from the base: this node, or nothing although the base has the name.
-    Changed(Option<NodeId>),
-}
-
 /// The changed part of a directory over the base's.
 #[derive(Clone, Debug)]
 pub struct DirectoryBody {
     /// What it began from.
     pub lower: Option<Arc<LowerDirectory>>,
     /// Names that are live or changed.
-    pub slots: BTreeMap<Name, Slot>,
+    pub slots: Slots,
     /// The directory it stands in.
     pub parent: NodeId,
 }
@@ -56,12 +51,26 @@ pub struct FileBody {
     pub holes_bytes: u64,
     /// Which bytes come from where.
     pub layout: Layout,
-    /// Differs after every change of the content from all numbers that any file had before.
-    pub version: u64,
+    /// While a freeze stores the file: what changed since it last began to.
+    pub rewritten: Option<Rewritten>,
     /// Whether its data file has writes that are not known to be durable.
     pub unsynced: bool,
+    /// Whether among them are some that put bytes where the upper held none: without the journal's word that they are
+    /// durable, a power cut takes them back.
+    pub unconfirmed: bool,
+    /// Where in the journal the last thing stands that finding the bytes needs.
+    pub needs: Position,
     /// For a file without a name: the earlier base that it still reads.
     pub kept_base: Option<Arc<Base>>,
+}
+
+/// What changed of a file's content since some moment.
+#[derive(Clone, Debug)]
+pub struct Rewritten {
+    /// These blocks did.
+    pub blocks: BlockSet,
+    /// Nothing behind this is what it was, not even where it is shown again.
+    pub cut_at_bytes: u64,
 }
 
 /// What a node is.
@@ -115,19 +124,22 @@ pub struct LowerPlace {
 impl Node {
     /// An unchanged node of the base.
     pub fn from_base(inode: Inode, place: LowerPlace) -> Self {
-        let Metadata { mode, uid, gid, mtime, xattrs } = inode.metadata;
+        let ctime = identity::ctime_of(&inode);
+        let Metadata { mode, uid, gid, mtime, xattrs, identity: _ } = inode.metadata;
         let body = match inode.node {
             store::Node::Directory(id) => Body::Directory(DirectoryBody {
                 lower: Some(LowerDirectory::new(id, place.path)),
-                slots: BTreeMap::new(),
+                slots: Slots::default(),
                 parent: place.parent,
             }),
             store::Node::File(content) => Body::File(FileBody {
                 layout: Layout::over(content.len_bytes()),
                 lower: content,
                 holes_bytes: 0,
-                version: 0,
+                rewritten: None,
                 unsynced: false,
+                unconfirmed: false,
+                needs: 0,
                 kept_base: None,
             }),
             store::Node::Symlink(target) => Body::Symlink(target),
@@ -136,8 +148,8 @@ impl Node {
             store::Node::Fifo => Body::Fifo,
             store::Node::Socket => Body::Socket,
         };
-        // The base keeps one time; the other two begin as that.
-        let attributes = Attributes { mode, uid, gid, nlink: place.nlink, atime: mtime, mtime, ctime: mtime };
+        // The base keeps no access time.
+        let attributes = Attributes { mode, uid, gid, nlink: place.nlink, atime: mtime, mtime, ctime };
         Self { attributes, xattrs, body, origin: place.origin, dirty: false, lookups: 0 }
     }
 
@@ -147,13 +159,15 @@ impl Node {
             NewBody::File => Body::File(FileBody {
                 lower: Content::empty(),
                 holes_bytes: 0,
-                version: 0,
+                rewritten: None,
                 layout: Layout::over(0),
                 unsynced: false,
+                unconfirmed: false,
+                needs: 0,
                 kept_base: None,
             }),
             NewBody::Directory => {
-                Body::Directory(DirectoryBody { lower: None, slots: BTreeMap::new(), parent: NodeId::ROOT })
+                Body::Directory(DirectoryBody { lower: None, slots: Slots::default(), parent: NodeId::ROOT })
             }
             NewBody::Symlink(target) => Body::Symlink(target),
             NewBody::CharDevice(rdev) => Body::CharDevice(rdev),
@@ -201,38 +215,72 @@ impl Node {
         self.attributes.nlink == 0
     }
 
-    /// What the store keeps of its attributes.
+    /// What the store keeps of its attributes, without its identity.
     pub fn metadata(&self) -> Metadata {
         let Attributes { mode, uid, gid, mtime, .. } = self.attributes;
-        Metadata { mode, uid, gid, mtime, xattrs: self.xattrs.clone() }
+        Metadata { mode, uid, gid, mtime, xattrs: self.xattrs.clone(), ..Metadata::default() }
+    }
+
+    /// Its type.
+    pub fn kind(&self) -> FileKind {
+        match &self.body {
+            Body::Directory(_) => FileKind::Directory,
+            Body::File(_) => FileKind::File,
+            Body::Symlink(_) => FileKind::Symlink,
+            Body::CharDevice(_) => FileKind::CharDevice,
+            Body::BlockDevice(_) => FileKind::BlockDevice,
+            Body::Fifo => FileKind::Fifo,
+            Body::Socket => FileKind::Socket,
+        }
     }
 
     /// What `stat` shows.
     pub fn stat(&self, id: NodeId) -> Stat {
-        let (kind, len_bytes, blocks, rdev) = match &self.body {
-            Body::Directory(_) => (FileKind::Directory, 4096, 8, 0),
-            Body::File(file) => (FileKind::File, file.layout.len_bytes(), file.blocks(), 0),
-            Body::Symlink(target) => (FileKind::Symlink, target.len() as u64, 0, 0),
-            Body::CharDevice(rdev) => (FileKind::CharDevice, 0, 0, *rdev),
-            Body::BlockDevice(rdev) => (FileKind::BlockDevice, 0, 0, *rdev),
-            Body::Fifo => (FileKind::Fifo, 0, 0, 0),
-            Body::Socket => (FileKind::Socket, 0, 0, 0),
+        let (len_bytes, blocks, rdev) = match &self.body {
+            Body::Directory(_) => (4096, 8, 0),
+            Body::File(file) => (file.layout.len_bytes(), file.blocks(), 0),
+            Body::Symlink(target) => (target.len() as u64, 0, 0),
+            Body::CharDevice(rdev) | Body::BlockDevice(rdev) => (0, 0, *rdev),
+            Body::Fifo | Body::Socket => (0, 0, 0),
         };
-        Stat { id, kind, attributes: self.attributes, len_bytes, blocks, rdev }
+        Stat { id, kind: self.kind(), attributes: self.attributes, len_bytes, blocks, rdev }
     }
 }
 
 impl FileBody {
+    /// These blocks are about to get other content.
+    pub fn note_rewritten(&mut self, blocks: Range<u64>) {
+        if let Some(rewritten) = &mut self.rewritten {
+            rewritten.blocks.insert(blocks);
+        }
+    }
+
+    /// These blocks are about to become zero. Those that are zero already stay as they are, however many they are.
+    pub fn note_zeroed(&mut self, blocks: &Range<u64>) {
+        let Some(rewritten) = &mut self.rewritten else { return };
+        let bytes = bytes_of(blocks, self.layout.len_bytes());
+        let segments = self.layout.segments(bytes).into_iter();
+        let changing = segments.filter(|segment| segment.source != Source::Zero);
+        changing.for_each(|segment| rewritten.blocks.insert(blocks_of(&segment.range)));
+    }
+
+    /// The file is about to have this length.
+    pub fn note_cut(&mut self, len_bytes: u64) {
+        if let Some(rewritten) = &mut self.rewritten {
+            rewritten.cut_at_bytes = rewritten.cut_at_bytes.min(len_bytes);
+        }
+    }
+
+    /// From here on, what changes is noted. Gives what was noted before.
+    pub fn note_from_here_on(&mut self) -> Option<Rewritten> {
+        self.rewritten.replace(Rewritten { blocks: BlockSet::default(), cut_at_bytes: u64::MAX })
+    }
+
     /// Allocated size in units of 512 bytes. What shows through from the base counts whole until the
     /// file was opened once.
     fn blocks(&self) -> u64 {
-        let below = self.layout.lower_len_bytes().min(self.layout.len_bytes());
-        let hidden: u64 =
-            self.layout.upper_blocks().chain(self.layout.zero_blocks()).fold(0, |sum, blocks| {
-                let end = (blocks.end * crate::extent::BLOCK).min(below);
-                sum + end.saturating_sub(blocks.start * crate::extent::BLOCK)
-            });
-        (self.layout.upper_bytes() + (below - hidden).saturating_sub(self.holes_bytes)).div_ceil(512)
+        let shown = self.layout.shown_bytes().saturating_sub(self.holes_bytes);
+        (self.layout.upper_bytes() + shown).div_ceil(512)
     }
 }
 

@@ -7,8 +7,9 @@ use crate::change::NodeId;
 use crate::extent::Layout;
 use crate::journal::{Header, Prepared};
 use crate::lower::{Base, LowerDirectory, join};
-use crate::node::{Node, Origin, Slot};
+use crate::node::{Node, Origin};
 use crate::overlay::Overlay;
+use crate::slots::{Slot, Slots};
 use crate::state::State;
 use crate::upper::boot_id;
 use std::collections::HashMap;
@@ -64,7 +65,7 @@ fn settle(state: &mut State, frozen: &Frozen) -> Vec<NodeId> {
             node.origin = Origin::Link(*number);
         }
         let Some(file) = node.file_mut() else { continue };
-        file.unsynced = false;
+        (file.unsynced, file.unconfirmed) = (false, false);
         emptied.push(id);
         if let Some(content) = frozen.contents.get(&id) {
             file.layout = Layout::over(content.len_bytes());
@@ -90,7 +91,7 @@ fn settle_directories(state: &mut State, frozen: &Frozen) {
             (None, None) => None,
         };
         let slots = std::mem::take(&mut directory.slots);
-        let mut settled = std::collections::BTreeMap::new();
+        let mut settled = Slots::default();
         for (name, slot) in slots {
             let (child, visit) = match slot {
                 Slot::Known(child) => (child, moved),

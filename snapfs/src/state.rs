@@ -6,14 +6,19 @@
 //! with no name left is in no directory. Reads the base where needed, writes nothing.
 
 use crate::change::{Change, Name, NodeId};
-use crate::lower::{BASE_BIT, Base, node_at, node_of_link};
-use crate::node::{Body, DirectoryBody, FileBody, LowerPlace, Node, Origin, Slot};
+use crate::extent::blocks_of;
+use crate::identity::{BASE_BIT, number_in, number_of_link, random_number};
+use crate::lower::Base;
+use crate::node::{Body, DirectoryBody, FileBody, LowerPlace, Node, Origin};
+use crate::slots::Slot;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use store::{Entry, EntryInode, Error, Inode, Result};
 
 /// Changes in a piece of a checkpoint: far below what a frame of the journal takes.
 const PIECE_LEN: usize = 100_000;
+/// Fewer nodes are not worth giving their room back.
+const MANY: usize = 4096;
 
 /// Live and changed nodes over a base.
 #[derive(Debug)]
@@ -25,9 +30,8 @@ pub struct State {
     links: HashMap<u64, NodeId>,
     /// Hard-linked files of the base that have no name left.
     dead_links: BTreeSet<u64>,
-    next_new: u64,
-    /// Changes of content so far.
-    versions: u64,
+    /// The most live nodes since their room was last given back, as far as it was looked at.
+    most: usize,
 }
 
 impl State {
@@ -36,8 +40,7 @@ impl State {
         let place = LowerPlace { origin: Origin::Root, nlink: 1, parent: NodeId::ROOT, path: Vec::new() };
         let root = Node::from_base(base.tree.root().clone(), place);
         let nodes = HashMap::from([(NodeId::ROOT, root)]);
-        let next_new = NodeId::ROOT.0 + 1;
-        Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new(), next_new, versions: 0 }
+        Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new(), most: 0 }
     }
 
     /// The node, where it is live.
@@ -55,6 +58,11 @@ impl State {
         self.nodes.iter().map(|(id, node)| (*id, node))
     }
 
+    /// As [`Self::nodes`], to change what no journal keeps.
+    pub fn nodes_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut Node)> {
+        self.nodes.iter_mut().map(|(id, node)| (*id, node))
+    }
+
     /// Hard-linked files of the base that have no name left.
     pub fn dead_links(&self) -> &BTreeSet<u64> {
         &self.dead_links
@@ -65,17 +73,13 @@ impl State {
         !self.dead_links.is_empty() || self.nodes.values().any(|node| node.dirty && !node.is_orphan())
     }
 
-    /// A number that no node has and that no new node had since this upper was mounted.
-    pub fn new_id(&mut self) -> NodeId {
-        let id = NodeId(self.next_new);
-        self.take_id(id);
-        id
-    }
-
-    /// Numbers of new nodes go on behind `id`, if it is one.
-    fn take_id(&mut self, id: NodeId) {
-        if id.0 < BASE_BIT {
-            self.next_new = self.next_new.max(id.0 + 1);
+    /// A number that no node has.
+    pub fn new_id(&self) -> NodeId {
+        loop {
+            let id = random_number();
+            if id > NodeId::ROOT && !self.nodes.contains_key(&id) {
+                return id;
+            }
         }
     }
 
@@ -91,7 +95,7 @@ impl State {
             None => {}
         }
         let Some(lower) = directory.lower.clone() else { return Ok(None) };
-        let Some(entry) = lower.open(&self.base.tree)?.get(name)? else { return Ok(None) };
+        let Some(entry) = lower.open(&self.base.tree)?.get_shared(name)? else { return Ok(None) };
         self.make_live(parent, lower.path_of(name), entry).map(Some)
     }
 
@@ -100,7 +104,7 @@ impl State {
         match entry.inode {
             EntryInode::Link(number) => self.live_link(number),
             EntryInode::Own(inode) => {
-                let id = self.free_id(node_at(&path));
+                let id = self.free_id(number_in(parent, &entry.name, inode.metadata.identity.number()));
                 let origin = Origin::Entry { parent, name: entry.name.clone() };
                 let node = Node::from_base(inode, LowerPlace { origin, nlink: 1, parent, path });
                 self.nodes.insert(id, node);
@@ -115,7 +119,8 @@ impl State {
         if let Some(id) = self.links.get(&number) {
             return Ok(*id);
         }
-        let id = self.free_id(node_of_link(number));
+        let kept = self.base.tree.link(number)?.inode.metadata.identity.number();
+        let id = self.free_id(number_of_link(number, kept));
         self.insert_link(id, number)?;
         Ok(id)
     }
@@ -141,11 +146,15 @@ impl State {
         wanted
     }
 
-    /// The number that a listing shows for an entry of the base that is not live.
-    pub fn listed_id(&self, path: &[u8], entry: &EntryInode) -> NodeId {
-        match entry {
-            EntryInode::Link(number) => self.links.get(number).copied().unwrap_or(node_of_link(*number)),
-            EntryInode::Own(_) => self.free_id(node_at(path)),
+    /// The number that a listing shows for an entry of the base in `parent` that is not live. `link`: its number in the
+    /// link table, where it stands in that; `kept`: the inode number that the base keeps of it.
+    pub fn listed_id(&self, parent: NodeId, name: &[u8], link: Option<u64>, kept: Option<u64>) -> NodeId {
+        match link {
+            Some(link) => match self.links.get(&link) {
+                Some(id) => *id,
+                None => self.free_id(number_of_link(link, kept)),
+            },
+            None => self.free_id(number_in(parent, name, kept)),
         }
     }
 
@@ -177,7 +186,6 @@ impl State {
     /// # Errors
     /// `Corrupt` when the change cannot follow the state, and those of the store.
     pub fn apply(&mut self, change: Change) -> Result<()> {
-        change.node().into_iter().for_each(|id| self.take_id(id));
         match change {
             Change::Adopt { node, path } => self.apply_adopt(node, path),
             Change::AdoptLink { node, number } => {
@@ -205,21 +213,28 @@ impl State {
                 Ok(())
             }
             Change::Write { node, range } => {
-                let file = self.changed_file(node)?;
+                let file = self.known_file(node)?;
+                file.note_rewritten(blocks_of(&range));
+                file.unconfirmed |= !file.layout.holds(&range);
                 file.layout.write(range);
                 file.unsynced = true;
                 Ok(())
             }
             Change::Truncate { node, len_bytes } => {
-                self.changed_file(node)?.layout.truncate(len_bytes);
+                let file = self.known_file(node)?;
+                file.note_cut(len_bytes);
+                file.layout.truncate(len_bytes);
                 Ok(())
             }
             Change::Zero { node, blocks } => {
-                self.changed_file(node)?.layout.zero(blocks);
+                let file = self.known_file(node)?;
+                file.note_zeroed(&blocks);
+                file.layout.zero(blocks);
                 Ok(())
             }
             Change::Synced { node } => {
-                self.known_file(node)?.unsynced = false;
+                let file = self.known_file(node)?;
+                (file.unsynced, file.unconfirmed) = (false, false);
                 Ok(())
             }
             Change::DeadLink { number } => {
@@ -228,6 +243,26 @@ impl State {
             }
             // Only who opens the journal cares.
             Change::Freezing { .. } => Ok(()),
+        }
+    }
+
+    /// Whether the bytes of a file cannot be found without `change`: after a power cut, for one that was synced.
+    pub fn is_needed_for_bytes(&self, change: &Change) -> bool {
+        match change {
+            Change::Write { node, range } => {
+                !self.node(*node).and_then(Node::file).is_some_and(|file| file.layout.holds(range))
+            }
+            Change::Adopt { .. }
+            | Change::AdoptLink { .. }
+            | Change::Create { .. }
+            | Change::Truncate { .. }
+            | Change::Zero { .. }
+            | Change::Synced { .. } => true,
+            Change::Entry { .. }
+            | Change::Attributes { .. }
+            | Change::Xattrs { .. }
+            | Change::DeadLink { .. }
+            | Change::Freezing { .. } => false,
         }
     }
 
@@ -291,15 +326,6 @@ impl State {
         self.nodes.get_mut(&id).ok_or_else(unknown)
     }
 
-    /// The file, whose content is about to change.
-    fn changed_file(&mut self, id: NodeId) -> Result<&mut FileBody> {
-        self.versions += 1;
-        let version = self.versions;
-        let file = self.known_file(id)?;
-        file.version = version;
-        Ok(file)
-    }
-
     fn known_file(&mut self, id: NodeId) -> Result<&mut FileBody> {
         let node = self.known(id)?;
         node.dirty = true;
@@ -324,15 +350,24 @@ impl State {
         self.release(id)
     }
 
+    /// Gives back the room of nodes that are gone when half of many are. Tells whether it did.
+    pub fn shrink(&mut self) -> bool {
+        self.most = self.most.max(self.nodes.len());
+        let is_half_gone = self.most >= MANY && self.nodes.len() <= self.most / 2;
+        if is_half_gone {
+            self.most = self.nodes.len();
+            self.nodes.shrink_to_fit();
+        }
+        is_half_gone
+    }
+
     /// Drops `id` if nothing needs it any more, and directories above it that only it kept. Gives the orphan that went.
     pub fn release(&mut self, id: NodeId) -> Option<NodeId> {
         let mut orphan = None;
         let mut next = Some(id);
         while let Some(id) = next.take() {
             let Some(node) = self.nodes.get(&id) else { break };
-            let holds_others = node.directory().is_some_and(|directory| {
-                directory.slots.values().any(|slot| !matches!(slot, Slot::Changed(None)))
-            });
+            let holds_others = node.directory().is_some_and(|directory| directory.slots.named() > 0);
             let needed = node.lookups > 0 || id == NodeId::ROOT || holds_others;
             if needed || (node.dirty && !node.is_orphan()) {
                 break;
@@ -393,10 +428,7 @@ impl State {
             if !seen.insert(id) {
                 return Err(Error::corrupt(format!("the journal gives directory {:016x} two names", id.0)));
             }
-            let named = directory.slots.values().filter_map(|slot| match slot {
-                Slot::Known(id) | Slot::Changed(Some(id)) => Some(*id),
-                Slot::Changed(None) => None,
-            });
+            let named = directory.slots.values().filter_map(|slot| slot.node());
             pending.extend(named.filter(|id| self.directory(*id).is_ok()));
         }
         Ok(())

@@ -3,6 +3,9 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use store::Time;
 
+/// Nanoseconds in a second.
+const SECOND: u32 = 1_000_000_000;
+
 /// For the standard library; 1970 where that cannot hold it.
 pub fn to_system(time: Time) -> SystemTime {
     let (seconds, nanos) = (time.seconds.unsigned_abs(), Duration::from_nanos(time.nanos.into()));
@@ -27,6 +30,16 @@ pub fn from_library(time: SystemTime) -> Time {
     }
 }
 
+/// `nanos`, less than a second, after `time`; the last time that there is where that is behind it.
+pub fn later(time: Time, nanos: u32) -> Time {
+    let sum = time.nanos + nanos;
+    match (sum < SECOND, time.seconds.checked_add(1)) {
+        (true, _) => Time { nanos: sum, ..time },
+        (false, Some(seconds)) => Time { seconds, nanos: sum - SECOND },
+        (false, None) => Time { nanos: SECOND - 1, ..time },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,5 +51,12 @@ mod tests {
         let as_the_library_says = UNIX_EPOCH - Duration::new(2, 250_000_000);
         assert_eq!(from_library(as_the_library_says), time);
         assert!(to_system(Time { seconds: i64::MIN, nanos: 5 }) <= UNIX_EPOCH, "and nothing overflows");
+    }
+    #[test]
+    fn a_later_time_carries_into_seconds_and_stops_at_the_last_one() {
+        let time = |seconds, nanos| Time { seconds, nanos };
+        assert_eq!(later(time(-1, 3), 4), time(-1, 7));
+        assert_eq!(later(time(-1, 999_999_999), 2), time(0, 1));
+        assert_eq!(later(time(i64::MAX, 999_999_999), 1), time(i64::MAX, 999_999_999));
     }
 }

@@ -6,6 +6,7 @@
 use crate::change::NodeId;
 use crate::errno::{Answer, Errno};
 use crate::journal;
+use crate::mountinfo;
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -14,6 +15,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use store::{Error, FileLock, Kind, Result};
 
 /// At most this many data files are kept open; above it some other one is closed.
@@ -29,6 +31,12 @@ pub struct Upper {
     names_unsynced: AtomicBool,
     lock: Mutex<Option<FileLock>>,
 }
+
+const LOCK: &str = "lock";
+/// How long a mount that is in the mount table no more may take to let go of its upper.
+const RELEASE_MAX: Duration = Duration::from_secs(20);
+/// How long until the next look at its lock.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Stands in an upper whose mount had a sync that failed.
 const POISONED: &str = "poisoned";
@@ -56,6 +64,24 @@ fn set_aside(upper: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Waits, [`RELEASE_MAX`] at most, for a mount with the upper at `path` that was just taken away: it lets go of the upper once
+/// everything in it is durable. A mount that is still there, or is used on, is found by opening the upper.
+///
+/// # Errors
+/// Those of taking the lock and of reading the mount table.
+pub fn await_release(path: &Path) -> Result<()> {
+    let Ok(path) = path.canonicalize() else { return Ok(()) };
+    let is_held = || match FileLock::take(&path.join(LOCK), "a mount") {
+        Err(error) if error.kind() == Kind::Conflict => Ok(true),
+        taken => taken.map(|_| false),
+    };
+    let started = Instant::now();
+    while is_held()? && !mountinfo::is_mounted_with(&path)? && started.elapsed() < RELEASE_MAX {
+        std::thread::park_timeout(LOOK_AGAIN);
+    }
+    Ok(())
+}
+
 impl Upper {
     /// Opens or makes the upper at `path` and locks it.
     ///
@@ -67,7 +93,7 @@ impl Upper {
         made.map_err(|error| Error::io("cannot make the upper", path.display(), error))?;
         let path =
             path.canonicalize().map_err(|error| Error::io("cannot find the upper", path.display(), error))?;
-        let lock = FileLock::take(&path.join("lock"), "a mount").map_err(|error| match error.kind() {
+        let lock = FileLock::take(&path.join(LOCK), "a mount").map_err(|error| match error.kind() {
             Kind::Conflict => Error::new(Kind::Conflict, "another mount uses this upper")
                 .object(path.display())
                 .caused_by(error)

@@ -77,6 +77,20 @@ pub trait Disk: Send + Sync + Debug {
 
     /// Whether somebody holds the lock.
     fn is_locked(&self, path: &Path) -> io::Result<bool>;
+
+    /// What the system itself knows of the lock's holder; by default nothing.
+    fn lock_holder(&self, _path: &Path) -> LockHolder {
+        LockHolder::default()
+    }
+}
+
+/// What the system knows of a lock's holder, whatever the holder wrote into the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LockHolder {
+    /// The process that took it, where it can be seen from here.
+    pub pid: Option<u32>,
+    /// When the file was last written, which a holder does once it has the lock.
+    pub since: Option<Time>,
 }
 
 /// An open file.
@@ -236,6 +250,22 @@ impl Disk for HostDisk {
             Err(Errno::WOULDBLOCK) => Ok(true),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn lock_holder(&self, path: &Path) -> LockHolder {
+        let Ok(metadata) = fs::metadata(path) else { return LockHolder::default() };
+        let since = Time { seconds: metadata.mtime(), nanos: metadata.mtime_nsec() as u32 };
+        // Of a process in another pid namespace there is no line, or one with the number 0.
+        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+        let (device, inode) = (metadata.dev(), metadata.ino());
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let place = format!("{major:02x}:{minor:02x}:{inode}");
+        let pid = locks.lines().find_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let is_this = words.get(1) == Some(&"FLOCK") && words.get(5) == Some(&place.as_str());
+            is_this.then(|| words.get(4)?.parse().ok()).flatten()
+        });
+        LockHolder { pid: pid.filter(|pid| *pid != 0), since: Some(since) }
     }
 }
 

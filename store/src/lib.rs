@@ -21,6 +21,7 @@ pub mod domain;
 mod error;
 mod fetch;
 mod flat_cache;
+mod host;
 mod id;
 pub mod image;
 pub mod index;
@@ -74,10 +75,10 @@ pub use progress::{Progress, Unwatched, Work};
 pub use reach::{Reached, Visitor, chunks_of_directory, chunks_of_image, chunks_of_tree};
 pub use refs::{Proposal, Ref, RefEntry, Refs, check_name};
 pub use repo::{Pin, Store};
-pub use restore::{RestoreReport, restore};
+pub use restore::{Refused, RestoreReport, restore};
 pub use scrub::{ScrubOptions, ScrubReport, scrub};
 pub use snapshot::{Snapshot, Totals};
-pub use splice::{is_zero, splice, write_with_holes};
+pub use splice::{Spliced, is_zero, splice, write_with_holes};
 pub use state::LocalState;
 pub use stats::{StoreStats, stats};
 pub use throttle::Throttle;
@@ -86,7 +87,7 @@ pub use tier::{
     S3Tier, Tier,
 };
 pub use tree::{
-    Content, ContentReader, ContentWriter, Directory, Entry, EntryInode, Extent, INLINE_MAX, Inode,
+    Content, ContentReader, ContentWriter, Directory, Entry, EntryInode, Extent, INLINE_MAX, Identity, Inode,
     LinkedInode, Metadata, Node, Tree, TreeRoot,
 };
 pub use writer::{SnapshotDraft, WriteStats, Writer};

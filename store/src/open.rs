@@ -6,14 +6,23 @@ use crate::image::Image;
 use crate::repo::Store;
 use crate::tree::{Content, ContentReader, Tree};
 use crate::writer::{Role, Shape, Writer};
+use std::time::Duration;
 
 impl Store {
-    /// Begins writing: takes the writer's lock and opens a session.
+    /// Begins writing: takes the writer's lock, for which it waits as the local state says, and opens a session.
     ///
     /// # Errors
     /// `Conflict`, naming the holder, when another process writes; `Full` or `Invalid` as the tier.
     pub fn writer(&self, purpose: &str) -> Result<Writer> {
-        Writer::open(self, Role::Author, purpose)
+        Writer::open(self, self.state(), Role::Author, purpose)
+    }
+
+    /// The same, waiting so long for the writer's lock.
+    ///
+    /// # Errors
+    /// As [`Self::writer`].
+    pub fn writer_within(&self, wait: Duration, purpose: &str) -> Result<Writer> {
+        Writer::open(self, &self.state().clone().waiting(wait), Role::Author, purpose)
     }
 
     /// Begins to put what is stored already into new packs on the tier of this number, compressed at `level`: takes the
@@ -22,7 +31,7 @@ impl Store {
     /// # Errors
     /// As [`Self::writer`].
     pub fn rewriter(&self, tier: usize, level: i32, purpose: &str) -> Result<Writer> {
-        Writer::open(self, Role::Rewriter(Shape { level, tier }), purpose)
+        Writer::open(self, self.state(), Role::Rewriter(Shape { level, tier }), purpose)
     }
 
     /// Opens a tree: reads its root record only.

@@ -26,19 +26,104 @@ pub fn splice(
     dirty: &[Range<u64>],
     read: &mut ReadAt<'_>,
 ) -> Result<Content> {
-    if len_bytes <= INLINE_MAX as u64 {
-        let mut bytes = vec![0; len_bytes as usize];
-        read(0, &mut bytes)?;
-        return Ok(Content::inline(bytes));
+    Spliced::of(base).splice(writer, len_bytes, dirty, read)?.finish(writer)
+}
+
+/// A file of which all chunks are stored and the list of them is not yet, because more of it may change.
+#[derive(Clone, Debug)]
+pub struct Spliced {
+    len_bytes: u64,
+    /// All bytes of a short file.
+    inline: Option<Vec<u8>>,
+    /// Extents and where each begins.
+    extents: Vec<(u64, Extent)>,
+}
+
+impl Spliced {
+    /// A stored file.
+    pub fn of(base: &ContentReader) -> Self {
+        Self { len_bytes: base.len_bytes(), inline: None, extents: base.extents().to_vec() }
     }
-    let mut out = writer.content_writer();
-    for piece in plan(base, len_bytes, dirty) {
-        match piece {
-            Piece::Keep(extent) => out.extent(extent)?,
-            Piece::Rewrite(range) => rewrite(&mut out, range, read)?,
+
+    /// Length in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// The file was cut to `len_bytes`. What this gives, a part of a chunk, is to be taken for dirty.
+    pub fn cut(&mut self, len_bytes: u64) -> Range<u64> {
+        self.extents.retain(|(start, _)| *start < len_bytes);
+        self.len_bytes = self.len_bytes.min(len_bytes);
+        let Some((start, extent)) = self.extents.last_mut() else { return 0..0 };
+        match extent {
+            Extent::Hole { len_bytes } => {
+                *len_bytes = self.len_bytes - *start;
+                0..0
+            }
+            Extent::Chunk { len_bytes, .. } => {
+                let end = *start + u64::from(*len_bytes);
+                std::mem::replace(&mut self.len_bytes, end)..end
+            }
         }
     }
-    out.finish()
+
+    /// What the file became: as [`splice`].
+    ///
+    /// # Errors
+    /// As [`splice`].
+    pub fn splice(
+        &self,
+        writer: &mut Writer,
+        len_bytes: u64,
+        dirty: &[Range<u64>],
+        read: &mut ReadAt<'_>,
+    ) -> Result<Self> {
+        if len_bytes <= INLINE_MAX as u64 {
+            let mut bytes = vec![0; len_bytes as usize];
+            read(0, &mut bytes)?;
+            return Ok(Self { len_bytes, inline: Some(bytes), extents: Vec::new() });
+        }
+        let mut out = writer.content_writer();
+        for piece in plan(&self.extents, self.len_bytes, len_bytes, dirty) {
+            match piece {
+                Piece::Keep(extent) => out.extent(extent)?,
+                Piece::Rewrite(range) => rewrite(&mut out, range, read)?,
+            }
+        }
+        let mut offset = 0;
+        let place = |extent: Extent| {
+            let start = offset;
+            offset += extent.len_bytes();
+            (start, extent)
+        };
+        let extents = out.into_extents()?.into_iter().map(place).collect();
+        Ok(Self { len_bytes, inline: None, extents })
+    }
+
+    /// How many bytes [`Self::splice`] would read and store again.
+    pub fn cost(&self, len_bytes: u64, dirty: &[Range<u64>]) -> u64 {
+        if len_bytes <= INLINE_MAX as u64 {
+            return len_bytes;
+        }
+        let cost = |piece: &Piece| match piece {
+            Piece::Keep(_) => 0,
+            Piece::Rewrite(range) => range.end - range.start,
+        };
+        plan(&self.extents, self.len_bytes, len_bytes, dirty).iter().map(cost).sum()
+    }
+
+    /// Ends the file, of which [`Self::splice`] gave all: stores the list of its extents.
+    ///
+    /// # Errors
+    /// As [`Writer::put_chunk`].
+    pub fn finish(self, writer: &mut Writer) -> Result<Content> {
+        match self.inline {
+            Some(bytes) => Ok(Content::inline(bytes)),
+            None => {
+                Content::from_extents(writer, self.extents.into_iter().map(|(_, extent)| extent).collect())
+            }
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -48,13 +133,13 @@ enum Piece {
 }
 
 /// What to keep and what to write again, in file order; neighbouring rewrites are one, so that cuts can move inside it.
-fn plan(base: &ContentReader, len_bytes: u64, dirty: &[Range<u64>]) -> Vec<Piece> {
+fn plan(extents: &[(u64, Extent)], base_len_bytes: u64, len_bytes: u64, dirty: &[Range<u64>]) -> Vec<Piece> {
     let mut pieces = Vec::new();
-    let old_len = base.len_bytes().min(len_bytes);
-    if base.extents().is_empty() {
+    let old_len = base_len_bytes.min(len_bytes);
+    if extents.is_empty() {
         rewrite_piece(&mut pieces, 0..old_len);
     }
-    for (start, extent) in base.extents() {
+    for (start, extent) in extents {
         let range = *start..(start + extent.len_bytes()).min(len_bytes);
         if range.is_empty() {
             continue;
@@ -205,7 +290,7 @@ mod tests {
             let cuts: Vec<u64> = cuts.into_iter().collect();
             let dirty: Vec<Range<u64>> = cuts.chunks_exact(2).map(|pair| pair[0]..pair[1]).collect();
             let mut made = Vec::new();
-            for piece in plan(&base, len_bytes, &dirty) {
+            for piece in plan(base.extents(), base.len_bytes(), len_bytes, &dirty) {
                 let (byte, len) = match piece {
                     Piece::Keep(Extent::Hole { len_bytes }) => (Byte::Hole, len_bytes),
                     Piece::Keep(extent @ Extent::Chunk { .. }) => {

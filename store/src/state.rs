@@ -2,18 +2,21 @@
 //! between hosts, and never needed: it may be lost when nothing runs.
 
 use crate::disk::{self, Disk, HostDisk, read_all, replace_file};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::lock::{FileLock, LockState};
 use crate::tier::LocalTier;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The directory of local state and the file system that it is on.
 #[derive(Clone, Debug)]
 pub struct LocalState {
     disk: Arc<dyn Disk>,
     path: PathBuf,
+    /// How long to try for a lock that is held.
+    wait: Duration,
 }
 
 impl<P: Into<PathBuf>> From<P> for LocalState {
@@ -25,7 +28,12 @@ impl<P: Into<PathBuf>> From<P> for LocalState {
 impl LocalState {
     /// Local state on another file system than the host's.
     pub fn on(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Self {
-        Self { disk, path: path.into() }
+        Self { disk, path: path.into(), wait: Duration::ZERO }
+    }
+
+    /// The same, waiting so long for a lock that is held; without it a lock is had at once or not at all.
+    pub fn waiting(self, wait: Duration) -> Self {
+        Self { wait, ..self }
     }
 
     /// Its directory.
@@ -71,12 +79,17 @@ impl LocalState {
         LocalTier::on(self.disk.clone(), &self.path)
     }
 
-    /// Takes a lock at once or fails.
+    /// Takes a lock, or fails when it is held for longer than this waits.
     ///
     /// # Errors
     /// As [`FileLock::take`].
     pub fn lock(&self, name: &str, purpose: &str) -> Result<FileLock> {
-        FileLock::take_on(&self.disk, &self.path.join(name), purpose)
+        FileLock::take_on(&self.disk, &self.path.join(name), purpose, self.wait).map_err(|error| match error
+            .kind()
+        {
+            Kind::Conflict => error.further_advice("or let this one wait for longer: --wait SECONDS"),
+            _ => error,
+        })
     }
 
     /// What can be seen of a lock.

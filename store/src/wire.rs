@@ -43,6 +43,8 @@ pub enum Record {
     BucketRun = 12,
     /// [`crate::damaged`]: frames of a pack that are lost
     DamagedPack = 13,
+    /// [`crate::restore`]: what is restored to a place, until it is complete there
+    Restore = 14,
     /// [`crate::domain`]: a domain with keys of its own
     KeyedDomain = 20,
     /// [`crate::domain`]: an encrypted snapshot record
@@ -127,11 +129,16 @@ pub fn checksum(bytes: &[u8]) -> u64 {
 
 /// Checks the four magic bytes and the version at the head of a record.
 pub fn expect_head(fields: &mut Decoder<'_>, magic: &[u8; 4], what: &str) -> Result<()> {
+    expect_versions(fields, magic, what, FORMAT_VERSION)
+}
+
+/// As [`expect_head`], of a record that has had versions up to `newest`.
+pub fn expect_versions(fields: &mut Decoder<'_>, magic: &[u8; 4], what: &str, newest: u16) -> Result<()> {
     if fields.take(4)? != magic {
         return Err(Error::corrupt(format!("not a {what} (wrong magic)")));
     }
     match fields.u16()? {
-        FORMAT_VERSION => Ok(()),
+        version if (FORMAT_VERSION..=newest).contains(&version) => Ok(()),
         version => {
             Err(Error::invalid(format!("{what} has format version {version}")).advice("use a newer snapctl"))
         }

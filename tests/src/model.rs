@@ -142,7 +142,7 @@ pub fn files_of_host(root: &Path) -> Files {
         }
         let mtime = Time { seconds: stat.mtime(), nanos: stat.mtime_nsec() as u32 };
         let (mode, uid, gid) = (stat.mode() & 0o7777, stat.uid(), stat.gid());
-        let metadata = Metadata { mode, uid, gid, mtime, xattrs: xattrs(&path) };
+        let metadata = Metadata { mode, uid, gid, mtime, xattrs: xattrs(&path), ..Metadata::default() };
         files.insert(relative, Item { metadata, body, link: None });
     }
     name_links(&mut files, ids);

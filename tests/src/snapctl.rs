@@ -111,7 +111,10 @@ impl Place {
 
     fn bare(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        for variable in ["TORPOR_STORE", "TORPOR_CONFIG", "TORPOR_LOG", "XDG_DATA_HOME"] {
+        let own = ["TORPOR_STORE", "TORPOR_CONFIG", "TORPOR_LOG", "XDG_DATA_HOME"];
+        let proxies = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
+        let proxies = proxies.iter().flat_map(|name| [(*name).to_owned(), name.to_lowercase()]);
+        for variable in own.map(str::to_owned).into_iter().chain(proxies) {
             command.env_remove(variable);
         }
         for (variable, _) in
@@ -135,8 +138,22 @@ impl Place {
         variables: &[(&str, &OsStr)],
         arguments: I,
     ) -> Run {
+        self.run_bounded(variables, &[], arguments)
+    }
+
+    /// Runs a command on this place's store by another program, such as one that sets a limit first.
+    pub fn run_under<I: IntoIterator<Item: AsRef<OsStr>>>(&self, program: &[&str], arguments: I) -> Run {
+        self.run_bounded(&[("TORPOR_STORE", self.store.as_os_str())], program, arguments)
+    }
+
+    fn run_bounded<I: IntoIterator<Item: AsRef<OsStr>>>(
+        &self,
+        variables: &[(&str, &OsStr)],
+        program: &[&str],
+        arguments: I,
+    ) -> Run {
         let mut command = self.bare("timeout");
-        command.args(["-s", "KILL", BOUND_SECONDS]).arg(binary()).args(arguments);
+        command.args(["-s", "KILL", BOUND_SECONDS]).args(program).arg(binary()).args(arguments);
         command.envs(variables.iter().copied());
         let shown = format!("{command:?}");
         Run::new(shown, command.output().expect("timeout can be run"))

@@ -46,6 +46,10 @@ pub struct GlobalArguments {
     /// Answer in JSON, one document a line
     #[arg(long, global = true)]
     pub json: bool,
+    /// How long to wait for another process of this host that writes, collects or moves packs; 0: not at all
+    /// [default: 10, for `freeze` what the mount was told]
+    #[arg(long, global = true, value_name = "SECONDS")]
+    pub wait: Option<u32>,
     /// Say nothing but what was asked for, and errors
     #[arg(long, short, global = true)]
     pub quiet: bool,
@@ -61,7 +65,12 @@ pub enum Command {
     Init,
     /// Store a directory as a new snapshot of a ref
     Backup(BackupArguments),
-    /// Write a snapshot's files, or some of them, to a directory
+    /// Write a snapshot's files, or some of them, or its memory, to a directory
+    ///
+    /// What the target refuses of a path (an owner, an attribute, a file too large for it) is told and costs no other path;
+    /// then the exit code is 3. Only a full target and what the store cannot give end a restore. Whether it ended early or
+    /// was refused something, the same restore to the same target goes on: files that are there with all their bytes and
+    /// attributes stay, everything else that the snapshot has is made anew, and names that it has not are told and left.
     Restore(RestoreArguments),
     /// List snapshots, newest last
     Snapshots(SnapshotsArguments),
@@ -105,6 +114,10 @@ pub enum Command {
     /// Create, list, rotate and destroy domains: tenants with keys of their own
     Domain(DomainArguments),
     /// Try what the tiers can be relied on for, and record it in the bucket
+    ///
+    /// The keys of a bucket need s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload on its objects and
+    /// s3:ListBucket on the bucket, which may be limited to the prefix. A permission that lacks is named. The bucket is
+    /// reached through the proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names, unless NO_PROXY excepts it.
     Doctor(DoctorArguments),
     /// Print a completion script for a shell
     Completions(CompletionsArguments),
@@ -120,8 +133,14 @@ pub struct BackupArguments {
     /// Ref to move to the new snapshot; made if it is new
     #[arg(value_name = "REF")]
     pub name: String,
-    /// Leave out what matches: a path below SOURCE, such as `logs/**` or `**/*.tmp`; may be given again
-    #[arg(long, value_name = "GLOB")]
+    /// Leave out what matches, as in .gitignore, relative to PATH; may be given again
+    ///
+    /// `*.tmp` or `cache`: this name at any depth. `logs/*.gz` or `/core`: anchored at PATH, because of the slash at the
+    /// beginning or inside. `cache/`: directories only. `*`, `?`, `[a-z]` and `[!a-z]` match within a name and never a slash;
+    /// `**` as a whole name stands for any number of names: `**/x`, `a/**/b`, `logs/**` (all that is in logs). A backslash takes
+    /// the meaning from the character behind it. What is below a directory that is left out is left out. `!` for exceptions,
+    /// `{a,b}` and `[[:alpha:]]` are refused.
+    #[arg(long, value_name = "PATTERN")]
     pub exclude: Vec<String>,
     /// Do not enter other file systems
     #[arg(long)]
@@ -142,7 +161,7 @@ pub struct RestoreArguments {
     /// What to restore
     #[arg(value_name = "SPEC[:PATH]")]
     pub source: PathSpec,
-    /// Where to
+    /// Where to: a new or empty directory, or the target of an earlier run of the same restore
     #[arg(value_name = "TARGET", value_hint = ValueHint::DirPath)]
     pub target: PathBuf,
 }
@@ -239,10 +258,11 @@ pub struct CaptureArguments {
     /// Ref to move to the new snapshot; made if it is new
     #[arg(value_name = "REF")]
     pub name: String,
-    /// Directory that `criu dump` wrote
+    /// Directory that `criu dump` wrote. Of a process that was woken by `resume` and dumped before all its memory was there,
+    /// the missing pages are taken from the image it was woken from; a copy of a dump must keep its times (cp -a)
     #[arg(long, value_name = "DIR", group = "source", value_hint = ValueHint::DirPath)]
     pub criu: Option<PathBuf>,
-    /// Memory file of a Firecracker snapshot
+    /// Memory file of a Firecracker snapshot, of the type Full; see --full and --diff
     #[arg(long, value_name = "MEMORY", group = "source", requires = "vmstate", value_hint = ValueHint::FilePath)]
     pub firecracker: Option<PathBuf>,
     /// State file of that Firecracker snapshot
@@ -251,7 +271,16 @@ pub struct CaptureArguments {
     /// Memory as one plain file
     #[arg(long, value_name = "FILE", group = "source", value_hint = ValueHint::FilePath)]
     pub raw: Option<PathBuf>,
-    /// Snapshot whose image to compare with [default: the ref's current one]
+    /// The memory file is of the type Full, and its holes are zero: needed for a sparse copy, after memory was unplugged,
+    /// and where the file has another length than the parent's memory or most of it became zero
+    #[arg(long, conflicts_with_all = ["criu", "diff"])]
+    pub full: bool,
+    /// The memory file is of the type Diff, and its holes are pages of --parent: the file as Firecracker wrote it, on ext4,
+    /// XFS, btrfs or tmpfs
+    #[arg(long, requires = "parent", conflicts_with = "criu")]
+    pub diff: bool,
+    /// Snapshot whose image to compare with [default: the ref's current one]. With --diff the snapshot that the machine was
+    /// resumed from, or the one captured of it last: any other mixes the memory of two machines, which nothing can tell
     #[arg(long, value_name = "SPEC")]
     pub parent: Option<String>,
     /// Note on the snapshot; may be given again
@@ -264,10 +293,12 @@ pub struct CaptureArguments {
 pub struct ResumeArguments {
     #[arg(value_name = "SPEC")]
     pub spec: String,
-    /// Directory to make for `criu restore --lazy-pages`
+    /// Directory to make for `criu restore --lazy-pages`, removed at the end; a plain `criu restore` refuses it, and
+    /// `snapctl restore` makes one for that
     #[arg(long, value_name = "DIR", group = "target", value_hint = ValueHint::DirPath)]
     pub criu_dir: Option<PathBuf>,
-    /// Run `criu restore --lazy-pages` too
+    /// Run `criu restore --lazy-pages` too. The process is restored detached, and this command ends once all its memory is
+    /// there: exit code 3 says that the process ended before
     #[arg(long, requires = "criu_dir")]
     pub restore: bool,
     /// CRIU's work directory, where lazy-pages.socket appears [default: --criu-dir]
@@ -276,9 +307,18 @@ pub struct ResumeArguments {
     /// Socket to serve a Firecracker on (mem_backend of type Uffd)
     #[arg(long, value_name = "PATH", group = "target", requires = "vmstate", value_hint = ValueHint::FilePath)]
     pub uffd_socket: Option<PathBuf>,
-    /// Where to write the state file that Firecracker loads
+    /// Where to write the state file that Firecracker loads; removed again if the resume fails
     #[arg(long, value_name = "FILE", requires = "uffd_socket", value_hint = ValueHint::FilePath)]
     pub vmstate: Option<PathBuf>,
+    /// User and group that the socket and the state file belong to, as a jailer's Firecracker needs [default: the caller's]
+    #[arg(long, value_name = "UID:GID", requires = "uffd_socket", value_parser = spec::owner)]
+    pub socket_owner: Option<(u32, u32)>,
+    /// Permission bits of the socket; to connect takes the permission to write
+    #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = spec::mode)]
+    pub socket_mode: u32,
+    /// Process that is to connect: when it ends before that, the resume ends at once
+    #[arg(long, value_name = "PID", requires = "uffd_socket", value_parser = clap::value_parser!(i32).range(1..))]
+    pub monitor_pid: Option<i32>,
     /// Serve only what is asked for, fetch nothing ahead
     #[arg(long)]
     pub no_prefetch: bool,
@@ -327,7 +367,8 @@ pub struct KeepArguments {
     /// ... years
     #[arg(long, value_name = "N", group = "what", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_yearly: Option<u32>,
-    /// Keep what is at most so much older than the newest: 12h, 30d, 1y6m (h, d, w, m = 30 days, y = 365 days)
+    /// Keep what is at most so much older than the newest that does not lie in the future: 12h, 30d, 1y6m (h, d, w,
+    /// m = 30 days, y = 365 days)
     #[arg(long, value_name = "DURATION", group = "what", value_parser = human::parse_duration)]
     pub keep_within: Option<std::time::Duration>,
 }

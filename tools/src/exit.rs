@@ -10,7 +10,7 @@ use store::Kind;
 use crate::human;
 
 /// Exit code of every error but an absence.
-const FAILED: u8 = 2;
+pub const FAILED: u8 = 2;
 
 /// How a command ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

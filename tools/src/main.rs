@@ -3,16 +3,18 @@
 //! A run is: `args` (what was typed) -> `config` (what is meant) -> `commands/<verb>` (the act) -> `output` (the answer) ->
 //! `exit` (the code and the error text). `context` holds what every command is given; `spec` and `human` read and write the
 //! small languages of the command line; `progress`, `telemetry` and `signals` are the ways to the terminal and the kernel;
-//! `respawn` and `background` start this program once more; `walk` and `compare` go through trees.
+//! `respawn` and `background` start this program once more, `bounded_log` is where the latter says what happens; `walk` and `compare` go through trees.
 //!
 //! Commands put library calls together and hold no knowledge of formats, file systems or memory.
 
 mod args;
 mod background;
+mod bounded_log;
 mod commands;
 mod compare;
 mod config;
 mod context;
+mod criu;
 mod exit;
 mod human;
 mod keys;

@@ -1,12 +1,15 @@
 //! SIGINT, SIGTERM and SIGHUP. By default they end the process at once: every write of the store is safe against being cut off there,
 //! and a lock ends with its process. A command that holds something outside (a mount, a child) sets its own action.
 //!
+//! SIGXFSZ does nothing, so that a write beyond the largest file that a limit or a file system allows is an error of that
+//! file and not the end of the process.
+//!
 //! The exit code is 128 plus the signal's number, as shells expect.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals as SignalIterator;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::iterator::{Handle, Signals as SignalIterator};
 use store::Error;
 
 use crate::exit::complain;
@@ -17,19 +20,21 @@ pub type Action = Box<dyn Fn() + Send>;
 /// The listening thread's handle.
 pub struct Signals {
     action: Arc<Mutex<Option<Action>>>,
+    arriving: Handle,
 }
 
 impl Signals {
     /// Starts the thread that waits for signals; it lives as long as the process.
     pub fn listen() -> store::Result<Signals> {
         let failed = |source| Error::io("cannot listen for signals", "SIGINT, SIGTERM, SIGHUP", source);
-        let mut arriving = SignalIterator::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+        let mut arriving = SignalIterator::new([SIGINT, SIGTERM, SIGHUP, SIGXFSZ]).map_err(failed)?;
         let action = Arc::new(Mutex::new(None::<Action>));
         let current = Arc::clone(&action);
+        let handle = arriving.handle();
         std::thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
-                for signal in arriving.forever() {
+                for signal in arriving.forever().filter(|signal| *signal != SIGXFSZ) {
                     match current.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
                         Some(action) => action(),
                         None => end(signal),
@@ -37,7 +42,19 @@ impl Signals {
                 }
             })
             .map_err(failed)?;
-        Ok(Signals { action })
+        Ok(Signals { action, arriving: handle })
+    }
+
+    /// Has more signals do what these do.
+    ///
+    /// # Errors
+    /// When one cannot be caught.
+    pub fn listen_to(&self, signals: &[i32]) -> store::Result<()> {
+        let add = |signal: &i32| {
+            let failed = |source| Error::io("cannot listen for a signal", signal, source);
+            self.arriving.add_signal(*signal).map_err(failed)
+        };
+        signals.iter().try_for_each(add)
     }
 
     /// From now on a signal does this, on the listening thread, and the process goes on.

@@ -1,4 +1,4 @@
-//! The small languages of the command line: `SPEC[:PATH]` and `KEY=VALUE`. Parsing only; the store resolves a SPEC.
+//! The small languages of the command line: `SPEC[:PATH]`, `KEY=VALUE`, `UID:GID` and permission bits. Parsing only; the store resolves a SPEC.
 //!
 //! Invariant: a path holds no empty, `.` or `..` component and no slash at either end, so that it can be looked up as it is.
 
@@ -49,6 +49,26 @@ fn normalize(path: &[u8]) -> Result<Vec<u8>, String> {
         }
     }
     Ok(components.join(&b'/'))
+}
+
+/// `UID:GID`, in numbers.
+///
+/// # Errors
+/// When it is anything else.
+pub fn owner(typed: &str) -> Result<(u32, u32), String> {
+    let numbers = typed.split_once(':').and_then(|(user, group)| user.parse().ok().zip(group.parse().ok()));
+    numbers
+        .filter(|(user, group)| ![*user, *group].contains(&u32::MAX))
+        .ok_or_else(|| "write a user and a group in numbers, such as 123:456".to_owned())
+}
+
+/// Permission bits in octal, `0` to `777`.
+///
+/// # Errors
+/// When it is anything else.
+pub fn mode(typed: &str) -> Result<u32, String> {
+    let bits = u32::from_str_radix(typed, 8).ok().filter(|bits| *bits <= 0o777 && !typed.starts_with('+'));
+    bits.ok_or_else(|| "write permission bits in octal, such as 660".to_owned())
 }
 
 /// Lets clap hand over the raw bytes that were typed.

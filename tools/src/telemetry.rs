@@ -6,6 +6,9 @@
 use store::{Error, Kind, Result};
 use tracing_subscriber::EnvFilter;
 
+use crate::bounded_log::BoundedLog;
+use crate::respawn::Role;
+
 const VARIABLE: &str = "TORPOR_LOG";
 /// The library whose events name files.
 const NAMES_FILES: &str = "fuser";
@@ -25,7 +28,11 @@ pub fn install(quiet: bool, verbose: u8) -> Result<()> {
     };
     // A mount's log may be on a disk that is full: what cannot be written is lost, and the process goes on.
     let lines = tracing_subscriber::fmt().log_internal_errors(false);
-    lines.with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let lines = lines.with_env_filter(filter).with_ansi(false);
+    match Role::current() {
+        Role::Background => lines.with_writer(|| BoundedLog).init(),
+        Role::Typed | Role::Handler => lines.with_writer(std::io::stderr).init(),
+    }
     Ok(())
 }
 

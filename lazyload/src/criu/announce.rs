@@ -13,9 +13,43 @@ use rustix::net::RecvFlags;
 use rustix::process::Pid;
 use store::{Error, Kind, Result};
 
-use crate::sys::receive;
+use crate::connection::Connection;
+use crate::reception::Greeting;
+use crate::sys::{UserFault, receive};
 
 const RESTORE_FINISHED: i32 = 0x5253_5446;
+/// No task has this number or a higher one.
+const TASK_LIMIT: i32 = 1 << 22;
+
+/// The first announcement of a restore. It stays in the socket.
+#[derive(Debug, Default)]
+pub struct FirstWord;
+
+impl Greeting for FirstWord {
+    fn hear(&mut self, connection: &Connection<'_>) -> Result<bool> {
+        let mut buffer = [0; 5];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let Some(seen) = quiet(receive(connection.stream(), &mut buffer, flags))? else { return Ok(false) };
+        let [first, second, third, fourth, _] = buffer;
+        match (seen.len_bytes, i32::from_ne_bytes([first, second, third, fourth])) {
+            (0..4, _) => Ok(false),
+            (_, RESTORE_FINISHED) => Ok(true),
+            (_, word) if word == 0 || word.unsigned_abs() >= TASK_LIMIT.unsigned_abs() => {
+                Err(broken("what came is no announcement of a task"))
+            }
+            (_, ..0) => Ok(true),
+            (4, _) => Ok(false),
+            _ => match seen.descriptors.into_iter().map(UserFault::adopt).next() {
+                Some(Ok(_)) => Ok(true),
+                _ => Err(broken("a task came without its userfaultfd")),
+            },
+        }
+    }
+
+    fn has_memory(&self) -> bool {
+        false
+    }
+}
 
 /// One thing that was said.
 #[derive(Debug)]

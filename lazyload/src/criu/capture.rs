@@ -1,19 +1,24 @@
 //! A dumped image directory into the store.
 //!
 //! Pages of tasks become address spaces of the image; every other file becomes a blob under its name, shared memory's
-//! page maps and pages included. Nothing is written to the directory. Refused: dumps that lean on a parent directory or a
-//! page server, because their bytes are elsewhere.
+//! page maps and pages included. Nothing is written to the directory. What a dump lacks because userfaultfd had not brought
+//! it yet is taken from the image that was woken ([`super::not_brought`]); what is stored is as if the dump had been whole.
+//! Refused: dumps that lean on a parent directory or a page server, because their bytes are elsewhere.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use store::{Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, Result, Work, Writer};
+use store::{Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, Result, Store, Work, Writer};
 
-use super::entries::{PageMap, check_inventory, tasks};
+use super::entries::{check_inventory, tasks};
+use super::mark::marked;
+use super::not_brought::{DumpedTask, Lacking, NotBrought, not_brought};
+use super::page_map::{PageEntry, PageMap};
 use super::{INVENTORY, PROCESS_TREE, RECORD_FILE_LIMIT_BYTES, mappings_name, page_map_name, pages_name};
 use crate::report::Captured;
+use crate::wake_log::Stamp;
 
 const READ_BYTES: usize = 1 << 20;
 
@@ -21,14 +26,49 @@ const READ_BYTES: usize = 1 << 20;
 struct TaskPages {
     task: u32,
     map: PageMap,
+    /// What stands elsewhere.
+    lacking: Option<NotBrought>,
+    /// The bytes of its `mm-*.img`, without the mark of a wake.
+    mappings: Vec<u8>,
+}
+
+impl TaskPages {
+    /// Which pages the task has: those that were dumped and those that the dump lacks.
+    fn whole_map(&self) -> PageMap {
+        let lacking = self.lacking.iter().flat_map(|lacking| &lacking.pages);
+        let mut lacking = lacking.map(|lacking| (lacking.page, lacking.kind())).peekable();
+        let mut whole = PageMap { pages_id: self.map.pages_id, entries: Vec::new() };
+        for entry in &self.map.entries {
+            while let Some((page, kind)) = lacking.next_if(|(page, _)| *page < entry.pages().start) {
+                whole.push(page, kind);
+            }
+            entry.pages().for_each(|page| whole.push(page, *entry));
+        }
+        lacking.for_each(|(page, kind)| whole.push(page, kind));
+        whole
+    }
+}
+
+impl Lacking {
+    /// How CRIU would have listed it.
+    fn kind(&self) -> PageEntry {
+        PageEntry {
+            start: self.page * PAGE as u64,
+            page_count: 1,
+            is_present: true,
+            is_in_parent: false,
+            is_lazy: self.is_lazy,
+        }
+    }
 }
 
 /// Stores the image directory that `criu dump` wrote. Pages equal to those of `parent` at the same address of the same
-/// task cost nothing.
+/// task cost nothing, and so do those that a lazily woken process had not been given yet when it was dumped.
 ///
 /// # Errors
 /// `Corrupt` when files are cut or contradict each other; `Invalid` when bytes are elsewhere (a parent directory, a page
-/// server) or the images are of another version; those of reading the directory and of the writer.
+/// server), when it cannot be known which pages of a woken process were still to come, or when the images are of another
+/// version; those of reading the directory and of the writer.
 pub fn capture(
     writer: &mut Writer,
     images: &Path,
@@ -42,23 +82,38 @@ pub fn capture(
             .advice("give the directory that criu dump was told with --images-dir"));
     }
     read_records(images, INVENTORY, check_inventory)?;
-    let found = find_pages(images, &names)?;
+    let store = writer.store().clone();
+    let found = find_pages(&store, images, &names, parent)?;
     let bytes: u64 = found.iter().map(|pages| pages.map.pages_file_bytes()).sum();
     progress.begin("capture", Work::Bytes(bytes));
     let mut builder = ImageBuilder::new(writer, ImageKind::Criu, parent);
+    let mut not_brought = 0;
     for pages in &found {
-        store_pages(&mut builder, images, pages, progress)?;
+        not_brought += store_pages(&mut builder, parent, images, pages, progress)?;
     }
     let of_tasks: BTreeSet<String> = found.iter().map(|pages| pages_name(pages.map.pages_id)).collect();
     for name in names.difference(&of_tasks) {
-        let path = images.join(name);
-        let file = File::open(&path)
-            .map_err(|error| Error::io("cannot open an image file", path.display(), error))?;
-        builder.blob(name, &mut BufReader::with_capacity(READ_BYTES, file))?;
+        store_file(&mut builder, images, name, &found)?;
     }
     let (image, stats) = builder.finish()?;
     progress.end();
-    Ok(Captured { image, stats, bytes })
+    Ok(Captured { image, stats, bytes, not_brought })
+}
+
+/// Keeps a file as it is, or as it would be had the dump been whole and the process never been woken.
+fn store_file(builder: &mut ImageBuilder<'_>, images: &Path, name: &str, found: &[TaskPages]) -> Result<()> {
+    for pages in found {
+        if name == mappings_name(pages.task) {
+            return builder.blob(name, &mut pages.mappings.as_slice());
+        }
+        if name == page_map_name(pages.task) && pages.lacking.is_some() {
+            return builder.blob(name, &mut pages.whole_map().encode().as_slice());
+        }
+    }
+    let path = images.join(name);
+    let file =
+        File::open(&path).map_err(|error| Error::io("cannot open an image file", path.display(), error))?;
+    builder.blob(name, &mut BufReader::with_capacity(READ_BYTES, file))
 }
 
 /// The names of the files to keep.
@@ -84,7 +139,12 @@ fn list(images: &Path) -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-fn find_pages(images: &Path, names: &BTreeSet<String>) -> Result<Vec<TaskPages>> {
+fn find_pages(
+    store: &Store,
+    images: &Path,
+    names: &BTreeSet<String>,
+    parent: Option<&Image>,
+) -> Result<Vec<TaskPages>> {
     let mut found: Vec<TaskPages> = Vec::new();
     for task in read_records(images, PROCESS_TREE, tasks)? {
         let (name, mappings) = (page_map_name(task), mappings_name(task));
@@ -106,7 +166,12 @@ fn find_pages(images: &Path, names: &BTreeSet<String>) -> Result<Vec<TaskPages>>
         if found.iter().any(|other| other.map.pages_id == map.pages_id) {
             return Err(Error::new(Kind::Corrupt, "two tasks name the same pages file").object(&name));
         }
-        found.push(TaskPages { task, map });
+        let mappings = read_records(images, &mappings, |bytes| Ok(bytes.to_vec()))?;
+        let dumped_at = written_at(&images.join(&name))?;
+        let dumped = DumpedTask { number: task, mappings: &mappings, map: &map, dumped_at };
+        let lacking = not_brought(store, parent, &dumped)?;
+        let mappings = marked(&mappings, None)?;
+        found.push(TaskPages { task, map, lacking, mappings });
     }
     Ok(found)
 }
@@ -122,12 +187,14 @@ fn check_self_contained(map: &PageMap) -> Result<()> {
     Ok(())
 }
 
+/// Stores the memory of a task, and tells how many of its pages were still to be brought.
 fn store_pages(
     builder: &mut ImageBuilder<'_>,
+    parent: Option<&Image>,
     images: &Path,
     pages: &TaskPages,
     progress: &dyn Progress,
-) -> Result<()> {
+) -> Result<u64> {
     let path = images.join(pages_name(pages.map.pages_id));
     let failed = |error| Error::io("cannot read a pages file", path.display(), error);
     let file = File::open(&path).map_err(failed)?;
@@ -140,17 +207,46 @@ fn store_pages(
         .object(path.display())
         .advice("was the dump interrupted, or is it still running?"));
     }
-    builder.begin_space(pages.task.into(), pages.map.end())?;
+    let lacking = pages.lacking.as_ref().map_or(&[][..], |lacking| &lacking.pages);
+    let highest = lacking.last().map_or(0, |last| (last.page + 1) * PAGE as u64);
+    builder.begin_space(pages.task.into(), pages.map.end().max(highest))?;
     let mut reader = BufReader::with_capacity(READ_BYTES, file);
     let mut page = [0; PAGE];
+    let mut lacking = lacking.iter().peekable();
+    let take = |builder: &mut ImageBuilder<'_>, one: &Lacking| match &pages.lacking {
+        Some(from) => take(builder, parent, &from.image, one),
+        None => Ok(()),
+    };
     for entry in &pages.map.entries {
+        while let Some(one) = lacking.next_if(|one| one.page < entry.pages().start) {
+            take(builder, one)?;
+        }
         for number in entry.pages() {
             reader.read_exact(&mut page).map_err(failed)?;
             builder.page(number, &page)?;
         }
         progress.advance(entry.page_count * PAGE as u64);
     }
-    Ok(())
+    lacking.try_for_each(|one| take(builder, one))?;
+    Ok(pages.lacking.as_ref().map_or(0, |lacking| lacking.pages.len() as u64))
+}
+
+/// Takes a page over from the image that was woken: unread, where that is the parent.
+fn take(builder: &mut ImageBuilder<'_>, parent: Option<&Image>, woken: &Image, one: &Lacking) -> Result<()> {
+    if parent.is_some_and(|parent| parent.id() == woken.id()) {
+        return builder.page_of_parent(one.page, one.space, one.image_page);
+    }
+    let mut page = [0; PAGE];
+    woken.read_page(one.space, one.image_page, &mut page)?;
+    builder.page(one.page, &page)
+}
+
+/// When the last byte of a file was written.
+fn written_at(path: &Path) -> Result<Stamp> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata =
+        path.metadata().map_err(|error| Error::io("cannot look at an image file", path.display(), error))?;
+    Ok(Stamp(metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())))
 }
 
 fn read_records<T>(images: &Path, name: &str, parse: impl Fn(&[u8]) -> Result<T>) -> Result<T> {

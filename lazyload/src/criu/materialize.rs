@@ -1,26 +1,76 @@
-//! An image directory for `criu restore --lazy-pages`, out of the store.
+//! An image directory out of the store: for `criu restore --lazy-pages` while this library serves, or whole for a plain
+//! `criu restore`.
 //!
-//! Every kept file is written back as it was. A task's pages file is sparse: it has its full length, but only the pages
-//! that CRIU restores before the task runs are filled. Nothing outside the directory is ever written, whatever names the
-//! image holds.
+//! Every kept file is written back as it was. In the lazy form ([`super::lazy_form`]) the page maps of tasks say which pages
+//! come later, and the pages files hold the others. Nothing outside the directory is ever written, whatever names the image
+//! holds.
 
 use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use store::{Content, Error, Image, Kind, PAGE, Result, Store};
+use store::{Content, Error, Image, Kind, PAGE, Progress, Result, Store, Unwatched, Work};
 
-use super::entries::PageMap;
-use super::{check_kind, pages_name, read_content, task_of_page_map};
+use super::lazy_form::lazy_page_map;
+use super::page_map::PageMap;
+use super::{INVENTORY, check_kind, pages_name, read_content, task_of_page_map};
 
 const COPY_BYTES: usize = 1 << 20;
 
-/// Writes the directory, making it if it is missing.
+/// Writes a directory for a lazy restore, making it if it is missing. A plain `criu restore` refuses it.
 ///
 /// # Errors
 /// `Invalid` when the directory is not empty or the image is of another kind; `Corrupt` when the image contradicts
 /// itself; those of reading the store and writing files.
 pub fn materialize(image: &Image, store: &Store, target: &Path) -> Result<()> {
+    write_directory(image, store, target, &Unwatched, |task, _| lazy_page_map(store, image, task))
+}
+
+/// Writes a directory that is whole, as `criu dump` wrote it, making it if it is missing.
+///
+/// # Errors
+/// As [`materialize`].
+pub fn restore(image: &Image, store: &Store, target: &Path, progress: &dyn Progress) -> Result<()> {
+    write_directory(image, store, target, progress, |_, bytes| PageMap::parse(bytes))
+}
+
+/// The names of the files that [`materialize`] and [`restore`] write for an image, but for those of pages.
+pub fn file_names(image: &Image) -> Vec<String> {
+    image.blobs().iter().map(|(name, _)| name.clone()).filter(|name| check_name(name).is_ok()).collect()
+}
+
+/// Removes what [`materialize`] or [`restore`] wrote into a directory that was theirs alone, and the directory itself if
+/// nothing else is in it.
+///
+/// # Errors
+/// Those of listing the directory and of removing files.
+pub fn remove(target: &Path, names: &[String]) -> Result<()> {
+    let failed = |error| Error::io("cannot remove an image directory", target.display(), error);
+    let entries = match std::fs::read_dir(target) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().into_string().unwrap_or_default();
+        if names.contains(&name) || name.starts_with("pages-") {
+            std::fs::remove_file(entry.path()).map_err(failed)?;
+        }
+    }
+    match std::fs::remove_dir(target) {
+        Err(error) if error.kind() != ErrorKind::DirectoryNotEmpty => Err(failed(error)),
+        _ => Ok(()),
+    }
+}
+
+fn write_directory(
+    image: &Image,
+    store: &Store,
+    target: &Path,
+    progress: &dyn Progress,
+    form: impl Fn(u32, &[u8]) -> Result<PageMap>,
+) -> Result<()> {
     check_kind(image)?;
     let failed = |error| Error::io("cannot make the image directory", target.display(), error);
     // A process's memory is nobody else's to read.
@@ -30,14 +80,27 @@ pub fn materialize(image: &Image, store: &Store, target: &Path) -> Result<()> {
             .object(target.display())
             .advice("give a new directory"));
     }
-    for (name, content) in image.blobs() {
+    let lengths =
+        (0..image.spaces().len()).flat_map(|space| image.runs(space)).map(|run| u64::from(run.page_count));
+    progress.begin("restore", Work::Bytes(lengths.sum::<u64>() * PAGE as u64));
+    // Without an inventory it is no image directory, so that comes last.
+    let (last, first): (Vec<_>, Vec<_>) = image.blobs().iter().partition(|(name, _)| name == INVENTORY);
+    for (name, content) in first.into_iter().chain(last) {
         check_name(name)?;
-        write_content(store, content, &create(target, name)?).map_err(|error| error.object(name))?;
-        if let Some(task) = task_of_page_map(name) {
-            let map = PageMap::parse(&read_content(store, content)?).map_err(|error| error.object(name))?;
-            write_eager_pages(image, task, &map, &create(target, &pages_name(map.pages_id))?)?;
-        }
+        let Some(task) = task_of_page_map(name) else {
+            write_content(store, content, &create(target, name)?).map_err(|error| error.object(name))?;
+            continue;
+        };
+        let bytes = read_content(store, content).map_err(|error| error.object(name))?;
+        let kept = PageMap::parse(&bytes).map_err(|error| error.object(name))?;
+        let map = form(task, &bytes).map_err(|error| error.object(name))?;
+        let bytes = if map == kept { bytes } else { map.encode() };
+        create(target, name)?
+            .write_all(&bytes)
+            .map_err(|error| Error::io("cannot write an image file", name, error))?;
+        write_pages(image, task, &map, create(target, &pages_name(map.pages_id))?, progress)?;
     }
+    progress.end();
     Ok(())
 }
 
@@ -68,37 +131,30 @@ fn write_content(store: &Store, content: &Content, file: &File) -> Result<()> {
         if read == 0 {
             return Ok(());
         }
-        write(file, &buffer[..read], offset)?;
+        file.write_all_at(&buffer[..read], offset).map_err(not_written)?;
         offset += read as u64;
     }
 }
 
-fn write_eager_pages(image: &Image, task: u32, map: &PageMap, file: &File) -> Result<()> {
-    let name = pages_name(map.pages_id);
-    file.set_len(map.pages_file_bytes())
-        .map_err(|error| Error::io("cannot size an image file", &name, error))?;
+/// Writes the pages that a page map says are there, one behind the other.
+fn write_pages(image: &Image, task: u32, map: &PageMap, file: File, progress: &dyn Progress) -> Result<()> {
     let Some(space) = image.space(task.into()) else {
         return Err(Error::new(Kind::Corrupt, format!("the image lacks the memory of task {task}")));
     };
+    let mut file = BufWriter::with_capacity(COPY_BYTES, file);
     let mut page = [0; PAGE];
-    let mut offset = 0;
     for entry in map.entries.iter().filter(|entry| entry.is_present) {
-        if !entry.is_lazy {
-            for (place, number) in entry.pages().enumerate() {
-                if image.locate(space, number).is_some() {
-                    image.read_page(space, number, &mut page)?;
-                    write(file, &page, offset + (place * PAGE) as u64)?;
-                }
-            }
+        for number in entry.pages() {
+            image.read_page(space, number, &mut page)?;
+            file.write_all(&page).map_err(not_written)?;
         }
-        offset += entry.page_count * PAGE as u64;
+        progress.advance(entry.page_count * PAGE as u64);
     }
-    Ok(())
+    file.flush().map_err(not_written)
 }
 
-fn write(file: &File, bytes: &[u8], offset: u64) -> Result<()> {
-    file.write_all_at(bytes, offset)
-        .map_err(|error| Error::io("cannot write an image file", "image directory", error))
+fn not_written(error: std::io::Error) -> Error {
+    Error::io("cannot write an image file", "image directory", error)
 }
 
 #[cfg(test)]

@@ -1,19 +1,24 @@
 //! Processes: CRIU's image directories in and out of the store, and its lazy restore served.
 //!
-//! [`capture`] takes a dumped directory, [`materialize`] writes one back with only the pages that CRIU reads by itself, and
-//! [`serve`] answers for all others on `lazy-pages.socket` while `criu restore --lazy-pages` runs.
-//! One address space of the image per task, by its process number; every other image file is kept as it is.
+//! [`capture`] takes a dumped directory, [`restore`] writes one back whole, [`materialize`] writes one back with only the
+//! pages that CRIU reads by itself, and [`serve`] answers for all others on `lazy-pages.socket` while `criu restore
+//! --lazy-pages` runs. One address space of the image per task, by its process number; every other image file is kept as it
+//! is.
 
 mod announce;
 mod capture;
 mod entries;
+mod lazy_form;
+mod mark;
 mod materialize;
+mod not_brought;
+mod page_map;
 mod record;
 mod serve;
 mod wire;
 
 pub use capture::capture;
-pub use materialize::materialize;
+pub use materialize::{file_names, materialize, remove, restore};
 pub use serve::serve;
 
 use store::{Content, Error, Image, ImageKind, Kind, Result, Store};
@@ -39,6 +44,12 @@ fn pages_name(pages_id: u32) -> String {
 fn task_of_page_map(name: &str) -> Option<u32> {
     let task = name.strip_prefix("pagemap-")?.strip_suffix(".img")?.parse().ok()?;
     (page_map_name(task) == name).then_some(task)
+}
+
+/// The task whose mappings a file lists.
+fn task_of_mappings(name: &str) -> Option<u32> {
+    let task = name.strip_prefix("mm-")?.strip_suffix(".img")?.parse().ok()?;
+    (mappings_name(task) == name).then_some(task)
 }
 
 /// The bytes of an image file kept in an image.

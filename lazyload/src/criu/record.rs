@@ -56,6 +56,16 @@ pub fn records(bytes: &[u8], file: ImageFile) -> Result<Vec<&[u8]>> {
     Ok(found)
 }
 
+/// The bytes of an image file that holds these messages.
+pub fn image_file(file: ImageFile, messages: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
+    let mut bytes: Vec<u8> = file.magics().iter().flat_map(|magic| magic.to_le_bytes()).collect();
+    for message in messages {
+        bytes.extend((message.len() as u32).to_le_bytes());
+        bytes.extend(message);
+    }
+    bytes
+}
+
 fn number(rest: &mut &[u8]) -> Result<u32> {
     let (number, after) = rest.split_first_chunk().ok_or_else(cut_off)?;
     *rest = after;

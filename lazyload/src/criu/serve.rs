@@ -1,7 +1,8 @@
 //! Stands in for CRIU's lazy-pages daemon: one restore, all its tasks, until none needs it.
 //!
 //! Faults are served from the first announcement on; prefetch waits for the mark that every task is in place. If CRIU
-//! gives up, or this serve fails, whatever was restored is killed: it must not run on incomplete memory.
+//! gives up, or this serve fails, whatever was restored is killed: it must not run on incomplete memory. What the next
+//! capture has to know of this wake is put on record as it happens.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -11,28 +12,30 @@ use std::time::Instant;
 use rustix::process::Pid;
 use store::{Error, Image, Kind, PAGE, Result, Store};
 
-use super::announce::{Announcement, Announcements};
-use super::entries::{LazyMapping, PageMap, lazy_mappings};
-use super::{PROCESS_TREE, check_kind, mappings_name, page_map_name, read_content, read_file};
+use super::announce::{Announcement, Announcements, FirstWord};
+use super::entries::{AnonymousMapping, lazy_mappings};
+use super::lazy_form::{check_same, set_marks};
+use super::page_map::PageMap;
+use super::{check_kind, mappings_name, page_map_name, read_file};
 use crate::connection::Connection;
 use crate::fault::AddressSpace;
 use crate::handler::Handler;
+use crate::notes::Notes;
 use crate::pages::PageTable;
+use crate::reception::await_greeting;
 use crate::region::{Region, RegionMap};
-use crate::report::{ServeOptions, ServeReport};
+use crate::report::{ServeOptions, ServeReport, SocketAccess};
 use crate::resolver::Resolver;
 use crate::served::{Abandon, Manners, Served};
 use crate::sys::UserFault;
 use crate::target::Target;
-
-/// What differs between two dumps of the same processes: registers, mappings, which pages there are.
-const TASK_FILES: [&str; 3] = ["core-", "mm-", "pagemap-"];
+use crate::wake_log::{Entry, Stamp, WakeLog};
 
 /// CRIU connects to this name in its work directory.
 const SOCKET: &str = "lazy-pages.socket";
 
 /// Memory that grew after the restore is zero, and closing the descriptor is how the kernel learns that we are done.
-const MANNERS: Manners = Manners { outside_is_zero: true, close_when_complete: true };
+const MANNERS: Manners = Manners { outside_is_zero: true, close_when_complete: true, kill_when_lost: false };
 
 /// Serves one `criu restore --lazy-pages` of `images`, which [`super::materialize`] wrote from the same image. Binds
 /// `lazy-pages.socket` in `work_dir` (CRIU's `--work-dir`, by default the image directory) and returns when every task has
@@ -50,7 +53,11 @@ pub fn serve(
 ) -> Result<ServeReport> {
     check_kind(image)?;
     check_same(store, image, images)?;
-    let connection = Connection::await_at(&work_dir.join(SOCKET), options, options.restore_timeout)?;
+    let (mark, log) = WakeLog::create(store, image.id())?;
+    set_marks(image, images, mark)?;
+    let socket = work_dir.join(SOCKET);
+    let place = (socket.as_path(), SocketAccess::default());
+    let (connection, _) = await_greeting(place, options, options.restore_timeout, || FirstWord)?;
     let deadline = Instant::now() + connection.left_of(options.restore_timeout);
     let mut serve = Serve {
         store,
@@ -58,6 +65,7 @@ pub fn serve(
         handler: Handler::new(options.custody.as_ref()),
         connection: Some(connection),
         announcements: Announcements::default(),
+        log,
     };
     while let Some(connection) = &serve.connection {
         let ready = serve.handler.turn(&[connection.as_fd()], false)?;
@@ -83,6 +91,7 @@ struct Serve<'a> {
     /// Until every task is in place.
     connection: Option<Connection<'a>>,
     announcements: Announcements,
+    log: Arc<WakeLog>,
 }
 
 impl Serve<'_> {
@@ -96,9 +105,12 @@ impl Serve<'_> {
                     let fault = UserFault::adopt(descriptor)?;
                     let target = target_of(sender)?;
                     let space = address_space(self.store, self.image, task)?;
+                    let notes = Notes::new(self.log.begin(Stamp::now(), Entry::Task(task)), target.number());
                     let abandon = Abandon::Kill(Arc::new(target));
                     let resolver = Resolver::new(self.image.clone());
-                    self.handler.add(Served::new(fault, space, resolver, MANNERS, abandon))?;
+                    let mut served = Served::new(fault, space, resolver, MANNERS, abandon);
+                    served.keep_notes(notes);
+                    self.handler.add(served)?;
                     self.announcements.take_descriptor(connection.stream())?;
                 }
                 Some(Announcement::Finished) => {
@@ -125,10 +137,10 @@ fn target_of(sender: Option<Pid>) -> Result<Target> {
 }
 
 /// What a task's memory is to be, before its first page is served.
-fn address_space(store: &Store, image: &Image, task: u32) -> Result<AddressSpace> {
+pub fn address_space(store: &Store, image: &Image, task: u32) -> Result<AddressSpace> {
     let mappings = lazy_mappings(&read_file(store, image, &mappings_name(task))?)?;
     let map = PageMap::parse(&read_file(store, image, &page_map_name(task))?)?;
-    let region = |mapping: &LazyMapping| Region {
+    let region = |mapping: &AnonymousMapping| Region {
         start: mapping.range.start,
         len_bytes: mapping.range.end - mapping.range.start,
         first_page: mapping.range.start / PAGE as u64,
@@ -139,25 +151,8 @@ fn address_space(store: &Store, image: &Image, task: u32) -> Result<AddressSpace
     for entry in map.entries.iter().filter(|entry| !entry.is_lazy) {
         space.set_present(entry.pages());
     }
-    for LazyMapping { range, .. } in mappings.iter().filter(|mapping| mapping.is_wiped_on_fork) {
+    for AnonymousMapping { range, .. } in mappings.iter().filter(|mapping| mapping.is_wiped_on_fork) {
         space.wipe_on_fork(range.start / PAGE as u64..range.end / PAGE as u64);
     }
     Ok(space)
-}
-
-/// Refuses a directory that was not written from this image: its tasks would get each other's pages.
-fn check_same(store: &Store, image: &Image, images: &Path) -> Result<()> {
-    let tells_apart =
-        |name: &str| name == PROCESS_TREE || TASK_FILES.iter().any(|kind| name.starts_with(kind));
-    for (name, content) in image.blobs().iter().filter(|(name, _)| tells_apart(name)) {
-        let path = images.join(name);
-        let found = std::fs::read(&path)
-            .map_err(|error| Error::io("cannot read an image file", path.display(), error))?;
-        if found != read_content(store, content)? {
-            return Err(Error::new(Kind::Invalid, "the image directory is of another image")
-                .object(path.display())
-                .advice("materialize the image into a new directory"));
-        }
-    }
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! A reader of protobuf messages, as much as CRIU's image files need.
+//! A reader of protobuf messages, as much as CRIU's image files need, and a writer of integers.
 //!
 //! Total: any bytes give fields or an error, never a panic, and nothing is allocated. Field meanings belong to the caller.
 
@@ -25,6 +25,11 @@ impl<'a> Fields<'a> {
     /// Over the bytes of a message.
     pub fn new(message: &'a [u8]) -> Self {
         Self { rest: message }
+    }
+
+    /// How many bytes of the message are not read yet.
+    pub fn left_bytes(&self) -> usize {
+        self.rest.len()
     }
 
     fn field(&mut self) -> Result<(u32, Value<'a>)> {
@@ -84,6 +89,20 @@ impl<'a> Iterator for Fields<'a> {
         }
         Some(field)
     }
+}
+
+/// Appends a field that holds an integer.
+pub fn put_integer(message: &mut Vec<u8>, number: u32, value: u64) {
+    put_varint(message, u64::from(number) << 3);
+    put_varint(message, value);
+}
+
+fn put_varint(message: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        message.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    message.push(value as u8);
 }
 
 fn broken(part: &str) -> Error {

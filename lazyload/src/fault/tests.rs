@@ -67,18 +67,21 @@ impl Pair {
         let len = 1 + random.below(10);
         let (source, target) = (random.below(110), random.below(110));
         let (start, end) = (source * PAGE_BYTES, (source + len) * PAGE_BYTES);
-        match random.below(4) {
+        let before = self.backed();
+        let makes_a_difference = match random.below(4) {
             0 | 1 => {
-                self.space.change(Change::Remove { start, end });
+                let changed = self.space.change(Change::Remove { start, end });
                 self.model.range_mut(source..source + len).for_each(|(_, shown)| shown.removed = true);
+                changed
             }
             2 => {
-                self.space.change(Change::Unmap { start, end });
+                let changed = self.space.change(Change::Unmap { start, end });
                 self.model.retain(|page, _| !(source..source + len).contains(page));
+                changed
             }
             _ if source.abs_diff(target) >= len => {
                 let target_start = target * PAGE_BYTES;
-                self.space.change(Change::Remap {
+                let changed = self.space.change(Change::Remap {
                     source: start,
                     target: target_start,
                     len_bytes: len * PAGE_BYTES,
@@ -89,9 +92,23 @@ impl Pair {
                     !(source..source + len).contains(page) && !(target..target + len).contains(page)
                 });
                 self.model.extend(moved.into_iter().map(|(page, shown)| (page - source + target, shown)));
+                changed
             }
-            _ => {}
-        }
+            _ => false,
+        };
+        assert!(
+            makes_a_difference || before == self.backed(),
+            "a change that matters is left off the record"
+        );
+        let backed: Vec<_> = self.space.backed().collect();
+        assert_eq!(backed, self.backed());
+    }
+
+    /// The addresses that show image pages with data, and which.
+    fn backed(&self) -> Vec<(u64, u64)> {
+        let is_data = |shown: &&Shown| !shown.removed && table().find(shown.image_page).is_some();
+        let backed = self.model.iter().filter(|(_, shown)| is_data(shown));
+        backed.map(|(page, shown)| (page * PAGE_BYTES, shown.image_page)).collect()
     }
 
     /// Checks an answer against the model and applies it to both.

@@ -1,28 +1,28 @@
 //! The one message that Firecracker sends: a JSON list of memory regions, with its userfaultfd attached.
 //!
 //! It has neither length nor end mark, so it is read until the JSON is complete; the descriptor may come with any part of
-//! it, or a little later. Unknown keys are ignored, because versions and forks add some. Total: any bytes give regions, a
-//! wish for more bytes, or an error.
+//! it, or later. Unknown keys are ignored, because versions and forks add some. Total: any bytes give regions, a wish for
+//! more bytes, or an error. The userfaultfd is in custody before it leaves the socket, so that it is never lost.
 
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::os::fd::AsFd;
 
+use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use serde::Deserialize;
 use store::{Error, Kind, PAGE, Result};
 
+use crate::connection::Connection;
+use crate::reception::Greeting;
 use crate::region::{Region, RegionMap};
-use crate::socket::wait_readable;
-use crate::sys::receive;
+use crate::served::HUGE_PAGE_BYTES;
+use crate::supervisor::Held;
+use crate::sys::{Received, UserFault, receive};
 
 const READ_BYTES: usize = 64 << 10;
 /// Thousands of hot-plugged regions fit; more is not from Firecracker.
 const MESSAGE_LIMIT_BYTES: usize = 4 << 20;
 /// A userfaultfd, and up to two that forks of Firecracker add.
 const DESCRIPTORS_LIMIT: usize = 3;
-/// How long the descriptor may come after the text.
-const DESCRIPTOR_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// One guest memory region, as Firecracker names its parts.
 #[derive(Debug, Deserialize)]
@@ -35,75 +35,97 @@ struct GuestRegion {
     page_size_kib: Option<u64>,
 }
 
-/// What the message says.
+/// Where the machine's memory lies in its process and which part of the image each region shows, and the bytes of the pages
+/// that it is made of.
+pub type Memory = (RegionMap, u64);
+
+/// What a machine has said so far.
 #[derive(Debug)]
 pub struct Handshake {
-    /// Where the machine's memory lies in its process, and which part of the image each region shows.
-    pub regions: RegionMap,
-    /// The userfaultfd; other descriptors are closed.
-    pub descriptor: OwnedFd,
+    image_bytes: u64,
+    text: Vec<u8>,
+    descriptors: usize,
+    regions: Option<Memory>,
+    memory: Option<(UserFault, Option<Held>)>,
 }
 
-/// Receives the handshake.
-///
-/// # Errors
-/// `Unavailable` when it does not come in time or the other side closes, `Invalid` when it is not understood, has pages
-/// of another size than 4096 bytes, or shows memory behind the end of the image or the same memory twice.
-pub fn accept(stream: &UnixStream, image_bytes: u64, timeout: Duration) -> Result<Handshake> {
-    let mut deadline = Instant::now() + timeout;
-    let mut text = Vec::new();
-    let mut descriptors = Vec::new();
-    let mut regions = None;
-    loop {
-        if regions.is_none() {
-            regions = parse(&text, image_bytes)?;
-            if regions.is_some() {
-                deadline = deadline.min(Instant::now() + DESCRIPTOR_TIMEOUT);
+impl Handshake {
+    /// With a machine whose image spans `image_bytes`.
+    pub fn new(image_bytes: u64) -> Self {
+        Self { image_bytes, text: Vec::new(), descriptors: 0, regions: None, memory: None }
+    }
+
+    /// The machine's memory, and its userfaultfd with its place in custody. `None` before the handshake is whole.
+    pub fn finish(self) -> Option<(Memory, UserFault, Option<Held>)> {
+        let ((fault, held), regions) = self.memory.zip(self.regions)?;
+        Some((regions, fault, held))
+    }
+
+    /// Takes care of the descriptors of a message that is still in the socket.
+    fn hold(&mut self, seen: Received, connection: &Connection<'_>) -> Result<()> {
+        self.descriptors += seen.descriptors.len();
+        let came_any = !seen.descriptors.is_empty();
+        for descriptor in seen.descriptors {
+            // Forks of Firecracker send others beside it, which are closed.
+            if self.memory.is_none()
+                && let Ok(fault) = UserFault::adopt(descriptor)
+            {
+                let custody = connection.custody();
+                let held = custody.map(|custody| custody.hold(fault.as_fd(), Some(connection.peer())));
+                self.memory = Some((fault, held.transpose()?));
             }
         }
-        if regions.is_some() && !descriptors.is_empty() {
-            break;
+        match came_any && self.memory.is_none() {
+            true => Err(refused("no descriptor that came is a userfaultfd")),
+            false if self.descriptors > DESCRIPTORS_LIMIT => {
+                Err(refused(&format!("{} descriptors came instead of one", self.descriptors)))
+            }
+            false => Ok(()),
         }
-        more(stream, &mut text, &mut descriptors, deadline)?;
     }
-    if descriptors.len() > DESCRIPTORS_LIMIT {
-        return Err(refused(&format!("{} descriptors came instead of one", descriptors.len())));
-    }
-    let regions = regions.expect("the loop ends with regions");
-    let descriptor = descriptors.into_iter().next().expect("the loop ends with a descriptor");
-    Ok(Handshake { regions, descriptor })
 }
 
-fn more(
-    stream: &UnixStream,
-    text: &mut Vec<u8>,
-    descriptors: &mut Vec<OwnedFd>,
-    deadline: Instant,
-) -> Result<()> {
-    let missing = || {
-        let what =
-            if descriptors.is_empty() { "no userfaultfd came" } else { "the list of regions is incomplete" };
-        Error::new(Kind::Unavailable, format!("the handshake was not finished: {what}"))
-    };
-    if !wait_readable(stream, deadline)? {
-        return Err(missing().advice("is a virtual machine monitor loading a snapshot on the other side?"));
+impl Greeting for Handshake {
+    fn hear(&mut self, connection: &Connection<'_>) -> Result<bool> {
+        let mut buffer = vec![0; READ_BYTES];
+        while self.regions.is_none() || self.memory.is_none() {
+            let Some(seen) = look(connection, &mut buffer, RecvFlags::PEEK)? else { return Ok(false) };
+            if seen.len_bytes == 0 {
+                return Err(refused(
+                    "the other side has closed the connection before the handshake was whole",
+                )
+                .advice("see the log of the virtual machine monitor"));
+            }
+            let len_bytes = seen.len_bytes;
+            self.hold(seen, connection)?;
+            let Some(taken) = look(connection, &mut buffer[..len_bytes], RecvFlags::empty())? else {
+                return Ok(false);
+            };
+            self.text.extend_from_slice(&buffer[..taken.len_bytes]);
+            if self.text.len() > MESSAGE_LIMIT_BYTES {
+                return Err(refused("the list of regions does not end"));
+            }
+            self.regions = parse(&self.text, self.image_bytes)?;
+        }
+        Ok(true)
     }
-    let mut buffer = vec![0; READ_BYTES];
-    let received = receive(stream, &mut buffer, RecvFlags::empty())
-        .map_err(|errno| Error::io("cannot read the handshake", "socket", errno.into()))?;
-    if received.len_bytes == 0 && received.descriptors.is_empty() {
-        return Err(missing().advice("the virtual machine monitor has closed the connection; see its log"));
+
+    fn has_memory(&self) -> bool {
+        self.memory.is_some()
     }
-    text.extend_from_slice(&buffer[..received.len_bytes]);
-    descriptors.extend(received.descriptors);
-    if text.len() > MESSAGE_LIMIT_BYTES {
-        return Err(refused("the list of regions does not end"));
+}
+
+/// What waits in the socket; `None` when nothing does.
+fn look(connection: &Connection<'_>, buffer: &mut [u8], flags: RecvFlags) -> Result<Option<Received>> {
+    match receive(connection.stream(), buffer, flags | RecvFlags::DONTWAIT) {
+        Ok(received) => Ok(Some(received)),
+        Err(Errno::AGAIN) => Ok(None),
+        Err(errno) => Err(Error::io("cannot read the handshake", "socket", errno.into())),
     }
-    Ok(())
 }
 
 /// Reads the regions; `None` while the text is incomplete. What follows the list is ignored.
-fn parse(text: &[u8], image_bytes: u64) -> Result<Option<RegionMap>> {
+fn parse(text: &[u8], image_bytes: u64) -> Result<Option<Memory>> {
     let mut values = serde_json::Deserializer::from_slice(text).into_iter::<Vec<GuestRegion>>();
     let listed = match values.next() {
         None => return Ok(None),
@@ -117,7 +139,11 @@ fn parse(text: &[u8], image_bytes: u64) -> Result<Option<RegionMap>> {
     let regions: Vec<Region> =
         listed.iter().map(|region| region.check(image_bytes)).collect::<Result<_>>()?;
     check_disjoint(&listed)?;
-    RegionMap::new(regions).map(Some)
+    let page_bytes = listed[0].page_bytes();
+    if listed.iter().any(|region| region.page_bytes() != page_bytes) {
+        return Err(refused("regions have pages of different sizes"));
+    }
+    Ok(Some((RegionMap::new(regions)?, page_bytes)))
 }
 
 /// A page has one state: shown at two places it would be given at one of them only.
@@ -131,11 +157,18 @@ fn check_disjoint(listed: &[GuestRegion]) -> Result<()> {
 }
 
 impl GuestRegion {
+    fn page_bytes(&self) -> u64 {
+        self.page_size.or(self.page_size_kib).unwrap_or(PAGE as u64)
+    }
+
     fn check(&self, image_bytes: u64) -> Result<Region> {
-        let page_size = self.page_size.or(self.page_size_kib).unwrap_or(PAGE as u64);
-        if page_size != PAGE as u64 {
-            return Err(refused(&format!("pages of {page_size} bytes are not supported"))
-                .advice("load the snapshot without huge pages"));
+        let page_bytes = self.page_bytes();
+        if ![PAGE as u64, HUGE_PAGE_BYTES].contains(&page_bytes) {
+            return Err(refused(&format!("pages of {page_bytes} bytes are not supported"))
+                .advice("load the snapshot with pages of 4096 bytes, or of 2 MiB"));
+        }
+        if !self.base_host_virt_addr.is_multiple_of(page_bytes) || !self.size.is_multiple_of(page_bytes) {
+            return Err(refused(&format!("a region is not made of whole pages of {page_bytes} bytes")));
         }
         let is_inside = self.offset.checked_add(self.size).is_some_and(|end| end <= image_bytes);
         if !is_inside || !self.offset.is_multiple_of(PAGE as u64) {
@@ -161,14 +194,14 @@ fn refused(what: &str) -> Error {
 mod tests {
     use super::*;
     use crate::socket::send;
-    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
 
     const IMAGE_BYTES: u64 = 256 << 20;
     const CURRENT: &str = r#"[{"base_host_virt_addr":140000000000000,"size":134217728,"offset":0,"page_size":4096,
         "page_size_kib":4096,"later":{"nested":[1]}},
         {"base_host_virt_addr":139000000000000,"size":134217728,"offset":134217728,"page_size":4096}]"#;
 
-    fn parse_text(text: &str) -> Result<Option<RegionMap>> {
+    fn parse_text(text: &str) -> Result<Option<Memory>> {
         parse(text.as_bytes(), IMAGE_BYTES)
     }
 
@@ -181,9 +214,10 @@ mod tests {
             [one(""), one(r#","page_size_kib":4096"#), one(r#","page_size":4096,"is_guest_memfd":false"#)]
         {
             let map = parse_text(&text).expect("understood").expect("complete");
-            assert_eq!(map.regions(), [Region { start: 4096, len_bytes: 8192, first_page: 1 }]);
+            assert_eq!(map.1, 4096);
+            assert_eq!(map.0.regions(), [Region { start: 4096, len_bytes: 8192, first_page: 1 }]);
         }
-        assert_eq!(parse_text(CURRENT).expect("understood").expect("complete").regions().len(), 2);
+        assert_eq!(parse_text(CURRENT).expect("understood").expect("complete").0.regions().len(), 2);
     }
 
     #[test]
@@ -204,7 +238,10 @@ mod tests {
         let refused = [
             r#"[]"#,
             r#"{"mem":1}"#,
-            r#"[{"base_host_virt_addr":0,"size":2097152,"offset":0,"page_size":2097152}]"#,
+            r#"[{"base_host_virt_addr":0,"size":1073741824,"offset":0,"page_size":1073741824}]"#,
+            r#"[{"base_host_virt_addr":4096,"size":2097152,"offset":0,"page_size":2097152}]"#,
+            r#"[{"base_host_virt_addr":0,"size":4096,"offset":0,"page_size":2097152}]"#,
+            r#"[{"base_host_virt_addr":0,"size":2097152,"offset":0,"page_size":2097152},{"base_host_virt_addr":4194304,"size":4096,"offset":2097152}]"#,
             r#"[{"base_host_virt_addr":0,"size":268439552,"offset":0}]"#,
             r#"[{"base_host_virt_addr":0,"size":4096,"offset":18446744073709551615}]"#,
             r#"[{"base_host_virt_addr":18446744073709547520,"size":8192,"offset":0}]"#,
@@ -219,34 +256,58 @@ mod tests {
         }
     }
 
+    /// Hears what was sent so far, over a new connection to this process.
+    fn hear(stream: &UnixStream, handshake: &mut Handshake) -> Result<bool> {
+        let connection = Connection::new(stream.try_clone().expect("copied"), None).expect("a connection");
+        handshake.hear(&connection)
+    }
+
     #[test]
     fn the_descriptor_may_come_with_any_part_or_after_the_text() {
-        let (reader, _writer) = std::io::pipe().expect("pipe");
+        let memory = UserFault::create().expect("userfaultfd");
         let (first, second) = CURRENT.as_bytes().split_at(40);
-        let attached = [reader.as_fd()];
+        let attached = [memory.as_fd()];
         let none = &attached[..0];
         for parts in [
-            vec![(first, &attached[..]), (second, none)],
-            vec![(first, none), (second, &attached[..])],
-            vec![(first, none), (second, none), (&b"\n"[..], &attached[..])],
+            [(first, &attached[..]), (second, none), (&b"\n"[..], none)],
+            [(first, none), (second, &attached[..]), (b"\n", none)],
+            [(first, none), (second, none), (b"\n", &attached[..])],
         ] {
             let (monitor, ours) = UnixStream::pair().expect("pair");
+            let mut handshake = Handshake::new(IMAGE_BYTES);
+            let mut is_whole = false;
             for (bytes, descriptors) in parts {
+                assert!(!is_whole || descriptors.is_empty());
                 send(&monitor, bytes, descriptors).expect("sent");
+                is_whole = hear(&ours, &mut handshake).expect("understood");
             }
-            let handshake = accept(&ours, IMAGE_BYTES, Duration::from_secs(5)).expect("accepted");
-            assert_eq!(handshake.regions.regions().len(), 2);
+            assert!(is_whole && handshake.has_memory());
+            let ((regions, _), ..) = handshake.finish().expect("whole");
+            assert_eq!(regions.regions().len(), 2);
         }
     }
 
     #[test]
-    fn a_handshake_that_never_ends_is_given_up() {
+    fn a_handshake_that_is_not_whole_is_waited_for_until_it_is_closed() {
         let (monitor, ours) = UnixStream::pair().expect("pair");
+        let mut handshake = Handshake::new(IMAGE_BYTES);
+        assert!(!hear(&ours, &mut handshake).expect("nothing came"));
         send(&monitor, CURRENT.as_bytes(), &[]).expect("sent");
-        let no_descriptor = accept(&ours, IMAGE_BYTES, Duration::from_secs(5)).expect_err("given up");
-        assert_eq!(no_descriptor.kind(), Kind::Unavailable);
+        assert!(!hear(&ours, &mut handshake).expect("no descriptor came"));
         drop(monitor);
-        let closed = accept(&ours, IMAGE_BYTES, Duration::from_secs(5)).expect_err("closed");
-        assert_eq!(closed.kind(), Kind::Unavailable);
+        assert_eq!(hear(&ours, &mut handshake).expect_err("closed").kind(), Kind::Invalid);
+        assert!(!handshake.has_memory() && handshake.finish().is_none());
+    }
+
+    #[test]
+    fn garbage_and_other_descriptors_are_no_handshake() {
+        let (reader, _writer) = std::io::pipe().expect("pipe");
+        for (text, attached) in [("GET / HTTP/1.1", &[][..]), (CURRENT, &[reader.as_fd()][..])] {
+            let (monitor, ours) = UnixStream::pair().expect("pair");
+            send(&monitor, text.as_bytes(), attached).expect("sent");
+            let mut handshake = Handshake::new(IMAGE_BYTES);
+            assert_eq!(hear(&ours, &mut handshake).expect_err(text).kind(), Kind::Invalid);
+            assert!(!handshake.has_memory());
+        }
     }
 }

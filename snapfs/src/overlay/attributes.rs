@@ -1,7 +1,9 @@
 //! Attributes and extended attributes.
 
 use super::{Overlay, file_of, node_of, stat_of};
-use crate::change::{Attributes, Change, NodeId};
+use crate::acl::{self, Acl};
+use crate::caller::Caller;
+use crate::change::{Attributes, Change, NewBody, NodeId};
 use crate::errno::{Answer, Errno};
 use crate::node::{Body, Node, Stat};
 use rustix::fs::XattrFlags;
@@ -12,6 +14,9 @@ const SET_GROUP: u32 = 0o2000;
 const GROUP_EXECUTE: u32 = 0o0010;
 /// File capabilities go when the file changes, as set-user-id does.
 const CAPABILITY: &[u8] = b"security.capability";
+
+/// Extended attributes, sorted by name.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A time to set.
 #[derive(Clone, Copy, Debug)]
@@ -48,11 +53,12 @@ impl Overlay {
         stat_of(&self.lock().state, id)
     }
 
-    /// Sets attributes. `privileged`: the caller keeps set-user-id bits when it cuts a file.
+    /// Sets attributes. Nothing to set is how the kernel says that set-id bits are to go, before a call that would leave
+    /// them to a stranger.
     ///
     /// # Errors
     /// `ESTALE`, `EISDIR` and `EINVAL` for the length of what is no file, `ENOSPC`, `EROFS`, `EIO`.
-    pub fn set_attributes(&self, id: NodeId, set: SetAttributes, privileged: bool) -> Answer<Stat> {
+    pub fn set_attributes(&self, id: NodeId, set: SetAttributes, caller: &Caller) -> Answer<Stat> {
         let _changing = self.begin_change()?;
         let _file = self.own_file(id);
         let mut inner = self.lock();
@@ -67,10 +73,12 @@ impl Overlay {
             changes.push(Change::Truncate { node: id, len_bytes });
         }
         let node = node_of(&inner.state, id)?;
-        if set.uid.is_some() || set.gid.is_some() || (set.len_bytes.is_some() && !privileged) {
+        if let Some(xattrs) = set.mode.and_then(|mode| acl_changed(node, mode)) {
+            changes.push(Change::Xattrs { node: id, xattrs });
+        } else if set.uid.is_some() || set.gid.is_some() {
             push_capability_dropped(id, node, &mut changes);
         }
-        let attributes = set.over(node, now, privileged);
+        let attributes = set.over(node, now, caller);
         let is_cut = set
             .len_bytes
             .is_some_and(|len_bytes| len_bytes < node.file().map_or(0, |file| file.layout.len_bytes()));
@@ -120,27 +128,38 @@ impl Overlay {
         Ok(terminated.collect())
     }
 
-    /// Sets an extended attribute.
+    /// Sets an extended attribute. An access list changes the mode, too, and is the mode where that says the same.
     ///
     /// # Errors
-    /// `EEXIST`, `ENODATA` by the flags; `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
-    pub fn set_xattr(&self, id: NodeId, name: &[u8], value: &[u8], flags: XattrFlags) -> Answer<()> {
-        self.change_xattrs(
-            id,
-            |xattrs, found| match found {
-                Ok(_) if flags.contains(XattrFlags::CREATE) => Err(Errno::EXIST),
-                Err(_) if flags.contains(XattrFlags::REPLACE) => Err(Errno::NODATA),
-                Ok(index) => {
-                    xattrs[index].1 = value.to_vec();
-                    Ok(())
-                }
-                Err(index) => {
-                    xattrs.insert(index, (name.to_vec(), value.to_vec()));
-                    Ok(())
-                }
-            },
-            name,
-        )
+    /// `EEXIST`, `ENODATA` by the flags; `EINVAL` for a list that is none; `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
+    pub fn set_xattr(
+        &self,
+        id: NodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+        caller: &Caller,
+    ) -> Answer<()> {
+        let access = match name {
+            acl::ACCESS => Some(Acl::decode(value).ok_or(Errno::INVAL)?),
+            _ => None,
+        };
+        self.change_xattrs(id, |node| {
+            let mut xattrs = node.xattrs.clone();
+            match find_xattr(node, name) {
+                Ok(_) if flags.contains(XattrFlags::CREATE) => return Err(Errno::EXIST),
+                Err(_) if flags.contains(XattrFlags::REPLACE) => return Err(Errno::NODATA),
+                Ok(index) => xattrs[index].1 = value.to_vec(),
+                Err(index) => xattrs.insert(index, (name.to_vec(), value.to_vec())),
+            }
+            let Some(access) = &access else { return Ok((xattrs, node.attributes.mode)) };
+            xattrs.retain(|(other, _)| other != name || !access.is_mode());
+            let mut mode = node.attributes.mode & !0o777 | access.mode();
+            if mode & SET_GROUP != 0 && !keeps_set_group(node, caller) {
+                mode &= !SET_GROUP;
+            }
+            Ok((xattrs, mode))
+        })
     }
 
     /// Removes an extended attribute.
@@ -148,28 +167,20 @@ impl Overlay {
     /// # Errors
     /// `ENODATA`; `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
     pub fn remove_xattr(&self, id: NodeId, name: &[u8]) -> Answer<()> {
-        self.change_xattrs(
-            id,
-            |xattrs, found| {
-                xattrs.remove(found.map_err(|_| Errno::NODATA)?);
-                Ok(())
-            },
-            name,
-        )
+        self.change_xattrs(id, |node| {
+            let mut xattrs = node.xattrs.clone();
+            xattrs.remove(find_xattr(node, name).map_err(|_| Errno::NODATA)?);
+            Ok((xattrs, node.attributes.mode))
+        })
     }
 
-    fn change_xattrs(
-        &self,
-        id: NodeId,
-        change: impl FnOnce(&mut Vec<(Vec<u8>, Vec<u8>)>, Result<usize, usize>) -> Answer<()>,
-        name: &[u8],
-    ) -> Answer<()> {
+    /// `change` gives all extended attributes and the mode that the node has afterwards.
+    fn change_xattrs(&self, id: NodeId, change: impl FnOnce(&Node) -> Answer<(Xattrs, u32)>) -> Answer<()> {
         let _changing = self.begin_change()?;
         let mut inner = self.lock();
         let node = node_of(&inner.state, id)?;
-        let mut xattrs = node.xattrs.clone();
-        change(&mut xattrs, find_xattr(node, name))?;
-        let attributes = Attributes { ctime: clock::now(), ..node.attributes };
+        let (xattrs, mode) = change(node)?;
+        let attributes = Attributes { mode, ctime: clock::now(), ..node.attributes };
         let mut changes = Vec::new();
         inner.state.adopt(id, &mut changes);
         changes.push(Change::Xattrs { node: id, xattrs });
@@ -179,20 +190,19 @@ impl Overlay {
 }
 
 impl SetAttributes {
-    /// The attributes of `node` after this. Changing the owner takes set-user-id away, as cutting the file does for
-    /// callers without privilege.
-    fn over(&self, node: &Node, now: Time, privileged: bool) -> Attributes {
+    /// The attributes of `node` after this. Changing the owner takes set-id bits away, as cutting the file does for callers
+    /// that may not keep them.
+    fn over(&self, node: &Node, now: Time, caller: &Caller) -> Attributes {
         let at = |time: SetTime| match time {
             SetTime::Now => now,
             SetTime::At(time) => time,
         };
         let old = node.attributes;
-        let owned = self.uid.is_some() || self.gid.is_some();
-        let cut = self.len_bytes.is_some();
-        let unsafe_now = node.directory().is_none() && (owned || (cut && !privileged));
         let mode = match self.mode {
             Some(mode) => mode & 0o7777,
-            None if unsafe_now => without_set_id(old.mode),
+            None if self.drops_set_id(node, caller) => {
+                without_set_id(old.mode, || keeps_set_group(node, caller))
+            }
             None => old.mode,
         };
         Attributes {
@@ -201,18 +211,64 @@ impl SetAttributes {
             gid: self.gid.unwrap_or(old.gid),
             nlink: old.nlink,
             atime: self.atime.map_or(old.atime, at),
-            mtime: self.mtime.map_or(if cut { now } else { old.mtime }, at),
+            mtime: self.mtime.map_or(if self.len_bytes.is_some() { now } else { old.mtime }, at),
             ctime: now,
         }
     }
+
+    fn drops_set_id(&self, node: &Node, caller: &Caller) -> bool {
+        let Self { mode, uid, gid, len_bytes, atime, mtime } = self;
+        let is_owner_set = uid.is_some() || gid.is_some();
+        let is_cut = len_bytes.is_some();
+        let is_nothing_set = !is_cut && !is_owner_set && mode.is_none() && atime.is_none() && mtime.is_none();
+        let has_set_id = node.attributes.mode & (SET_USER | SET_GROUP) != 0;
+        has_set_id
+            && node.directory().is_none()
+            && (is_owner_set || is_nothing_set || (is_cut && !caller.keeps_set_id()))
+    }
 }
 
-/// The mode without the bits that lend the owner's rights. Set-group-id without group execution means something else.
-pub(super) fn without_set_id(mode: u32) -> u32 {
-    match mode & GROUP_EXECUTE != 0 {
+/// The mode without the bits that lend the rights of the owner and the group. Set-group-id without group execution lends
+/// none, and goes unless the caller could set it.
+pub(super) fn without_set_id(mode: u32, may_keep_set_group: impl FnOnce() -> bool) -> u32 {
+    match mode & SET_GROUP != 0 && (mode & GROUP_EXECUTE != 0 || !may_keep_set_group()) {
         true => mode & !(SET_USER | SET_GROUP),
         false => mode & !SET_USER,
     }
+}
+
+/// Whether the caller could set the set-group-id bit of `node`.
+fn keeps_set_group(node: &Node, caller: &Caller) -> bool {
+    caller.is_in_group(node.attributes.gid) || caller.keeps_set_id()
+}
+
+/// The extended attributes of `node` once its mode is `mode`; `None` where they are what they were.
+fn acl_changed(node: &Node, mode: u32) -> Option<Xattrs> {
+    let index = find_xattr(node, acl::ACCESS).ok()?;
+    let mut xattrs = node.xattrs.clone();
+    // A list that cannot be read grants nothing: the kernel refuses whoever it would have to be asked for.
+    xattrs[index].1 = Acl::decode(&xattrs[index].1)?.with_mode(mode).encode();
+    Some(xattrs)
+}
+
+/// The mode and the extended attributes that a new node in `directory` begins with, which its maker asked for with `mode`.
+pub(super) fn begin_with(directory: &Node, mode: u32, umask: u32, body: &NewBody) -> (u32, Xattrs) {
+    if matches!(body, NewBody::Symlink(_)) {
+        return (mode, Vec::new());
+    }
+    let default = find_xattr(directory, acl::DEFAULT).ok().map(|index| &directory.xattrs[index].1);
+    let Some((bytes, default)) = default.and_then(|bytes| Some((bytes, Acl::decode(bytes)?))) else {
+        return (mode & !umask, Vec::new());
+    };
+    let (access, mode) = default.inherited(mode);
+    let mut xattrs = Vec::new();
+    if !access.is_mode() {
+        xattrs.push((acl::ACCESS.to_vec(), access.encode()));
+    }
+    if *body == NewBody::Directory {
+        xattrs.push((acl::DEFAULT.to_vec(), bytes.clone()));
+    }
+    (mode, xattrs)
 }
 
 /// Takes file capabilities away, where the node has some.

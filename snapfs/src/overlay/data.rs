@@ -7,10 +7,11 @@ use super::attributes::{push_capability_dropped, without_set_id};
 use super::{Overlay, file_of, node_of};
 use crate::change::{Attributes, Change, NodeId};
 use crate::errno::{Answer, Errno, from_io, from_store};
-use crate::extent::{BLOCK, Segment, Source};
+use crate::extent::{BLOCK, Segment, Source, blocks_of};
+use crate::node::Node;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use store::{Extent, clock};
+use store::clock;
 
 /// How much one copy within the mount moves at most; the caller asks again for the rest.
 const COPY_MAX: u64 = 16 << 20;
@@ -46,18 +47,43 @@ impl Overlay {
         self.read_locked(id, offset..offset.saturating_add(len as u64))
     }
 
+    /// As [`Self::read`], into a buffer; gives how much.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_into(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Answer<usize> {
+        let _file = self.share_file(id);
+        let range = offset..offset.saturating_add(buffer.len() as u64);
+        let segments = file_of(&self.lock().state, id)?.layout.segments(range);
+        self.read_segments(id, offset, &segments, buffer)
+    }
+
     /// The bytes of `range` that are before the end of the file. The caller has the file's lock.
     fn read_locked(&self, id: NodeId, range: Range<u64>) -> Answer<Vec<u8>> {
         let segments = file_of(&self.lock().state, id)?.layout.segments(range.clone());
         let end = segments.last().map_or(range.start, |last| last.range.end);
         let mut bytes = vec![0; (end - range.start) as usize];
-        for Segment { range: piece, source } in segments {
-            let target = &mut bytes[(piece.start - range.start) as usize..(piece.end - range.start) as usize];
+        self.read_segments(id, range.start, &segments, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads segments that begin at `start`; gives how many bytes they have. The caller has the file's lock.
+    fn read_segments(
+        &self,
+        id: NodeId,
+        start: u64,
+        segments: &[Segment],
+        buffer: &mut [u8],
+    ) -> Answer<usize> {
+        let mut end = 0;
+        for Segment { range, source } in segments {
+            end = (range.end - start) as usize;
+            let target = &mut buffer[(range.start - start) as usize..end];
             match source {
-                Source::Zero => {}
-                Source::Upper => self.read_upper(id, piece.start, target)?,
+                Source::Zero => target.fill(0),
+                Source::Upper => self.read_upper(id, range.start, target)?,
                 Source::Lower => {
-                    let got = self.reader(id)?.read_at(piece.start, target).map_err(from_store)?;
+                    let got = self.reader(id)?.content.read_at(range.start, target).map_err(from_store)?;
                     if got < target.len() {
                         tracing::error!(node = id.0, "a file of the base is shorter than its length says");
                         return Err(Errno::IO);
@@ -65,7 +91,7 @@ impl Overlay {
                 }
             }
         }
-        Ok(bytes)
+        Ok(end)
     }
 
     /// Reads the data file; what it is too short for is zero.
@@ -76,7 +102,10 @@ impl Overlay {
         };
         while !target.is_empty() {
             match file.read_at(target, offset).map_err(|error| from_io(&error))? {
-                0 => break,
+                0 => {
+                    target.fill(0);
+                    break;
+                }
                 got => {
                     offset += got as u64;
                     target = &mut target[got..];
@@ -108,8 +137,13 @@ impl Overlay {
             .write_blocks(id, offset, data)
             .and_then(|()| self.note_written(id, offset..end, drops_set_id));
         if written.is_err() {
+            let mut inner = self.lock();
+            if let Some(file) = inner.state.node_mut(id).and_then(Node::file_mut) {
+                file.note_rewritten(blocks_of(&(offset..end)));
+            }
             // Whatever got behind the end of the file may never be seen there.
-            let len_bytes = file_of(&self.lock().state, id)?.layout.len_bytes();
+            let len_bytes = file_of(&inner.state, id)?.layout.len_bytes();
+            drop(inner);
             self.cut_data_file(id, len_bytes)?;
         }
         written
@@ -122,10 +156,12 @@ impl Overlay {
         inner.state.adopt(id, &mut changes);
         changes.push(Change::Write { node: id, range });
         let mut attributes = Attributes { mtime: now, ctime: now, ..node_of(&inner.state, id)?.attributes };
-        let drops_now = drops_set_id && attributes.mode != without_set_id(attributes.mode);
+        // The kernel has asked before where set-group-id without group execution was to go.
+        let mode = if drops_set_id { without_set_id(attributes.mode, || true) } else { attributes.mode };
+        let drops_now = attributes.mode != mode;
         if drops_now {
             push_capability_dropped(id, node_of(&inner.state, id)?, &mut changes);
-            attributes.mode = without_set_id(attributes.mode);
+            attributes.mode = mode;
         }
         changes.push(Change::Attributes { node: id, attributes });
         self.commit(&mut inner, changes).map(|()| drops_now)
@@ -171,58 +207,35 @@ impl Overlay {
     /// `ENXIO` where there is none, and as [`Self::read`].
     pub fn seek(&self, id: NodeId, offset: u64, what: Seek) -> Answer<u64> {
         let _file = self.share_file(id);
-        let (segments, len_bytes) = {
+        let shows_base = {
             let inner = self.lock();
             let layout = &file_of(&inner.state, id)?.layout;
-            (layout.segments(offset..u64::MAX), layout.len_bytes())
-        };
-        if offset >= len_bytes {
-            return Err(Errno::NXIO);
-        }
-        for Segment { range, source } in segments {
-            let found = match (source, what) {
-                (Source::Upper, Seek::Data) | (Source::Zero, Seek::Hole) => Some(range.start),
-                (Source::Upper, Seek::Hole) | (Source::Zero, Seek::Data) => None,
-                (Source::Lower, _) => self.seek_lower(id, range, what)?,
-            };
-            if let Some(found) = found {
-                return Ok(found);
+            if offset >= layout.len_bytes() {
+                return Err(Errno::NXIO);
             }
-        }
+            layout.shown_bytes() > 0
+        };
+        // Opened before the lock is taken again: it may have to be read from the store.
+        let base = if shows_base { Some(self.reader(id)?) } else { None };
+        let holes = base.as_ref().map_or(&[][..], |base| &base.holes);
+        let inner = self.lock();
+        let layout = &file_of(&inner.state, id)?.layout;
         match what {
-            Seek::Data => Err(Errno::NXIO),
-            Seek::Hole => Ok(len_bytes),
+            Seek::Data => layout.next_data(offset, holes).ok_or(Errno::NXIO),
+            Seek::Hole => Ok(layout.next_hole(offset, holes)),
         }
-    }
-
-    fn seek_lower(&self, id: NodeId, range: Range<u64>, what: Seek) -> Answer<Option<u64>> {
-        let reader = self.reader(id)?;
-        let extents = reader.extents();
-        if extents.is_empty() {
-            return Ok((what == Seek::Data).then_some(range.start));
-        }
-        let first = extents.partition_point(|(start, extent)| start + extent.len_bytes() <= range.start);
-        let wanted = |extent: &Extent| matches!(extent, Extent::Hole { .. }) == (what == Seek::Hole);
-        let within = extents[first..].iter().take_while(|(start, _)| *start < range.end);
-        Ok(within.into_iter().find(|(_, extent)| wanted(extent)).map(|(start, _)| (*start).max(range.start)))
     }
 
     /// Copies up to `len_bytes` bytes, at most [`COPY_MAX`], from one file to another; gives how many.
     ///
     /// # Errors
     /// As [`Self::read`] and [`Self::write`], when nothing was copied: the caller must hear of what was.
-    pub fn copy(
-        &self,
-        from: (NodeId, u64),
-        to: (NodeId, u64),
-        len_bytes: u64,
-        drops_set_id: bool,
-    ) -> Answer<u64> {
+    pub fn copy(&self, from: (NodeId, u64), to: (NodeId, u64), len_bytes: u64) -> Answer<u64> {
         let len_bytes = len_bytes.min(COPY_MAX);
         let mut done = 0;
         while done < len_bytes {
             let piece = (len_bytes - done).min(COPY_PIECE);
-            match self.copy_piece((from.0, from.1 + done), (to.0, to.1 + done), piece, drops_set_id) {
+            match self.copy_piece((from.0, from.1 + done), (to.0, to.1 + done), piece) {
                 Ok(0) => break,
                 Ok(copied) => done += copied,
                 Err(_) if done > 0 => break,
@@ -232,16 +245,10 @@ impl Overlay {
         Ok(done)
     }
 
-    fn copy_piece(
-        &self,
-        from: (NodeId, u64),
-        to: (NodeId, u64),
-        len: u64,
-        drops_set_id: bool,
-    ) -> Answer<u64> {
+    fn copy_piece(&self, from: (NodeId, u64), to: (NodeId, u64), len: u64) -> Answer<u64> {
         let bytes = self.read(from.0, from.1, len as usize)?;
         if !bytes.is_empty() {
-            self.write(to.0, to.1, &bytes, drops_set_id)?;
+            self.write(to.0, to.1, &bytes, false)?;
         }
         Ok(bytes.len() as u64)
     }

@@ -1,158 +1,211 @@
-//! Listings of directories: what one opendir sees, fixed at its first read, so that offsets stay good while names come
-//! and go.
+//! Listings of directories, a batch at a time: "." and "..", then all names in order. What a batch costs follows its
+//! length and not the directory's, except for the base's names that are hidden between its lines.
 
-use super::{Overlay, directory_of};
-use crate::change::NodeId;
+use super::cookies::Place;
+use super::{Overlay, directory_of, node_of};
+use crate::change::{Name, NodeId};
 use crate::errno::{Answer, Errno, from_store};
-use crate::node::{FileKind, Node, Slot};
+use crate::node::{DirectoryBody, FileKind};
 use crate::state::State;
-use std::collections::HashMap;
-use std::iter::Peekable;
+use std::ops::Bound;
 use std::sync::Arc;
-use store::{Entry, EntryInode, Inode, Tree};
+use store::{Directory, Entry, EntryInode, Inode, Tree};
 
-/// Names one open listing.
-pub type ListingHandle = u64;
+/// Entries of the base, and lines, that are looked at while the state is locked.
+const BATCH_LEN: usize = 128;
 
 /// One line of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     /// The name.
-    pub name: Vec<u8>,
+    pub name: Name,
     /// The node's number.
     pub id: NodeId,
     /// Its type.
     pub kind: FileKind,
+    /// The cookie with which the listing goes on behind this line.
+    pub next: u64,
 }
 
-/// All open listings.
-#[derive(Debug, Default)]
-pub struct Listings {
-    next: ListingHandle,
-    open: HashMap<ListingHandle, Option<Arc<Vec<Listed>>>>,
-}
-
-impl Overlay {
-    /// Opens a listing; nothing is read yet.
-    pub fn open_listing(&self) -> ListingHandle {
-        let mut listings = self.listings.lock().expect("no thread panics while it has the listings");
-        listings.next += 1;
-        let handle = listings.next;
-        listings.open.insert(handle, None);
-        handle
-    }
-
-    /// Ends a listing.
-    pub fn close_listing(&self, handle: ListingHandle) {
-        self.listings.lock().expect("no thread panics while it has the listings").open.remove(&handle);
-    }
-
-    /// The lines of a listing of `id`: those it had at the first call, or now where `rewound`.
-    ///
-    /// # Errors
-    /// `ENOTDIR`, `ESTALE`, `EIO`.
-    pub fn listing(&self, handle: ListingHandle, id: NodeId, rewound: bool) -> Answer<Arc<Vec<Listed>>> {
-        let listings = || self.listings.lock().expect("no thread panics while it has the listings");
-        if !rewound && let Some(Some(lines)) = listings().open.get(&handle) {
-            return Ok(lines.clone());
-        }
-        let lines = Arc::new(self.list(id)?);
-        if let Some(slot) = listings().open.get_mut(&handle) {
-            *slot = Some(lines.clone());
-        }
-        Ok(lines)
-    }
-
-    /// What is in directory `id` now: "." and "..", then all names in order.
-    ///
-    /// # Errors
-    /// As [`Self::listing`].
-    pub fn list(&self, id: NodeId) -> Answer<Vec<Listed>> {
-        loop {
-            if let Some(lines) = self.try_list(id)? {
-                return Ok(lines);
-            }
-        }
-    }
-
-    /// As [`Self::list`]; `None` when a freeze changed what lies below while it was read.
-    fn try_list(&self, id: NodeId) -> Answer<Option<Vec<Listed>>> {
-        let (lower, base) = {
-            let inner = self.lock();
-            (directory_of(&inner.state, id)?.lower.clone(), inner.state.base.clone())
-        };
-        let mut below = Vec::new();
-        if let Some(lower) = &lower {
-            for entry in lower.open(&base.tree).map_err(from_store)?.iter() {
-                below.push(Below::new(entry.map_err(from_store)?, &base.tree)?);
-            }
-        }
-        let inner = self.lock();
-        let state = &inner.state;
-        let directory = directory_of(state, id)?;
-        if !Arc::ptr_eq(&base, &state.base) {
-            return Ok(None);
-        }
-        let line = |name: &[u8], id| Listed { name: name.to_vec(), id, kind: FileKind::Directory };
-        let mut lines = Vec::with_capacity(2 + below.len());
-        lines.push(line(b".", id));
-        lines.push(line(b"..", directory.parent));
-        let path = lower.map(|lower| lower.path.clone()).unwrap_or_default();
-        merge(state, &path, &mut lines, below.into_iter().peekable(), directory.slots.iter().peekable());
-        Ok(Some(lines))
-    }
-}
-
-/// An entry of the base and its type.
-struct Below {
-    entry: Entry,
+/// A line without its cookie.
+struct Line {
+    name: Name,
+    id: NodeId,
     kind: FileKind,
 }
 
-impl Below {
-    fn new(mut entry: Entry, tree: &Tree) -> Answer<Self> {
-        let kind = match &mut entry.inode {
-            EntryInode::Own(Inode { node, .. }) => FileKind::of(node),
-            EntryInode::Link(number) => {
-                let links = tree.links().map_err(from_store)?;
-                links.get(number).map(|linked| FileKind::of(&linked.inode.node)).ok_or(Errno::IO)?
-            }
+/// A piece of a listing.
+struct Piece {
+    lines: Vec<Line>,
+    /// Up to where it goes; `None` at the end.
+    until: Option<Name>,
+}
+
+impl Overlay {
+    /// Opens a directory to list it; tells whether its listing cannot change as long as it is mounted. Nothing is read.
+    ///
+    /// # Errors
+    /// `ENOTDIR`, `ESTALE`.
+    pub fn open_listing(&self, id: NodeId) -> Answer<bool> {
+        let is_fixed = {
+            let inner = self.lock();
+            directory_of(&inner.state, id)?;
+            self.read_only && !node_of(&inner.state, id)?.dirty
         };
-        Ok(Self { entry, kind })
+        self.open_directories.open(id);
+        Ok(is_fixed)
+    }
+
+    /// Ends what [`Self::open_listing`] began.
+    pub fn close_listing(&self, id: NodeId) {
+        self.open_directories.close(id);
+    }
+
+    /// Some lines of the open directory `id`, from where `cookie` says on, 0 for the begin; none at the end.
+    ///
+    /// # Errors
+    /// `EBADF` when it is not open, `EINVAL` for a cookie that was never given, `ENOTDIR`, `ESTALE`, `EIO`.
+    pub fn list(&self, id: NodeId, cookie: u64) -> Answer<Vec<Listed>> {
+        let mut place = None;
+        loop {
+            let (lower, base) = {
+                let inner = self.lock();
+                (directory_of(&inner.state, id)?.lower.clone(), inner.state.base.clone())
+            };
+            let opened =
+                lower.as_ref().map(|lower| lower.open(&base.tree)).transpose().map_err(from_store)?;
+            let from = match place.take() {
+                Some(place) => place,
+                None => self.open_directories.with(id, opened, |cookies| cookies.place(cookie))?,
+            };
+            if let Place::Begin | Place::Dot = from {
+                return self.dots(id, opened, from == Place::Begin);
+            }
+            let after = match &from {
+                Place::After(name) => Some(name.as_slice()),
+                _ => None,
+            };
+            let below =
+                opened.map(|opened| below(opened, &base.tree, after)).transpose()?.unwrap_or_default();
+            let inner = self.lock();
+            if !Arc::ptr_eq(&base, &inner.state.base) {
+                // A freeze changed what lies below meanwhile.
+                place = Some(from);
+                continue;
+            }
+            let directory = directory_of(&inner.state, id)?;
+            let piece = merge(&inner.state, id, directory, after, below);
+            drop(inner);
+            match piece.until {
+                Some(until) if piece.lines.is_empty() => place = Some(Place::After(until)),
+                _ => return self.with_cookies(id, opened, piece.lines),
+            }
+        }
+    }
+
+    fn dots(&self, id: NodeId, opened: Option<&Directory>, both: bool) -> Answer<Vec<Listed>> {
+        let parent = directory_of(&self.lock().state, id)?.parent;
+        let line = |name: &[u8], id| Line { name: name.to_vec(), id, kind: FileKind::Directory };
+        let mut lines = vec![line(b"..", parent)];
+        if both {
+            lines.insert(0, line(b".", id));
+        }
+        self.with_cookies(id, opened, lines)
+    }
+
+    fn with_cookies(&self, id: NodeId, opened: Option<&Directory>, lines: Vec<Line>) -> Answer<Vec<Listed>> {
+        self.open_directories.with(id, opened, |cookies| {
+            let listed = |Line { name, id, kind }| {
+                let place = match name.as_slice() {
+                    b"." => Place::Dot,
+                    b".." => Place::DotDot,
+                    _ => Place::After(name.clone()),
+                };
+                Ok(Listed { next: cookies.of(&place)?, name, id, kind })
+            };
+            lines.into_iter().map(listed).collect()
+        })
     }
 }
 
-/// Appends both sides in name order; where a name is on both, the slot says what it is.
-fn merge<'a>(
-    state: &State,
-    path: &[u8],
-    lines: &mut Vec<Listed>,
-    mut below: Peekable<impl Iterator<Item = Below>>,
-    mut slots: Peekable<impl Iterator<Item = (&'a Vec<u8>, &'a Slot)>>,
-) {
-    loop {
-        let slot_first = match (below.peek(), slots.peek()) {
-            (None, None) => return,
-            (None, Some(_)) => true,
-            (Some(_), None) => false,
-            (Some(below), Some((name, _))) => *name <= &below.entry.name,
+/// An entry of the base.
+struct Below {
+    name: Name,
+    kind: FileKind,
+    /// The inode number that the base keeps of it.
+    number: Option<u64>,
+    /// Its number in the link table, where it stands in that.
+    link: Option<u64>,
+}
+
+/// Entries of the base after a name.
+#[derive(Default)]
+struct Belows {
+    entries: Vec<Below>,
+    /// Whether more follow.
+    more: bool,
+}
+
+fn below(opened: &Directory, tree: &Tree, after: Option<&[u8]>) -> Answer<Belows> {
+    let first = match after {
+        Some(name) => {
+            let at = opened.position(name).map_err(from_store)?;
+            at + usize::from(opened.find(name).map_err(from_store)? == Some(at))
+        }
+        None => 0,
+    };
+    let end = opened.len().min(first + BATCH_LEN);
+    let entry = |index| Below::new(opened.entry(index).map_err(from_store)?, tree);
+    let entries = (first..end).map(entry).collect::<Answer<_>>()?;
+    Ok(Belows { entries, more: end < opened.len() })
+}
+
+impl Below {
+    fn new(entry: Entry, tree: &Tree) -> Answer<Self> {
+        let of = |name, inode: &Inode, link| {
+            let (kind, number) = (FileKind::of(&inode.node), inode.metadata.identity.number());
+            Self { name, kind, number, link }
         };
-        if slot_first {
-            let (name, slot) = slots.next().expect("it was just seen");
-            below.next_if(|below| below.entry.name == *name);
-            if let Slot::Known(id) | Slot::Changed(Some(id)) = slot
-                && let Some(node) = state.node(*id)
-            {
-                lines.push(Listed { name: name.clone(), id: *id, kind: kind_of(node) });
+        match entry.inode {
+            EntryInode::Own(inode) => Ok(of(entry.name, &inode, None)),
+            EntryInode::Link(number) => {
+                let links = tree.links().map_err(from_store)?;
+                let linked = links.get(&number).ok_or(Errno::IO)?;
+                Ok(of(entry.name, &linked.inode, Some(number)))
             }
-        } else {
-            let Below { entry, kind } = below.next().expect("it was just seen");
-            let id = state.listed_id(&crate::lower::join(path, &entry.name), &entry.inode);
-            lines.push(Listed { name: entry.name, id, kind });
         }
     }
 }
 
-fn kind_of(node: &Node) -> FileKind {
-    node.stat(NodeId::ROOT).kind
+/// Both sides in name order, where a name is on both as its slot says, until there are enough lines or `below` is used up
+/// and more of the base follows.
+fn merge(state: &State, id: NodeId, directory: &DirectoryBody, after: Option<&[u8]>, below: Belows) -> Piece {
+    let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let mut slots = directory.slots.range::<[u8], _>((after, Bound::Unbounded)).peekable();
+    let mut entries = below.entries.into_iter().peekable();
+    let (mut lines, mut until) = (Vec::new(), None);
+    while lines.len() < BATCH_LEN {
+        let slot_first = match (entries.peek(), slots.peek()) {
+            (None, _) if below.more => return Piece { lines, until },
+            (None, None) => return Piece { lines, until: None },
+            (None, Some(_)) => true,
+            (Some(_), None) => false,
+            (Some(below), Some((name, _))) => *name <= &below.name,
+        };
+        let name = if slot_first {
+            let (name, slot) = slots.next().expect("it was just seen");
+            entries.next_if(|below| below.name == *name);
+            if let Some((id, node)) = slot.node().and_then(|id| Some((id, state.node(id)?))) {
+                lines.push(Line { name: name.clone(), id, kind: node.kind() });
+            }
+            name.clone()
+        } else {
+            let Below { name, kind, number, link } = entries.next().expect("it was just seen");
+            let id = state.listed_id(id, &name, link, number);
+            lines.push(Line { name: name.clone(), id, kind });
+            name
+        };
+        until = Some(name);
+    }
+    Piece { lines, until }
 }

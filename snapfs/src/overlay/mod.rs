@@ -1,11 +1,13 @@
 //! The file system as plain request -> answer functions over a base and an upper. Knows nothing of FUSE.
 //!
-//! Locks, in this order: `barrier` (operations that change something share it, a freeze has it alone), one of `files`
+//! Locks, in this order: `gate` (changes that come from the kernel pass it, a freeze closes it), `barrier` (operations that
+//! change something share it, a freeze has it alone), one of `files`
 //! (reads of a file share it, writes have it alone, a change of base has all), `inner` (state and journal). A change goes
 //! into the journal and then into the state under `inner`, so the journal has them in the order in which they happened;
 //! that append is a write(2) into the page cache. No store is read under `inner` except what was read before.
 
 mod attributes;
+mod cookies;
 mod data;
 mod listing;
 mod namespace;
@@ -15,18 +17,22 @@ mod sync;
 
 pub use attributes::{SetAttributes, SetTime};
 pub use data::Seek;
-pub use namespace::{Caller, RenameMode};
+pub use listing::Listed;
+pub use namespace::RenameMode;
 pub use open::base_of;
 
 use crate::change::{Change, NodeId, encode_all};
 use crate::errno::{Answer, Errno, from_store};
+use crate::gate::{Closed, Gate};
 use crate::journal::Journal;
 use crate::lower::Base;
 use crate::node::{DirectoryBody, FileBody, Node, Stat};
 use crate::state::State;
+use crate::times;
 use crate::upper::Upper;
-use listing::Listings;
+use cookies::OpenDirectories;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use store::{ContentReader, EntryInode, Store};
@@ -42,16 +48,23 @@ pub struct Overlay {
     store: Store,
     upper: Upper,
     read_only: bool,
+    gate: Arc<Gate>,
     barrier: RwLock<()>,
     files: Vec<RwLock<()>>,
     inner: Mutex<Inner>,
     /// Opened contents of the base. Emptied when the base changes.
-    readers: Mutex<HashMap<NodeId, Arc<ContentReader>>>,
-    listings: Mutex<Listings>,
+    readers: Mutex<HashMap<NodeId, Arc<Opened>>>,
+    open_directories: OpenDirectories,
     /// Set when the journal has grown long.
     is_long: AtomicBool,
     /// Set when memory and journal may differ, or a sync failed: nothing may change any more.
     poisoned: AtomicBool,
+}
+
+/// Keeps changes out: those of the kernel wait in a queue, all others for the lock. Let in again in the reverse order.
+pub(crate) struct Stopped<'a> {
+    _barrier: RwLockWriteGuard<'a, ()>,
+    _gate: Closed,
 }
 
 /// What the innermost lock guards.
@@ -62,6 +75,32 @@ pub(crate) struct Inner {
     pub(crate) journal: Option<Journal>,
     /// The journal is long above this many bytes.
     pub(crate) long_len_bytes: u64,
+}
+
+/// The opened content of a file of the base.
+#[derive(Debug)]
+struct Opened {
+    content: ContentReader,
+    /// Sorted, disjoint, apart from each other.
+    holes: Vec<Range<u64>>,
+}
+
+impl Opened {
+    fn new(content: ContentReader) -> Self {
+        let mut holes: Vec<Range<u64>> = Vec::new();
+        for (start, extent) in content.extents() {
+            let store::Extent::Hole { len_bytes } = extent else { continue };
+            match holes.last_mut() {
+                Some(last) if last.end == *start => last.end += len_bytes,
+                _ => holes.push(*start..start + len_bytes),
+            }
+        }
+        Self { content, holes }
+    }
+
+    fn hole_bytes(&self) -> u64 {
+        self.holes.iter().map(|hole| hole.end - hole.start).sum()
+    }
 }
 
 /// How much differs from the base.
@@ -125,9 +164,24 @@ impl Overlay {
         }
     }
 
-    /// Keeps every change out until the guard is dropped.
-    pub(crate) fn stop_changes(&self) -> RwLockWriteGuard<'_, ()> {
-        self.barrier.write().expect("no thread panics while it freezes")
+    /// Where changes that come from the kernel wait.
+    pub(crate) fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Keeps every change out until what this gives is dropped.
+    pub(crate) fn stop_changes(&self) -> Stopped<'_> {
+        self.stop_behind(self.gate.close())
+    }
+
+    /// As [`Self::stop_changes`]; `None` while somebody else does.
+    fn try_stop_changes(&self) -> Option<Stopped<'_>> {
+        self.gate.try_close().map(|closed| self.stop_behind(closed))
+    }
+
+    fn stop_behind(&self, closed: Closed) -> Stopped<'_> {
+        let barrier = self.barrier.write().expect("no thread panics while it freezes");
+        Stopped { _barrier: barrier, _gate: closed }
     }
 
     /// Keeps all reading and writing of files out until the guards are dropped.
@@ -169,6 +223,8 @@ impl Overlay {
         }
         let Some(journal) = &mut inner.journal else { return Err(Errno::ROFS) };
         let state = &inner.state;
+        let changes: Vec<Change> =
+            changes.into_iter().map(|change| after_last_ctime(state, change)).collect();
         // What happens to a node without a name ends with this mount, so it is nobody's business after it.
         let lasting = |change: &&Change| {
             let node = change.node().and_then(|id| state.node(id));
@@ -184,10 +240,15 @@ impl Overlay {
                 self.is_long.store(true, Ordering::Release);
             }
         }
+        let position = journal.position();
         for change in changes {
+            let needing = change.node().filter(|_| inner.state.is_needed_for_bytes(&change));
             if let Err(error) = inner.state.apply(change) {
                 from_store(error);
                 return Err(self.poison("a change could not be applied"));
+            }
+            if let Some(file) = needing.and_then(|id| inner.state.node_mut(id)).and_then(Node::file_mut) {
+                file.needs = position;
             }
         }
         Ok(())
@@ -209,15 +270,15 @@ impl Overlay {
     }
 
     /// The opened content of the base that a file began from. The caller has the file's lock.
-    fn reader(&self, node: NodeId) -> Answer<Arc<ContentReader>> {
+    fn reader(&self, node: NodeId) -> Answer<Arc<Opened>> {
         let kept = || self.readers.lock().expect("no thread panics while it has the readers");
         if let Some(reader) = kept().get(&node) {
             return Ok(reader.clone());
         }
         let content = file_of(&self.lock().state, node)?.lower.clone();
-        let reader = Arc::new(self.store.content(&content).map_err(from_store)?);
+        let reader = Arc::new(Opened::new(self.store.content(&content).map_err(from_store)?));
         if let Some(file) = self.lock().state.node_mut(node).and_then(Node::file_mut) {
-            file.holes_bytes = hole_bytes(&reader);
+            file.holes_bytes = reader.hole_bytes();
         }
         let mut readers = kept();
         if readers.len() >= READERS_MAX
@@ -239,12 +300,16 @@ impl Overlay {
     }
 }
 
-fn hole_bytes(reader: &ContentReader) -> u64 {
-    let hole = |extent: &store::Extent| match extent {
-        store::Extent::Hole { len_bytes } => *len_bytes,
-        store::Extent::Chunk { .. } => 0,
-    };
-    reader.extents().iter().map(|(_, extent)| hole(extent)).sum()
+/// Each change of a node has a later change time than the one before, whatever the clock did: by that time it is told from
+/// what it was.
+fn after_last_ctime(state: &State, mut change: Change) -> Change {
+    if let Change::Attributes { node, attributes } = &mut change
+        && let Some(last) = state.node(*node).map(|node| node.attributes.ctime)
+        && attributes.ctime <= last
+    {
+        attributes.ctime = times::later(last, 1);
+    }
+    change
 }
 
 /// The node; `ESTALE` where it is not live.

@@ -2,9 +2,10 @@
 //! what the shape of the tree demands.
 
 use super::{Inner, Overlay, directory_of, node_of, stat_of};
+use crate::caller::Caller;
 use crate::change::{Attributes, Change, NewBody, NodeId};
 use crate::errno::{Answer, Errno, from_store};
-use crate::node::{Origin, Slot, Stat};
+use crate::node::{Origin, Stat};
 use crate::state::State;
 use rustix::fs::RenameFlags;
 use store::{Time, clock};
@@ -12,15 +13,6 @@ use store::{Time, clock};
 /// Longest name in bytes.
 const NAME_MAX: usize = 255;
 const SET_GROUP: u32 = 0o2000;
-
-/// Who asks for something to be made: the owner of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Caller {
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-}
 
 /// What a rename does with a name that is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +26,7 @@ pub enum RenameMode {
 }
 
 impl RenameMode {
-    /// What the flags of renameat2(2) ask for; `None` where that is not supported.
+    /// What the flags of renameat2(2) but `RENAME_WHITEOUT` ask for; `None` where that is not supported.
     pub fn of_flags(flags: u32) -> Option<Self> {
         match RenameFlags::from_bits_retain(flags) {
             flags if flags.is_empty() => Some(Self::Replace),
@@ -51,6 +43,8 @@ struct Rename<'a> {
     to: (NodeId, &'a [u8]),
     source: NodeId,
     target: Option<NodeId>,
+    /// What takes the old name.
+    whiteout: Option<Change>,
 }
 
 impl Overlay {
@@ -66,11 +60,12 @@ impl Overlay {
         hold(&mut inner.state, id).map(Some)
     }
 
-    /// The kernel gave up `lookups` of its holds on `id`.
-    pub fn forget(&self, id: NodeId, lookups: u64) {
+    /// The kernel gave up `lookups` of its holds on `id`. Tells whether that freed much memory, with what it gave up before.
+    pub fn forget(&self, id: NodeId, lookups: u64) -> bool {
         let mut inner = self.lock();
         let orphan = inner.state.forget(id, lookups);
         self.discard(orphan);
+        inner.state.shrink()
     }
 
     /// Makes a node. The kernel holds it from now on.
@@ -93,6 +88,7 @@ impl Overlay {
         if above.is_orphan() {
             return Err(Errno::NOENT);
         }
+        let (mode, xattrs) = super::attributes::begin_with(above, mode, caller.umask, &body);
         let above = above.attributes;
         if resolve(&mut inner, parent, name)?.is_some() {
             return Err(Errno::EXIST);
@@ -101,13 +97,15 @@ impl Overlay {
         let inherits = above.mode & SET_GROUP != 0;
         let mode = mode & 0o7777 | if inherits && is_directory { SET_GROUP } else { 0 };
         let gid = if inherits { above.gid } else { caller.gid };
-        let now = clock::now();
-        let attributes =
-            Attributes { mode, uid: caller.uid, gid, nlink: 1, atime: now, mtime: now, ctime: now };
+        let attributes = new_attributes(mode, caller.uid, gid);
+        let now = attributes.ctime;
         let id = inner.state.new_id();
         let mut changes = Vec::new();
         inner.state.adopt(parent, &mut changes);
         changes.push(Change::Create { node: id, body, attributes });
+        if !xattrs.is_empty() {
+            changes.push(Change::Xattrs { node: id, xattrs });
+        }
         changes.push(Change::Entry { parent, name: name.to_vec(), node: Some(id) });
         changes.push(directory_changed(&inner.state, parent, now)?);
         self.commit(&mut inner, changes)?;
@@ -191,11 +189,18 @@ impl Overlay {
         Ok(())
     }
 
-    /// Moves a name.
+    /// Moves a name. With a `whiteout` its maker gets a character device 0:0 in the old place, by which an overlayfs knows
+    /// that the name is gone.
     ///
     /// # Errors
     /// `ENOENT`, `EEXIST`, `ENOTEMPTY`, `EISDIR`, `ENOTDIR`, and as [`Self::make`].
-    pub fn rename(&self, from: (NodeId, &[u8]), to: (NodeId, &[u8]), mode: RenameMode) -> Answer<()> {
+    pub fn rename(
+        &self,
+        from: (NodeId, &[u8]),
+        to: (NodeId, &[u8]),
+        mode: RenameMode,
+        whiteout: Option<Caller>,
+    ) -> Answer<()> {
         check_name(from.1)?;
         check_name(to.1)?;
         let _changing = self.begin_change()?;
@@ -213,7 +218,12 @@ impl Overlay {
             _ if target == Some(source) => return Ok(()),
             _ => {}
         }
-        let rename = Rename { from, to, source, target };
+        let whiteout = whiteout.map(|maker| Change::Create {
+            node: inner.state.new_id(),
+            body: NewBody::CharDevice(0),
+            attributes: new_attributes(0, maker.uid, maker.gid),
+        });
+        let rename = Rename { from, to, source, target, whiteout };
         let changes = match mode {
             RenameMode::Exchange => rename.exchange(&inner.state)?,
             RenameMode::Replace | RenameMode::NoReplace => rename.replace(&inner.state)?,
@@ -250,7 +260,8 @@ impl Rename<'_> {
             }
             push_unlinked(state, target, now, &mut changes)?;
         }
-        changes.push(entry(self.from, None));
+        changes.extend(self.whiteout.clone());
+        changes.push(entry(self.from, self.whiteout.as_ref().and_then(Change::node)));
         changes.push(entry(self.to, Some(self.source)));
         self.push_times(state, now, &mut changes)?;
         Ok(changes)
@@ -284,6 +295,11 @@ impl Rename<'_> {
         }
         Ok(())
     }
+}
+
+fn new_attributes(mode: u32, uid: u32, gid: u32) -> Attributes {
+    let now = clock::now();
+    Attributes { mode, uid, gid, nlink: 1, atime: now, mtime: now, ctime: now }
 }
 
 fn entry((parent, name): (NodeId, &[u8]), node: Option<NodeId>) -> Change {
@@ -336,7 +352,7 @@ fn directory_changed(state: &State, id: NodeId, now: Time) -> Answer<Change> {
 /// Refuses what is no empty directory.
 fn check_empty(state: &State, id: NodeId) -> Answer<()> {
     let directory = node_of(state, id)?.directory().ok_or(Errno::NOTDIR)?;
-    if directory.slots.values().any(|slot| *slot != Slot::Changed(None)) {
+    if directory.slots.named() > 0 {
         return Err(Errno::NOTEMPTY);
     }
     let Some(lower) = &directory.lower else { return Ok(()) };

@@ -1,5 +1,6 @@
 //! Opening an overlay: lock the upper, check whose changes it holds, replay its journal.
 
+use super::cookies::OpenDirectories;
 use super::sync::COMPACT_LEN;
 use super::{FILE_LOCKS, Inner, Overlay};
 use crate::change::{Change, NodeId, decode_all};
@@ -54,11 +55,12 @@ impl Overlay {
             store: store.clone(),
             upper,
             read_only,
+            gate: Arc::default(),
             barrier: RwLock::new(()),
             files: (0..FILE_LOCKS).map(|_| RwLock::new(())).collect(),
             inner: Mutex::new(Inner { state, journal, long_len_bytes: COMPACT_LEN }),
             readers: Mutex::default(),
-            listings: Mutex::default(),
+            open_directories: OpenDirectories::default(),
             is_long: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
         };

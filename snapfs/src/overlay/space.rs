@@ -1,6 +1,5 @@
 //! Space: allocating, punching holes, zeroing, and what is left.
 
-use super::attributes::{push_capability_dropped, without_set_id};
 use super::{Overlay, file_of, node_of};
 use crate::change::{Attributes, Change, NodeId};
 use crate::errno::{Answer, Errno};
@@ -10,18 +9,11 @@ use std::ops::Range;
 use store::clock;
 
 impl Overlay {
-    /// Does what fallocate(2) does: allocates, punches a hole or zeroes. `drops_set_id`: the caller may not keep
-    /// set-user-id bits.
+    /// Does what fallocate(2) does: allocates, punches a hole or zeroes.
     ///
     /// # Errors
     /// `EOPNOTSUPP` for other modes, `EFBIG`, `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
-    pub fn allocate(
-        &self,
-        id: NodeId,
-        range: Range<u64>,
-        mode: FallocateFlags,
-        drops_set_id: bool,
-    ) -> Answer<()> {
+    pub fn allocate(&self, id: NodeId, range: Range<u64>, mode: FallocateFlags) -> Answer<()> {
         let _changing = self.begin_change()?;
         let _file = self.own_file(id);
         if range.end > i64::MAX as u64 {
@@ -41,17 +33,11 @@ impl Overlay {
                 0..0
             }
         };
-        self.note_allocated(id, blocks.clone(), (!keeps_size).then_some(range.end), drops_set_id)?;
+        self.note_allocated(id, blocks.clone(), (!keeps_size).then_some(range.end))?;
         self.punch(id, blocks)
     }
 
-    fn note_allocated(
-        &self,
-        id: NodeId,
-        blocks: Range<u64>,
-        at_least_bytes: Option<u64>,
-        drops_set_id: bool,
-    ) -> Answer<()> {
+    fn note_allocated(&self, id: NodeId, blocks: Range<u64>, at_least_bytes: Option<u64>) -> Answer<()> {
         let mut inner = self.lock();
         let mut changes = Vec::new();
         inner.state.adopt(id, &mut changes);
@@ -65,11 +51,7 @@ impl Overlay {
         }
         let now = clock::now();
         let node = node_of(&inner.state, id)?;
-        let mut attributes = Attributes { mtime: now, ctime: now, ..node.attributes };
-        if drops_set_id {
-            push_capability_dropped(id, node, &mut changes);
-            attributes.mode = without_set_id(attributes.mode);
-        }
+        let attributes = Attributes { mtime: now, ctime: now, ..node.attributes };
         changes.push(Change::Attributes { node: id, attributes });
         match at_least_bytes {
             None => self.commit_making_room(&mut inner, changes),

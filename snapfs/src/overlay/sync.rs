@@ -15,11 +15,12 @@ const SINGLE_SYNCS_MAX: usize = 64;
 pub(super) const COMPACT_LEN: u64 = 64 << 20;
 
 impl Overlay {
-    /// Makes all that was written to `id`, and everything the journal says, durable.
+    /// Makes all that was written to `id`, and everything the journal says, durable. With `bytes_only` (fdatasync(2)) of
+    /// the journal only what finding the bytes needs: where they replaced bytes that were durable in the upper, nothing.
     ///
     /// # Errors
     /// `EIO` and whatever the disk says; nothing may change after that, because what was lost is not known.
-    pub fn sync(&self, id: NodeId) -> Answer<()> {
+    pub fn sync(&self, id: NodeId, bytes_only: bool) -> Answer<()> {
         if self.read_only {
             return Ok(());
         }
@@ -27,10 +28,31 @@ impl Overlay {
         let _file = self.own_file(id);
         if self.lock().state.node(id).and_then(Node::file).is_some_and(|file| file.unsynced) {
             self.upper.sync_data_file(id).map_err(|_| self.sync_failed("a data file could not be synced"))?;
-            let mut inner = self.lock();
-            self.commit_making_room(&mut inner, vec![Change::Synced { node: id }])?;
+            self.confirm(id)?;
         }
-        self.sync_journal()
+        match bytes_only && self.is_found_after_power_cut(id) {
+            true => Ok(()),
+            false => self.sync_journal(),
+        }
+    }
+
+    /// Notes that all writes to a file are durable; in the journal, where a power cut would take some of them back else.
+    fn confirm(&self, id: NodeId) -> Answer<()> {
+        let mut inner = self.lock();
+        match inner.state.node_mut(id).and_then(Node::file_mut) {
+            Some(file) if !file.unconfirmed => {
+                file.unsynced = false;
+                Ok(())
+            }
+            _ => self.commit_making_room(&mut inner, vec![Change::Synced { node: id }]),
+        }
+    }
+
+    /// Whether all is durable that the journal has to say of where the bytes of a file are.
+    fn is_found_after_power_cut(&self, id: NodeId) -> bool {
+        let inner = self.lock();
+        let needs = inner.state.node(id).and_then(Node::file).map(|file| file.needs);
+        needs.zip(inner.journal.as_ref()).is_some_and(|(needs, journal)| journal.is_durable(needs))
     }
 
     /// Makes all names and attributes durable.
@@ -96,12 +118,13 @@ impl Overlay {
         self.sync_journal()
     }
 
-    /// Writes the journal anew where it has grown long. Called between operations, with no lock held.
+    /// Writes the journal anew where it has grown long, unless changes stand still already. Called between operations, with
+    /// no lock held.
     pub fn compact_if_long(&self) {
         if !self.is_long.load(Ordering::Acquire) {
             return;
         }
-        let _stopped = self.stop_changes();
+        let Some(_stopped) = self.try_stop_changes() else { return };
         if !self.is_long.swap(false, Ordering::AcqRel) || self.sync_everything().is_err() {
             return;
         }
@@ -132,10 +155,13 @@ impl Overlay {
     /// Those of the file system; the mount refuses changes then, because it is not known which of the two a power cut
     /// would leave.
     pub(crate) fn take_over(&self, inner: &mut Inner, journal: Prepared) -> Result<()> {
-        let placed = journal.take_place(&self.upper.journal_path());
-        inner.journal = Some(placed.inspect_err(|_| {
+        let mut placed = journal.take_place(&self.upper.journal_path()).inspect_err(|_| {
             self.poison("a new journal could not be put in place");
-        })?);
+        })?;
+        if let Some(replaced) = &inner.journal {
+            placed.follow(replaced);
+        }
+        inner.journal = Some(placed);
         Ok(())
     }
 

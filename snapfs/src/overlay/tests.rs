@@ -1,10 +1,12 @@
 //! The file system without a kernel: what outlives a crash, a power cut and a freeze that was cut short.
 
 use super::*;
+use crate::caller::Caller;
 use crate::change::{Attributes, NewBody};
 use crate::journal::{self, Header};
-use crate::overlay::Caller;
+use crate::passes::Passes;
 use crate::upper::boot_id;
+use rustix::fs::FallocateFlags;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use store::{BackupOptions, Kind, SnapshotId, StoreConfig, Unwatched, clock};
@@ -55,7 +57,7 @@ impl World {
     }
 }
 
-const CALLER: Caller = Caller { uid: 0, gid: 0 };
+const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0, umask: 0 };
 
 fn find(overlay: &Overlay, path: &str) -> Option<Stat> {
     path.split('/').try_fold(overlay.stat(NodeId::ROOT).unwrap(), |above, name| {
@@ -84,7 +86,7 @@ fn whatever_was_answered_is_there_after_the_process_dies() {
     let new = make(&overlay, node(&overlay, "c"), "new", NewBody::File);
     overlay.write(new, 5000, b"sparse", false).unwrap();
     overlay.unlink(NodeId::ROOT, b"b").unwrap();
-    overlay.rename((NodeId::ROOT, b"a"), (node(&overlay, "c"), b"moved"), RenameMode::Replace).unwrap();
+    overlay.rename((NodeId::ROOT, b"a"), (node(&overlay, "c"), b"moved"), RenameMode::Replace, None).unwrap();
     drop(overlay);
     let overlay = world.open();
     let mut expected = vec![1; 3 * 4096];
@@ -103,7 +105,7 @@ fn after_a_power_cut_synced_writes_are_there_and_unsynced_ones_are_gone_as_a_who
     let overlay = world.open();
     let file = node(&overlay, "a/file");
     overlay.write(file, 0, b"synced", false).unwrap();
-    overlay.sync(file).unwrap();
+    overlay.sync(file, false).unwrap();
     overlay.write(file, 2 * 4096, b"not synced", false).unwrap();
     let new = make(&overlay, NodeId::ROOT, "new", NewBody::File);
     overlay.write(new, 0, b"not synced", false).unwrap();
@@ -130,7 +132,8 @@ fn a_freeze_that_is_cut_short_after_its_commit_is_finished_by_the_next_mount() {
     let overlay = world.open();
     overlay.write(node(&overlay, "a/file"), 0, b"frozen", false).unwrap();
     let mut writer = world.store.writer("test").unwrap();
-    let (report, _) = overlay.commit_changes(&mut writer, "base", BTreeMap::new(), HashMap::new()).unwrap();
+    let (report, _) =
+        overlay.commit_changes(&mut writer, "base", BTreeMap::new(), Passes::new(&overlay)).unwrap();
     drop((writer, overlay));
     let over_new = Overlay::open(&world.store, &report.snapshot, &world.upper(), false).unwrap();
     assert!(!over_new.has_changes(), "they are in the snapshot");
@@ -147,7 +150,8 @@ fn a_freeze_that_is_cut_short_and_written_to_again_still_belongs_to_the_old_base
     let overlay = world.open();
     overlay.write(node(&overlay, "a/file"), 0, b"frozen", false).unwrap();
     let mut writer = world.store.writer("test").unwrap();
-    let (report, _) = overlay.commit_changes(&mut writer, "base", BTreeMap::new(), HashMap::new()).unwrap();
+    let (report, _) =
+        overlay.commit_changes(&mut writer, "base", BTreeMap::new(), Passes::new(&overlay)).unwrap();
     drop(writer);
     overlay.write(node(&overlay, "a/file"), 0, b"later!", false).unwrap();
     drop(overlay);
@@ -200,12 +204,12 @@ fn a_compacted_journal_replays_to_the_same_state() {
     let overlay = world.open();
     let file = node(&overlay, "a/file");
     overlay.write(file, 4096 + 10, b"two", false).unwrap();
-    overlay.allocate(file, 8192..12288, rustix::fs::FallocateFlags::ZERO_RANGE, false).unwrap();
-    overlay.set_xattr(file, b"user.x", b"value", rustix::fs::XattrFlags::empty()).unwrap();
+    overlay.allocate(file, 8192..12288, FallocateFlags::ZERO_RANGE).unwrap();
+    overlay.set_xattr(file, b"user.x", b"value", rustix::fs::XattrFlags::empty(), &CALLER).unwrap();
     overlay.unlink(node(&overlay, "c"), b"b").unwrap();
     overlay.unlink(NodeId::ROOT, b"b").unwrap();
     let directory = make(&overlay, node(&overlay, "c"), "made", NewBody::Directory);
-    overlay.rename((node(&overlay, "a"), b"file"), (directory, b"moved"), RenameMode::Replace).unwrap();
+    overlay.rename((node(&overlay, "a"), b"file"), (directory, b"moved"), RenameMode::Replace, None).unwrap();
     overlay.rmdir(NodeId::ROOT, b"a").unwrap();
     overlay.link(file, NodeId::ROOT, b"again").unwrap();
     make(&overlay, directory, "pipe", NewBody::Fifo);
@@ -260,6 +264,139 @@ fn a_checkpoint_of_a_very_fragmented_file_is_in_parts() {
     assert!(layout(&again) == layout(state));
 }
 
+/// fdatasync(2) has the journal synced only for what finding the bytes needs.
+#[test]
+fn bytes_that_replace_durable_ones_are_durable_without_the_journal() {
+    let world = World::new();
+    let overlay = world.open();
+    let file = node(&overlay, "a/file");
+    let write = |offset: u64, byte: u8| {
+        overlay.write(file, offset, &[byte; 4096], false).unwrap();
+        overlay.sync(file, true).unwrap();
+        let inner = overlay.lock();
+        let journal = inner.journal.as_ref().unwrap();
+        (journal.unsynced().is_none(), journal.len_bytes())
+    };
+    assert!(write(0, 2).0, "the upper held nothing here");
+    assert!(!write(0, 3).0);
+    assert!(write(4096, 4).0);
+    assert!(write(3 * 4096, 5).0, "the file is longer now");
+    let cut = SetAttributes { len_bytes: Some(3 * 4096 + 100), ..SetAttributes::default() };
+    overlay.set_attributes(file, cut, &Caller::default()).unwrap();
+    let (_, durable) = write(8192, 6);
+    assert!(!write(0, 7).0);
+    drop(overlay);
+    // The power cut takes all of the journal that was not durable.
+    let journal = std::fs::File::options().write(true).open(journal::path_in(&world.upper())).unwrap();
+    journal.set_len(durable).unwrap();
+    world.reboot();
+    let expected = [&[7; 4096][..], &[4; 4096], &[6; 4096], &[5; 100]].concat();
+    assert_eq!(content(&world.open(), "a/file"), expected);
+}
+
+/// A change of a file under test, and the same of plain bytes.
+fn change_at_random(overlay: &Overlay, file: NodeId, plain: &mut Vec<u8>, next: &mut dyn FnMut(u64) -> u64) {
+    let (offset, len) = (next(700_000), next(150_000) + 1);
+    let end = offset + len;
+    match next(5) {
+        0 => {
+            let set = SetAttributes { len_bytes: Some(offset), ..SetAttributes::default() };
+            overlay.set_attributes(file, set, &Caller::default()).unwrap();
+            plain.resize(offset as usize, 0);
+        }
+        1 => {
+            let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            overlay.allocate(file, offset..end, mode).unwrap();
+            let range = plain.len().min(offset as usize)..plain.len().min(end as usize);
+            plain[range].fill(0);
+        }
+        _ => {
+            let seed = next(u64::MAX);
+            let words = (0..len.div_ceil(8)).map(|word| (word ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).take(len as usize).collect();
+            overlay.write(file, offset, &bytes, false).unwrap();
+            plain.resize(plain.len().max(end as usize), 0);
+            plain[offset as usize..end as usize].copy_from_slice(&bytes);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_changes_between_all_passes_is_frozen_with_the_bytes_it_has_at_the_end() {
+    let world = World::new();
+    for seed in 1..25_u64 {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = |bound: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % bound
+        };
+        let upper = world.directory.path().join(format!("upper-{seed}"));
+        let overlay = Overlay::open(&world.store, &world.base, &upper, false).unwrap();
+        let files = [node(&overlay, "a/file"), make(&overlay, NodeId::ROOT, "new", NewBody::File)];
+        let mut plain = [vec![1; 3 * 4096], Vec::new()];
+        let mut writer = world.store.writer("test").unwrap();
+        let mut passes = Passes::new(&overlay);
+        for round in 0..6 {
+            for (file, plain) in files.iter().zip(&mut plain) {
+                (0..next(4)).for_each(|_| change_at_random(&overlay, *file, plain, &mut next));
+            }
+            // The last changes are left for the standstill.
+            if round < 5 {
+                passes.run(&mut writer).unwrap();
+            }
+        }
+        let stopped = overlay.stop_changes();
+        let name = format!("ref-{seed}");
+        let (report, _) = overlay.commit_changes(&mut writer, &name, BTreeMap::new(), passes).unwrap();
+        drop(stopped);
+        let restored = world.directory.path().join(format!("restored-{seed}"));
+        store::restore(&world.store, &report.snapshot, b"", &restored, &Unwatched).unwrap();
+        for (name, plain) in ["a/file", "new"].iter().zip(&plain) {
+            assert!(std::fs::read(restored.join(name)).unwrap() == *plain, "{name}, seed {seed}");
+        }
+    }
+}
+
+/// Whoever writes faster than the store takes it in is slowed down before all changes wait.
+#[test]
+fn little_is_left_for_the_standstill_however_fast_a_file_is_written() {
+    const LEN: u64 = 32 << 20;
+    let world = World::new();
+    let overlay = Arc::new(world.open());
+    let file = make(&overlay, NodeId::ROOT, "hot", NewBody::File);
+    // Each word differs from all others, so that no two chunks are the same.
+    let words = (0..LEN / 8).map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    overlay.write(file, 0, &bytes, false).unwrap();
+    let stop = AtomicBool::new(false);
+    let mut writer = world.store.writer("test").unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // As the kernel does it: one after the other, each when the one before is answered.
+            for number in 0_u64.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let (overlay, (answer, answered)) = (overlay.clone(), std::sync::mpsc::channel());
+                overlay.clone().gate().run(128 << 10, move || {
+                    let place = number.wrapping_mul(40_503) * 4096 % LEN;
+                    overlay.write(file, place, &number.to_le_bytes(), false).unwrap();
+                    answer.send(()).unwrap();
+                });
+                answered.recv().unwrap();
+            }
+        });
+        let mut passes = Passes::new(&overlay);
+        passes.run(&mut writer).unwrap();
+        let left = passes.left_bytes();
+        stop.store(true, Ordering::Relaxed);
+        drop(passes);
+        assert!(left <= 4 << 20, "{left} bytes of {LEN} are left");
+    });
+}
+
 /// After a sync that failed nothing may be called durable.
 #[test]
 fn a_poisoned_mount_says_so_to_every_sync() {
@@ -268,7 +405,7 @@ fn a_poisoned_mount_says_so_to_every_sync() {
     make(&overlay, NodeId::ROOT, "name", NewBody::File);
     overlay.poison("a test");
     assert_eq!(overlay.sync_names(), Err(Errno::IO));
-    assert_eq!(overlay.sync(NodeId::ROOT), Err(Errno::IO));
+    assert_eq!(overlay.sync(NodeId::ROOT, false), Err(Errno::IO));
 }
 
 /// Files of the greatest length there is: their sum is more than any number of bytes that a snapshot can state.
@@ -279,7 +416,7 @@ fn huge_files_freeze() {
     for name in ["one", "two", "three"] {
         let file = make(&overlay, NodeId::ROOT, name, NewBody::File);
         let set = SetAttributes { len_bytes: Some(i64::MAX as u64), ..SetAttributes::default() };
-        overlay.set_attributes(file, set, true).unwrap();
+        overlay.set_attributes(file, set, &CALLER).unwrap();
     }
     let report = overlay.freeze("huge", BTreeMap::new()).unwrap();
     assert_eq!(world.store.snapshot(&report.snapshot).unwrap().totals.bytes, u64::MAX);
@@ -317,7 +454,7 @@ fn after_a_failed_sync_the_next_mount_has_what_was_durable() {
     let overlay = world.open();
     let file = node(&overlay, "a/file");
     overlay.write(file, 0, &[2; 4096], false).unwrap();
-    overlay.sync(file).unwrap();
+    overlay.sync(file, false).unwrap();
     overlay.write(file, 4096, &[3; 4096], false).unwrap();
     overlay.sync_failed("a test");
     drop(overlay);
@@ -336,7 +473,7 @@ fn changes_whose_journal_lost_its_begin_are_set_aside() {
         let overlay = world.open();
         let file = make(&overlay, NodeId::ROOT, "precious", NewBody::File);
         overlay.write(file, 0, b"precious", false).unwrap();
-        overlay.sync(file).unwrap();
+        overlay.sync(file, false).unwrap();
         drop(overlay);
         let path = journal::path_in(&world.upper());
         let mut bytes = std::fs::read(&path).unwrap();

@@ -1,11 +1,11 @@
 //! The assembler: takes the steps of a walk and the pieces of its readers in order and stores what is new. It alone holds
 //! the writer.
 
-use super::events::{Event, Form, InodeKey, Leaf, Old, Segment};
-use super::host::Xattrs;
-use super::read::{Item, Pieces};
+use super::events::{Event, Form, InodeKey, Leaf, Old, Remark, Segment};
+use super::read::{Item, Outcome, Pieces, Seen};
 use super::stat_cache::Look;
 use crate::error::{Error, Kind, Result};
+use crate::host;
 use crate::id::DirectoryId;
 use crate::progress::Progress;
 use crate::spare::SpareBuffers;
@@ -25,6 +25,9 @@ pub struct Counts {
     pub unchanged_files: u64,
     pub bytes: u64,
     pub unreadable: Vec<String>,
+    pub unreadable_attributes: Vec<String>,
+    pub changed: Vec<String>,
+    pub vanished: Vec<String>,
 }
 
 /// A whole tree, what was counted, and how files looked.
@@ -61,8 +64,12 @@ pub struct Assembler<'a> {
     looks: Vec<Look>,
 }
 
-/// Attributes and bytes of a file, or why it cannot be read.
-type Read = Result<(Xattrs, Content)>;
+/// A file as its reader left it.
+enum Read {
+    Whole(Box<Seen>, Content),
+    Vanished,
+    Failed(String),
+}
 
 impl<'a> Assembler<'a> {
     pub fn new(
@@ -100,7 +107,7 @@ impl<'a> Assembler<'a> {
                     Event::Enter { name, metadata, old } => self.enter(name, metadata, old),
                     Event::Leave => self.leave()?,
                     Event::Leaf(leaf) => self.leaf(leaf, &mut incoming)?,
-                    Event::Unreadable(what) => self.counts.unreadable.push(what),
+                    Event::Remark(remark) => self.remark(remark),
                     Event::Failed(error) => return Err(error),
                 }
             }
@@ -162,56 +169,86 @@ impl<'a> Assembler<'a> {
     }
 
     fn leaf(&mut self, leaf: Leaf, incoming: &mut Incoming<'_>) -> Result<()> {
-        let Leaf { name, file_len, mut look, linked, form } = leaf;
-        self.counts.files += 1;
-        let is_same = matches!(form, Form::Same(_));
-        if let (Some(len_bytes), false) = (file_len, matches!(form, Form::Again)) {
-            self.counts.bytes += len_bytes;
-            self.counts.unchanged_files += u64::from(is_same);
-            self.progress.advance(len_bytes);
-        }
-        let inode = match form {
-            Form::Again => return self.again(name, linked),
-            Form::Same(position) if linked.is_none() => {
+        let Leaf { name, linked, form } = leaf;
+        match form {
+            Form::Again => self.again(name, linked),
+            Form::Same { position, file_len, look } => {
                 self.looks.extend(look);
-                self.open()?.same.push(position);
-                return Ok(());
-            }
-            Form::Same(position) => Ok(self.old_inode(position)?),
-            Form::Whole(inode) => Ok(inode),
-            Form::Unreadable(error) => Err(error),
-            Form::Read(metadata) => match self.read(incoming)? {
-                Ok((xattrs, content)) => {
-                    // A file that changed while it was read is read again the next time.
-                    look = look.filter(|_| file_len == Some(content.len_bytes()));
-                    Ok(Inode { metadata: Metadata { xattrs, ..metadata }, node: Node::File(content) })
+                if let Some(len_bytes) = file_len {
+                    self.counts.unchanged_files += 1;
+                    self.stored(len_bytes);
                 }
-                Err(error) => Err(error),
-            },
-        };
-        match (inode, linked) {
-            (Ok(inode), None) => {
+                match linked {
+                    None => {
+                        self.counts.files += 1;
+                        self.open()?.same.push(position);
+                        Ok(())
+                    }
+                    Some(_) => self.first(name, linked, self.old_inode(position)?),
+                }
+            }
+            Form::Whole { inode, look } => {
                 self.looks.extend(look);
-                self.open()?.entries.push(Entry { name, inode: EntryInode::Own(inode) });
+                self.first(name, linked, inode)
+            }
+            Form::Unreadable(why) => {
+                self.left_out(&name, linked, why);
                 Ok(())
             }
-            (Ok(inode), Some(key)) => {
-                self.looks.extend(look);
-                self.first(name, key, inode)
-            }
-            (Err(error), linked) => {
-                if let Some(key) = linked {
-                    self.numbers.insert(key, Err(error.to_string()));
-                }
-                self.unreadable(&name, &error.to_string());
-                Ok(())
-            }
+            Form::Read => self.file(name, linked, incoming),
         }
     }
 
-    fn unreadable(&mut self, name: &[u8], error: &str) {
-        let path = self.path.join(OsStr::from_bytes(name));
-        self.counts.unreadable.push(format!("{}: {error}", path.display()));
+    /// A regular file, whose reader has it.
+    fn file(&mut self, name: Vec<u8>, linked: Option<InodeKey>, incoming: &mut Incoming<'_>) -> Result<()> {
+        let (seen, content) = match self.read(incoming)? {
+            Read::Whole(seen, content) => (seen, content),
+            Read::Failed(why) => {
+                self.left_out(&name, linked, why);
+                return Ok(());
+            }
+            Read::Vanished => {
+                let path = self.path_of(&name).display().to_string();
+                self.remark(Remark::Vanished(path));
+                self.numbers.extend(linked.map(|key| (key, Err("its first name vanished".to_owned()))));
+                return Ok(());
+            }
+        };
+        let Seen { stat, attributes, look, change } = *seen;
+        for remark in super::attribute_remarks(|| self.path_of(&name), attributes.failed) {
+            self.remark(remark);
+        }
+        if let Some(change) = change {
+            self.counts.changed.push(format!("{}: {change}", self.path_of(&name).display()));
+        }
+        self.looks.extend(look);
+        self.stored(content.len_bytes());
+        let metadata = Metadata { xattrs: attributes.xattrs, ..host::bare_metadata(&stat) };
+        self.first(name, linked, Inode { metadata, node: Node::File(content) })
+    }
+
+    /// Counts the bytes of a regular file.
+    fn stored(&mut self, len_bytes: u64) {
+        self.counts.bytes += len_bytes;
+        self.progress.advance(len_bytes);
+    }
+
+    fn remark(&mut self, remark: Remark) {
+        match remark {
+            Remark::Unreadable(what) => self.counts.unreadable.push(what),
+            Remark::Attribute(what) => self.counts.unreadable_attributes.push(what),
+            Remark::Vanished(path) => self.counts.vanished.push(path),
+        }
+    }
+
+    fn path_of(&self, name: &[u8]) -> PathBuf {
+        self.path.join(OsStr::from_bytes(name))
+    }
+
+    /// A name is left out, and so are other names of its inode.
+    fn left_out(&mut self, name: &[u8], linked: Option<InodeKey>, why: String) {
+        self.remark(Remark::Unreadable(format!("{}: {why}", self.path_of(name).display())));
+        self.numbers.extend(linked.map(|key| (key, Err(why))));
     }
 
     /// What the old directory has at this position, looked up in the link table if need be.
@@ -223,8 +260,13 @@ impl<'a> Assembler<'a> {
         }
     }
 
-    /// The first name of an inode that has several stores the inode.
-    fn first(&mut self, name: Vec<u8>, key: InodeKey, inode: Inode) -> Result<()> {
+    /// An inode that is new to this tree. When it has several names, the first of them stores it.
+    fn first(&mut self, name: Vec<u8>, linked: Option<InodeKey>, inode: Inode) -> Result<()> {
+        self.counts.files += 1;
+        let Some(key) = linked else {
+            self.open()?.entries.push(Entry { name, inode: EntryInode::Own(inode) });
+            return Ok(());
+        };
         let (_, mut number) = key;
         while self.links.contains_key(&number) {
             number = number.wrapping_add(1 << 48); // the same inode number on another device
@@ -237,13 +279,14 @@ impl<'a> Assembler<'a> {
     fn again(&mut self, name: Vec<u8>, linked: Option<InodeKey>) -> Result<()> {
         match linked.and_then(|key| self.numbers.get(&key).cloned()) {
             Some(Ok(number)) => {
+                self.counts.files += 1;
                 if let Some(linked) = self.links.get_mut(&number) {
                     linked.count += 1;
                 }
                 self.add(Entry { name, inode: EntryInode::Link(number) })
             }
-            Some(Err(error)) => {
-                self.unreadable(&name, &error);
+            Some(Err(why)) => {
+                self.left_out(&name, None, why);
                 Ok(())
             }
             None => Err(Error::new(Kind::Internal, "a second name came before the first")),
@@ -261,20 +304,29 @@ impl<'a> Assembler<'a> {
                     extents.push(Extent::Chunk { id, len_bytes: len as u32 });
                 }
                 Item::Inline { len } => inline = Some(incoming.take(len).to_vec()),
-                Item::Hole { len } => match extents.last_mut() {
-                    Some(Extent::Hole { len_bytes }) => *len_bytes += len,
-                    _ => extents.push(Extent::Hole { len_bytes: len }),
-                },
-                Item::End(Err(error)) => return Ok(Err(error)),
-                Item::End(Ok(xattrs)) => {
+                Item::Hole { len } => push_hole(&mut extents, len),
+                Item::Zeroes { len } => {
+                    incoming.take(len);
+                    push_hole(&mut extents, len as u64);
+                }
+                Item::End(Outcome::Vanished) => return Ok(Read::Vanished),
+                Item::End(Outcome::Failed(why)) => return Ok(Read::Failed(why)),
+                Item::End(Outcome::Read(seen)) => {
                     let content = match inline {
                         Some(bytes) => Content::inline(bytes),
                         None => Content::from_extents(self.writer, extents)?,
                     };
-                    return Ok(Ok((xattrs, content)));
+                    return Ok(Read::Whole(seen, content));
                 }
             }
         }
+    }
+}
+
+fn push_hole(extents: &mut Vec<Extent>, len: u64) {
+    match extents.last_mut() {
+        Some(Extent::Hole { len_bytes }) => *len_bytes += len,
+        _ => extents.push(Extent::Hole { len_bytes: len }),
     }
 }
 

@@ -1,10 +1,10 @@
 //! What a walk tells the assembler, in the order in which the snapshot is put together: directories are entered and left,
 //! and between the two stand their other entries, and then their subdirectories.
 
-use super::host::Name;
 use super::read::{Job, Pieces};
 use super::stat_cache::Look;
 use crate::error::Error;
+use crate::host::Name;
 use crate::id::DirectoryId;
 use crate::tree::{Directory, Inode, Metadata};
 
@@ -20,10 +20,6 @@ pub struct Old {
 /// An entry that is not a directory.
 pub struct Leaf {
     pub name: Name,
-    /// Its length, when it is a regular file.
-    pub file_len: Option<u64>,
-    /// To keep for the next backup.
-    pub look: Option<Look>,
     /// Set when the inode has more than one name.
     pub linked: Option<InodeKey>,
     pub form: Form,
@@ -31,16 +27,16 @@ pub struct Leaf {
 
 /// How much is known of a leaf.
 pub enum Form {
-    /// It is the entry at this position of the old directory.
-    Same(usize),
+    /// It is the entry at this position of the old directory. A regular file has its length, and all have their look.
+    Same { position: usize, file_len: Option<u64>, look: Option<Look> },
     /// All.
-    Whole(Inode),
-    /// All but the bytes and extended attributes of a regular file, which come from its reader.
-    Read(Metadata),
+    Whole { inode: Inode, look: Option<Look> },
+    /// It is a regular file, of which all comes from its reader.
+    Read,
     /// Another name of an inode that was met before.
     Again,
-    /// It cannot be read, and is left out.
-    Unreadable(Error),
+    /// Why it cannot be read. It is left out.
+    Unreadable(String),
 }
 
 /// One step of a walk.
@@ -52,10 +48,19 @@ pub enum Event {
     },
     Leave,
     Leaf(Leaf),
-    /// A name that cannot be read is left out.
-    Unreadable(String),
+    Remark(Remark),
     /// The walk cannot go on.
     Failed(Error),
+}
+
+/// Something that the user is told of one path.
+pub enum Remark {
+    /// A name that cannot be read is left out.
+    Unreadable(String),
+    /// An extended attribute that cannot be read is left out.
+    Attribute(String),
+    /// A name was listed and was gone when it was looked at.
+    Vanished(String),
 }
 
 /// Some steps of a walk, and what was read of the files among them.

@@ -1,33 +1,44 @@
 //! Backup: a directory of the host becomes a tree. Files that did not change since the ref's last snapshot (by device,
 //! inode, size, mtime and ctime) are taken over without being read.
-
 //!
 //! A walk runs ahead and tells what there is, readers read, cut and hash what changed, and the assembler puts the tree
 //! together in the walk's order. Memory is bounded: [`SEGMENTS_AHEAD`] segments, of which each has at most a few pieces of
 //! about a MiB waiting.
+//!
+//! Below the source nothing is looked up by a path, and no symbolic link is followed: see [`crate::host`]. What is stored of a
+//! file (look, attributes, bytes) is of one inode, whatever is renamed meanwhile.
 
 mod assemble;
 mod events;
-mod host;
+mod exclude;
+mod levels;
 mod read;
 mod stat_cache;
 mod walk;
 
 use crate::error::{Error, Result};
+use crate::host::{self, Name};
 use crate::id::SnapshotId;
 use crate::progress::{Progress, Work};
 use crate::spare::SpareBuffers;
 use crate::tree::{Metadata, Tree};
 use crate::writer::{SnapshotDraft, WriteStats, Writer};
 use crossbeam_channel::bounded;
-use globset::{Glob, GlobSet, GlobSetBuilder};
+use events::Remark;
+use exclude::Exclude;
+use rustix::fs::{FileType, fstat};
+use rustix::io::Errno;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 /// What to leave out and what to note.
 #[derive(Clone, Debug, Default)]
 pub struct BackupOptions {
-    /// Globs of what is left out: without a slash they match names, with one they match paths below the source.
+    /// Patterns of what is left out, relative to the source, as in `.gitignore`: `*`, `?` and `[!x]` never match a slash, `**`
+    /// stands for any number of names. Without a slash a pattern matches a name at any depth, with one at its beginning or
+    /// inside it is anchored at the source, with one at its end it matches directories only.
     pub exclude: Vec<String>,
     /// Do not descend into other file systems.
     pub one_file_system: bool,
@@ -57,12 +68,19 @@ pub struct BackupReport {
     pub stats: WriteStats,
     /// Files that could not be read, and why: the snapshot lacks them.
     pub unreadable: Vec<String>,
+    /// Extended attributes that could not be read, of what, and why: the snapshot lacks them.
+    pub unreadable_attributes: Vec<String>,
+    /// Files that were written while they were read, and how: they are stored as they were read, no longer than they were when
+    /// they were opened, and the next backup reads them again.
+    pub changed: Vec<String>,
+    /// Names that were listed and were gone when they were looked at.
+    pub vanished: Vec<String>,
 }
 
 /// Backs up `source` into the ref `name` and commits.
 ///
 /// # Errors
-/// `NotFound` or `Invalid` for the source, `Invalid` for a glob; those of the store. A file that cannot be read is no
+/// `NotFound` or `Invalid` for the source, `Invalid` for a pattern; those of the store. A file that cannot be read is no
 /// error but stands in the report.
 pub fn backup(
     writer: &mut Writer,
@@ -87,7 +105,7 @@ pub fn backup(
     };
     let plan = Plan { source, exclude: &exclude, options, parent: parent_tree.as_ref(), cache: &cache };
     let assemble::Assembled { root, counts, looks } = plan.run(writer, progress)?;
-    let assemble::Counts { files, directories, unchanged_files, bytes, unreadable } = counts;
+    let assemble::Counts { files, directories, bytes, .. } = counts;
     let tree = writer.put_tree(&root)?;
     let mut labels = options.labels.clone();
     labels.entry("source".to_owned()).or_insert_with(|| source.display().to_string());
@@ -102,10 +120,13 @@ pub fn backup(
         snapshot,
         files,
         directories,
-        unchanged_files,
+        unchanged_files: counts.unchanged_files,
         bytes,
         stats: writer.stats(),
-        unreadable,
+        unreadable: counts.unreadable,
+        unreadable_attributes: counts.unreadable_attributes,
+        changed: counts.changed,
+        vanished: counts.vanished,
     })
 }
 
@@ -126,21 +147,18 @@ struct Plan<'a> {
 impl Plan<'_> {
     /// Walk, readers and assembler on their threads. The source itself must be readable.
     fn run(&self, writer: &mut Writer, progress: &dyn Progress) -> Result<assemble::Assembled> {
-        let failed = |error| Error::io("cannot back up", self.source.display(), error);
-        let source = self.source.canonicalize().map_err(failed)?;
-        let stat = rustix::fs::lstat(&source).map_err(|error| failed(error.into()))?;
-        if source.is_dir() {
-            std::fs::read_dir(&source).map_err(failed)?;
-        }
+        let failed = |error: io::Error| Error::io("cannot back up", self.source.display(), error);
+        host::require_proc()?;
+        let (root, top, device) = self.root().map_err(failed)?;
         let store = writer.store().clone();
         let readers = std::thread::available_parallelism().map_or(1, usize::from).clamp(2, READERS_MAX);
         let (segments, coming) = bounded(SEGMENTS_AHEAD);
         let (batches, waiting) = bounded(readers);
         let buffers = SpareBuffers::new(read::SPARE_BUFFERS, read::BUFFER_LEN);
         let walk = walk::Walk {
-            source: source.clone(),
+            source: top.clone(),
             exclude: self.exclude,
-            device: self.options.one_file_system.then_some(stat.st_dev),
+            device: self.options.one_file_system.then_some(device),
             cache: self.cache,
             parent: self.parent,
             segments,
@@ -151,46 +169,45 @@ impl Plan<'_> {
             let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
             let no_thread = |error| Error::io("cannot start a thread", "backup", error);
             for _ in 0..readers {
-                let reader = read::Reader::new(store.domain(), buffers.clone());
+                let reader = read::Reader::new(store.domain(), self.cache, buffers.clone());
                 let waiting = waiting.clone();
                 named("read").spawn_scoped(scope, move || reader.run(&waiting)).map_err(no_thread)?;
             }
-            named("walk").spawn_scoped(scope, move || walk.run(&stat)).map_err(no_thread)?;
+            named("walk").spawn_scoped(scope, move || walk.run(root)).map_err(no_thread)?;
             // When it ends early, `coming` is closed and the walk ends, and with it the readers.
             let coming = coming;
-            let top = if source.is_dir() { &source } else { source.parent().unwrap_or(&source) };
-            assemble::Assembler::new(writer, top, self.parent, progress, buffers.clone()).run(&coming)
+            assemble::Assembler::new(writer, &top, self.parent, progress, buffers.clone()).run(&coming)
         })
     }
+
+    /// What the user named, a symbolic link followed, with what paths are named below, and its device.
+    fn root(&self) -> io::Result<(walk::Root, PathBuf, u64)> {
+        let pin = host::pin(self.source)?;
+        let stat = fstat(&pin)?;
+        if host::file_type(&stat) == FileType::Directory {
+            let directory = host::open_directory_at(&pin, b".")?;
+            return Ok((walk::Root::Directory(directory), self.source.to_owned(), stat.st_dev));
+        }
+        let path = self.source.canonicalize()?;
+        let name = path.file_name().unwrap_or_default().as_bytes().to_vec();
+        let top = path.parent().unwrap_or(&path).to_owned();
+        Ok((walk::Root::Other(name, pin, Box::new(stat)), top, stat.st_dev))
+    }
 }
 
-/// Compiled globs.
-struct Exclude {
-    names: GlobSet,
-    paths: GlobSet,
-}
-
-impl Exclude {
-    fn new(globs: &[String]) -> Result<Self> {
-        let (mut names, mut paths) = (GlobSetBuilder::new(), GlobSetBuilder::new());
-        for text in globs {
-            let bad = |error| Error::invalid("not a glob").object(text).caused_by(error);
-            let glob = Glob::new(text.trim_matches('/')).map_err(bad)?;
-            match text.trim_end_matches('/').contains('/') {
-                true => paths.add(glob),
-                false => names.add(glob),
-            };
-        }
-        let built = names.build().and_then(|names| Ok(Self { names, paths: paths.build()? }));
-        built.map_err(|error| Error::invalid("globs are too many or too large").caused_by(error))
-    }
-
-    fn matches(&self, relative: &Path) -> bool {
-        if self.paths.is_empty() && self.names.is_empty() {
-            return false;
-        }
-        self.paths.is_match(relative) || relative.file_name().is_some_and(|name| self.names.is_match(name))
-    }
+/// What the user is told of extended attributes that could not be read; without a name, of all that a file may have.
+fn attribute_remarks(path: impl Fn() -> PathBuf, failed: Vec<(Name, Errno)>) -> Vec<Remark> {
+    let remark = |(name, error): (Name, Errno)| {
+        let (path, error) = (path(), io::Error::from(error));
+        Remark::Attribute(match name.is_empty() {
+            true => format!("{}: cannot list its extended attributes: {error}", path.display()),
+            false => {
+                let name = String::from_utf8_lossy(&name);
+                format!("{}: cannot read its extended attribute {name}: {error}", path.display())
+            }
+        })
+    };
+    failed.into_iter().map(remark).collect()
 }
 
 /// The metadata of a root that no directory of the host stands for.

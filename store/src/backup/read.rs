@@ -2,20 +2,22 @@
 //!
 //! Files come in batches, so that small ones cost no hand-over each, and go out as pieces of about a MiB: bytes and what
 //! they are. Memory is bounded: a batch has at most [`PIECES_AHEAD`] pieces waiting, and buffers are used again.
+//!
+//! A file is read to the length that it has when it is opened, so one that grows as fast as it is read has an end.
 
-use super::host::{Host, Source, Xattrs, cannot_read_xattrs};
+use super::stat_cache::{Key, Look, StatCache};
 use crate::chunker;
 use crate::domain::Domain;
-use crate::error::{Error, Result};
+use crate::host::{self, Handle, Host, ReadXattrs};
 use crate::id::ChunkId;
 use crate::spare::SpareBuffers;
 use crate::tree::INLINE_MAX;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::buffer::spare_capacity;
-use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{SeekFrom, Stat};
 use rustix::io::Errno;
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::io;
 
 /// A piece is given away when it is about this long.
 const PIECE_LEN: usize = 1 << 20;
@@ -25,12 +27,13 @@ pub const BUFFER_LEN: usize = PIECE_LEN + chunker::MAX_LEN;
 pub const PIECES_AHEAD: usize = 2;
 /// Buffers kept for use again.
 pub const SPARE_BUFFERS: usize = 16;
+/// A file that says it is empty and is not, as those of `/proc`, is read up to this length.
+const UNSIZED_MAX: u64 = 64 << 20;
 
 /// A file to be read.
 pub struct Job {
-    pub path: PathBuf,
-    pub len_bytes: u64,
-    pub is_sparse: bool,
+    pub pin: OwnedFd,
+    pub key: Key,
 }
 
 /// What a stretch of bytes is.
@@ -41,8 +44,30 @@ pub enum Item {
     Inline { len: usize },
     /// Zeroes that take no space, and no bytes here.
     Hole { len: u64 },
-    /// The file is done: its extended attributes, or why it cannot be read.
-    End(Result<Xattrs>),
+    /// Zeroes that are to take no space; their bytes are here.
+    Zeroes { len: usize },
+    /// The file is done.
+    End(Outcome),
+}
+
+/// How the reading of a file ended.
+pub enum Outcome {
+    Read(Box<Seen>),
+    /// The file went before it was opened.
+    Vanished,
+    /// Why it cannot be read.
+    Failed(String),
+}
+
+/// What was seen of the file whose bytes were read.
+pub struct Seen {
+    /// When it was opened.
+    pub stat: Stat,
+    pub attributes: ReadXattrs,
+    /// To keep for the next backup, when nothing changed meanwhile and all could be read.
+    pub look: Option<Look>,
+    /// How it changed while it was read.
+    pub change: Option<String>,
 }
 
 /// Bytes of files and what they are.
@@ -64,6 +89,7 @@ pub struct Batch {
 /// One reading thread.
 pub struct Reader<'a> {
     domain: &'a Domain,
+    cache: &'a StatCache,
     buffers: SpareBuffers,
     host: Host,
     piece: Piece,
@@ -71,6 +97,8 @@ pub struct Reader<'a> {
     uncut: usize,
     /// Whether the file being read has an extent already.
     has_extents: bool,
+    /// Whether chunks of zeroes become holes, because where the holes are is not known.
+    zeroes_are_holes: bool,
 }
 
 /// Nobody waits for the pieces any more.
@@ -78,7 +106,8 @@ struct GaveUp;
 
 /// Why a file is not read to its end.
 enum Stop {
-    File(Error),
+    Vanished,
+    Failed(String),
     GaveUp,
 }
 
@@ -88,9 +117,16 @@ impl From<GaveUp> for Stop {
     }
 }
 
+impl From<Errno> for Stop {
+    fn from(error: Errno) -> Self {
+        Self::Failed(format!("cannot read file: {}", io::Error::from(error)))
+    }
+}
+
 impl<'a> Reader<'a> {
-    pub fn new(domain: &'a Domain, buffers: SpareBuffers) -> Self {
-        Self { domain, buffers, host: Host::new(), piece: Piece::default(), uncut: 0, has_extents: false }
+    pub fn new(domain: &'a Domain, cache: &'a StatCache, buffers: SpareBuffers) -> Self {
+        let (host, piece, uncut) = (Host::new(), Piece::default(), 0);
+        Self { domain, cache, buffers, host, piece, uncut, has_extents: false, zeroes_are_holes: false }
     }
 
     /// Serves batches until there are no more.
@@ -98,18 +134,19 @@ impl<'a> Reader<'a> {
         for Batch { jobs, pieces } in batches {
             self.piece = Piece { bytes: self.buffers.take(), items: Vec::new() };
             self.uncut = 0;
-            let read = jobs.iter().try_for_each(|job| self.job(job, &pieces));
+            let read = jobs.into_iter().try_for_each(|job| self.job(job, &pieces));
             if read.is_ok() {
                 let _ = pieces.send(std::mem::take(&mut self.piece));
             }
         }
     }
 
-    fn job(&mut self, job: &Job, out: &Sender<Piece>) -> Result<(), GaveUp> {
-        let outcome = match self.file(job, out) {
-            Ok(xattrs) => Ok(xattrs),
+    fn job(&mut self, job: Job, out: &Sender<Piece>) -> Result<(), GaveUp> {
+        let outcome = match self.file(&job, out) {
+            Ok(seen) => Outcome::Read(Box::new(seen)),
+            Err(Stop::Vanished) => Outcome::Vanished,
+            Err(Stop::Failed(why)) => Outcome::Failed(why),
             Err(Stop::GaveUp) => return Err(GaveUp),
-            Err(Stop::File(error)) => Err(error),
         };
         // What was read of a file that failed is no chunk of anything.
         self.piece.bytes.truncate(self.uncut);
@@ -117,36 +154,41 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn file(&mut self, job: &Job, out: &Sender<Piece>) -> Result<Xattrs, Stop> {
-        self.has_extents = false;
-        let failed = |error: Errno| Stop::File(cannot_read(&job.path, error));
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(&job.path, flags, Mode::empty()).map_err(failed)?);
-        match job.is_sparse {
-            true => self.sparse(&file, &job.path, out)?,
-            false => {
-                self.data(&file, &job.path, job.len_bytes, None, out)?;
-            }
+    fn file(&mut self, job: &Job, out: &Sender<Piece>) -> Result<Seen, Stop> {
+        (self.has_extents, self.zeroes_are_holes) = (false, false);
+        let file = match host::open_pinned(&job.pin) {
+            Ok(file) => file,
+            // An inode that is pinned can be opened without a name, but not everywhere.
+            Err(Errno::NOENT | Errno::STALE) => return Err(Stop::Vanished),
+            Err(error) => return Err(error.into()),
+        };
+        let Opened { stat, is_sized } = look_at(&file)?;
+        let len = if is_sized { stat.st_size as u64 } else { UNSIZED_MAX };
+        let is_sparse = is_sized && (stat.st_blocks as u64).saturating_mul(512) < len;
+        let read = match is_sparse {
+            true => self.sparse(&file, len, out)?,
+            false => self.data(&file, len, out)?,
+        };
+        if !is_sized && read == len {
+            let max = UNSIZED_MAX >> 20;
+            return Err(Stop::Failed(format!("it says that it is empty and is longer than {max} MiB")));
         }
         self.finish();
-        let xattrs = self.host.xattrs(&Source::Open(&file));
-        xattrs.map_err(|error| Stop::File(cannot_read_xattrs(&job.path, error)))
+        let attributes = self.host.xattrs(Handle::Open(file.as_fd()));
+        let after = rustix::fs::fstat(&file)?;
+        let is_as_seen = is_sized && read == len && times(&stat) == times(&after);
+        let is_kept = is_as_seen && attributes.failed.is_empty() && self.cache.is_settled(&stat);
+        let look = is_kept.then(|| self.cache.look(job.key, &stat));
+        let change = if is_sized { change_of(&stat, read, &after) } else { None };
+        Ok(Seen { stat, attributes, look, change })
     }
 
-    /// Reads from where the file stands to its end, or `limit` bytes; gives how many there were. `expected` is about how
-    /// many will come: a file that fits a piece is read at once.
-    fn data(
-        &mut self,
-        file: &File,
-        path: &Path,
-        expected: u64,
-        limit: Option<u64>,
-        out: &Sender<Piece>,
-    ) -> Result<u64, Stop> {
+    /// Reads `len` bytes from where the file stands; gives how many there were.
+    fn data(&mut self, file: &OwnedFd, len: u64, out: &Sender<Piece>) -> Result<u64, Stop> {
         let mut done = 0;
-        loop {
-            // One byte more than expected, so that the end of the file shows.
-            let wanted = (expected.saturating_sub(done).saturating_add(1)).min(PIECE_LEN as u64) as usize;
+        while done < len {
+            let left = len - done;
+            let wanted = left.min(PIECE_LEN as u64) as usize;
             if self.piece.bytes.capacity() - self.piece.bytes.len() < wanted {
                 self.send(out)?;
             }
@@ -154,18 +196,18 @@ impl<'a> Reader<'a> {
             let read = loop {
                 match rustix::io::read(file, spare_capacity(&mut self.piece.bytes)) {
                     Err(Errno::INTR) => {}
-                    read => break read.map_err(|error| Stop::File(cannot_read(path, error)))?,
+                    read => break read?,
                 }
             };
-            let left = limit.map_or(u64::MAX, |limit| limit - done);
+            if read == 0 {
+                break;
+            }
             let taken = (read as u64).min(left);
             self.piece.bytes.truncate(before + taken as usize);
             done += taken;
-            if read == 0 || taken == left {
-                return Ok(done);
-            }
             self.cut(false);
         }
+        Ok(done)
     }
 
     /// Cuts what is not cut yet; all of it when nothing may follow that could move a cut.
@@ -176,8 +218,12 @@ impl<'a> Reader<'a> {
                 return;
             }
             let len = chunker::cut(rest);
-            let id = self.domain.chunk_id(&rest[..len]);
-            self.piece.items.push(Item::Chunk { id, len });
+            let chunk = &rest[..len];
+            let item = match self.zeroes_are_holes && chunk.iter().all(|byte| *byte == 0) {
+                true => Item::Zeroes { len },
+                false => Item::Chunk { id: self.domain.chunk_id(chunk), len },
+            };
+            self.piece.items.push(item);
             self.has_extents = true;
             self.uncut += len;
         }
@@ -203,39 +249,82 @@ impl<'a> Reader<'a> {
         out.send(piece).map_err(|_| GaveUp)
     }
 
-    /// Reads the data and keeps the holes. The file is synced first: while pages are dirty some file systems report data as
-    /// a hole.
-    fn sparse(&mut self, file: &File, path: &Path, out: &Sender<Piece>) -> Result<(), Stop> {
-        let failed = |error: Errno| Stop::File(cannot_read(path, error));
-        rustix::fs::fdatasync(file).map_err(failed)?;
-        let len = rustix::fs::fstat(file).map_err(failed)?.st_size as u64;
+    /// Reads the data and keeps the holes; gives how many bytes there were. The file is synced first: while pages are dirty
+    /// some file systems report data as a hole. Where it cannot be, or the answers make no sense, the rest is read as data.
+    fn sparse(&mut self, file: &OwnedFd, len: u64, out: &Sender<Piece>) -> Result<u64, Stop> {
         let mut at = 0;
+        let mut are_holes_known = rustix::fs::fdatasync(file).is_ok();
         while at < len {
-            let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-                Ok(data) => data.min(len),
-                Err(Errno::NXIO) => len,
-                Err(error) => return Err(failed(error)),
+            let Some((data, end)) = next_data(file, at, len).filter(|_| are_holes_known) else {
+                self.zeroes_are_holes = true;
+                rustix::fs::seek(file, SeekFrom::Start(at))?;
+                return Ok(at + self.data(file, len - at, out)?);
             };
             if data > at {
                 self.cut(true);
                 self.piece.items.push(Item::Hole { len: data - at });
                 self.has_extents = true;
             }
-            if data == len {
-                break;
+            if data == end {
+                return Ok(data);
             }
-            let end = rustix::fs::seek(file, SeekFrom::Hole(data)).map_err(failed)?.min(len);
-            rustix::fs::seek(file, SeekFrom::Start(data)).map_err(failed)?;
-            let read = self.data(file, path, end - data, Some(end - data), out)?;
+            are_holes_known = rustix::fs::seek(file, SeekFrom::Start(data)).is_ok();
+            let read = self.data(file, end - data, out)?;
             if read < end - data {
-                break; // it shrank meanwhile
+                return Ok(data + read);
             }
             at = end;
         }
-        Ok(())
+        Ok(len)
     }
 }
 
-fn cannot_read(path: &Path, error: Errno) -> Error {
-    Error::io("cannot read file", path.display(), error.into())
+/// The first data at or behind `at`, and where it ends; where the file ends, twice, when there is no more before `len`.
+/// `None`: the file system does not say, or says what cannot be.
+fn next_data(file: &OwnedFd, at: u64, len: u64) -> Option<(u64, u64)> {
+    let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(data) if data < len => data,
+        Ok(_) => return Some((len, len)),
+        Err(Errno::NXIO) => {
+            let now = rustix::fs::fstat(file).ok()?.st_size as u64; // it may have shrunk
+            let end = now.clamp(at, len);
+            return Some((end, end));
+        }
+        Err(_) => return None,
+    };
+    let end = rustix::fs::seek(file, SeekFrom::Hole(data)).ok()?.min(len);
+    (at <= data && data < end).then_some((data, end))
+}
+
+/// A file just opened.
+struct Opened {
+    stat: Stat,
+    /// Whether its length is what it says.
+    is_sized: bool,
+}
+
+fn look_at(file: &OwnedFd) -> rustix::io::Result<Opened> {
+    let stat = rustix::fs::fstat(file)?;
+    if stat.st_size > 0 || rustix::io::pread(file, &mut [0], 0)? == 0 {
+        return Ok(Opened { stat, is_sized: true });
+    }
+    let stat = rustix::fs::fstat(file)?; // it may have grown since
+    Ok(Opened { stat, is_sized: stat.st_size > 0 })
+}
+
+/// What a change of the bytes changes, and what any change does.
+fn times(stat: &Stat) -> [i64; 5] {
+    [stat.st_size, stat.st_mtime, stat.st_mtime_nsec as i64, stat.st_ctime, stat.st_ctime_nsec as i64]
+}
+
+/// How a file changed while `read` bytes of it were read, in words.
+fn change_of(stat: &Stat, read: u64, after: &Stat) -> Option<String> {
+    let len = stat.st_size as u64;
+    let written = times(stat)[..3] != times(after)[..3];
+    match () {
+        () if read < len => Some(format!("it was {len} bytes long and ended after {read}")),
+        () if after.st_size > stat.st_size => Some(format!("it grew; its first {len} bytes are stored")),
+        () if written => Some("it was written while it was read".to_owned()),
+        () => None,
+    }
 }

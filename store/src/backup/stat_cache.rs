@@ -1,5 +1,8 @@
 //! What files looked like at a ref's last backup: a hash of the path to a hash of device, inode, size, mtime and ctime.
 //! Derived state of this host; without it every file is read again, which costs time and changes nothing.
+//!
+//! One change leaves no look behind: a write through a shared mapping to a page that is dirty already, until the kernel has
+//! written that page back (half a minute by default). Only a backup that reads every file sees it.
 
 use crate::error::Result;
 use crate::id::SnapshotId;
@@ -30,6 +33,10 @@ impl Hasher for FirstWord {
 }
 
 type Looks = HashMap<Hash, Hash, BuildHasherDefault<FirstWord>>;
+
+/// The hash of a path.
+#[derive(Clone, Copy, Debug)]
+pub struct Key(Hash);
 
 /// How a file looked: the hash of its path, and of what would be another if it had changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,12 +92,25 @@ impl StatCache {
         Self { old: old.unwrap_or_default(), settled_before, hasher }
     }
 
-    /// Whether the file at this path below the source looks as it did, and its look, to be kept when it is stored. One
-    /// that changed just now has none.
-    pub fn look(&self, relative: &[u8], stat: &Stat) -> (bool, Option<Look>) {
-        let now = Look { key: hash(&self.hasher, &[relative]), look: look(&self.hasher, stat) };
-        let is_unchanged = self.old.get(&now.key) == Some(&now.look);
-        (is_unchanged, (stat.st_ctime < self.settled_before).then_some(now))
+    /// What stands for a path below the source.
+    pub fn key(&self, relative: &[u8]) -> Key {
+        Key(hash(&self.hasher, &[relative]))
+    }
+
+    /// How the file at this path looks.
+    pub fn look(&self, key: Key, stat: &Stat) -> Look {
+        Look { key: key.0, look: look(&self.hasher, stat) }
+    }
+
+    /// Whether it looked like this at the last backup.
+    pub fn is_unchanged(&self, look: &Look) -> bool {
+        self.old.get(&look.key) == Some(&look.look)
+    }
+
+    /// Whether a look may be kept for the next backup. The next change of a file that changed just now might leave the same
+    /// times.
+    pub fn is_settled(&self, stat: &Stat) -> bool {
+        stat.st_ctime < self.settled_before
     }
 
     /// Keeps the new looks with the snapshot that they belong to.

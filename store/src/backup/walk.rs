@@ -1,33 +1,42 @@
 //! The walk of a backup: what the host has, beside its counterpart in the parent tree. Names in order; a directory's own
 //! files come before its subdirectories, so that files of one directory lie together in packs.
 //!
-//! It runs ahead of the assembler on a thread of its own, by as many segments as the channel holds.
+//! It runs ahead of the assembler on a thread of its own, by as many segments as the channel holds. Every name is looked up
+//! in a directory that is held open, and what is not unchanged is pinned: its reader reads the inode that was pinned.
 
 use super::Exclude;
-use super::events::{Draft, Event, Form, InodeKey, Leaf, Old, Segment};
-use super::host::{self, Host, Name, Source};
+use super::events::{Draft, Event, Form, InodeKey, Leaf, Old, Remark, Segment};
+use super::levels::{Level, Levels, Subdirectory};
 use super::read::{Batch, Job, PIECES_AHEAD};
-use super::stat_cache::StatCache;
-use crate::error::{Error, Kind, Result};
-use crate::tree::{Content, EntryInode, Inode, Node, Tree};
+use super::stat_cache::{Key, StatCache};
+use crate::error::{Error, Result};
+use crate::host::{self, Handle, Host, Name, Xattrs};
+use crate::tree::{Content, EntryInode, Inode, MAX_NAME_LEN, Metadata, Node, Tree};
 use crossbeam_channel::{Sender, bounded};
-use rustix::fd::OwnedFd;
-use rustix::fs::{FileType, Stat};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FileType, Stat, fstat};
 use rustix::io::Errno;
 use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A segment ends when its files have so many bytes,
 const SEGMENT_LEN: u64 = 1 << 20;
-/// or when it has so many steps.
+/// or when it has so many steps,
 const SEGMENT_EVENTS: usize = 512;
-/// Directories above this depth stay open while what is below them is walked; deeper ones are opened again.
-const OPEN_DEPTH: usize = 64;
+/// or so many files that are pinned for their readers. With as many segments as are read or wait to be, and the directories
+/// that are held, this bounds the number of open descriptors well below 1024.
+const SEGMENT_PINS: usize = 32;
+
+/// How often a name is looked at that stands for a directory when it is looked at and for none when it is opened.
+const REPLACED_MAX: usize = 8;
+const REPLACED: &str = "it is replaced again and again";
 
 /// A walk under way.
 pub struct Walk<'a> {
+    /// What the user named, or the directory that it lies in, to name paths with.
     pub source: PathBuf,
     pub exclude: &'a Exclude,
     /// The one file system to stay on.
@@ -55,17 +64,11 @@ impl State {
     }
 }
 
-/// A directory of the host whose subdirectories are still to be walked.
-struct Level {
-    /// Itself, unless it is to be opened again.
-    directory: Option<OwnedFd>,
-    subdirectories: std::vec::IntoIter<Subdirectory>,
-}
-
-struct Subdirectory {
-    name: Name,
-    stat: Stat,
-    old: Option<Inode>,
+/// Where a walk begins.
+pub enum Root {
+    Directory(OwnedFd),
+    /// Its name, what is pinned, and how that looks.
+    Other(Name, OwnedFd, Box<Stat>),
 }
 
 /// Why a walk ends early.
@@ -82,12 +85,15 @@ impl From<Error> for Stop {
     }
 }
 
+/// A name turned out to be that of a directory.
+struct IsDirectory(Stat);
+
 impl Walk<'_> {
-    /// Walks it all. `root`: how the source looks.
-    pub fn run(mut self, root: &Stat) {
-        let walked = match host::file_type(root) == FileType::Directory {
-            true => self.tree(root),
-            false => self.single(root),
+    /// Walks it all.
+    pub fn run(mut self, root: Root) {
+        let walked = match root {
+            Root::Directory(directory) => self.tree(directory),
+            Root::Other(name, pin, stat) => self.single(name, pin, &stat),
         };
         if let Err(Stop::Failed(error)) = walked {
             self.state.draft.events.push(Event::Failed(error));
@@ -96,49 +102,46 @@ impl Walk<'_> {
     }
 
     /// A source that is no directory becomes the only entry of a bare root.
-    fn single(&mut self, stat: &Stat) -> Result<(), Stop> {
+    fn single(&mut self, name: Name, pin: OwnedFd, stat: &Stat) -> Result<(), Stop> {
         let old = self.parent.map(|tree| self.old(&tree.root().node)).transpose()?.flatten();
-        let name = self.source.file_name().unwrap_or_default().as_bytes().to_vec();
-        self.source.pop();
         self.state.relative.push(OsStr::from_bytes(&name));
         let position = self.position(old.as_ref(), &name)?;
         self.push(Event::Enter { name: Vec::new(), metadata: super::bare_root(), old })?;
-        self.leaf(name, stat, position)?;
+        match self.unchanged(stat, position) {
+            Some(form) => self.push_leaf(name, stat, form)?,
+            None => self.pinned(name, pin, stat)?,
+        }
         self.push(Event::Leave)
     }
 
     /// Walks without recursion: a tree may be deeper than the stack.
-    fn tree(&mut self, root: &Stat) -> Result<(), Stop> {
+    fn tree(&mut self, root: OwnedFd) -> Result<(), Stop> {
+        let stat = fstat(&root).map_err(|error| self.cannot_look(error))?;
         let old = self.parent.map(|tree| tree.root().clone());
-        let root = Subdirectory { name: Vec::new(), stat: *root, old };
-        let source = self.source.clone();
-        let Some(level) = self.enter(root, host::open_directory(&source))? else {
-            let error = Error::new(Kind::Unavailable, "cannot back up: attributes cannot be read");
-            return Err(Stop::Failed(error.object(source.display())));
-        };
-        let mut levels = vec![level];
-        while let Some(level) = levels.last_mut() {
+        let top = self.enter(Subdirectory { name: Vec::new(), stat, old }, root)?;
+        let Some(top) = top else { return Err(self.cannot_look(Errno::NOENT).into()) };
+        let mut levels = Levels::new(top);
+        while let Some(level) = levels.deepest() {
             let Some(subdirectory) = level.subdirectories.next() else {
                 self.push(Event::Leave)?;
                 self.state.relative.pop();
-                levels.pop();
+                levels.leave(&self.state.relative);
                 continue;
             };
-            if level.directory.is_none() {
-                level.directory = host::open_directory(&self.path()).ok();
-            }
             self.state.relative.push(OsStr::from_bytes(&subdirectory.name));
-            let opened = match &level.directory {
-                Some(directory) => host::open_directory_at(directory, &subdirectory.name),
-                None => host::open_directory(&self.path()),
+            let below = match &level.directory {
+                Ok(directory) => self.subdirectory(directory, subdirectory)?,
+                Err(error) => {
+                    let why = format!(
+                        "cannot open the directory that it lies in again: {}",
+                        io::Error::from(*error)
+                    );
+                    self.unreadable(&why)?;
+                    None
+                }
             };
-            if levels.len() > OPEN_DEPTH
-                && let Some(level) = levels.last_mut()
-            {
-                level.directory = None;
-            }
-            match self.enter(subdirectory, opened)? {
-                Some(level) => levels.push(level),
+            match below {
+                Some(below) => levels.enter(below),
                 None => {
                     self.state.relative.pop();
                 }
@@ -147,17 +150,23 @@ impl Walk<'_> {
         Ok(())
     }
 
+    fn cannot_look(&self, error: Errno) -> Error {
+        Error::io("cannot look at", self.path().display(), error.into())
+    }
+
     fn path(&self) -> PathBuf {
-        self.source.join(&self.state.relative)
+        match self.state.relative.as_os_str().is_empty() {
+            true => self.source.clone(),
+            false => self.source.join(&self.state.relative),
+        }
     }
 
     fn push(&mut self, event: Event) -> Result<(), Stop> {
         self.state.draft.events.push(event);
-        let draft = &self.state.draft;
-        match draft.len_bytes >= SEGMENT_LEN || draft.events.len() >= SEGMENT_EVENTS {
-            true => self.send(),
-            false => Ok(()),
-        }
+        let Draft { events, jobs, len_bytes } = &self.state.draft;
+        let is_full =
+            *len_bytes >= SEGMENT_LEN || events.len() >= SEGMENT_EVENTS || jobs.len() >= SEGMENT_PINS;
+        if is_full { self.send() } else { Ok(()) }
     }
 
     fn send(&mut self) -> Result<(), Stop> {
@@ -173,8 +182,21 @@ impl Walk<'_> {
         batch.map_or(Ok(()), |batch| self.batches.send(batch).map_err(|_| Stop::GaveUp))
     }
 
-    fn unreadable(&mut self, path: &Path, error: &Error) -> Result<(), Stop> {
-        self.push(Event::Unreadable(format!("{}: {error}", path.display())))
+    /// What is looked at cannot be read.
+    fn unreadable(&mut self, why: &str) -> Result<(), Stop> {
+        let path = self.path();
+        self.push(Event::Remark(Remark::Unreadable(format!("{}: {why}", path.display()))))
+    }
+
+    /// A system call about what is looked at failed. That it is not there any more is nothing to worry about.
+    fn failed(&mut self, what: &str, error: Errno) -> Result<(), Stop> {
+        match error {
+            Errno::NOENT => {
+                let path = self.path().display().to_string();
+                self.push(Event::Remark(Remark::Vanished(path)))
+            }
+            error => self.unreadable(&format!("{what}: {}", io::Error::from(error))),
+        }
     }
 
     fn old(&self, node: &Node) -> Result<Option<Old>> {
@@ -188,52 +210,100 @@ impl Walk<'_> {
         old.map_or(Ok(None), |old| old.directory.find(name))
     }
 
-    /// Enters a directory and goes through its files. One whose names cannot be read is noted and counts as empty, and so
-    /// does a mount point that is not to be crossed; one without readable attributes is left out.
-    fn enter(
-        &mut self,
-        subdirectory: Subdirectory,
-        opened: rustix::io::Result<OwnedFd>,
-    ) -> Result<Option<Level>, Stop> {
-        let Subdirectory { name, stat, old } = subdirectory;
-        let path = self.path();
-        let source = match &opened {
-            Ok(directory) => Source::Open(directory),
-            Err(_) => Source::At(&path),
-        };
-        let metadata = match self.state.host.metadata(&source, &path, &stat) {
-            Ok(metadata) => metadata,
-            Err(error) => {
-                self.unreadable(&path, &error)?;
+    fn is_elsewhere(&self, stat: &Stat) -> bool {
+        self.device.is_some_and(|device| device != stat.st_dev)
+    }
+
+    /// What was a directory when it was looked at. Nothing is entered that is none any more.
+    fn subdirectory(&mut self, parent: &OwnedFd, found: Subdirectory) -> Result<Option<Level>, Stop> {
+        if self.is_elsewhere(&found.stat) {
+            return self.enter_closed(parent, found.name, None);
+        }
+        for _ in 0..REPLACED_MAX {
+            match host::open_directory_at(parent, &found.name) {
+                Ok(directory) => return self.enter(found, directory),
+                Err(Errno::NOTDIR | Errno::LOOP) => {}
+                Err(Errno::NOENT) => return self.failed("", Errno::NOENT).map(|()| None),
+                Err(error) => return self.enter_closed(parent, found.name, Some(error)),
+            }
+            let is_directory = match host::stat_at(parent, &found.name) {
+                Ok(stat) => self.leaf(parent, found.name.clone(), &stat, None)?,
+                Err(error) => self.failed("cannot look at it", error).map(|()| None)?,
+            };
+            if is_directory.is_none() {
                 return Ok(None);
             }
+        }
+        self.unreadable(REPLACED)?;
+        Ok(None)
+    }
+
+    /// Enters a directory and goes through its files. A mount point that is not to be crossed counts as empty.
+    fn enter(&mut self, found: Subdirectory, directory: OwnedFd) -> Result<Option<Level>, Stop> {
+        let Subdirectory { name, old, .. } = found;
+        let stat = match fstat(&directory) {
+            Ok(stat) => stat,
+            Err(error) => return self.failed("cannot look at it", error).map(|()| None),
         };
-        if self.device.is_some_and(|device| device != stat.st_dev) {
+        let (xattrs, _) = self.attributes(Handle::Open(directory.as_fd()))?;
+        let metadata = Metadata { xattrs, ..host::bare_metadata(&stat) };
+        let mut subdirectories = Vec::new();
+        if self.is_elsewhere(&stat) {
             self.push(Event::Enter { name, metadata, old: None })?;
-            return Ok(Some(Level { directory: None, subdirectories: Vec::new().into_iter() }));
+            return Ok(Some(Level::new(directory, &stat, subdirectories)));
         }
         let old = old.map(|inode| self.old(&inode.node)).transpose()?.flatten();
-        let listed = opened.map_err(Into::into).and_then(|directory| {
-            let names = self.state.host.names(&directory)?;
-            Ok((directory, names))
-        });
-        let (directory, names) = match listed {
-            Ok((directory, names)) => (Some(directory), names),
+        let names = match self.state.host.names(&directory) {
+            Ok(names) => names,
             Err(error) => {
-                self.unreadable(&path, &Error::io("cannot read directory", path.display(), error))?;
-                (None, Vec::new())
+                self.unreadable(&format!("cannot read directory: {error}"))?;
+                Vec::new()
             }
         };
-        let mut subdirectories = Vec::new();
         // The assembler needs the old directory, too; opening one parses nothing.
         let compared = old.as_ref().map(|old| Old { id: old.id, directory: old.directory.clone() });
         self.push(Event::Enter { name, metadata, old })?;
-        if let Some(directory) = &directory {
-            for name in names {
-                self.entry(directory, name, compared.as_ref(), &mut subdirectories)?;
-            }
+        for name in names {
+            self.state.relative.push(OsStr::from_bytes(&name));
+            let outcome = self.entry(&directory, name, compared.as_ref(), &mut subdirectories);
+            self.state.relative.pop();
+            outcome?;
         }
-        Ok(Some(Level { directory, subdirectories: subdirectories.into_iter() }))
+        Ok(Some(Level::new(directory, &stat, subdirectories)))
+    }
+
+    /// A directory that counts as empty: it cannot be read, or is a mount point that is not to be crossed.
+    fn enter_closed(
+        &mut self,
+        parent: &OwnedFd,
+        name: Name,
+        error: Option<Errno>,
+    ) -> Result<Option<Level>, Stop> {
+        let pinned = host::pin_at(parent, &name).and_then(|pin| Ok((fstat(&pin)?, pin)));
+        let (stat, pin) = match pinned {
+            Ok(pinned) => pinned,
+            Err(error) => return self.failed("cannot look at it", error).map(|()| None),
+        };
+        if host::file_type(&stat) != FileType::Directory {
+            return self.unreadable(REPLACED).map(|()| None);
+        }
+        if let Some(error) = error {
+            self.unreadable(&format!("cannot read directory: {}", io::Error::from(error)))?;
+        }
+        let (xattrs, _) = self.attributes(Handle::Pinned(pin.as_fd()))?;
+        let metadata = Metadata { xattrs, ..host::bare_metadata(&stat) };
+        self.push(Event::Enter { name, metadata, old: None })?;
+        Ok(Some(Level::new(pin, &stat, Vec::new())))
+    }
+
+    /// Extended attributes, and whether they are all. Those that cannot be read are told.
+    fn attributes(&mut self, handle: Handle<'_>) -> Result<(Xattrs, bool), Stop> {
+        let read = self.state.host.xattrs(handle);
+        let are_all = read.failed.is_empty();
+        for remark in super::attribute_remarks(|| self.path(), read.failed) {
+            self.push(Event::Remark(remark))?;
+        }
+        Ok((read.xattrs, are_all))
     }
 
     /// One name of a directory: a file is told of, a subdirectory kept for later.
@@ -244,84 +314,126 @@ impl Walk<'_> {
         old: Option<&Old>,
         subdirectories: &mut Vec<Subdirectory>,
     ) -> Result<(), Stop> {
-        self.state.relative.push(OsStr::from_bytes(&name));
-        let outcome = self.entry_at(directory, name, old, subdirectories);
-        self.state.relative.pop();
-        outcome
-    }
-
-    fn entry_at(
-        &mut self,
-        directory: &OwnedFd,
-        name: Name,
-        old: Option<&Old>,
-        subdirectories: &mut Vec<Subdirectory>,
-    ) -> Result<(), Stop> {
         if self.exclude.matches(&self.state.relative) {
             return Ok(());
         }
+        if name.len() > MAX_NAME_LEN {
+            return self.unreadable(&format!("its name is longer than {MAX_NAME_LEN} bytes"));
+        }
         let stat = match host::stat_at(directory, &name) {
             Ok(stat) => stat,
-            Err(Errno::NOENT) => return Ok(()),
-            Err(error) => {
-                let path = self.path();
-                let error = Error::io("cannot look at file", path.display(), error.into());
-                return self.unreadable(&path, &error);
-            }
+            Err(error) => return self.failed("cannot look at it", error),
         };
         let position = self.position(old, &name)?;
-        if host::file_type(&stat) == FileType::Directory {
-            let old = match (position, old) {
-                (Some(position), Some(old)) => Some(old.directory.entry(position)?.inode),
-                _ => None,
-            };
-            // The link table holds no directories.
-            let old =
-                old.and_then(|inode| if let EntryInode::Own(inode) = inode { Some(inode) } else { None });
-            subdirectories.push(Subdirectory { name, stat, old });
+        let stat = match host::file_type(&stat) {
+            FileType::Directory => stat,
+            _ => match self.leaf(directory, name.clone(), &stat, position)? {
+                None => return Ok(()),
+                Some(IsDirectory(stat)) => stat,
+            },
+        };
+        if self.exclude.matches_directory(&self.state.relative) {
             return Ok(());
         }
-        self.leaf(name, &stat, position)
+        let old = match (position, old) {
+            (Some(position), Some(old)) => Some(old.directory.entry(position)?.inode),
+            _ => None,
+        };
+        // The link table holds no directories.
+        let old = old.and_then(|inode| if let EntryInode::Own(inode) = inode { Some(inode) } else { None });
+        subdirectories.push(Subdirectory { name, stat, old });
+        Ok(())
     }
 
-    /// An entry that is no directory. `position`: where the old directory has its name.
-    fn leaf(&mut self, name: Name, stat: &Stat, position: Option<usize>) -> Result<(), Stop> {
-        let kind = host::file_type(stat);
-        let file_len = (kind == FileType::RegularFile).then_some(stat.st_size as u64);
-        let linked = (stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino));
-        let is_again = linked.is_some_and(|key| !self.state.met.insert(key));
-        let (is_unchanged, look) = self.cache.look(self.state.relative.as_os_str().as_bytes(), stat);
-        let form = match position {
-            _ if is_again => Form::Again,
-            Some(position) if is_unchanged => Form::Same(position),
-            _ if file_len.is_some() => Form::Read(host::bare_metadata(stat)),
-            _ => self.special(kind, stat).map_or_else(Form::Unreadable, Form::Whole),
-        };
-        if let (Form::Read(_), Some(len_bytes)) = (&form, file_len) {
-            let is_sparse = stat.st_blocks as u64 * 512 < len_bytes;
-            let path = self.path();
-            self.state.draft.len_bytes += len_bytes;
-            self.state.draft.jobs.push(Job { path, len_bytes, is_sparse });
+    /// An entry that is no directory by its look. `position`: where the old directory has its name. What does not look as
+    /// it did is pinned, and what is pinned counts: it may be another inode than was looked at, even a directory.
+    fn leaf(
+        &mut self,
+        directory: &OwnedFd,
+        name: Name,
+        stat: &Stat,
+        position: Option<usize>,
+    ) -> Result<Option<IsDirectory>, Stop> {
+        if let Some(form) = self.unchanged(stat, position) {
+            return self.push_leaf(name, stat, form).map(|()| None);
         }
-        self.push(Event::Leaf(Leaf { name, file_len, look, linked, form }))
+        match host::pin_at(directory, &name).and_then(|pin| Ok((fstat(&pin)?, pin))) {
+            Ok((stat, _)) if host::file_type(&stat) == FileType::Directory => Ok(Some(IsDirectory(stat))),
+            Ok((stat, pin)) => self.pinned(name, pin, &stat).map(|()| None),
+            Err(Errno::NOENT) => self.failed("", Errno::NOENT).map(|()| None),
+            Err(error) => {
+                let why = format!("cannot look at it: {}", io::Error::from(error));
+                self.push_leaf(name, stat, Form::Unreadable(why)).map(|()| None)
+            }
+        }
     }
 
-    /// An inode that is neither a directory nor a regular file.
-    fn special(&mut self, kind: FileType, stat: &Stat) -> Result<Inode> {
-        let path = self.path();
-        let node = match kind {
-            FileType::Symlink => {
-                let target = rustix::fs::readlink(&path, Vec::new());
-                let target =
-                    target.map_err(|error| Error::io("cannot read link", path.display(), error.into()))?;
-                Node::Symlink(target.into_bytes())
-            }
-            FileType::CharacterDevice => Node::CharDevice(stat.st_rdev),
-            FileType::BlockDevice => Node::BlockDevice(stat.st_rdev),
-            FileType::Fifo => Node::Fifo,
-            FileType::Socket => Node::Socket,
-            _ => Node::File(Content::empty()),
-        };
-        Ok(Inode { metadata: self.state.host.metadata(&Source::At(&path), &path, stat)?, node })
+    /// What needs no more than its look: an inode that was met before, or an entry that is as it was.
+    fn unchanged(&self, stat: &Stat, position: Option<usize>) -> Option<Form> {
+        if inode_key(stat).is_some_and(|key| self.state.met.contains(&key)) {
+            return Some(Form::Again);
+        }
+        let position = position?;
+        let look = self.cache.look(self.key(), stat);
+        let is_file = host::file_type(stat) == FileType::RegularFile;
+        self.cache.is_unchanged(&look).then(|| Form::Same {
+            position,
+            file_len: is_file.then_some(stat.st_size as u64),
+            look: self.cache.is_settled(stat).then_some(look),
+        })
     }
+
+    fn key(&self) -> Key {
+        self.cache.key(self.state.relative.as_os_str().as_bytes())
+    }
+
+    /// An entry that is pinned and is no directory.
+    fn pinned(&mut self, name: Name, pin: OwnedFd, stat: &Stat) -> Result<(), Stop> {
+        if inode_key(stat).is_some_and(|key| self.state.met.contains(&key)) {
+            return self.push_leaf(name, stat, Form::Again);
+        }
+        let key = self.key();
+        if host::file_type(stat) == FileType::RegularFile {
+            self.state.draft.len_bytes = self.state.draft.len_bytes.saturating_add(stat.st_size as u64);
+            self.state.draft.jobs.push(Job { pin, key });
+            return self.push_leaf(name, stat, Form::Read);
+        }
+        let form = match special(&pin, stat) {
+            Err(why) => Form::Unreadable(why),
+            Ok(node) => {
+                let (xattrs, are_all) = self.attributes(Handle::Pinned(pin.as_fd()))?;
+                let is_kept = are_all && self.cache.is_settled(stat);
+                let look = is_kept.then(|| self.cache.look(key, stat));
+                let metadata = Metadata { xattrs, ..host::bare_metadata(stat) };
+                Form::Whole { inode: Inode { metadata, node }, look }
+            }
+        };
+        self.push_leaf(name, stat, form)
+    }
+
+    fn push_leaf(&mut self, name: Name, stat: &Stat, form: Form) -> Result<(), Stop> {
+        let linked = inode_key(stat);
+        self.state.met.extend(linked);
+        self.push(Event::Leaf(Leaf { name, linked, form }))
+    }
+}
+
+/// Set when an inode has more than one name.
+fn inode_key(stat: &Stat) -> Option<InodeKey> {
+    (stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino))
+}
+
+/// An inode that is neither a directory nor a regular file.
+fn special(pin: &OwnedFd, stat: &Stat) -> Result<Node, String> {
+    Ok(match host::file_type(stat) {
+        FileType::Symlink => {
+            let target = host::read_link(pin);
+            Node::Symlink(target.map_err(|error| format!("cannot read link: {}", io::Error::from(error)))?)
+        }
+        FileType::CharacterDevice => Node::CharDevice(stat.st_rdev),
+        FileType::BlockDevice => Node::BlockDevice(stat.st_rdev),
+        FileType::Fifo => Node::Fifo,
+        FileType::Socket => Node::Socket,
+        _ => Node::File(Content::empty()),
+    })
 }

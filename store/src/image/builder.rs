@@ -17,16 +17,21 @@ use crate::tree::Content;
 use crate::writer::Writer;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
+use std::ops::Range;
 
 /// What a capture found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ImageStats {
-    /// Pages offered.
+    /// Pages offered, and those that a diff left out though the parent stores them.
     pub pages: u64,
     /// Of these, zero.
     pub zero: u64,
+    /// Of those that are zero, pages that the parent stores: they became zero since, or are missing.
+    pub zeroed: u64,
     /// Equal to the parent's page at the same place, and taken over.
     pub same_as_parent: u64,
+    /// Not offered: left out by a diff, and taken over from the parent as they are.
+    pub inherited: u64,
     /// Equal as well, but written again: taken over, they would have scattered the image over too many frames.
     pub declined: u64,
     /// The rest.
@@ -118,27 +123,117 @@ impl<'a> ImageBuilder<'a> {
     /// `Invalid` when there is no open space, or the page does not follow the last or lies behind the end; those of the
     /// parent's pages and of [`Writer::put_chunk`].
     pub fn page(&mut self, page: u64, bytes: &[u8; PAGE]) -> Result<()> {
-        let end = self.open.map_or(0, |(_, len_bytes)| len_bytes.div_ceil(PAGE as u64));
-        if page >= end || self.last_page.is_some_and(|last| last >= page) {
-            return Err(Error::invalid(format!(
-                "page {page} is out of order or lies behind the end of its space"
-            )));
-        }
-        self.last_page = Some(page);
+        self.advance(page..page + 1)?;
         self.stats.pages += 1;
+        let place = self.parent_space.and_then(|space| self.parent?.locate(space, page));
         if is_zero(bytes) {
             self.stats.zero += 1;
+            self.stats.zeroed += u64::from(place.is_some());
             return Ok(());
         }
-        match self.same_in_parent(page, bytes)? {
-            Some(place) if self.declined.contains(&place.group) => self.stats.declined += 1,
-            Some(place) => {
-                self.take_from_parent(page, place);
-                self.stats.same_as_parent += 1;
-                return Ok(());
+        match place {
+            Some(place) if self.parent_page(place)? == Some(bytes) => {
+                if !self.declined.contains(&place.group) {
+                    let Location { group, slot } = place;
+                    let run = PageRun { first_page: page, page_count: 1, group, first_slot: slot };
+                    self.take_from_parent(run);
+                    self.stats.same_as_parent += 1;
+                    return Ok(());
+                }
+                self.stats.declined += 1;
             }
-            None => self.stats.new += 1,
+            _ => self.stats.new += 1,
         }
+        self.write(page, bytes)
+    }
+
+    /// Takes the parent's pages over as they are: a diff leaves out what did not change. Costs no reading, but for pages of
+    /// groups that the budget declines. Follows the last page and is followed as a page is.
+    ///
+    /// # Errors
+    /// `Invalid` when the parent has no such space, else as [`Self::page`].
+    pub fn inherit(&mut self, pages: Range<u64>) -> Result<()> {
+        let (Some(parent), Some(space)) = (self.parent, self.parent_space) else {
+            return Err(Error::invalid("pages are left out, and there is no parent image that has them"));
+        };
+        if pages.is_empty() {
+            return Ok(());
+        }
+        self.advance(pages.clone())?;
+        for run in parent.runs_within(space, pages) {
+            let count = u64::from(run.page_count);
+            self.stats.pages += count;
+            if !self.declined.contains(&run.group) {
+                self.stats.inherited += count;
+                self.take_from_parent(run);
+                continue;
+            }
+            self.stats.declined += count;
+            for (page, slot) in (run.first_page..run.end_page()).zip(run.first_slot..) {
+                let bytes = self.parent_page(Location { group: run.group, slot })?.copied();
+                let bytes =
+                    bytes.ok_or_else(|| Error::corrupt("page lies outside its group").object(parent.id()))?;
+                self.write(page, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The page at address `page * PAGE` is the parent's page `parent_page` in its space of this index, which is not read
+    /// unless it is declined. Pages come in order, as in [`Self::page`].
+    ///
+    /// # Errors
+    /// `Invalid` when there is no parent; as [`Self::page`].
+    pub fn page_of_parent(&mut self, page: u64, space: usize, parent_page: u64) -> Result<()> {
+        let parent = self.parent.ok_or_else(|| Error::invalid("there is no parent to take a page from"))?;
+        self.advance(page..page + 1)?;
+        self.stats.pages += 1;
+        let Some(Location { group, slot }) = parent.locate(space, parent_page) else {
+            self.stats.zero += 1;
+            return Ok(());
+        };
+        if !self.declined.contains(&group) {
+            self.take_from_parent(PageRun { first_page: page, page_count: 1, group, first_slot: slot });
+            self.stats.same_as_parent += 1;
+            return Ok(());
+        }
+        let mut bytes = [0; PAGE];
+        parent.read_page(space, parent_page, &mut bytes)?;
+        self.stats.declined += 1;
+        self.write(page, &bytes)
+    }
+
+    /// What was found so far.
+    pub fn stats(&self) -> ImageStats {
+        self.stats
+    }
+
+    /// Checks that pages follow the last and lie in the open space.
+    fn advance(&mut self, pages: Range<u64>) -> Result<()> {
+        let end = self.open.map_or(0, |(_, len_bytes)| len_bytes.div_ceil(PAGE as u64));
+        let Range { start, end: next } = pages;
+        if next > end || self.last_page.is_some_and(|last| last >= start) {
+            return Err(Error::invalid(format!(
+                "page {start} is out of order or lies behind the end of its space"
+            )));
+        }
+        self.last_page = Some(next - 1);
+        Ok(())
+    }
+
+    /// The bytes that the parent stores at a place, verified; `None` when the place lies outside its group.
+    fn parent_page(&mut self, place: Location) -> Result<Option<&[u8; PAGE]>> {
+        let Some(parent) = self.parent else { return Ok(None) };
+        if self.parent_group.as_ref().is_none_or(|(group, _)| *group != place.group) {
+            self.parent_group = Some((place.group, parent.group(place.group)?));
+        }
+        let start = place.slot as usize * PAGE;
+        let stored = self.parent_group.as_ref().and_then(|(_, group)| group.get(start..start + PAGE));
+        Ok(stored.and_then(|bytes| bytes.try_into().ok()))
+    }
+
+    /// Puts a page into the next group.
+    fn write(&mut self, page: u64, bytes: &[u8; PAGE]) -> Result<()> {
         self.pending_pages.push(page);
         self.pending_bytes.extend_from_slice(bytes);
         match self.pending_pages.len() == GROUP_PAGES {
@@ -147,24 +242,12 @@ impl<'a> ImageBuilder<'a> {
         }
     }
 
-    /// Where the parent has this page, if it is equal.
-    fn same_in_parent(&mut self, page: u64, bytes: &[u8; PAGE]) -> Result<Option<Location>> {
-        let (Some(parent), Some(space)) = (self.parent, self.parent_space) else { return Ok(None) };
-        let Some(place) = parent.locate(space, page) else { return Ok(None) };
-        if self.parent_group.as_ref().is_none_or(|(group, _)| *group != place.group) {
-            self.parent_group = Some((place.group, parent.group(place.group)?));
-        }
-        let start = place.slot as usize * PAGE;
-        let stored = self.parent_group.as_ref().and_then(|(_, group)| group.get(start..start + PAGE));
-        Ok((stored == Some(bytes.as_slice())).then_some(place))
-    }
-
-    /// Points at the parent's page.
-    fn take_from_parent(&mut self, page: u64, place: Location) {
-        let (id, base) = self.parent.expect("a page of it was just read").frames_of(place.group);
+    /// Points at a run of the parent's pages.
+    fn take_from_parent(&mut self, run: PageRun) {
+        let (id, base) = self.parent.expect("a run of it was just found").frames_of(run.group);
         let group = self.number(id);
         self.bases.extend(base.map(|base| (group, base)));
-        self.append(PageRun { first_page: page, page_count: 1, group, first_slot: place.slot });
+        self.append(PageRun { group, ..run });
     }
 
     fn number(&mut self, id: ChunkId) -> u32 {

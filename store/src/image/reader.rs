@@ -9,6 +9,7 @@ use crate::pack::ChunkBytes;
 use crate::repo::Store;
 use crate::tree::Content;
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// An open image. Clones share it.
@@ -75,6 +76,14 @@ impl Image {
         let runs = self.runs(space);
         let index = runs.partition_point(|run| run.end_page() <= page);
         runs.get(index).filter(|run| run.first_page <= page).copied()
+    }
+
+    /// The runs of a space that hold any of these pages, cut to them, ascending.
+    pub(super) fn runs_within(&self, space: usize, pages: Range<u64>) -> impl Iterator<Item = PageRun> {
+        let runs = self.runs(space);
+        let first = runs.partition_point(|run| run.end_page() <= pages.start);
+        let end = pages.end;
+        runs[first..].iter().take_while(move |run| run.first_page < end).map(move |run| run.within(&pages))
     }
 
     /// How many groups the image refers to.

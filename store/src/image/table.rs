@@ -1,5 +1,7 @@
 //! The page table in memory: which page of a space stands where.
 
+use std::ops::Range;
+
 /// Bytes of a page, the unit of identity of memory.
 pub const PAGE: usize = 4096;
 /// Pages of a full group.
@@ -34,6 +36,14 @@ impl PageRun {
     /// The page after the last.
     pub fn end_page(&self) -> u64 {
         self.first_page + u64::from(self.page_count)
+    }
+
+    /// The part of the run that lies in a range which it overlaps.
+    pub(super) fn within(&self, pages: &Range<u64>) -> Self {
+        let (first_page, end) = (self.first_page.max(pages.start), self.end_page().min(pages.end));
+        let skipped = (first_page - self.first_page) as u16;
+        let page_count = (end - first_page) as u32;
+        Self { first_page, page_count, first_slot: self.first_slot + skipped, ..*self }
     }
 
     pub(super) fn slot_of(&self, page: u64) -> Option<u16> {

@@ -133,6 +133,7 @@ fn a_builder_refuses_what_makes_no_image() {
     assert!(builder.begin_space(0, PAGE as u64).is_err(), "a space that is there");
     builder.blob("vmstate", &mut b"state".as_slice()).unwrap();
     assert!(builder.blob("vmstate", &mut b"state".as_slice()).is_err(), "a name that is taken");
+    assert!(builder.inherit(0..1).is_err(), "there is no parent");
     let (_, stats) = builder.finish().unwrap();
     assert_eq!(stats, ImageStats { pages: 2, new: 2, ..ImageStats::default() });
 }
@@ -158,10 +159,12 @@ proptest! {
             let zero = pages.values().filter(|byte| **byte == 0).count() as u64;
             let same = pages.iter().filter(|(page, byte)| **byte != 0 && before.get(*page) == Some(*byte));
             let same = same.count() as u64;
+            let zeroed = pages.iter().filter(|(page, byte)| **byte == 0 && before.get(*page).is_some_and(|old| *old != 0));
+            let zeroed = zeroed.count() as u64;
             let all = pages.len() as u64;
             prop_assert_eq!(
                 stats,
-                ImageStats { pages: all, zero, same_as_parent: same, new: all - zero - same, ..ImageStats::default() }
+                ImageStats { pages: all, zero, zeroed, same_as_parent: same, new: all - zero - same, ..ImageStats::default() }
             );
             let draft = crate::SnapshotDraft { image: Some(id), ..crate::SnapshotDraft::default() };
             writer.commit("vm", draft).unwrap();

@@ -1,25 +1,29 @@
 //! What the workers of a restore do: fetch the chunks of a batch, write files, set metadata.
 
-use super::{Filling, Opened, RestoreReport, Task};
+use super::filling::{Descriptors, Filling, Place};
+use super::metadata;
+use super::present::{self, Present, Wanted};
+use super::refusal::{Failure, Refusal, Refused, of_data, of_name};
+use super::target::LOST_AND_FOUND;
+use super::{First, Leaf, Opened, RestoreReport, Task};
 use crate::error::{Error, Result};
+use crate::host::{self, Handle};
 use crate::id::ChunkId;
 use crate::pack::ChunkBytes;
 use crate::progress::Progress;
 use crate::repo::Store;
 use crate::tree::{ContentReader, Extent, Inode, Metadata, Node, read_extent};
 use crossbeam_channel::Receiver;
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Mode bits that lend the rights of owner and group.
-const SET_ID: u32 = 0o6000;
 /// Chunks written at once.
 const SLICES: usize = 64;
 /// Plain bytes that the chunks of one batch may hold in memory, with what shares their frames.
@@ -28,66 +32,45 @@ const FETCH_BUDGET: u64 = 32 << 20;
 /// Chunks that were fetched for a batch.
 type Chunks = HashMap<ChunkId, ChunkBytes>;
 
-/// Another name of a file that is made first.
-pub struct Link {
-    pub first: PathBuf,
-    pub path: PathBuf,
-    pub directory: Arc<Filling>,
-}
-
 /// What all workers share.
 pub struct Maker<'a> {
     store: &'a Store,
     progress: &'a dyn Progress,
+    /// Whether an earlier restore left something in the target.
+    is_again: bool,
+    descriptors: Descriptors,
     report: Mutex<RestoreReport>,
     failure: Mutex<Option<Error>>,
     has_failed: AtomicBool,
 }
 
-/// An error of something that could not be done to a path.
-pub fn cannot(what: &'static str, path: &Path) -> impl Fn(Errno) -> Error {
-    move |error| Error::io(format!("cannot {what}"), path.display(), error.into())
-}
-
 impl<'a> Maker<'a> {
-    pub fn new(store: &'a Store, progress: &'a dyn Progress) -> Self {
-        let (report, failure, has_failed) = Default::default();
-        Self { store, progress, report, failure, has_failed }
+    pub fn new(store: &'a Store, is_again: bool, progress: &'a dyn Progress) -> Self {
+        let (descriptors, report, failure, has_failed) = Default::default();
+        Self { store, progress, is_again, descriptors, report, failure, has_failed }
     }
 
-    /// Makes what comes, until the first failure; what comes after it is dropped.
+    /// Makes what comes, until the first failure that ends the restore; what comes after it is dropped.
     pub fn run(&self, batches: &Receiver<Vec<Task>>) {
-        for batch in batches {
-            if self.has_failed.load(Ordering::Relaxed) {
-                continue;
-            }
-            if let Err(error) = self.batch(batch) {
-                self.has_failed.store(true, Ordering::Relaxed);
-                self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-            }
-        }
+        batches.iter().for_each(|batch| self.batch(batch));
     }
 
     /// Stops the plan after a failure of a worker, which [`Self::finish`] tells.
     pub fn check(&self) -> Result<()> {
-        match self.has_failed.load(Ordering::Relaxed) {
+        match self.has_failed() {
             true => Err(Error::new(crate::Kind::Internal, "a worker of the restore failed")),
             false => Ok(()),
         }
     }
 
-    /// Makes the links, when all workers have ended and nothing failed; gives the report.
-    pub fn finish(self, links: Result<Vec<Link>>) -> Result<RestoreReport> {
-        if let Some(error) = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return Err(error);
-        }
-        for Link { first, path, directory } in links? {
-            rustix::fs::linkat(CWD, &first, CWD, &path, AtFlags::empty()).map_err(cannot("link", &path))?;
-            self.count(|report| report.files += 1);
-            self.release(Some(directory))?;
+    /// Gives the report, or the failure that ended the restore.
+    pub fn finish(self, planned: Result<()>) -> Result<RestoreReport> {
+        let failure = self.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = failure.or(planned.err()) {
+            return Err(error.further_advice("then restore again to the same target: that goes on from here"));
         }
         let mut report = self.report.into_inner().unwrap_or_else(PoisonError::into_inner);
-        report.not_permitted.sort_unstable();
+        report.refused.sort_unstable();
         Ok(report)
     }
 
@@ -95,28 +78,155 @@ impl<'a> Maker<'a> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn count(&self, change: impl FnOnce(&mut RestoreReport)) {
-        change(&mut self.report());
+    fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
     }
 
-    fn not_permitted(&self, path: &Path, what: &str) {
-        self.report().not_permitted.push(format!("{}: {what}", path.display()));
+    fn fail(&self, error: Error) {
+        self.has_failed.store(true, Ordering::Relaxed);
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 
-    /// Gives up a hold on a directory. Whoever was the last sets its metadata: nothing in it changes any more.
-    pub fn release(&self, mut directory: Option<Arc<Filling>>) -> Result<()> {
-        while let Some(done) = directory.and_then(Arc::into_inner) {
-            self.metadata_at(&done.metadata, &done.path)?;
-            directory = done.parent;
+    pub fn refuse(&self, place: &Place, refusal: Refusal) {
+        let Refusal { what, is_permission } = refusal;
+        self.report().refused.push(Refused { path: place.path(), what, is_permission });
+    }
+
+    /// Notes how the making of a path ended.
+    fn note(&self, place: &Place, made: Result<(), Failure>) {
+        match made {
+            Ok(()) => {}
+            Err(Failure::Refused(refusal)) => self.refuse(place, refusal),
+            Err(Failure::Fatal(error)) => self.fail(error.object(place.path().display())),
+        }
+    }
+
+    /// Gives up a hold on a directory. Whoever was the last sets its metadata: nothing in it changes any more. After a
+    /// failure directories stay their maker's alone.
+    pub fn release(&self, directory: Arc<Filling>) {
+        let mut held = Some(directory);
+        while let Some(mut done) = held.and_then(Arc::into_inner) {
+            if !self.has_failed() {
+                self.end_directory(&mut done);
+            }
+            held = done.parent.take();
+        }
+    }
+
+    fn end_directory(&self, directory: &mut Filling) {
+        let Some(metadata) = directory.metadata.take() else { return };
+        let path = directory.path();
+        let mut tell = |refusal: Refusal| {
+            let Refusal { what, is_permission } = refusal;
+            self.report().refused.push(Refused { path: path.clone(), what, is_permission });
+        };
+        match self.descriptors.last_of(directory) {
+            Ok(Some(fd)) => {
+                if directory.was_there {
+                    metadata::strip(&metadata, fd.as_fd(), &mut tell);
+                }
+                metadata::set(&metadata, Handle::Open(fd.as_fd()), &mut tell);
+            }
+            Ok(None) => {}
+            Err(Failure::Refused(refusal)) => tell(refusal),
+            Err(Failure::Fatal(error)) => self.fail(error),
+        }
+    }
+
+    /// Makes a directory and opens it. One that cannot be made is told and counts as lost.
+    pub fn directory(&self, place: Place, metadata: Metadata) -> Result<Arc<Filling>> {
+        match self.make_directory(&place) {
+            Ok((fd, stat, was_there)) => {
+                self.count_directory();
+                Ok(self.descriptors.made(place, metadata, was_there, fd, stat))
+            }
+            Err(Failure::Refused(refusal)) => {
+                self.refuse(&place, refusal);
+                Ok(Filling::lost(place.directory, place.name))
+            }
+            Err(Failure::Fatal(error)) => Err(error.object(place.path().display())),
+        }
+    }
+
+    fn make_directory(&self, place: &Place) -> Result<(OwnedFd, Stat, bool), Failure> {
+        let (parent, name) = (self.descriptors.of(&place.directory)?, place.name.as_slice());
+        let failed = of_name("cannot create directory", &parent);
+        let mut was_there = false;
+        match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
+            Err(Errno::EXIST) if self.may_be_there(place) => {
+                let found = host::pin_at(&parent, name).map_err(&failed)?;
+                let stat = rustix::fs::fstat(&found).map_err(&failed)?;
+                was_there = host::file_type(&stat) == FileType::Directory;
+                if was_there {
+                    // Before it is opened: it may be closed to its owner, too.
+                    metadata::take_over(Handle::Pinned(found.as_fd()), &stat);
+                } else {
+                    rustix::fs::unlinkat(&parent, name, AtFlags::empty()).map_err(&failed)?;
+                    rustix::fs::mkdirat(&parent, name, Mode::RWXU).map_err(&failed)?;
+                }
+            }
+            made => made.map_err(&failed)?,
+        }
+        let fd = host::open_directory_at(&parent, name).map_err(of_name("cannot open directory", &parent))?;
+        let stat = rustix::fs::fstat(&fd).map_err(&failed)?;
+        Ok((fd, stat, was_there))
+    }
+
+    /// Whether a name may be in use already.
+    fn may_be_there(&self, place: &Place) -> bool {
+        self.is_again || (place.directory.parent.is_none() && place.name == LOST_AND_FOUND)
+    }
+
+    /// Tells of names in a directory that was there before which nobody stored.
+    pub fn tell_strangers(
+        &self,
+        directory: &Arc<Filling>,
+        is_stored: impl Fn(&[u8]) -> Result<bool>,
+    ) -> Result<()> {
+        if !self.is_again || !directory.was_there {
+            return Ok(());
+        }
+        let Ok(fd) = self.descriptors.of(directory) else { return Ok(()) }; // what is in it tells why
+        let top = Place { directory: directory.clone(), name: Vec::new() };
+        let names = host::Host::new().names(&*fd).map_err(errno);
+        let names = names.unwrap_or_else(|error| {
+            self.refuse(&top, Refusal::of("cannot tell what is there besides", error));
+            Vec::new()
+        });
+        let is_top = directory.parent.is_none();
+        for name in names {
+            if is_stored(&name)? || (is_top && name == LOST_AND_FOUND) {
+                continue;
+            }
+            let place = Place { directory: directory.clone(), name };
+            self.refuse(&place, Refusal::new("is there and not in the snapshot; it was left as it is"));
         }
         Ok(())
     }
 
-    fn batch(&self, batch: Vec<Task>) -> Result<()> {
+    fn batch(&self, batch: Vec<Task>) {
+        let wanted = |task: &Task| match task {
+            Task::Leaf(leaf) if self.is_again => !self.is_there(leaf),
+            _ => true,
+        };
+        let (batch, there): (Vec<Task>, Vec<Task>) = batch.into_iter().partition(wanted);
+        for task in there {
+            self.give_up(task);
+        }
+        let chunks = self.fetch(&batch);
+        for task in batch {
+            if !self.has_failed() {
+                self.make(&task, &chunks);
+            }
+            self.give_up(task);
+        }
+    }
+
+    fn fetch(&self, batch: &[Task]) -> Chunks {
         let mut ids = Vec::new();
-        for task in &batch {
+        for task in batch {
             let extents = match task {
-                Task::Leaf { content, .. } => content.as_ref().map_or(&[][..], ContentReader::extents),
+                Task::Leaf(leaf) => leaf.content.as_ref().map_or(&[][..], ContentReader::extents),
                 Task::Piece { extents, .. } => extents,
             };
             ids.extend(extents.iter().filter_map(|(_, extent)| match extent {
@@ -124,85 +234,127 @@ impl<'a> Maker<'a> {
                 Extent::Hole { .. } => None,
             }));
         }
-        let chunks = match ids.is_empty() {
+        match ids.is_empty() || self.has_failed() {
             true => Chunks::new(),
             false => self.store.fetch(&ids, FETCH_BUDGET),
-        };
-        for task in batch {
-            match task {
-                Task::Leaf { path, inode, content, directory } => {
-                    self.leaf(&inode, content.as_ref(), &path, &chunks)?;
-                    self.release(directory)?;
+        }
+    }
+
+    fn make(&self, task: &Task, chunks: &Chunks) {
+        match task {
+            Task::Leaf(leaf) => self.note(&leaf.place, self.leaf(leaf, chunks)),
+            Task::Piece { opened, extents } => {
+                if opened.is_lost.load(Ordering::Relaxed) {
+                    return;
                 }
-                Task::Piece { opened, extents } => {
-                    let written = self.write(&opened.file, &opened.path, &extents, &chunks);
-                    written.map_err(|error| error.object(opened.path.display()))?;
-                    self.close(opened)?;
-                }
+                let written = self.write(&opened.file, extents, chunks);
+                opened.is_lost.fetch_or(written.is_err(), Ordering::Relaxed);
+                self.note(&opened.leaf.place, written.map(|_| ()));
             }
+        }
+    }
+
+    fn give_up(&self, task: Task) {
+        match task {
+            Task::Leaf(leaf) => self.release(leaf.place.directory),
+            Task::Piece { opened, .. } => self.close(opened),
+        }
+    }
+
+    /// Whether a file that an earlier restore left is whole; anything else in its place is removed.
+    pub fn is_there(&self, leaf: &Leaf) -> bool {
+        let Leaf { place, inode, content, first } = leaf;
+        let wanted = Wanted { inode, content: content.as_ref(), is_linked: first.is_some() };
+        let look = || {
+            let directory = self.descriptors.of(&place.directory)?;
+            match present::look(self.store, &directory, &place.name, &wanted)? {
+                Present::Equal(stat) => return Ok(Some(stat)),
+                Present::Nothing => {}
+                Present::Directory => return Err(Refusal::new("a directory is in its place").into()),
+                Present::Other => rustix::fs::unlinkat(&directory, place.name.as_slice(), AtFlags::empty())
+                    .map_err(of_name("cannot replace what is there", &directory))?,
+            }
+            Ok(None)
+        };
+        match look() {
+            Ok(None) => false,
+            Ok(Some(stat)) => {
+                self.report().kept += 1;
+                self.made(leaf, Some(stat));
+                true
+            }
+            Err(failure) => {
+                self.note(place, Err(failure));
+                true
+            }
+        }
+    }
+
+    /// Counts a file that is there now.
+    fn made(&self, leaf: &Leaf, stat: Option<Stat>) {
+        let len_bytes = leaf.content.as_ref().map_or(0, ContentReader::len_bytes);
+        let mut report = self.report();
+        report.files += 1;
+        report.bytes += len_bytes;
+        drop(report);
+        self.progress.advance(len_bytes);
+        if let (Some(first), Some(stat)) = (&leaf.first, stat) {
+            // It is set once: a file is made once.
+            let _ = first.made.set(stat);
+        }
+    }
+
+    /// Makes anything but a directory.
+    fn leaf(&self, leaf: &Leaf, chunks: &Chunks) -> Result<(), Failure> {
+        let Leaf { place, inode, content, .. } = leaf;
+        let directory = self.descriptors.of(&place.directory)?;
+        let stat = match content {
+            Some(content) => {
+                let file = create(&directory, &place.name, &inode.metadata)?;
+                if let Err(failure) = self.fill(&file, content, chunks) {
+                    self.remove(place);
+                    return Err(failure);
+                }
+                self.set(&inode.metadata, Handle::Open(file.as_fd()), place)
+            }
+            None => {
+                let pin = special(&directory, &place.name, &inode.node)?;
+                self.set(&inode.metadata, Handle::Pinned(pin.as_fd()), place)
+            }
+        };
+        self.made(leaf, stat);
+        Ok(())
+    }
+
+    fn set(&self, metadata: &Metadata, handle: Handle<'_>, place: &Place) -> Option<Stat> {
+        metadata::set(metadata, handle, &mut |refusal| self.refuse(place, refusal))
+    }
+
+    /// Removes a file that is not whole.
+    fn remove(&self, place: &Place) {
+        let removed = self.descriptors.of(&place.directory).and_then(|directory| {
+            rustix::fs::unlinkat(&directory, place.name.as_slice(), AtFlags::empty())
+                .map_err(of_name("not whole, and cannot be removed", &directory))
+        });
+        self.note(place, removed);
+    }
+
+    fn fill(&self, file: &File, content: &ContentReader, chunks: &Chunks) -> Result<(), Failure> {
+        let written = match content.inline_bytes() {
+            Some(bytes) => {
+                file.write_all_at(bytes, 0).map_err(errno).map_err(of_data("cannot write file"))?;
+                bytes.len() as u64
+            }
+            None => self.write(file, content.extents(), chunks)?,
+        };
+        if written < content.len_bytes() {
+            rustix::fs::ftruncate(file, content.len_bytes()).map_err(of_data("cannot write file"))?;
         }
         Ok(())
     }
 
-    /// Makes anything but a directory.
-    fn leaf(
-        &self,
-        inode: &Inode,
-        content: Option<&ContentReader>,
-        path: &Path,
-        chunks: &Chunks,
-    ) -> Result<()> {
-        self.count(|report| report.files += 1);
-        match (&inode.node, content) {
-            (_, Some(content)) => return self.file(content, &inode.metadata, path, chunks),
-            (Node::Symlink(target), _) => {
-                rustix::fs::symlink(target.as_slice(), path).map_err(cannot("link", path))?
-            }
-            (Node::CharDevice(number), _) => self.special(path, FileType::CharacterDevice, *number)?,
-            (Node::BlockDevice(number), _) => self.special(path, FileType::BlockDevice, *number)?,
-            (Node::Fifo, _) => self.special(path, FileType::Fifo, 0)?,
-            (Node::Socket, _) => self.special(path, FileType::Socket, 0)?,
-            (Node::File(_) | Node::Directory(_), None) => {}
-        }
-        self.metadata_at(&inode.metadata, path)
-    }
-
-    fn special(&self, path: &Path, kind: FileType, number: u64) -> Result<()> {
-        match rustix::fs::mknodat(CWD, path, kind, Mode::from_raw_mode(0o600), number) {
-            Err(Errno::PERM) => {
-                self.not_permitted(path, "device");
-                Ok(())
-            }
-            other => other.map_err(cannot("create special file", path)),
-        }
-    }
-
-    fn file(&self, content: &ContentReader, metadata: &Metadata, path: &Path, chunks: &Chunks) -> Result<()> {
-        let file = create(path, metadata)?;
-        let written = match content.inline_bytes() {
-            Some(bytes) => {
-                let written = file.write_all_at(bytes, 0);
-                written.map_err(|error| Error::io("cannot write file", path.display(), error))?;
-                bytes.len() as u64
-            }
-            None => self
-                .write(&file, path, content.extents(), chunks)
-                .map_err(|error| error.object(path.display()))?,
-        };
-        if written < content.len_bytes() {
-            rustix::fs::ftruncate(&file, content.len_bytes()).map_err(cannot("write file", path))?;
-        }
-        self.wrote(content.len_bytes());
-        self.metadata_of(metadata, &file, path)
-    }
-
-    fn wrote(&self, len_bytes: u64) {
-        self.count(|report| report.bytes += len_bytes);
-        self.progress.advance(len_bytes);
-    }
-
     /// Writes chunks to their places; gives where the last one ends.
-    fn write(&self, file: &File, path: &Path, extents: &[(u64, Extent)], chunks: &Chunks) -> Result<u64> {
+    fn write(&self, file: &File, extents: &[(u64, Extent)], chunks: &Chunks) -> Result<u64, Failure> {
         let mut end = 0;
         let mut rest = extents;
         while let Some((start, _)) = rest.first() {
@@ -222,7 +374,7 @@ impl<'a> Maker<'a> {
                 rest = &rest[1..]; // a hole
                 continue;
             }
-            write_all(file, &run, *start).map_err(cannot("write file", path))?;
+            write_all(file, &run, *start).map_err(of_data("cannot write file"))?;
             rest = &rest[run.len()..];
             end = at;
         }
@@ -236,112 +388,162 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Begins a long file.
-    pub fn open(
-        &self,
-        path: PathBuf,
-        metadata: &Metadata,
-        len_bytes: u64,
-        directory: Option<Arc<Filling>>,
-    ) -> Result<Opened> {
-        self.count(|report| report.files += 1);
-        let file = create(&path, metadata)?;
-        rustix::fs::ftruncate(&file, len_bytes).map_err(cannot("write file", &path))?;
-        self.wrote(len_bytes);
-        Ok(Opened { file, path, metadata: metadata.clone(), directory })
+    /// Begins a long file; none when that was refused, or when it is there.
+    pub fn open(&self, leaf: Leaf, len_bytes: u64) -> Result<Option<Arc<Opened>>> {
+        let opened = match self.is_again && self.is_there(&leaf) {
+            true => Ok(None),
+            false => self.descriptors.of(&leaf.place.directory).and_then(|directory| {
+                let file = create(&directory, &leaf.place.name, &leaf.inode.metadata)?;
+                let sized = rustix::fs::ftruncate(&file, len_bytes).map_err(of_data("cannot write file"));
+                sized.inspect_err(|_| self.remove(&leaf.place))?;
+                Ok(Some(file))
+            }),
+        };
+        match opened {
+            Ok(Some(file)) => Ok(Some(Arc::new(Opened { file, leaf, is_lost: AtomicBool::new(false) }))),
+            Ok(None) => {
+                self.release(leaf.place.directory);
+                Ok(None)
+            }
+            Err(Failure::Refused(refusal)) => {
+                self.refuse(&leaf.place, refusal);
+                self.release(leaf.place.directory);
+                Ok(None)
+            }
+            Err(Failure::Fatal(error)) => Err(error.object(leaf.place.path().display())),
+        }
     }
 
     /// Gives up a hold on a long file. Whoever was the last ends it.
-    pub fn close(&self, opened: Arc<Opened>) -> Result<()> {
-        let Some(Opened { file, path, metadata, directory }) = Arc::into_inner(opened) else { return Ok(()) };
-        self.metadata_of(&metadata, &file, &path)?;
-        self.release(directory)
+    pub fn close(&self, opened: Arc<Opened>) {
+        let Some(Opened { file, leaf, is_lost }) = Arc::into_inner(opened) else { return };
+        if is_lost.into_inner() || self.has_failed() {
+            self.remove(&leaf.place);
+        } else {
+            let stat = self.set(&leaf.inode.metadata, Handle::Open(file.as_fd()), &leaf.place);
+            self.made(&leaf, stat);
+        }
+        self.release(leaf.place.directory);
     }
 
-    /// Owner first (it clears setuid), then attributes, mode and time. What runs with its owner's rights is not given those
-    /// of whoever restores it.
-    fn metadata_of(&self, metadata: &Metadata, file: &File, path: &Path) -> Result<()> {
-        let stat = rustix::fs::fstat(file).map_err(cannot("look at", path))?;
-        let owner = owner_to_set(metadata, &stat);
-        let owned = owner.map(|(uid, gid)| rustix::fs::fchown(file, Some(uid), Some(gid)));
-        let mode = self.mode(metadata, owned, path)?;
-        for (name, value) in &metadata.xattrs {
-            let set = rustix::fs::fsetxattr(file, name.as_slice(), value, XattrFlags::empty());
-            self.attribute(set, path)?;
-        }
-        if stat.st_mode & 0o7777 != mode || !metadata.xattrs.is_empty() {
-            rustix::fs::fchmod(file, Mode::from_raw_mode(mode)).map_err(cannot("set mode", path))?;
-        }
-        rustix::fs::futimens(file, &times(metadata)).map_err(cannot("set time", path))
-    }
-
-    /// The same for what is not open.
-    fn metadata_at(&self, metadata: &Metadata, path: &Path) -> Result<()> {
-        let Ok(stat) = rustix::fs::lstat(path) else { return Ok(()) }; // a device that was not permitted
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let owner = owner_to_set(metadata, &stat);
-        let owned = owner.map(|(uid, gid)| {
-            rustix::fs::chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-        });
-        let mode = self.mode(metadata, owned, path)?;
-        for (name, value) in &metadata.xattrs {
-            let set = rustix::fs::lsetxattr(path, name.as_slice(), value, XattrFlags::empty());
-            self.attribute(set, path)?;
-        }
-        if kind != FileType::Symlink {
-            rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(cannot("set mode", path))?;
-        }
-        rustix::fs::utimensat(CWD, path, &times(metadata), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(cannot("set time", path))
-    }
-
-    /// The mode to set after the owner was, or could not be.
-    fn mode(&self, metadata: &Metadata, owned: Option<rustix::io::Result<()>>, path: &Path) -> Result<u32> {
-        match owned {
-            Some(Err(Errno::PERM)) => {
-                self.not_permitted(path, "owner");
-                Ok(metadata.mode & !SET_ID)
+    /// Gives a file that is made another name. Where that is refused, as by the largest number of links, the name gets a
+    /// file of its own with the same bytes, and that is told; then further names are linked to that, which is given.
+    pub fn link(
+        &self,
+        first: &First,
+        place: Place,
+        inode: impl FnOnce() -> Result<Inode>,
+    ) -> Result<Option<Arc<First>>> {
+        // When its first name could not be made, which was told, this one is the first.
+        if let Some(made) = first.made.get() {
+            match self.link_to(first, made, &place) {
+                Ok(()) => {
+                    self.release(place.directory);
+                    return Ok(None);
+                }
+                Err(Failure::Fatal(error)) => return Err(error.object(place.path().display())),
+                Err(Failure::Refused(refusal)) => self.refuse(&place, refusal),
             }
-            Some(Err(error)) => Err(cannot("set owner", path)(error)),
-            Some(Ok(())) | None => Ok(metadata.mode),
         }
+        let inode = inode()?;
+        let content = match &inode.node {
+            Node::File(content) => Some(self.store.content(content)?),
+            _ => None,
+        };
+        let other = First::new(&place);
+        self.batch(vec![Task::Leaf(Box::new(Leaf { place, inode, content, first: Some(other.clone()) }))]);
+        Ok(Some(other))
     }
 
-    fn attribute(&self, set: rustix::io::Result<()>, path: &Path) -> Result<()> {
-        match set {
-            Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => {
-                self.not_permitted(path, "extended attribute");
-                Ok(())
+    fn link_to(&self, first: &First, made: &Stat, place: &Place) -> Result<(), Failure> {
+        let into = self.descriptors.of(&place.directory)?;
+        let from = self.descriptors.of(&first.place.directory)?;
+        let (old, new) = (first.place.name.as_slice(), place.name.as_slice());
+        let failed = of_name("a file of its own and no link, since it cannot be linked", &into);
+        let is_it = || host::stat_at(&into, new).is_ok_and(|stat| host::is_same_inode(&stat, made));
+        let mut linked = rustix::fs::linkat(&from, old, &into, new, AtFlags::empty());
+        if linked == Err(Errno::EXIST) && self.is_again {
+            if is_it() {
+                self.report().kept += 1;
+                return self.linked();
             }
-            other => other.map_err(cannot("set extended attribute", path)),
+            // A directory is refused, and stays.
+            rustix::fs::unlinkat(&into, new, AtFlags::empty()).map_err(&failed)?;
+            linked = rustix::fs::linkat(&from, old, &into, new, AtFlags::empty());
         }
+        linked.map_err(&failed)?;
+        if !is_it() {
+            // Whatever stood under the first name, nobody shall find it here.
+            rustix::fs::unlinkat(&into, new, AtFlags::empty()).map_err(&failed)?;
+            return Err(Refusal::new(
+                "a file of its own and no link, since the first was replaced meanwhile",
+            )
+            .into());
+        }
+        self.linked()
+    }
+
+    fn linked(&self) -> Result<(), Failure> {
+        self.report().files += 1;
+        Ok(())
+    }
+
+    pub fn count_directory(&self) {
+        self.report().directories += 1;
     }
 }
 
-/// A new file. Directories made here are their maker's alone until all in them is done, so the final mode may be set at
+fn errno(error: std::io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}
+
+/// A new file. Directories being filled are their maker's alone until all in them is done, so the final mode may be set at
 /// once, but for bits that lend rights.
-fn create(path: &Path, metadata: &Metadata) -> Result<File> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+fn create(directory: &OwnedFd, name: &[u8], metadata: &Metadata) -> Result<File, Failure> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(metadata.mode & 0o777);
-    rustix::fs::open(path, flags, mode).map(File::from).map_err(cannot("write file", path))
+    let created = rustix::fs::openat(directory, name, flags, mode);
+    created.map(File::from).map_err(of_name("cannot create file", directory))
 }
 
-/// The owner that a new file should have and has not.
-fn owner_to_set(metadata: &Metadata, stat: &Stat) -> Option<(Uid, Gid)> {
-    let differs = (stat.st_uid, stat.st_gid) != (metadata.uid, metadata.gid);
-    differs.then(|| (Uid::from_raw(metadata.uid), Gid::from_raw(metadata.gid)))
-}
-
-fn times(metadata: &Metadata) -> Timestamps {
-    let time = Timespec { tv_sec: metadata.mtime.seconds, tv_nsec: metadata.mtime.nanos.into() };
-    Timestamps { last_access: time, last_modification: time }
+/// Makes and pins what is neither a directory nor a regular file.
+fn special(directory: &OwnedFd, name: &[u8], node: &Node) -> Result<OwnedFd, Failure> {
+    let mode = Mode::from_raw_mode(0o600);
+    let make = |kind, number| rustix::fs::mknodat(directory, name, kind, mode, number);
+    let (what, kind, made) = match node {
+        Node::Symlink(target) => {
+            let made = rustix::fs::symlinkat(target.as_slice(), directory, name);
+            ("cannot create symbolic link", FileType::Symlink, made)
+        }
+        Node::CharDevice(number) => {
+            ("device", FileType::CharacterDevice, make(FileType::CharacterDevice, *number))
+        }
+        Node::BlockDevice(number) => ("device", FileType::BlockDevice, make(FileType::BlockDevice, *number)),
+        Node::Socket => ("cannot create socket", FileType::Socket, make(FileType::Socket, 0)),
+        // Regular files and directories are made elsewhere.
+        Node::Fifo | Node::File(_) | Node::Directory(_) => {
+            ("cannot create pipe", FileType::Fifo, make(FileType::Fifo, 0))
+        }
+    };
+    match made {
+        Err(error @ (Errno::PERM | Errno::OPNOTSUPP)) => {
+            return Err(Refusal::of_permission(what, error).into());
+        }
+        made => made.map_err(of_name(what, directory))?,
+    }
+    let pin = host::pin_at(directory, name).map_err(of_name(what, directory))?;
+    let stat = rustix::fs::fstat(&pin).map_err(of_name(what, directory))?;
+    // In a directory that others may write to, it may be a link to something else by now.
+    match host::file_type(&stat) == kind && stat.st_nlink == 1 {
+        true => Ok(pin),
+        false => Err(Refusal::new("was replaced meanwhile; nothing was set on it").into()),
+    }
 }
 
 /// Writes byte strings one after the other from `offset` on.
 fn write_all(file: &File, chunks: &[ChunkBytes], mut offset: u64) -> rustix::io::Result<()> {
     if let [only] = chunks {
-        let written = file.write_all_at(only, offset);
-        return written.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        return file.write_all_at(only, offset).map_err(errno);
     }
     let mut slices: Vec<IoSlice<'_>> = chunks.iter().map(|chunk| IoSlice::new(chunk)).collect();
     let mut rest = slices.as_mut_slice();

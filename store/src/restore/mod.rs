@@ -1,25 +1,42 @@
-//! Restore: a tree becomes a directory of the host. Only new names in directories made here are written, so nothing
-//! stored can reach outside the target, whatever it holds.
+//! Restore: a tree becomes a directory of the host. Every name is made, linked and changed in a directory that is held open,
+//! and no symbolic link below the target is followed: nothing stored can reach outside the target, whatever it holds, and
+//! neither can a user who renames or replaces directories meanwhile. Directories being filled are their maker's alone.
 //!
 //! The plan (one thread) walks the tree, makes directories and hands out files in batches; workers fetch a batch's chunks
-//! in as few reads as they need and write its files. A directory gets its metadata when the last that is in it is made,
-//! and links are made at the end. Memory is bounded: each worker holds one batch of about [`BATCH_LEN`] bytes.
+//! in as few reads as they need and write its files. Links are made when all files are, and a directory gets its metadata
+//! when the last that is in it, or linked out of it, is made. Memory is bounded: each worker holds one batch of about
+//! [`BATCH_LEN`] bytes.
+//!
+//! What the target refuses of a path is that path's error; all others are made, and all refusals are told. Only what the
+//! store cannot give and a full target end a restore. A restore that ended early or was refused something may be done
+//! again to the same target: files that are there whole, with all their attributes, stay; others are made anew.
 
+mod filling;
 mod make;
+mod metadata;
 mod plan;
+mod present;
+mod refusal;
+mod target;
+
+pub use refusal::Refused;
 
 use crate::config::TierClass;
 use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
 use crate::progress::{Progress, Work};
 use crate::repo::Store;
-use crate::tree::{ContentReader, Extent, Inode, Metadata};
+use crate::tree::{ContentReader, Extent, Inode};
 use crossbeam_channel::bounded;
+use filling::Place;
 use make::Maker;
 use plan::Plan;
+use rustix::fs::Stat;
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+use target::{Request, Target};
 
 /// Files are handed out in batches of about so many bytes, and longer files in pieces of it,
 const BATCH_LEN: u64 = 4 << 20;
@@ -33,41 +50,61 @@ const WORKERS_MAX: usize = 8;
 pub struct RestoreReport {
     /// Names that are not directories.
     pub files: u64,
+    /// Those of them that an earlier restore to the same target had left there, whole.
+    pub kept: u64,
     /// Directories.
     pub directories: u64,
     /// Bytes of regular files.
     pub bytes: u64,
-    /// Owners, devices or attributes that this user may not set, and where.
-    pub not_permitted: Vec<String>,
+    /// What is not there, or not as it was stored, by path.
+    pub refused: Vec<Refused>,
 }
 
-/// A directory being filled. It is given up by every holder with [`Maker::release`].
-struct Filling {
-    path: PathBuf,
-    metadata: Metadata,
-    parent: Option<Arc<Filling>>,
+/// Anything but a directory, to be made; of a regular file its bytes.
+struct Leaf {
+    place: Place,
+    inode: Inode,
+    content: Option<ContentReader>,
+    /// Where other names of the same file look for it.
+    first: Option<Arc<First>>,
+}
+
+/// The first name of a file with several.
+struct First {
+    place: Place,
+    /// How the file looks, once it is made.
+    made: OnceLock<Stat>,
+}
+
+impl First {
+    fn new(place: &Place) -> Arc<Self> {
+        let place = Place { directory: place.directory.clone(), name: place.name.clone() };
+        Arc::new(Self { place, made: OnceLock::new() })
+    }
 }
 
 /// A long file whose pieces several workers write.
 struct Opened {
     file: File,
-    path: PathBuf,
-    metadata: Metadata,
-    directory: Option<Arc<Filling>>,
+    leaf: Leaf,
+    /// Whether a piece could not be written.
+    is_lost: AtomicBool,
 }
 
 /// Something to be made by a worker.
 enum Task {
-    /// Anything but a directory; of a regular file its bytes.
-    Leaf { path: PathBuf, inode: Inode, content: Option<ContentReader>, directory: Option<Arc<Filling>> },
+    /// A whole file.
+    Leaf(Box<Leaf>),
     /// A piece of a long file.
     Piece { opened: Arc<Opened>, extents: Vec<(u64, Extent)> },
 }
 
-/// Restores what stands at `path` in the snapshot's tree as `target`, which must not exist or be an empty directory.
+/// Restores what stands at `path` in the snapshot's tree as `target`, which must not exist, be an empty directory, or be what
+/// an earlier restore of the same to the same target left there.
 ///
 /// # Errors
-/// `NotFound` for the path, `Conflict` when the target is in use; those of the store and of the target's file system.
+/// `NotFound` for the path, `Conflict` when the target is in use, `Full` when it is full, and those of the store. What the
+/// target refuses of single paths stands in the report.
 pub fn restore(
     store: &Store,
     snapshot: &SnapshotId,
@@ -82,9 +119,10 @@ pub fn restore(
     let inode = tree.lookup_path(path)?.ok_or_else(|| {
         Error::new(Kind::NotFound, "no such path in the snapshot").object(String::from_utf8_lossy(path))
     })?;
+    let target = Target::take(&Request { store, snapshot, path, target }, &inode, progress)?;
     progress
         .begin("restore", if path.is_empty() { Work::Bytes(record.totals.bytes) } else { Work::SomeBytes });
-    let maker = Maker::new(store, progress);
+    let maker = Maker::new(store, target.is_again, progress);
     let (tasks, waiting) = bounded::<Vec<Task>>(1);
     let links = std::thread::scope(|scope| {
         for _ in 0..workers(store) {
@@ -95,9 +133,10 @@ pub fn restore(
                 .map_err(|error| Error::io("cannot start a thread", "restore", error))?;
         }
         drop(waiting);
-        Plan::new(store, &tree, &maker, tasks).run(&inode, target)
+        Plan::new(store, &tree, &maker, tasks).run(&inode, &target)
     });
-    let report = maker.finish(links)?;
+    let linked = links.and_then(|links| links.make(&tree, &maker));
+    let report = target.end(maker, linked)?;
     progress.end();
     Ok(report)
 }

@@ -20,7 +20,7 @@ pub use local_probe::examine_directory;
 pub use memory::MemoryTier;
 pub use mirror::MirrorTier;
 pub use s3::{
-    MIN_PART_BYTES, Patience, S3Credentials, S3Settings, S3Tier, examine_and_record, examine_bucket,
+    MIN_PART_BYTES, Patience, S3Credentials, S3Proxy, S3Settings, S3Tier, examine_and_record, examine_bucket,
 };
 
 use crate::clock::Time;

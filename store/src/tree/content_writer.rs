@@ -103,4 +103,10 @@ impl<'a> ContentWriter<'a> {
         self.cut(true)?;
         Content::from_extents(self.writer, self.extents)
     }
+
+    /// Ends the file without storing the list of its extents, however short it is.
+    pub(crate) fn into_extents(mut self) -> Result<Vec<Extent>> {
+        self.cut(true)?;
+        Ok(self.extents)
+    }
 }

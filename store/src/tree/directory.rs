@@ -1,11 +1,12 @@
 //! A directory node: entries sorted by name behind a table of their offsets, so that opening parses nothing and a lookup
 //! is a binary search over the stored bytes.
 
-use super::format::{decode_inode, encode_inode};
-use super::inode::{Entry, EntryInode, check_entry_name};
+use super::content::Content;
+use super::format::{IDENTITY_VERSION, decode_inode, encode_inode, version};
+use super::inode::{Entry, EntryInode, Node, check_entry_name};
 use crate::blob::Blob;
 use crate::error::{Error, Result};
-use crate::wire::{Decoder, Encoder, FORMAT_VERSION, expect_head};
+use crate::wire::{Decoder, Encoder, expect_versions};
 use std::cmp::Ordering;
 
 /// First bytes of a directory node.
@@ -23,6 +24,7 @@ const LINK: u8 = 1;
 pub fn encode_directory(entries: &[Entry]) -> Result<Vec<u8>> {
     let mut records = Encoder::new();
     let mut offsets = Vec::with_capacity(entries.len());
+    let mut has_identity = false;
     for (index, entry) in entries.iter().enumerate() {
         check_entry_name(&entry.name).map_err(|error| Error::invalid(error.to_string()))?;
         if index > 0 && entries[index - 1].name >= entry.name {
@@ -33,7 +35,8 @@ pub fn encode_directory(entries: &[Entry]) -> Result<Vec<u8>> {
         match &entry.inode {
             EntryInode::Own(inode) => {
                 records.u8(OWN);
-                encode_inode(&mut records, inode);
+                has_identity |= inode.has_identity();
+                encode_inode(&mut records, inode, &inode.metadata.identity);
             }
             EntryInode::Link(number) => {
                 records.u8(LINK).u64(*number);
@@ -41,7 +44,7 @@ pub fn encode_directory(entries: &[Entry]) -> Result<Vec<u8>> {
         }
     }
     let mut out = Encoder::with_capacity(HEADER_LEN + offsets.len() * 4 + records.len());
-    out.bytes(DIRECTORY_MAGIC).u16(FORMAT_VERSION).u16(0).count(entries.len());
+    out.bytes(DIRECTORY_MAGIC).u16(version(has_identity)).u16(0).count(entries.len());
     for offset in offsets {
         out.count(offset);
     }
@@ -59,7 +62,7 @@ pub struct Directory {
 impl Directory {
     pub(super) fn parse(node: Blob) -> Result<Self> {
         let mut fields = Decoder::new(&node);
-        expect_head(&mut fields, DIRECTORY_MAGIC, "directory")?;
+        expect_versions(&mut fields, DIRECTORY_MAGIC, "directory", IDENTITY_VERSION)?;
         fields.u16()?;
         let count = fields.count(4)?;
         Ok(Self { node, count })
@@ -97,6 +100,11 @@ impl Directory {
     /// # Errors
     /// `Corrupt`.
     pub fn entry(&self, index: usize) -> Result<Entry> {
+        Ok(self.decode(index)?.0)
+    }
+
+    /// The entry at a position, and where in the record it ends.
+    fn decode(&self, index: usize) -> Result<(Entry, usize)> {
         if index >= self.count {
             return Err(Error::invalid(format!("directory has {} entries, not {index}", self.count)));
         }
@@ -109,7 +117,7 @@ impl Directory {
             LINK => EntryInode::Link(record.u64()?),
             unknown => return Err(Error::corrupt(format!("entry of unknown type {unknown}"))),
         };
-        Ok(Entry { name, inode })
+        Ok((Entry { name, inode }, self.node.len() - record.remaining()))
     }
 
     /// The position of a name, or where it would stand.
@@ -140,6 +148,21 @@ impl Directory {
     /// `Corrupt`.
     pub fn get(&self, name: &[u8]) -> Result<Option<Entry>> {
         self.find(name)?.map(|index| self.entry(index)).transpose()
+    }
+
+    /// As [`Self::get`], of a short file without a copy of its content: this directory's record stays in memory for it.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn get_shared(&self, name: &[u8]) -> Result<Option<Entry>> {
+        let Some(index) = self.find(name)? else { return Ok(None) };
+        let (mut entry, end) = self.decode(index)?;
+        if let EntryInode::Own(inode) = &mut entry.inode
+            && let Node::File(content) = &mut inode.node
+        {
+            *content = std::mem::replace(content, Content::empty()).shared(&self.node, end);
+        }
+        Ok(Some(entry))
     }
 
     /// The position of the first entry whose name is not below `name`: where a listing goes on.

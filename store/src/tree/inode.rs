@@ -1,13 +1,40 @@
 //! What a tree holds: names, inodes and their metadata.
 
 use super::content::Content;
+use super::format::encode_inode;
 use crate::clock::Time;
 use crate::error::{Error, Kind, Result};
 use crate::id::DirectoryId;
+use crate::wire::Encoder;
 use std::collections::BTreeMap;
 
 /// Longest name of an entry in bytes, as Linux has it.
 pub const MAX_NAME_LEN: usize = 255;
+
+/// What tells an inode from all others and from what it was before, where more is known than its path and its contents: of
+/// what was changed in a mount. A backup leaves it out, so that equal directories stay equal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity(Option<Box<(Option<Time>, Option<u64>)>>);
+
+impl Identity {
+    /// That nothing more is known.
+    pub const NONE: Self = Self(None);
+
+    /// The last change of anything, and the inode number in mounts.
+    pub fn new(ctime: Option<Time>, number: Option<u64>) -> Self {
+        Self((ctime.is_some() || number.is_some()).then(|| Box::new((ctime, number))))
+    }
+
+    /// Last change of anything.
+    pub fn ctime(&self) -> Option<Time> {
+        self.0.as_ref().and_then(|known| known.0)
+    }
+
+    /// Inode number in mounts.
+    pub fn number(&self) -> Option<u64> {
+        self.0.as_ref().and_then(|known| known.1)
+    }
+}
 
 /// What every inode has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +49,8 @@ pub struct Metadata {
     pub mtime: Time,
     /// Extended attributes, sorted by name.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What only a mount knows.
+    pub identity: Identity,
 }
 
 /// What an inode is.
@@ -50,6 +79,20 @@ pub struct Inode {
     pub metadata: Metadata,
     /// What it is.
     pub node: Node,
+}
+
+impl Inode {
+    /// BLAKE3 of everything but the identity: another one for other contents or attributes.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut encoded = Encoder::new();
+        encode_inode(&mut encoded, self, &Identity::NONE);
+        *blake3::hash(&encoded.finish()).as_bytes()
+    }
+
+    /// Whether records that hold it need [`super::format::IDENTITY_VERSION`].
+    pub(super) fn has_identity(&self) -> bool {
+        self.metadata.identity != Identity::NONE
+    }
 }
 
 /// What a name stands for.

@@ -14,7 +14,7 @@ pub use content::{Content, ContentReader, Extent, INLINE_MAX};
 pub(crate) use content::{read_extent, read_extents};
 pub use content_writer::ContentWriter;
 pub use directory::{Directory, encode_directory};
-pub use inode::{Entry, EntryInode, Inode, LinkedInode, MAX_NAME_LEN, Metadata, Node, TreeRoot};
+pub use inode::{Entry, EntryInode, Identity, Inode, LinkedInode, MAX_NAME_LEN, Metadata, Node, TreeRoot};
 pub use reader::Tree;
 
 #[cfg(test)]

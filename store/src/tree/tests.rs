@@ -24,13 +24,16 @@ fn metadata() -> impl Strategy<Value = Metadata> {
         prop::collection::vec(any::<u8>(), 0..12),
         0..3,
     );
-    (0..0o10000u32, any::<u32>(), any::<u32>(), times(), xattrs).prop_map(
-        |(mode, uid, gid, mtime, xattrs)| Metadata {
+    let identity = (prop::option::of(times()), any::<Option<u64>>())
+        .prop_map(|(ctime, number)| Identity::new(ctime, number));
+    (0..0o10000u32, any::<u32>(), any::<u32>(), times(), xattrs, identity).prop_map(
+        |(mode, uid, gid, mtime, xattrs, identity)| Metadata {
             mode,
             uid,
             gid,
             mtime,
             xattrs: xattrs.into_iter().collect(),
+            identity,
         },
     )
 }
@@ -110,7 +113,7 @@ proptest! {
 
     #[test]
     fn an_inode_reads_back_and_a_cut_one_does_not(inode in prop_oneof![leaf_inode(), directory_inode()]) {
-        let bytes = encoded(|out| encode_inode(out, &inode));
+        let bytes = encoded(|out| encode_inode(out, &inode, &inode.metadata.identity));
         assert_total(&bytes, &inode, |bytes| whole(bytes, decode_inode));
     }
 
@@ -146,6 +149,7 @@ proptest! {
         prop_assert_eq!(all_entries(&bytes).unwrap(), entries.clone());
         for (index, entry) in entries.iter().enumerate() {
             prop_assert_eq!(directory.get(&entry.name).unwrap(), Some(entry.clone()));
+            prop_assert_eq!(directory.get_shared(&entry.name).unwrap(), Some(entry.clone()));
             prop_assert_eq!(directory.position(&entry.name).unwrap(), index);
         }
         let expected = entries.iter().find(|entry| entry.name == absent).cloned();
@@ -161,6 +165,32 @@ proptest! {
             std::hint::black_box(all_entries(&crate::testing::flipped(&bytes, bit)).is_ok());
         }
     }
+}
+
+#[test]
+fn only_records_with_an_identity_are_of_another_version_and_no_digest_follows_it() {
+    let inode = |identity| Inode {
+        metadata: Metadata { mode: 0o644, identity, ..Metadata::default() },
+        node: Node::File(Content::inline(b"content".to_vec())),
+    };
+    let identity = Identity::new(Some(Time { seconds: 5, nanos: 6 }), Some(7));
+    let (plain, known) = (inode(Identity::NONE), inode(identity));
+    assert_eq!(plain.digest(), known.digest());
+    let other = Inode { node: Node::File(Content::inline(b"contents".to_vec())), ..plain.clone() };
+    assert_ne!(plain.digest(), other.digest());
+    let directory = |inode: &Inode| {
+        let entry = Entry { name: b"a".to_vec(), inode: EntryInode::Own(inode.clone()) };
+        encode_directory(&[entry]).unwrap()
+    };
+    let links = |inode: &Inode| encode_links(&[(1, LinkedInode { count: 2, inode: inode.clone() })].into());
+    for encode in [&directory as &dyn Fn(&Inode) -> Vec<u8>, &links] {
+        assert_eq!(encode(&plain)[4..6], [1, 0]);
+        assert_eq!(encode(&known)[4..6], [2, 0]);
+        assert_eq!(encode(&known).len(), encode(&plain).len() + 12 + 8);
+    }
+    let mut newer = directory(&known);
+    newer[4] = 3;
+    assert!(parse(&newer).unwrap_err().to_string().contains("version 3"));
 }
 
 #[test]

@@ -23,6 +23,7 @@ use crate::repo::Store;
 use crate::reserve;
 use crate::session::Session;
 use crate::snapshot::{Snapshot, Totals};
+use crate::state::LocalState;
 use compare::Compared;
 use pipeline::Pipeline;
 pub use pipeline::Shape;
@@ -100,10 +101,9 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn open(store: &Store, role: Role, purpose: &str) -> Result<Self> {
+    pub(crate) fn open(store: &Store, state: &LocalState, role: Role, purpose: &str) -> Result<Self> {
         store.inner.superblock.check_writable()?;
         let purpose = store.domain.discreet(purpose);
-        let state = store.state();
         let lock = state.lock(role.lock(), purpose)?;
         reserve::keep(state);
         let names = role.next_names(state)?;

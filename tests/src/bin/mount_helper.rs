@@ -1,16 +1,25 @@
-//! Mounts a snapshot in a process of its own, so that a test can kill it: STORE SNAPSHOT MOUNTPOINT UPPER [--read-only].
-//! Prints one line when the mount answers and ends when the mount is gone.
+//! Mounts a snapshot in a process of its own, so that a test can kill it: STORE SNAPSHOT MOUNTPOINT UPPER
+//! [--read-only] [--hold DIRECTORY]. Prints one line when the mount answers and ends when the mount is gone. With --hold each
+//! freeze stands at its commit until the pipes in the directory say that it may go on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use tests::hold::{Hold, HoldTier};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A test that is killed must not leave a mount behind.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [store, snapshot, mountpoint, upper, flags @ ..] = arguments.as_slice() else {
-        return Err("usage: mount_helper STORE SNAPSHOT MOUNTPOINT UPPER [--read-only]".into());
+        return Err(
+            "usage: mount_helper STORE SNAPSHOT MOUNTPOINT UPPER [--read-only] [--hold DIRECTORY]".into()
+        );
     };
-    let store = store::Store::open(&store::StoreConfig::directory(&PathBuf::from(store)))?;
+    let mut config = store::StoreConfig::directory(&PathBuf::from(store));
+    if let Some(at) = flags.iter().position(|flag| flag == "--hold") {
+        let directory = flags.get(at + 1).ok_or("--hold needs a directory")?;
+        config.home = HoldTier::new(config.home, Hold::in_directory(Path::new(directory)));
+    }
+    let store = store::Store::open(&config)?;
     let options = snapfs::MountOptions {
         snapshot: store.resolve(snapshot)?,
         ref_name: snapshot.clone(),
@@ -18,6 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         upper: PathBuf::from(upper),
         read_only: flags.iter().any(|flag| flag == "--read-only"),
         allow_other: true,
+        release_memory: lazyload::release_free_memory,
     };
     let mount = snapfs::mount(&store, options)?;
     println!("mounted");

@@ -1,19 +1,31 @@
 //! A small virtual machine on the command line: stamps pages and is saved, or is resumed and checks them.
 //!
-//! `vmm save --memory FILE --state FILE --pages N`
-//! `vmm resume --socket SOCKET --state FILE [--rounds N] [--discard N] [--page-size BYTES] [--hang-up]`
+//! `vmm save --memory FILE --state FILE --pages N [--sparse] [--diffs N]`
+//! `vmm resume --socket SOCKET --state FILE [--rounds N | --until FILE] [--discard N] [--page-size BYTES] [--hang-up]`
+//! `vmm knock --socket SOCKET [--text TEXT] [--descriptor]`
+//!
+//! `save` writes the memory file as a Full snapshot does, with `--sparse` without its pages of zeroes. With `--diffs` some
+//! pages are wrong in it, and after it N Diff snapshots follow, FILE.1 and so on, each of which makes a part of them right.
 //!
 //! `resume` prints one line of JSON and ends with 0 when every page was right, 3 when one was wrong, 4 when the machine
 //! was stopped. With `--discard`, N times a stretch of the last quarter of the pages is given back while the guest runs,
-//! and must read as zero from then on. `--page-size` is only what the handshake says. With `--hang-up` the monitor closes
-//! its socket and its userfaultfd before the guest runs.
+//! and must read as zero from then on. `--page-size` is what the handshake says; with 2097152 the memory is
+//! made of such pages, and given back by them. With `--hang-up` the monitor closes
+//! its socket and its userfaultfd before the guest runs. With `--until` the guest checks, and pages are given back, until
+//! the file is there.
+//!
+//! `knock` is no machine: it starts a child, connects, says TEXT, sends a descriptor of a pipe with it if so told, prints
+//! `knocked`, and waits until the connection is closed. It ends with 0 when its child is still there.
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use serde_json::json;
-use tests::vmm::{Failure, Machine};
+use tests::vmm::{Failure, HUGE_PAGE, Machine, send};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -25,19 +37,31 @@ fn main() -> ExitCode {
     let number = |name: &str, default| value(name).map_or(default, |value| value.parse().expect("a number"));
     match (arguments.first().map(String::as_str), path("--memory"), path("--state"), path("--socket")) {
         (Some("save"), Some(memory), Some(state), _) => {
-            let mut machine = Machine::boot(number("--pages", 1 << 14));
+            let diffs = number("--diffs", 0);
+            let mut machine = Machine::boot(number("--pages", 1 << 14), diffs > 0);
             machine.stamp();
-            machine.save(&memory, &state);
+            machine.spoil(diffs);
+            machine.save(&memory, &state, arguments.iter().any(|argument| argument == "--sparse"));
+            for part in 0..diffs {
+                machine.mend(part, diffs);
+                let next = |path: &Path| path.with_extension((part + 1).to_string());
+                machine.save_diff(&next(&memory), &next(&state));
+            }
             ExitCode::SUCCESS
         }
         (Some("resume"), _, Some(state), Some(socket)) => {
             let start = Instant::now();
-            let mut machine =
-                Machine::resume(&socket, &state, number("--page-size", 4096)).expect("the handler answers");
+            let page_size = number("--page-size", 4096);
+            let unit = if page_size == HUGE_PAGE { page_size / 4096 } else { 1 };
+            let mut machine = Machine::resume(&socket, &state, page_size).expect("the handler answers");
             if arguments.iter().any(|argument| argument == "--hang-up") {
                 machine.hang_up();
             }
-            resume(machine, start, number("--rounds", 1), number("--discard", 0))
+            resume(machine, start, number("--rounds", 1), path("--until"), number("--discard", 0), unit)
+        }
+        (Some("knock"), _, _, Some(socket)) => {
+            let text = value("--text").unwrap_or_default();
+            knock(&socket, &text, arguments.iter().any(|argument| argument == "--descriptor"))
         }
         _ => {
             eprintln!(
@@ -48,20 +72,52 @@ fn main() -> ExitCode {
     }
 }
 
-fn resume(mut machine: Machine, start: Instant, rounds: u64, discards: u64) -> ExitCode {
+/// Connects, says something that is no handshake, and waits for the end of the connection.
+fn knock(socket: &Path, text: &str, with_descriptor: bool) -> ExitCode {
+    let mut child = Command::new("sleep").arg("1000").spawn().expect("a child");
+    let mut stream = UnixStream::connect(socket).expect("the handler listens");
+    let (reader, _writer) = std::io::pipe().expect("a pipe");
+    let descriptors = [reader.as_fd()];
+    if !text.is_empty() {
+        send(&stream, text.as_bytes(), if with_descriptor { &descriptors } else { &[] }).expect("said");
+    }
+    println!("knocked");
+    // Closed with what was said unread, the connection ends with an error.
+    drop(stream.read_to_end(&mut Vec::new()));
+    let is_there = child.try_wait().expect("looked").is_none();
+    child.kill().and_then(|()| child.wait()).expect("the child ends");
+    ExitCode::from(u8::from(!is_there))
+}
+
+/// Runs the machine for some rounds, or until a file is there.
+fn resume(
+    mut machine: Machine,
+    start: Instant,
+    rounds: u64,
+    until: Option<PathBuf>,
+    discards: u64,
+    unit: u64,
+) -> ExitCode {
     let pages = machine.pages();
     let window = if discards == 0 { 0..0 } else { pages - pages / 4..pages };
     let stamped = machine.stamped();
     let balloon = std::thread::spawn({
-        let window = window.clone();
-        move || stamped.discard_at_random(window, discards)
+        let (window, until) = (window.clone(), until.clone());
+        move || {
+            let mut seed = 1;
+            stamped.discard_at_random(window.clone(), discards, seed, unit);
+            while discards > 0 && until.as_ref().is_some_and(|file| !file.exists()) {
+                seed += 1;
+                stamped.discard_at_random(window.clone(), discards, seed, unit);
+            }
+        }
     });
     let mut zero_pages = 0;
-    for round in 0..rounds {
+    for round in 0.. {
         match machine.check(start, window.clone()) {
             Ok(checked) => {
                 zero_pages += checked.zero_pages;
-                if round + 1 == rounds {
+                if until.as_ref().map_or(round + 1 == rounds, |file| file.exists()) {
                     let seconds = |duration: std::time::Duration| duration.as_secs_f64();
                     balloon.join().expect("every page given back reads as zero");
                     println!(
@@ -87,5 +143,5 @@ fn resume(mut machine: Machine, start: Instant, rounds: u64, discards: u64) -> E
             }
         }
     }
-    ExitCode::SUCCESS
+    unreachable!("the rounds end with an answer")
 }

@@ -83,6 +83,14 @@ impl Message {
         self.headers.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Takes scheme and host out of a request's target, which only a proxy is told.
+    pub fn make_relative(&mut self) {
+        if let Some((method, rest)) = self.first.split_once(" http://") {
+            let path = rest.find('/').map_or(rest, |at| &rest[at..]);
+            self.first = format!("{method} {path}");
+        }
+    }
+
     /// The head as it is sent.
     pub fn head(&self) -> Vec<u8> {
         let mut head = format!("{}\r\n", self.first);

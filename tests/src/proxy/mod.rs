@@ -1,4 +1,4 @@
-//! A proxy before an object store that does what networks and tired servers do, as a script says, request by request.
+//! A proxy before an object store, also one in the sense of HTTP_PROXY, that does what networks and tired servers do, as a script says, request by request.
 //!
 //! Each connection has a thread and a connection of its own behind it. A request is read whole before anything is done
 //! about it, and so is its answer.
@@ -34,6 +34,10 @@ pub enum Fault {
     Truncated,
     /// The body of the answer ends halfway, and the answer says that it is as long as that.
     Shortened,
+    /// That an object is absent is answered as to who may not list the bucket: 403.
+    HideAbsence,
+    /// The answer is that this is not allowed, and the server behind never hears of it.
+    Deny,
     /// In place of a range a whole object comes, or what looks like one.
     WholeObject,
     /// The answer says that it is another range.
@@ -137,12 +141,13 @@ fn serve(client: TcpStream, server: u16, state: &Mutex<State>) -> Result<()> {
     server.set_nodelay(true)?;
     let mut requests = BufReader::new(client.try_clone()?);
     let mut link = Link { client, answers: BufReader::new(server.try_clone()?), server };
-    while let Some(request) = Message::read(&mut requests, true)? {
+    while let Some(mut request) = Message::read(&mut requests, true)? {
         let fault = {
             let mut state = lock(state);
             let fault = (state.script)(&request);
             let target: Vec<&str> = request.first.split(' ').take(2).collect();
             state.requests.push(target.join(" "));
+            request.make_relative();
             *state.faults.entry(format!("{fault:?}")).or_default() += 1;
             fault
         };
@@ -166,8 +171,9 @@ impl Link {
         match fault {
             Fault::Reset => return self.reset(),
             Fault::Hang => return self.hang(),
-            Fault::Status(status) => return self.refuse(status, None),
-            Fault::RetryAfter(seconds) => return self.refuse(503, Some(seconds)),
+            Fault::Deny => return self.refuse(403, "AccessDenied", None),
+            Fault::Status(status) => return self.refuse(status, "SlowDown", None),
+            Fault::RetryAfter(seconds) => return self.refuse(503, "SlowDown", Some(seconds)),
             Fault::Delay(time) => std::thread::sleep(time),
             _ => {}
         }
@@ -177,7 +183,15 @@ impl Link {
         let half = answer.body.len() / 2;
         match fault {
             Fault::ResetApplied => return self.reset(),
-            Fault::UnavailableApplied => return self.refuse(503, None),
+            Fault::UnavailableApplied => return self.refuse(503, "SlowDown", None),
+            Fault::HideAbsence if answer.first.contains(" 404 ") => {
+                answer.first = "HTTP/1.1 403 Forbidden".to_owned();
+                if has_body {
+                    answer.body =
+                        b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>".to_vec();
+                    answer.set_header("Content-Length", &answer.body.len().to_string());
+                }
+            }
             Fault::Truncated | Fault::HangInBody => {
                 self.client.write_all(&answer.head())?;
                 self.client.write_all(&answer.body[..half])?;
@@ -213,8 +227,8 @@ impl Link {
     }
 
     /// Answers in the server's place.
-    fn refuse(&mut self, status: u16, retry_after: Option<u64>) -> Result<bool> {
-        let body = "<Error><Code>SlowDown</Code><Message>injected</Message></Error>";
+    fn refuse(&mut self, status: u16, code: &str, retry_after: Option<u64>) -> Result<bool> {
+        let body = format!("<Error><Code>{code}</Code><Message>injected</Message></Error>");
         let wait = retry_after.map_or(String::new(), |seconds| format!("Retry-After: {seconds}\r\n"));
         let len = body.len();
         let head = format!(

@@ -20,6 +20,8 @@ pub const FIRST_CHECKED: u16 = 0x12;
 pub const ALL_CHECKED: u16 = 0x13;
 /// When a page was wrong.
 pub const WRONG: u16 = 0x14;
+/// When pages were made zero again.
+pub const CLEARED: u16 = 0x15;
 
 /// Where the code lies in guest memory.
 pub const CODE: u64 = 0x8000;
@@ -112,6 +114,17 @@ std::arch::global_asm!(
     "    jmp 5b",
     "12: out 0x14, al",
     "    jmp 12b",
+    // Makes the stamps of rcx pages from rdi zero.
+    ".global torpor_guest_clear",
+    "torpor_guest_clear:",
+    "    xor rax, rax",
+    "    mov rsi, rdi",
+    "13: mov [rsi], rax",
+    "    mov [rsi + 0xff8], rax",
+    "    add rsi, 0x1000",
+    "    dec rcx",
+    "    jnz 13b",
+    "    out 0x15, al",
     "torpor_guest_end:",
     ".popsection",
 );
@@ -119,6 +132,14 @@ std::arch::global_asm!(
 unsafe extern "C" {
     static torpor_guest_start: u8;
     static torpor_guest_end: u8;
+    static torpor_guest_clear: u8;
+}
+
+/// Address of the code that makes pages zero again: `rcx` of them from `rdi`.
+pub fn clear_code() -> u64 {
+    let start = &raw const torpor_guest_start;
+    let clear = &raw const torpor_guest_clear;
+    CODE + (clear as u64 - start as u64)
 }
 
 /// The guest's code.

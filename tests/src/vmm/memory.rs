@@ -29,10 +29,10 @@ pub struct Region {
 }
 
 impl Region {
-    /// Maps `len` zero bytes.
-    pub fn map(guest: u64, offset: u64, len: usize) -> Self {
-        let (protection, flags) =
-            (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+    /// Maps `len` zero bytes in pages of `page_size` bytes, 4096 or 2 MiB.
+    pub fn map(guest: u64, offset: u64, len: usize, page_size: u64) -> Self {
+        let kind = if page_size == PAGE as u64 { MapFlags::NORESERVE } else { MapFlags::HUGETLB };
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | kind);
         // SAFETY: a new mapping at an address of the kernel's choice touches nobody's memory.
         let host = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, protection, flags) }
             .expect("guest memory is mapped");
@@ -74,18 +74,19 @@ impl Region {
             .expect("pages are given back");
     }
 
-    /// Gives stretches of some pages back, `times` over, and sees that each reads as zero at once.
+    /// Gives stretches of some pages back, `times` over, and sees that each reads as zero at once. Every seed, which is not
+    /// zero, gives other ones; stretches are multiples of `unit` pages, which divides the range.
     ///
     /// # Panics
     /// When a page that was given back holds anything.
-    pub fn discard_at_random(&self, pages: Range<u64>, times: u64) {
-        let mut random = 0x2545_F491_4F6C_DD1D_u64;
+    pub fn discard_at_random(&self, pages: Range<u64>, times: u64, seed: u64, unit: u64) {
+        let mut random = 0x2545_F491_4F6C_DD1D_u64.wrapping_mul(seed);
         for _ in 0..times {
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;
-            let first = pages.start + random % (pages.end - pages.start);
-            let count = (1 + (random >> 40) % 8).min(pages.end - first);
+            let first = pages.start + random % ((pages.end - pages.start) / unit) * unit;
+            let count = ((1 + (random >> 40) % 8) * unit).min(pages.end - first);
             self.discard(first as usize, count as usize);
             for page in first..first + count {
                 assert_eq!(self.read_word(page as usize), 0, "page {page} was given back");

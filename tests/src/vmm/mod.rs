@@ -3,25 +3,29 @@
 //! It does on its side what Firecracker does: saves a paused machine as a flat memory file and a state file, and resumes by
 //! registering empty memory with a userfaultfd and handing that to whoever listens on a socket.
 //!
+//! - `changes` what the guest changes between snapshots, and Diff files of it
 //! - `guest`   the code that runs inside, and the processor state that it needs
 //! - `memory`  mappings, discarded pages, page fault registration
 
 #![expect(unsafe_code, reason = "KVM is told of raw memory")]
 
+mod changes;
 pub mod guest;
 pub mod memory;
 
 use std::fs::File;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_sregs, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
@@ -31,15 +35,18 @@ use memory::{Faults, PAGE, Region};
 /// The lower region holds code and page tables; the upper one, far away in the guest, the stamped pages.
 const LOW_BYTES: usize = 4 << 20;
 const HIGH_GUEST: u64 = 256 << 20;
+/// The larger pages that memory can be made of.
+pub const HUGE_PAGE: u64 = 2 << 20;
 
 /// A machine with its memory.
 #[derive(Debug)]
 pub struct Machine {
     vcpu: VcpuFd,
     /// The machine of the processor above, which must not close before it.
-    _vm: VmFd,
+    vm: VmFd,
     regions: [Arc<Region>; 2],
     pages: u64,
+    is_tracked: bool,
     /// Kept open to the end, as Firecracker does: the handler takes its end for ours.
     handler: Option<(Faults, UnixStream)>,
 }
@@ -78,35 +85,36 @@ fn zero_pages(pages: u64) -> u64 {
     pages / 2
 }
 
-fn map_regions(pages: u64) -> [Arc<Region>; 2] {
+fn map_regions(pages: u64, page_size: u64) -> [Arc<Region>; 2] {
     assert!(pages.is_power_of_two(), "the guest counts pages with a mask");
     let high = (pages + zero_pages(pages)) as usize * PAGE;
     assert!(HIGH_GUEST + high as u64 <= guest::MAPPED_BYTES, "{pages} pages are more than the guest maps");
-    [Region::map(0, 0, LOW_BYTES), Region::map(HIGH_GUEST, LOW_BYTES as u64, high)].map(Arc::new)
+    let low = Region::map(0, 0, LOW_BYTES, page_size);
+    [low, Region::map(HIGH_GUEST, LOW_BYTES as u64, high, page_size)].map(Arc::new)
 }
 
 impl Machine {
-    /// A machine about to stamp `pages` pages, a power of two.
-    pub fn boot(pages: u64) -> Self {
-        let regions = map_regions(pages);
+    /// A machine about to stamp `pages` pages, a power of two. Diffs can be saved of it if it tracks written pages.
+    pub fn boot(pages: u64, is_tracked: bool) -> Self {
+        let regions = map_regions(pages, PAGE as u64);
         regions[0].write(guest::CODE as usize, guest::code());
         for (address, entry) in guest::page_tables() {
             regions[0].write(address as usize, &entry.to_le_bytes());
         }
-        let mut machine = Self::build(regions, pages);
+        let mut machine = Self::build(regions, pages, is_tracked);
         let mut sregs = machine.vcpu.get_sregs().expect("special registers");
         guest::enter_long_mode(&mut sregs);
         machine.set_state(&guest::registers(HIGH_GUEST, pages, zero_pages(pages)), &sregs);
         machine
     }
 
-    fn build(regions: [Arc<Region>; 2], pages: u64) -> Self {
+    fn build(regions: [Arc<Region>; 2], pages: u64, is_tracked: bool) -> Self {
         let kvm = Kvm::new().expect("/dev/kvm");
         let vm = kvm.create_vm().expect("a machine");
         for (slot, region) in (0..).zip(&regions) {
             let slot = kvm_userspace_memory_region {
                 slot,
-                flags: 0,
+                flags: if is_tracked { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
                 guest_phys_addr: region.guest,
                 memory_size: region.len as u64,
                 userspace_addr: region.host,
@@ -118,7 +126,7 @@ impl Machine {
         let vcpu = vm.create_vcpu(0).expect("a processor");
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).expect("processor features");
         vcpu.set_cpuid2(&cpuid).expect("processor features");
-        Self { vcpu, _vm: vm, regions, pages, handler: None }
+        Self { vcpu, vm, regions, pages, is_tracked, handler: None }
     }
 
     fn set_state(&mut self, regs: &kvm_regs, sregs: &kvm_sregs) {
@@ -183,8 +191,9 @@ impl Machine {
         self.pages
     }
 
-    /// Writes the memory file and the state file of the paused machine, both synced.
-    pub fn save(&self, memory: &Path, state: &Path) {
+    /// Writes all of the memory and the state file of the paused machine, both synced. With `has_holes` pages of zeroes are
+    /// left out of the file, as a sparse copy of it does.
+    pub fn save(&self, memory: &Path, state: &Path, has_holes: bool) {
         let file = File::create(memory).expect("the memory file is created");
         let total = self.regions.iter().map(|region| region.len as u64).sum();
         file.set_len(total).expect("the memory file is sized");
@@ -192,13 +201,20 @@ impl Machine {
         for region in &self.regions {
             for page in 0..region.len / PAGE {
                 region.read_page(page, &mut bytes);
-                if bytes.iter().any(|byte| *byte != 0) {
+                if !has_holes || bytes.iter().any(|byte| *byte != 0) {
                     file.write_all_at(&bytes, region.offset + (page * PAGE) as u64)
                         .expect("memory is written");
                 }
             }
         }
         file.sync_all().expect("the memory file is synced");
+        if self.is_tracked {
+            self.take_dirty();
+        }
+        self.save_state(state);
+    }
+
+    fn save_state(&self, state: &Path) {
         let regs = self.vcpu.get_regs().expect("registers");
         let sregs = self.vcpu.get_sregs().expect("special registers");
         let text = json!({ "pages": self.pages, "regs": regs, "sregs": sregs }).to_string();
@@ -206,17 +222,18 @@ impl Machine {
     }
 
     /// A machine out of a state file, its memory empty and handed to the handler that listens on `socket`.
-    /// The handshake says that its pages have `page_size` bytes.
+    /// The handshake says that its pages have `page_size` bytes, and they have if those are 4096 or 2 MiB.
     pub fn resume(socket: &Path, state: &Path, page_size: u64) -> std::io::Result<Self> {
         let state: Value = serde_json::from_slice(&std::fs::read(state)?)?;
         let pages = state["pages"].as_u64().expect("a state file of this monitor");
         let regs: kvm_regs = serde_json::from_value(state["regs"].clone())?;
         let sregs: kvm_sregs = serde_json::from_value(state["sregs"].clone())?;
-        let regions = map_regions(pages);
+        let mapped_size = if page_size == HUGE_PAGE { page_size } else { PAGE as u64 };
+        let regions = map_regions(pages, mapped_size);
         let faults = Faults::register(&regions);
         let stream = UnixStream::connect(socket)?;
         hand_over(&stream, &faults, &regions, page_size)?;
-        let mut machine = Self::build(regions, pages);
+        let mut machine = Self::build(regions, pages, false);
         machine.handler = Some((faults, stream));
         machine.set_state(&regs, &sregs);
         Ok(machine)
@@ -242,12 +259,15 @@ fn hand_over(
             })
         })
         .collect();
-    let text = serde_json::to_vec(&listed)?;
-    let descriptors = [faults.as_fd()];
+    send(stream, &serde_json::to_vec(&listed)?, &[faults.as_fd()])
+}
+
+/// Sends bytes with descriptors attached, at most one.
+pub fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> std::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    let sent = rustix::net::sendmsg(stream, &[IoSlice::new(&text)], &mut control, SendFlags::empty())?;
-    assert_eq!(sent, text.len());
+    assert!(descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(descriptors)));
+    let sent = rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::empty())?;
+    assert_eq!(sent, bytes.len());
     Ok(())
 }

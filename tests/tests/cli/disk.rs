@@ -12,17 +12,17 @@ use crate::mounts::Mounted;
 use crate::sample;
 
 /// A small file system of its own, unmounted when dropped.
-struct Disk(PathBuf);
+pub struct Disk(pub PathBuf);
 
 impl Disk {
-    fn new(place: &Place, size: &str) -> Disk {
+    pub fn new(place: &Place, size: &str) -> Disk {
         let path = place.path("disk");
         fs::create_dir(&path).unwrap();
         mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], &path);
         Disk(path)
     }
 
-    fn remount(&self, option: &str) {
+    pub fn remount(&self, option: &str) {
         mount(&["-o", &format!("remount,{option}")], &self.0);
     }
 }
@@ -34,7 +34,7 @@ impl Drop for Disk {
     }
 }
 
-fn mount(arguments: &[&str], path: &Path) {
+pub fn mount(arguments: &[&str], path: &Path) {
     let output = Command::new("mount").args(arguments).arg(path).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -51,6 +51,8 @@ pub fn dump() -> BTreeMap<&'static str, Vec<u8>> {
         (8, 0),
     ]);
     let area = [varint(14 << 3 | 2), varint(area.len() as u64), area].concat();
+    // An auxiliary vector of one entry, AT_FLAGS.
+    let area = [message(&[(13, 8), (13, 0)]), area].concat();
     let pages = message(&[(1, START), (2, 8), (4, 6), (5, 8)]);
     BTreeMap::from([
         ("inventory.img", image_file(&[0x5831_3116], &[message(&[(1, 2)])])),

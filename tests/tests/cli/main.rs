@@ -6,6 +6,7 @@
 )]
 
 mod basics;
+mod bytes;
 mod config;
 mod disk;
 mod domains;
@@ -15,10 +16,12 @@ mod life;
 mod lock;
 mod memory;
 mod mounts;
+mod restores;
 mod resume;
 mod sample;
 mod scrub;
 mod secrets;
 mod signals;
+mod sources;
 mod tiers;
 mod wrong_paths;

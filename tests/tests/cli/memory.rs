@@ -3,7 +3,9 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use tests::snapctl::{Place, Run};
 
@@ -109,7 +111,97 @@ fn a_machine_that_never_comes_is_not_waited_for_for_ever() {
     let ready = &run.json_lines()[0];
     assert_eq!((&ready["event"], &ready["socket"]), (&"ready".into(), &socket.to_str().unwrap().into()));
     assert_eq!(run.json_error()["kind"], "unavailable");
-    assert_eq!(fs::read_to_string(&target).unwrap(), "state of the devices");
-    // The state file may belong to a machine that runs by now: it is not written over.
+    // A failed resume leaves nothing in the way of the next.
+    assert!(!target.exists() && !socket.exists());
+    place.run(&typed).expect(2).complains("nobody connected");
+    // The state file may belong to a machine that runs by now: it is not written over, and not removed.
+    fs::write(&target, "another").unwrap();
     place.run(&typed).expect(2).complains("target");
+    assert_eq!(fs::read_to_string(&target).unwrap(), "another");
+}
+
+#[test]
+fn a_diff_file_is_applied_to_the_parent_that_is_named_and_else_refused() {
+    let place = Place::with_store();
+    let (memory, state) = (place.path("memory"), place.path("state"));
+    fs::write(&memory, sample::noise(50, 64 * PAGE)).unwrap();
+    fs::write(&state, "state").unwrap();
+    let machine = ["--vmstate", state.to_str().unwrap(), "vm"];
+    let first = capture(&place, "--firecracker", &memory, &machine).expect(0).json();
+    assert_eq!((&first["parent"], &first["new_pages"]), (&serde_json::Value::Null, &64.into()), "{first}");
+    let id = first["snapshot"].as_str().unwrap();
+
+    let diff = place.path("diff");
+    let file = fs::File::create_new(&diff).unwrap();
+    file.set_len(64 * PAGE as u64).unwrap();
+    file.write_all_at(&sample::noise(51, PAGE), 7 * PAGE as u64).unwrap();
+    let with = |more: &[&str]| capture(&place, "--firecracker", &diff, &[&machine, more].concat());
+    // Nothing says what its holes mean, or what they are pages of.
+    with(&[]).expect(2).complains("--full").complains("--diff");
+    with(&["--diff"]).expect(2).complains("--parent");
+    with(&["--diff", "--full", "--parent", "vm"]).expect(2);
+    capture(&place, "--raw", &diff, &["raw"]).expect(2).complains("--full");
+    capture(&place, "--raw", &diff, &["raw", "--diff", "--parent", "vm"]).expect(2).complains("kind");
+    capture(&place, "--criu", &place.path(""), &["raw", "--diff", "--parent", "vm"]).expect(2);
+    assert_eq!(place.run(["snapshots", "--json"]).expect(0).json_lines().len(), 1, "nothing was stored");
+
+    let second = with(&["--diff", "--parent", id]).expect(0).json();
+    assert_eq!(second["parent"], id, "{second}");
+    let counted =
+        ["pages", "new_pages", "inherited_pages", "zero_pages"].map(|key| second[key].as_u64().unwrap());
+    assert_eq!(counted, [64, 1, 63, 0], "{second}");
+    // The same as the whole memory, page for page: captured in full it has nothing new.
+    let mut whole = fs::read(&memory).unwrap();
+    whole[7 * PAGE..8 * PAGE].copy_from_slice(&sample::noise(51, PAGE));
+    fs::write(&memory, whole).unwrap();
+    let third = capture(&place, "--firecracker", &memory, &machine).expect(0).json();
+    assert_eq!((&third["pages_same_as_parent"], &third["new_pages"]), (&64.into(), &0.into()), "{third}");
+    // Said to be full, the diff is memory that is zero but for one page.
+    let full = with(&["--full"]).expect(0).json();
+    assert_eq!((&full["bytes"], &full["inherited_pages"]), (&(64 * PAGE).into(), &0.into()), "{full}");
+    place.run(["check", "--read-data"]).expect(0);
+}
+
+#[test]
+fn a_state_file_that_is_empty_is_refused() {
+    let place = Place::with_store();
+    let (memory, state) = (place.path("memory"), place.path("state"));
+    fs::write(&memory, sample::noise(52, PAGE)).unwrap();
+    fs::write(&state, "").unwrap();
+    let machine = ["--vmstate", state.to_str().unwrap(), "vm"];
+    capture(&place, "--firecracker", &memory, &machine).expect(2).complains("empty");
+}
+
+#[test]
+fn memory_is_captured_from_a_file_system_that_cannot_be_written_or_synced() {
+    let place = Place::with_store();
+    let (source, image, mounted) = (place.path("source"), place.path("image"), place.path("mounted"));
+    fs::create_dir(&source).unwrap();
+    fs::create_dir(&mounted).unwrap();
+    fs::write(source.join("memory"), sample::noise(53, 64 * PAGE)).unwrap();
+    fs::write(source.join("state"), "state").unwrap();
+    let state = mounted.join("state");
+    for make in [["mkfs.erofs", "--quiet"], ["mksquashfs", "-quiet"]] {
+        let mut command = Command::new(make[0]);
+        match make[0] {
+            "mkfs.erofs" => command.arg(make[1]).arg(&image).arg(&source),
+            _ => command.arg(&source).arg(&image).args([make[1], "-noappend", "-no-progress"]),
+        };
+        assert!(command.status().unwrap().success(), "{make:?}");
+        let status =
+            Command::new("mount").args(["-o", "loop,ro"]).arg(&image).arg(&mounted).status().unwrap();
+        assert!(status.success(), "{make:?} is mounted");
+        let memory = mounted.join("memory");
+        let machine = ["--vmstate", state.to_str().unwrap(), make[0]];
+        let outcomes = [
+            capture(&place, "--firecracker", &memory, &machine),
+            capture(&place, "--raw", &memory, &[make[0]]),
+        ];
+        assert!(Command::new("umount").arg(&mounted).status().unwrap().success());
+        for outcome in outcomes {
+            let stored = outcome.expect(0).json();
+            let pages = ["pages", "zero_pages"].map(|key| stored[key].as_u64().unwrap());
+            assert_eq!(pages, [64, 0], "{stored}");
+        }
+    }
 }

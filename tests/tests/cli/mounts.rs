@@ -111,6 +111,45 @@ fn a_mount_is_used_frozen_and_unmounted() {
     mounted.run(&["check", "--read-data"]).expect(0);
 }
 
+/// What programs ask of files that a file system need not know: whether one is a terminal, has flags, is ready.
+const IDLE_QUESTIONS: &str = "
+import fcntl, os, select, sys
+for number in range(int(sys.argv[2])):
+    with open(sys.argv[1], 'rb') as file:
+        poll = select.poll()
+        poll.register(file)
+        poll.poll(0)
+        for request in 0x80086601, 0xC020660B, 0x5413, 0x7777:
+            try:
+                fcntl.ioctl(file, request, bytes(64))
+            except OSError:
+                pass
+";
+
+#[test]
+fn the_log_of_a_mount_stays_empty_in_use_and_short_when_it_says_everything() {
+    let mounted = Mounted::new();
+    let ask = |count: &str| {
+        let mut python = Command::new("python3");
+        let file = mounted.directory.join("hello.txt");
+        assert!(python.args(["-c", IDLE_QUESTIONS]).arg(file).arg(count).status().unwrap().success());
+    };
+    let answer = mounted.run(&["mount", "web", "DIR", "--json"]).expect(0).json();
+    let log = Path::new(answer["upper"].as_str().unwrap()).join("log");
+    ask("50");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "");
+    mounted.unmount(&answer);
+    let loud = mounted.arguments(&["mount", "web", "DIR", "--json"]);
+    let variables =
+        [("TORPOR_STORE", mounted.place.store.as_os_str()), ("TORPOR_LOG", "fuser=debug".as_ref())];
+    let answer = mounted.place.run_with(&variables, loud).expect(0).json();
+    // Four lines of more than 100 bytes each time.
+    ask("5000");
+    let len_bytes = fs::metadata(&log).unwrap().len();
+    assert!((1 << 18..=1 << 20).contains(&len_bytes), "{len_bytes} bytes: the newest lines, and no more");
+    mounted.unmount(&answer);
+}
+
 #[test]
 fn a_mount_may_be_made_from_an_old_snapshot_or_read_only() {
     let mounted = Mounted::new();

@@ -294,7 +294,8 @@ fn a_supervised_handler_that_does_its_work_leaves_the_process_alone() {
     let (supervisor, _) = asleep.wake(&["--supervised", "--prefetch"]);
     let (status, last) = supervisor.finish();
     assert!(status.success());
-    assert_eq!(json(last)["killed"], serde_json::json!([]));
+    let last = json(last);
+    assert_eq!(last["killed"], serde_json::json!([]), "{last}");
     assert_eq!(asleep.stamper.ask("check"), "ok");
     asleep.stamper.end();
 }

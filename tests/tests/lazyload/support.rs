@@ -121,6 +121,11 @@ impl Running {
         self.child.id()
     }
 
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("looked at").is_none()
+    }
+
     /// The next line of output; `None` at its end.
     pub fn line(&mut self) -> Option<String> {
         self.lines.next().map(|line| line.expect("output is text"))

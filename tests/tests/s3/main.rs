@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics, its helpers too")]
 
+mod access;
 mod cluster;
 mod conformance;
 mod doctor;

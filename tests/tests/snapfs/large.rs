@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use store::{Content, Entry, EntryInode, Inode, Metadata, Node, SnapshotDraft, SnapshotId, TreeRoot};
 use tests::snapfs_mount::World;
+
+/// How long the kernel may take to tell a mount that it forgot 100,000 files.
+const FORGET_MAX: Duration = Duration::from_secs(60);
 
 fn disk_bytes(directory: &Path) -> u64 {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
@@ -75,6 +78,7 @@ fn a_tree_of_a_hundred_thousand_files_is_mounted_without_reading_it() {
         upper: world.path("upper"),
         read_only: false,
         allow_other: false,
+        release_memory: lazyload::release_free_memory,
     };
     let started = Instant::now();
     let mount = snapfs::mount(&world.store, options).unwrap();
@@ -94,4 +98,41 @@ fn a_tree_of_a_hundred_thousand_files_is_mounted_without_reading_it() {
     assert_eq!(files, 100_101);
     mount.unmount().unwrap();
     mount.wait().unwrap();
+}
+
+fn resident_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn what_a_mount_knew_of_files_goes_when_the_kernel_forgets_them() {
+    let world = World::new(HELPER);
+    commit_many_files(&world);
+    let served = world.mount("base", "mnt", "upper", &[]);
+    let idle = resident_bytes(served.pid());
+    let mut files = 0;
+    for directory in fs::read_dir(&served.mountpoint).unwrap() {
+        files += fs::read_dir(directory.unwrap().path())
+            .unwrap()
+            .filter(|file| file.as_ref().unwrap().metadata().unwrap().len() == 20)
+            .count();
+    }
+    assert_eq!(files, 100_000);
+    let known = resident_bytes(served.pid());
+    assert!(known > idle + (30 << 20), "{idle} bytes idle, {known} with 100,000 files known");
+    let started = Instant::now();
+    // Decoded frames stay, and pages of the heap on which something else lies.
+    let bound = known - (known - idle) / 4;
+    while resident_bytes(served.pid()) > bound {
+        // What was used since the last call only loses its mark in this one, and the kernel tells of what it forgot after it.
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        let now = resident_bytes(served.pid());
+        assert!(
+            started.elapsed() < FORGET_MAX,
+            "{idle} bytes idle, {known} with all known, {now} after that"
+        );
+    }
+    served.unmount();
 }

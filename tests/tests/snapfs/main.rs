@@ -3,11 +3,18 @@
 
 mod applications;
 mod crashes;
+mod direct;
 mod freezes;
 mod large;
+mod listings;
 mod model;
 mod operations;
+mod permissions;
+mod postgres;
 mod power;
+mod stamps;
+mod standstill;
+mod suites;
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;

@@ -334,5 +334,5 @@ fn random_operations_answer_and_leave_what_the_local_file_system_does() {
         let (from, to) = seeds.split_once("..")?;
         Some(from.parse().ok()?..to.parse().ok()?)
     });
-    seeds.unwrap_or(0..6).for_each(run);
+    seeds.unwrap_or(0..if tests::is_long() { 100 } else { 6 }).for_each(run);
 }

@@ -1,6 +1,6 @@
 //! The operations matrix: each call does on a mount what it does on a local file system.
 
-use crate::{HELPER, as_nobody};
+use crate::{HELPER, as_nobody, run};
 use rustix::fs::{
     self as sys, AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom, XattrFlags,
 };
@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 use tests::snapfs_mount::{Served, World};
 
 fn empty() -> (World, Served) {
@@ -105,6 +106,51 @@ fn renames_replace_exchange_and_refuse() {
     fs::remove_file(served.path("new/b/c")).unwrap();
     rename("empty", "new/b", RenameFlags::empty()).unwrap();
     assert_eq!(names(&served.path("new/b")), [""; 0]);
+    served.unmount();
+}
+
+/// By this an overlayfs on top of a mount marks what it has removed.
+#[test]
+fn a_rename_can_leave_a_whiteout() {
+    let (world, served) = planted();
+    let rename = |from: &str, to: &str, flags| {
+        sys::renameat_with(CWD, served.path(from), CWD, served.path(to), RenameFlags::WHITEOUT | flags)
+    };
+    let is_whiteout = |path: &Path| {
+        let stat = fs::symlink_metadata(path).unwrap();
+        (stat.mode(), stat.rdev(), stat.nlink()) == (0o20000, 0, 1)
+    };
+    rename("top", "a/b/c", RenameFlags::empty()).unwrap();
+    assert_eq!(fs::read(served.path("a/b/c")).unwrap(), vec![7; 300_000]);
+    assert_eq!(rename("first", "link", RenameFlags::NOREPLACE), Err(Errno::EXIST));
+    rename("first", "moved", RenameFlags::NOREPLACE).unwrap();
+    assert!(is_whiteout(&served.path("top")) && is_whiteout(&served.path("first")));
+    let report = served.freeze("base");
+    assert!(is_whiteout(&served.path("top")));
+    let restored = world.restore(&report.snapshot, "restored");
+    assert!(is_whiteout(&restored.join("top")) && restored.join("moved").exists());
+    served.unmount();
+}
+
+/// Changes a tree through an overlayfs whose upper directory is on the mount, and shows it.
+const OVERLAY: &str = r#"
+set -e
+cd "$0"; mkdir -p lower/a merged mnt/up mnt/work
+echo low > lower/a/file; echo low > lower/gone; echo low > lower/moved
+mount -t overlay overlay -o lowerdir=lower,upperdir=mnt/up,workdir=mnt/work merged
+echo high >> merged/a/file; rm merged/gone; mv merged/moved merged/there; mkdir merged/new; rm -r merged/a; mkdir merged/a
+echo again > merged/a/other
+umount merged
+mount -t overlay overlay -o lowerdir=lower,upperdir=mnt/up,workdir=mnt/work merged
+(cd merged; find . | sort; cat a/other there)
+umount merged
+"#;
+
+#[test]
+fn a_mount_can_be_the_upper_directory_of_an_overlayfs() {
+    let (world, served) = empty();
+    let said = run(Command::new("sh").arg("-c").arg(OVERLAY).arg(world.directory.path()));
+    assert_eq!(said, ".\n./a\n./a/other\n./new\n./there\nagain\nlow\n");
     served.unmount();
 }
 
@@ -333,6 +379,23 @@ fn times_follow_changes_of_content_names_and_attributes() {
     let link = served.path("link to top");
     fs::hard_link(served.path("top"), &link).unwrap();
     assert!(stat("top").1 > changed.1, "a new name is a change of the file");
+    served.unmount();
+}
+
+#[test]
+fn times_far_from_now_are_kept() {
+    let (world, served) = planted();
+    let path = served.path("top");
+    for seconds in [i64::MIN + 1, -9_000_000_000_000, -1, 0, 253_402_300_800, i64::MAX - 1, i64::MAX] {
+        let time = sys::Timespec { tv_sec: seconds, tv_nsec: 0 };
+        let times = sys::Timestamps { last_access: time, last_modification: time };
+        sys::utimensat(CWD, &path, &times, AtFlags::empty()).unwrap();
+        let stat = fs::metadata(&path).unwrap();
+        assert_eq!((stat.mtime(), stat.atime()), (seconds, seconds));
+    }
+    served.unmount();
+    let served = world.mount("base", "mnt", "upper", &[]);
+    assert_eq!(fs::metadata(served.path("top")).unwrap().mtime(), i64::MAX);
     served.unmount();
 }
 

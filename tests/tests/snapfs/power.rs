@@ -48,10 +48,16 @@ fn what_was_synced_is_there_after_a_power_cut() {
         write_synced(&served.path(&format!("new-{round}")), &vec![round; 50_000]);
         fs::rename(served.path(&format!("new-{round}")), served.path(&format!("kept-{round}"))).unwrap();
         File::open(&served.mountpoint).unwrap().sync_all().unwrap();
+        // Only bytes: the first write puts them where the upper held none, the second where it does.
+        let log = File::options().write(true).create(true).truncate(false).open(served.path("log")).unwrap();
+        for piece in [round, round + 100] {
+            log.write_all_at(&[piece; 4096], u64::from(round) * 4096).unwrap();
+            log.sync_data().unwrap();
+        }
         // Nobody asked for this to be durable: it is there as a whole or not at all.
         base.write_all_at(&[0xee; 9000], 0).unwrap();
         disk.cut_power();
-        drop(base);
+        drop((base, log));
         served.kill();
         disk.unmount();
         disk.mount();
@@ -61,6 +67,12 @@ fn what_was_synced_is_there_after_a_power_cut() {
         for kept in 1..=round {
             let bytes = fs::read(served.path(&format!("kept-{kept}"))).unwrap();
             assert!(bytes == vec![kept; 50_000], "round {round}: file {kept}");
+            let log = fs::read(served.path("log")).unwrap();
+            let piece = &log[usize::from(kept) * 4096..][..4096];
+            assert!(
+                piece == [kept + 100; 4096],
+                "round {round}: what was written to the log in round {kept}"
+            );
         }
         let found = fs::read(served.path("base")).unwrap();
         assert!(found[9000..] == expected_base[9000..], "round {round}: the file of the snapshot");

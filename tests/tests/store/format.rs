@@ -230,6 +230,7 @@ fn the_document_names_the_constants_of_the_code() {
         Record::Bucket,
         Record::BucketRun,
         Record::DamagedPack,
+        Record::Restore,
         Record::KeyedDomain,
         Record::SealedSnapshot,
         Record::SignedRef,

@@ -114,7 +114,10 @@ fn pages_are_counted_right() {
     // Same place and bytes, other bytes, another's bytes, now zero, no longer zero, same again.
     let pages = [(0, &one), (1, &three), (2, &two), (50, &zero), (51, &one), (99, &three)];
     let (child, stats) = build(&mut writer, Some(&parent), &pages);
-    assert_eq!(stats, ImageStats { pages: 6, zero: 1, same_as_parent: 2, new: 3, ..ImageStats::default() });
+    assert_eq!(
+        stats,
+        ImageStats { pages: 6, zero: 1, zeroed: 1, same_as_parent: 2, new: 3, ..ImageStats::default() }
+    );
     assert!(writer.stats().new_bytes - new_bytes < 4 * PAGE as u64);
     for (number, bytes) in pages {
         let mut read = [1; PAGE];

@@ -29,7 +29,7 @@ fn there_and_back(source: &Path) -> (tempfile::TempDir, Files) {
     assert_same(&before, &files_of_store(&store, &report.snapshot).unwrap());
     let target = tempfile::tempdir().unwrap();
     let restored = store::restore(&store, &report.snapshot, b"", target.path(), &Unwatched).unwrap();
-    assert_eq!(restored.not_permitted, Vec::<String>::new());
+    assert_eq!(restored.refused, Vec::new());
     assert_same(&before, &files_of_host(target.path()));
     assert_eq!(restored.files, report.files);
     assert_eq!(restored.directories, report.directories);
@@ -37,7 +37,7 @@ fn there_and_back(source: &Path) -> (tempfile::TempDir, Files) {
     (target, before)
 }
 
-fn assert_same(one: &Files, other: &Files) {
+pub fn assert_same(one: &Files, other: &Files) {
     assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
     for (path, item) in one {
         assert!(*item == other[path], "{:?}: {item:?} is not {:?}", OsStr::from_bytes(path), other[path]);

@@ -50,7 +50,9 @@ fn of_many_threads_one_writes() {
         });
         assert_eq!(writers.iter().filter(|writer| writer.is_ok()).count(), 1);
         for error in writers.iter().filter_map(|writer| writer.as_ref().err()) {
+            // Named also by those who come before the holder has written its name.
             assert_eq!(error.kind(), Kind::Conflict);
+            assert!(error.to_string().contains(&format!("(pid {})", std::process::id())), "{error}");
         }
     }
 }

@@ -1,5 +1,6 @@
-//! `snapctl backup PATH REF`: a directory becomes the next snapshot of a ref. Files that cannot be read are left out, named,
-//! and make the exit code 3; the snapshot of the rest stands.
+//! `snapctl backup PATH REF`: a directory becomes the next snapshot of a ref. Files and extended attributes that cannot be read
+//! are left out, named, and make the exit code 3; the snapshot of the rest stands. Files that change while they are read are
+//! named too; those that vanish before that are counted, and named when asked for more words.
 
 use std::io::{self, Write};
 use std::time::Instant;
@@ -26,6 +27,9 @@ struct Stored {
     new_bytes: u64,
     stored_bytes: u64,
     unreadable: Vec<String>,
+    unreadable_attributes: Vec<String>,
+    changed: Vec<String>,
+    vanished: Vec<String>,
     elapsed_seconds: f64,
 }
 
@@ -41,7 +45,11 @@ impl Show for Stored {
             human::size(self.new_bytes),
             human::size(self.stored_bytes),
             self.elapsed_seconds,
-        )
+        )?;
+        match self.vanished.len() {
+            0 => Ok(()),
+            count => writeln!(out, "{count} names vanished before they were read"),
+        }
     }
 }
 
@@ -60,11 +68,27 @@ pub fn run(arguments: BackupArguments, context: &mut Context) -> anyhow::Result<
     let report = store::backup(&mut writer, &arguments.source, &arguments.name, &options, &context.progress)?;
     context.progress.clear();
     let stored = describe(arguments.name, report, begun);
-    for unreadable in &stored.unreadable {
-        complain(&format!("snapctl: left out: {}", human::name(unreadable.as_bytes())));
-    }
+    tell(&stored, context);
     context.output.report(&stored)?;
-    Ok(if stored.unreadable.is_empty() { Outcome::Done } else { Outcome::Partial })
+    let is_whole = stored.unreadable.is_empty() && stored.unreadable_attributes.is_empty();
+    Ok(if is_whole { Outcome::Done } else { Outcome::Partial })
+}
+
+/// Says on standard error what the snapshot lacks, and what moved while it was made.
+fn tell(stored: &Stored, context: &Context) {
+    let lines = |what: &str, lines: &[String]| {
+        for line in lines {
+            complain(&format!("snapctl: {what}: {}", human::name(line.as_bytes())));
+        }
+    };
+    lines("left out", &stored.unreadable);
+    lines("left out", &stored.unreadable_attributes);
+    if !context.is_quiet() {
+        lines("changed while it was read", &stored.changed);
+    }
+    if context.is_verbose() {
+        lines("vanished", &stored.vanished);
+    }
 }
 
 fn describe(name: String, report: BackupReport, begun: Instant) -> Stored {
@@ -78,6 +102,9 @@ fn describe(name: String, report: BackupReport, begun: Instant) -> Stored {
         new_bytes: report.stats.new_bytes,
         stored_bytes: report.stats.stored_bytes,
         unreadable: report.unreadable,
+        unreadable_attributes: report.unreadable_attributes,
+        changed: report.changed,
+        vanished: report.vanished,
         elapsed_seconds: begun.elapsed().as_secs_f64(),
     }
 }

@@ -1,17 +1,15 @@
 //! `snapctl capture REF`: memory into the store: what CRIU or Firecracker wrote, or one plain file. Pages that the parent
-//! image has at the same place cost nothing. The new snapshot holds the image alone.
+//! image has at the same place cost nothing, and a Diff file names only those that changed. The new snapshot holds a whole
+//! image, and it alone.
 
-use std::fs::File;
-use std::io::{self, Read as _, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::Instant;
 
+use lazyload::memory_file::{self, MemorySource, MemoryType};
 use lazyload::{Captured, criu, firecracker};
 use serde::Serialize;
-use store::{
-    Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, SnapshotDraft, SnapshotId, Store, Work,
-    Writer,
-};
+use store::{Error, Image, Kind, Progress, SnapshotDraft, SnapshotId, Store, Writer};
 
 use crate::args::CaptureArguments;
 use crate::context::Context;
@@ -20,19 +18,19 @@ use crate::human;
 use crate::output::Show;
 use crate::spec;
 
-/// Bytes of a plain file that are read at once; whole pages.
-const READ_BYTES: usize = 256 * PAGE;
-
 #[derive(Serialize)]
 struct Stored {
     #[serde(rename = "ref")]
     name: String,
     snapshot: String,
     image: String,
+    parent: Option<String>,
     bytes: u64,
     pages: u64,
     zero_pages: u64,
     pages_same_as_parent: u64,
+    pages_not_brought: u64,
+    inherited_pages: u64,
     declined_pages: u64,
     new_pages: u64,
     new_bytes: u64,
@@ -45,15 +43,25 @@ impl Show for Stored {
         writeln!(out, "{} is now snapshot {}", self.name, self.snapshot)?;
         writeln!(
             out,
-            "{} pages: {} zero, {} as in the parent, {} written again, {} new; {} stored, in {:.1} s",
+            "{} pages: {} zero, {} as in the parent, {} left out and the parent's, {} written again, {} new; {} stored, \
+             in {:.1} s",
             self.pages,
             self.zero_pages,
             self.pages_same_as_parent,
+            self.inherited_pages,
             self.declined_pages,
             self.new_pages,
             human::size(self.stored_bytes),
             self.elapsed_seconds,
-        )
+        )?;
+        if self.pages_not_brought > 0 {
+            writeln!(
+                out,
+                "{} pages of the woken process were still to come: they are those of the image it was woken from",
+                self.pages_not_brought
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -68,8 +76,8 @@ pub fn run(arguments: CaptureArguments, context: &mut Context) -> anyhow::Result
     let parent = named.or(current);
     // What is taken over from the parent is not offered to the writer: it must stay until the commit names it.
     let _pin = parent.map(|parent| store.pin(&purpose, &[parent])).transpose()?;
-    let parent = parent.map(|parent| parent_image(&store, &arguments, parent)).transpose()?.flatten();
-    let captured = capture(&mut writer, &arguments, parent.as_ref(), &context.progress)?;
+    let image = parent.map(|parent| parent_image(&store, &arguments, parent)).transpose()?.flatten();
+    let captured = capture(&mut writer, &arguments, image.as_ref(), &context.progress)?;
     let draft = SnapshotDraft {
         tree: None,
         image: Some(captured.image),
@@ -85,10 +93,13 @@ pub fn run(arguments: CaptureArguments, context: &mut Context) -> anyhow::Result
         name: arguments.name,
         snapshot: snapshot.to_string(),
         image: captured.image.to_string(),
+        parent: parent.filter(|_| image.is_some()).map(|parent| parent.to_string()),
         bytes: captured.bytes,
         pages: captured.stats.pages,
         zero_pages: captured.stats.zero,
         pages_same_as_parent: captured.stats.same_as_parent,
+        pages_not_brought: captured.not_brought,
+        inherited_pages: captured.stats.inherited,
         declined_pages: captured.stats.declined,
         new_pages: captured.stats.new,
         new_bytes: written.new_bytes,
@@ -122,10 +133,16 @@ fn capture(
     for path in [&arguments.firecracker, &arguments.vmstate, &arguments.raw].into_iter().flatten() {
         expect_file(path)?;
     }
+    let memory_type = match (arguments.full, arguments.diff) {
+        (true, _) => Some(MemoryType::Full),
+        (_, true) => Some(MemoryType::Diff),
+        _ => None,
+    };
+    let memory = |path| MemorySource { path, memory_type, parent };
     match (&arguments.criu, &arguments.firecracker, &arguments.vmstate, &arguments.raw) {
         (Some(directory), ..) => criu::capture(writer, directory, parent, progress),
-        (_, Some(memory), Some(state), _) => firecracker::capture(writer, memory, state, parent, progress),
-        (_, _, _, Some(file)) => capture_file(writer, file, parent, progress),
+        (_, Some(path), Some(state), _) => firecracker::capture(writer, memory(path), state, progress),
+        (_, _, _, Some(path)) => memory_file::capture(writer, memory(path), progress),
         _ => Err(Error::new(Kind::Internal, "the command line names nothing to capture")),
     }
 }
@@ -136,38 +153,4 @@ fn expect_file(path: &Path) -> store::Result<()> {
         return Ok(());
     }
     Err(Error::new(Kind::Invalid, "cannot capture what is no file").object(path.display()))
-}
-
-/// Plain memory: whole pages from the first to the last byte of one file.
-fn capture_file(
-    writer: &mut Writer,
-    path: &Path,
-    parent: Option<&Image>,
-    progress: &dyn Progress,
-) -> store::Result<Captured> {
-    let failed = |source| Error::io("cannot read the memory file", path.display(), source);
-    let mut file = File::open(path).map_err(failed)?;
-    let bytes = file.metadata().map_err(failed)?.len();
-    if bytes == 0 || !bytes.is_multiple_of(PAGE as u64) {
-        let what = format!("not a file of whole pages of {PAGE} bytes");
-        return Err(Error::new(Kind::Invalid, what).object(path.display()));
-    }
-    progress.begin("capture", Work::Bytes(bytes));
-    let mut builder = ImageBuilder::new(writer, ImageKind::Raw, parent);
-    builder.begin_space(0, bytes)?;
-    let mut buffer = vec![0; READ_BYTES];
-    let mut offset = 0;
-    while offset < bytes {
-        let len = (bytes - offset).min(READ_BYTES as u64) as usize;
-        file.read_exact(&mut buffer[..len]).map_err(failed)?;
-        let (pages, _) = buffer[..len].as_chunks::<PAGE>();
-        for (number, page) in (offset / PAGE as u64..).zip(pages) {
-            builder.page(number, page)?;
-        }
-        offset += len as u64;
-        progress.advance(len as u64);
-    }
-    let (image, stats) = builder.finish()?;
-    progress.end();
-    Ok(Captured { image, stats, bytes })
 }

@@ -11,7 +11,7 @@ use store::{Error, Kind, Ref, RefEntry, SnapshotId, Store};
 use crate::args::{ForgetArguments, KeepArguments};
 use crate::commands::snapshots::{SHORT_ID, get_ref};
 use crate::context::Context;
-use crate::exit::{Asked as _, Outcome};
+use crate::exit::{Asked as _, Outcome, complain};
 use crate::human;
 use crate::output::{Show, Table};
 
@@ -70,8 +70,22 @@ pub fn run(arguments: &ForgetArguments, context: &mut Context) -> anyhow::Result
     } else {
         forget_named(&store, &found, &arguments.snapshots, dry_run)?
     };
+    warn_of_future(name, &plan);
     context.output.report(&describe(name, dry_run, plan))?;
     Ok(Outcome::Done)
+}
+
+/// A clock was wrong once, or is wrong now.
+fn warn_of_future(name: &str, plan: &[Retained]) {
+    let future: Vec<&Retained> = plan.iter().filter(|retained| retained.is_future).collect();
+    if let Some(last) = future.iter().map(|retained| retained.entry.time).max() {
+        complain(&format!(
+            "snapctl: {name}: {} snapshots lie in the future, the last at {} UTC: rules of time do not count them and \
+             leave them; see to the clock, and forget them by name if they are not wanted",
+            future.len(),
+            human::time(last),
+        ));
+    }
 }
 
 fn policy(keep: &KeepArguments) -> Policy {
@@ -108,7 +122,10 @@ fn forget_named(
     }
     let reasons =
         |entry: &RefEntry| if dropped.contains(&entry.snapshot) { vec![] } else { vec!["not named"] };
-    Ok(found.history.iter().map(|entry| Retained { entry: *entry, reasons: reasons(entry) }).collect())
+    let now = store::clock::now();
+    let retained =
+        |entry: &RefEntry| Retained { entry: *entry, reasons: reasons(entry), is_future: entry.time > now };
+    Ok(found.history.iter().map(retained).collect())
 }
 
 fn describe(name: &str, dry_run: bool, plan: Vec<Retained>) -> Plan {

@@ -52,7 +52,7 @@ pub fn run(arguments: FreezeArguments, context: &mut Context) -> anyhow::Result<
             .advice("say which REF to move: snapctl freeze DIR REF")
             .into());
     }
-    let report = client.freeze(Some(&name), &spec::labels(arguments.labels))?;
+    let report = client.freeze_within(context.wait(), Some(&name), &spec::labels(arguments.labels))?;
     context.output.report(&describe(name, &report))?;
     Ok(Outcome::Done)
 }

@@ -1,11 +1,13 @@
 //! `snapctl init`: a new, empty store.
 
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt as _;
 
 use serde::Serialize;
 use store::{Error, Store};
 
 use super::doctor::{self, Fitness};
+use super::ls::json_path;
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::output::Show;
@@ -14,6 +16,9 @@ use crate::output::Show;
 struct Made {
     store: String,
     path: String,
+    /// Its bytes when it is not UTF-8, in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_hex: Option<String>,
     /// What the bucket was found to be fit for.
     #[serde(skip_serializing_if = "Option::is_none")]
     bucket_fit_for: Option<Fitness>,
@@ -38,8 +43,8 @@ pub fn run(context: &mut Context) -> anyhow::Result<Outcome> {
         return Err(Error::invalid(what).advice("run `snapctl doctor` to see what is missing").into());
     }
     let store = Store::init(&config.store()?)?;
-    let path = config.hot.display().to_string();
-    let made = Made { store: store.id().to_string(), path, bucket_fit_for };
+    let (path, path_hex) = json_path(config.hot.as_os_str().as_bytes());
+    let made = Made { store: store.id().to_string(), path, path_hex, bucket_fit_for };
     context.output.report(&made)?;
     Ok(Outcome::Done)
 }

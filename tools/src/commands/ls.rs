@@ -29,6 +29,9 @@ struct Item {
     link_count: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<String>,
+    /// The bytes of a link's target that is not UTF-8, in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_hex: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<String>,
     #[serde(skip)]
@@ -81,9 +84,12 @@ pub fn json_path(path: &[u8]) -> (String, Option<String>) {
 fn item(found: &Found, long: bool) -> Item {
     let (metadata, node) = (&found.inode.metadata, &found.inode.node);
     let (path, path_hex) = json_path(&found.path);
-    let target = match node {
-        Node::Symlink(target) => Some(String::from_utf8_lossy(target).into_owned()),
-        _ => None,
+    let (target, target_hex) = match node {
+        Node::Symlink(target) => {
+            let (target, hex) = json_path(target);
+            (Some(target), hex)
+        }
+        _ => (None, None),
     };
     let device = match node {
         Node::CharDevice(device) | Node::BlockDevice(device) => {
@@ -103,6 +109,7 @@ fn item(found: &Found, long: bool) -> Item {
         link_count: found.link_count,
         shown: if long { long_line(found, device.as_deref()) } else { human::name(&found.path) },
         target,
+        target_hex,
         device,
     }
 }

@@ -17,6 +17,7 @@ mod init;
 mod ls;
 mod mount;
 mod restore;
+mod restore_memory;
 mod resume;
 mod scrub;
 mod show;

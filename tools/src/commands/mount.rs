@@ -1,6 +1,7 @@
 //! `snapctl mount SPEC DIR`: by default a process of its own serves the mount, and this one returns when the mount answers.
 
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use snapfs::{Mount, MountOptions};
 use store::{Error, Kind, Store};
 
+use super::ls::json_path;
 use crate::args::MountArguments;
 use crate::background;
 use crate::context::Context;
@@ -26,8 +28,14 @@ const MAX_NAME_LEN_BYTES: usize = 255;
 #[derive(Serialize, Deserialize)]
 struct Mounted {
     mountpoint: String,
+    /// Its bytes when it is not UTF-8, in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mountpoint_hex: Option<String>,
     snapshot: String,
     upper: String,
+    /// Its bytes when it is not UTF-8, in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upper_hex: Option<String>,
     read_only: bool,
     pid: u32,
 }
@@ -74,15 +82,19 @@ fn serve_in_background(arguments: &MountArguments, context: &mut Context) -> any
 
 /// Mounts in this process; from then on a signal unmounts.
 fn mount(arguments: &MountArguments, context: &Context) -> anyhow::Result<(Arc<Mount>, Mounted)> {
-    let store = context.store()?;
+    let store = context.store_to_mount()?;
     let snapshot = store.resolve(&arguments.spec).asked()?;
     let upper = upper_of(arguments, &store)?;
     refuse_plain_changes(arguments, &store)?;
     let mountpoint = canonical(&arguments.mountpoint)?;
+    let (shown_mountpoint, mountpoint_hex) = json_path(mountpoint.as_os_str().as_bytes());
+    let (shown_upper, upper_hex) = json_path(upper.as_os_str().as_bytes());
     let mounted = Mounted {
-        mountpoint: mountpoint.display().to_string(),
+        mountpoint: shown_mountpoint,
+        mountpoint_hex,
         snapshot: snapshot.to_string(),
-        upper: upper.display().to_string(),
+        upper: shown_upper,
+        upper_hex,
         read_only: arguments.read_only,
         pid: std::process::id(),
     };
@@ -93,6 +105,7 @@ fn mount(arguments: &MountArguments, context: &Context) -> anyhow::Result<(Arc<M
         upper,
         read_only: arguments.read_only,
         allow_other: arguments.allow_other,
+        release_memory: lazyload::release_free_memory,
     };
     let mount = context.signals.on_stop_of(|| -> store::Result<(_, Action)> {
         let mount = Arc::new(snapfs::mount(&store, options)?);
@@ -147,7 +160,6 @@ fn upper_of(arguments: &MountArguments, store: &Store) -> store::Result<PathBuf>
 
 /// One file name for an absolute path: `/srv/app-1` gives `srv-app%2D1`.
 fn upper_name(mountpoint: &Path) -> store::Result<String> {
-    use std::os::unix::ffi::OsStrExt as _;
     let mut name = String::new();
     for byte in mountpoint.as_os_str().as_bytes().iter().skip(1) {
         match byte {

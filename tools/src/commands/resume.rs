@@ -1,27 +1,27 @@
 //! `snapctl resume SPEC`: wakes a memory image. This process is the supervisor, which keeps a copy of every descriptor that
 //! fills memory; it runs this program once more as the handler, which serves the faults. Returns when nothing needs the
-//! handler any more, and with `--restore` also not before `criu restore` has ended.
+//! handler any more: all memory is there, or what was woken has ended. A process that ended before all its memory was there
+//! makes the exit code 3.
 
+use std::fs;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lazyload::supervisor::{self, Custody};
-use lazyload::{ServeOptions, ServeReport, criu, firecracker};
+use lazyload::{ServeOptions, ServeReport, SocketAccess, firecracker};
 use serde::Serialize;
 use store::{Error, Image, Kind, SnapshotId, Store};
 
+use super::ls::json_path;
 use crate::args::ResumeArguments;
 use crate::context::Context;
-use crate::exit::{Asked as _, Outcome, complain};
+use crate::criu::{self, ImageDirectory, Restore};
+use crate::exit::{Asked as _, Outcome};
 use crate::output::Show;
 use crate::respawn::{self, Role};
 
-const CRIU: &str = "criu";
-const CRIU_LOG: &str = "restore.log";
 const LAZY_PAGES_SOCKET: &str = "lazy-pages.socket";
 
 /// First document: somebody may connect now.
@@ -29,6 +29,9 @@ const LAZY_PAGES_SOCKET: &str = "lazy-pages.socket";
 struct Ready {
     event: &'static str,
     socket: String,
+    /// Its bytes when it is not UTF-8, in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    socket_hex: Option<String>,
     snapshot: String,
 }
 
@@ -49,6 +52,8 @@ struct Done {
     prefetched_pages: u64,
     removed_pages: u64,
     poisoned_pages: u64,
+    never_brought_pages: u64,
+    killed_process: Option<i32>,
 }
 
 impl Show for Done {
@@ -61,29 +66,56 @@ impl Show for Done {
         if self.poisoned_pages > 0 {
             writeln!(out, "{} pages are lost", self.poisoned_pages)?;
         }
+        if self.never_brought_pages > 0 {
+            writeln!(
+                out,
+                "it ended before {} of its pages were brought; `capture` of a dump takes them from this image",
+                self.never_brought_pages
+            )?;
+        }
         Ok(())
     }
 }
 
 pub fn run(arguments: ResumeArguments, context: &mut Context) -> anyhow::Result<Outcome> {
-    let store = context.store()?;
+    // Each page is given once, so that decoded ones need not be kept.
+    let store = context.streaming_store()?;
     let (id, image) = open_image(&store, &arguments.spec)?;
     if arguments.restore {
-        check_criu()?;
+        criu::check()?;
     }
+    // A process that guards memory ends in order, by whatever signal it is asked.
+    context.signals.listen_to(&supervisor::END_SIGNALS)?;
     if Role::current() == Role::Handler {
         return handle(&store, id, &image, &arguments, context);
     }
+    // The supervisor watches for signals itself: it must stop the handler before it ends.
+    context.signals.on_stop(|| {});
+    // Written here, so that it goes when the resume fails, however that comes about.
+    let state = arguments.vmstate.as_deref();
+    if let Some(state) = state {
+        let _pin = store.pin(&format!("resume {}", arguments.spec), &[id])?;
+        firecracker::write_vmstate(&image, &store, state, arguments.socket_owner)?;
+    }
+    let directory = arguments.criu_dir.as_deref().and_then(|path| ImageDirectory::of(path, &image));
     drop((image, store));
-    supervise(context)
+    let outcome = supervise();
+    drop(directory);
+    if let Some(state) = state
+        && !matches!(outcome, Ok(Outcome::Done))
+        && let Err(error) = fs::remove_file(state)
+    {
+        tracing::warn!(%error, "the state file {} stays", state.display());
+    }
+    outcome
 }
 
 /// Runs the handler and passes on how it ended.
-fn supervise(context: &Context) -> anyhow::Result<Outcome> {
-    // The supervisor watches for signals itself: it must stop the handler before it ends.
-    context.signals.on_stop(|| {});
+fn supervise() -> anyhow::Result<Outcome> {
     let supervised = supervisor::run(respawn::command(Role::Handler)?)?;
-    if !supervised.killed.is_empty() {
+    // A handler that ends with an error has said why; one that a signal ended (128 and more) has not.
+    let is_told = supervised.status.code().is_some_and(|code| (1..128).contains(&code));
+    if !supervised.killed.is_empty() && !is_told {
         let killed: Vec<String> = supervised.killed.iter().map(i32::to_string).collect();
         let what =
             format!("the handler ended early ({}): what ran on its memory was killed", supervised.status);
@@ -118,14 +150,20 @@ fn handle(
     let custody = Custody::from_stdin()?;
     let _pin = store.pin(&format!("resume {}", arguments.spec), &[id])?;
     let socket = socket_of(arguments);
-    let ready = Ready { event: "ready", socket: socket.display().to_string(), snapshot: id.to_string() };
+    let (shown, socket_hex) = json_path(socket.as_os_str().as_bytes());
+    let ready = Ready { event: "ready", socket: shown, socket_hex, snapshot: id.to_string() };
     let restore = arguments.criu_dir.as_ref().filter(|_| arguments.restore);
-    let restore = restore.map(|directory| Restore::prepare(arguments, directory)).transpose()?;
+    let json = context.output.is_json();
+    let restore = restore
+        .map(|directory| Restore::prepare(arguments, directory, work_directory(arguments, directory), json))
+        .transpose()?;
     let start = restore.as_ref().map(|restore| restore.start.clone());
     let announcer = context.output.announcer();
     let options = ServeOptions {
         prefetch: !arguments.no_prefetch,
         accept_timeout: Duration::from_secs(arguments.accept_timeout.into()),
+        access: SocketAccess { owner: arguments.socket_owner, mode: arguments.socket_mode },
+        monitor: arguments.monitor_pid,
         custody: Some(custody),
         ready: Some(Box::new(move || {
             announcer.report(&ready);
@@ -141,15 +179,28 @@ fn handle(
     context.output.report(&done(&report))?;
     context.output.finish()?;
     restore.map_or(Ok(()), Restore::wait)?;
-    if report.poisoned > 0 {
-        let lost =
-            format!("{} pages could not be read; what touched them was ended by SIGBUS", report.poisoned);
-        return Err(Error::new(Kind::Corrupt, lost)
-            .object(&arguments.spec)
-            .advice("run `snapctl check`")
-            .into());
+    if let Some(what) = lost(&report) {
+        let error = Error::new(Kind::Corrupt, what).object(&arguments.spec);
+        return Err(error.advice("run `snapctl check`").into());
     }
-    Ok(Outcome::Done)
+    // Of a virtual machine nobody expects that it uses all its memory.
+    let ended_early = arguments.criu_dir.is_some() && report.never_brought > 0;
+    Ok(if ended_early { Outcome::Partial } else { Outcome::Done })
+}
+
+/// What happened to a process that waited for pages which could not be read.
+fn lost(report: &ServeReport) -> Option<String> {
+    let pages = report.poisoned;
+    match report.killed {
+        Some(process) => Some(format!(
+            "{pages} pages could not be read; the monitor, process {process}, was killed, because its guest would have run on \
+             without them"
+        )),
+        None if pages > 0 => Some(format!(
+            "{pages} pages could not be read; what touched them got SIGBUS, or an error from a system call"
+        )),
+        None => None,
+    }
 }
 
 fn serve(
@@ -158,15 +209,12 @@ fn serve(
     arguments: &ResumeArguments,
     options: &ServeOptions,
 ) -> store::Result<ServeReport> {
-    match (&arguments.criu_dir, &arguments.uffd_socket, &arguments.vmstate) {
-        (Some(directory), ..) => {
-            criu::materialize(image, store, directory)?;
-            criu::serve(store, image, directory, work_directory(arguments, directory), options)
+    match (&arguments.criu_dir, &arguments.uffd_socket) {
+        (Some(directory), _) => {
+            lazyload::criu::materialize(image, store, directory)?;
+            lazyload::criu::serve(store, image, directory, work_directory(arguments, directory), options)
         }
-        (None, Some(socket), Some(state)) => {
-            firecracker::write_vmstate(image, store, state)?;
-            firecracker::serve(store, image, socket, options)
-        }
+        (None, Some(socket)) => firecracker::serve(store, image, socket, options),
         _ => Err(Error::new(Kind::Internal, "the command line names nothing to resume")),
     }
 }
@@ -192,58 +240,7 @@ fn done(report: &ServeReport) -> Done {
         prefetched_pages: report.prefetched,
         removed_pages: report.removed_pages,
         poisoned_pages: report.poisoned,
-    }
-}
-
-/// A `criu restore --lazy-pages` on a thread of its own. When it fails this process ends, and with it whatever was
-/// restored in part: the supervisor sees to that.
-struct Restore {
-    start: Sender<()>,
-    thread: JoinHandle<()>,
-}
-
-impl Restore {
-    /// Makes all ready; it runs at the word on `start`.
-    fn prepare(arguments: &ResumeArguments, directory: &Path) -> store::Result<Restore> {
-        let mut command = respawn::foreign(CRIU);
-        command.args(["restore", "--lazy-pages", "-o", CRIU_LOG, "--images-dir"]).arg(directory);
-        let work_directory = work_directory(arguments, directory);
-        command.arg("--work-dir").arg(work_directory).args(&arguments.criu_arguments);
-        command.stdin(Stdio::null()).stdout(io::stderr());
-        let log = work_directory.join(CRIU_LOG);
-        let (start, word) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("criu".to_owned())
-            .spawn(move || restore(command, &log, &word))
-            .map_err(|source| Error::io("cannot start a thread", CRIU, source))?;
-        Ok(Restore { start, thread })
-    }
-
-    /// Waits for the end of criu: of the restore alone if it was told to detach, else of what it restored.
-    fn wait(self) -> store::Result<()> {
-        drop(self.start);
-        self.thread.join().map_err(|_| Error::new(Kind::Internal, "the thread that runs criu ended early"))
-    }
-}
-
-fn restore(mut command: Command, log: &Path, word: &Receiver<()>) {
-    if word.recv().is_err() {
-        return;
-    }
-    let failed = match command.status() {
-        Ok(status) if status.success() => return,
-        Ok(status) => format!("ended: {status}; {} says why", log.display()),
-        Err(source) => format!("could not be started: {source}"),
-    };
-    complain(&format!("snapctl: criu restore {failed}"));
-    std::process::exit(2);
-}
-
-/// Finds out early whether there is a CRIU at all.
-fn check_criu() -> store::Result<()> {
-    let found = respawn::foreign(CRIU).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
-    match found {
-        Ok(_) => Ok(()),
-        Err(source) => Err(Error::io("cannot run criu", CRIU, source).advice("install CRIU 4.2.1 or newer")),
+        never_brought_pages: report.never_brought,
+        killed_process: report.killed,
     }
 }

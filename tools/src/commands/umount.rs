@@ -1,12 +1,14 @@
 //! `snapctl umount DIR`: asks the mount's process to finish; `--force` takes the mount off even without it.
 
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use rustix::mount::UnmountFlags;
 use serde::Serialize;
 use store::{Error, Kind};
 
+use super::ls::json_path;
 use crate::args::UmountArguments;
 use crate::context::Context;
 use crate::exit::{Asked as _, Outcome};
@@ -15,6 +17,9 @@ use crate::output::Show;
 #[derive(Serialize)]
 struct Unmounted {
     mountpoint: String,
+    /// Its bytes when it is not UTF-8, in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mountpoint_hex: Option<String>,
     forced: bool,
 }
 
@@ -33,7 +38,8 @@ pub fn run(arguments: &UmountArguments, context: &mut Context) -> anyhow::Result
     } else {
         asked.asked()?;
     }
-    context.output.report(&Unmounted { mountpoint: directory.display().to_string(), forced })?;
+    let (mountpoint, mountpoint_hex) = json_path(directory.as_os_str().as_bytes());
+    context.output.report(&Unmounted { mountpoint, mountpoint_hex, forced })?;
     Ok(Outcome::Done)
 }
 

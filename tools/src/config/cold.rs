@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use store::tier::{MIN_PART_BYTES, S3Credentials};
+use store::tier::{MIN_PART_BYTES, S3Credentials, S3Proxy};
 use store::{Error, Kind, LocalTier, Result, S3Settings, S3Tier, Tier};
 use toml::{Table, Value};
 
@@ -161,6 +161,7 @@ impl BucketFile {
         settings.region = region.unwrap_or(settings.region);
         settings.prefix = self.prefix;
         settings.credentials = Some(credentials);
+        settings.proxy = environment_proxy(settings.endpoint.as_deref(), variable)?;
         settings.path_style = self.path_style.unwrap_or(settings.path_style);
         settings.parallelism = self.parallelism.map_or(settings.parallelism, usize::from);
         settings.part_bytes = self.part_bytes.unwrap_or(settings.part_bytes);
@@ -205,6 +206,35 @@ fn environment_credentials(variable: &dyn Fn(&str) -> Option<String>) -> Result<
     }
 }
 
+/// The proxy that the environment names for a service, as most programs read it: HTTPS_PROXY or, for an `http://` endpoint,
+/// HTTP_PROXY, else ALL_PROXY, each also in small letters; NO_PROXY excepts hosts. This machine itself needs none.
+fn environment_proxy(
+    endpoint: Option<&str>,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<S3Proxy>> {
+    let either = |name: &str| {
+        let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+        set(name).or_else(|| set(&name.to_lowercase()))
+    };
+    let is_plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+    let own = if is_plain { "HTTP_PROXY" } else { "HTTPS_PROXY" };
+    let Some(url) = either(own).or_else(|| either("ALL_PROXY")) else { return Ok(None) };
+    if endpoint.is_some_and(is_loopback) {
+        return Ok(None);
+    }
+    S3Proxy::new(url.trim(), &either("NO_PROXY").unwrap_or_default()).map(Some)
+}
+
+fn is_loopback(url: &str) -> bool {
+    let authority = url.split_once("://").map_or(url, |(_, rest)| rest).split('/').next().unwrap_or_default();
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next(),
+        None => authority.split(':').next(),
+    };
+    let host = host.unwrap_or_default();
+    host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,6 +265,37 @@ mod tests {
         assert_eq!((all.url().as_str(), all.path_style, all.parallelism), ("s3://b/a/b", false, 3));
         assert_eq!((all.part_bytes, all.patience.attempts), (16_000_000, 2));
         assert_eq!((all.patience.request.as_secs(), all.patience.call.as_secs()), (4, 5));
+    }
+
+    #[test]
+    fn the_proxy_is_the_one_that_the_environment_names_for_the_service() {
+        let proxy = |endpoint: &str, set: &[(&str, &str)]| {
+            let environment = [KEYS.as_slice(), set].concat();
+            let text = if endpoint.is_empty() { String::new() } else { format!("endpoint = '{endpoint}'") };
+            settled(&format!("bucket = 'b'\n{text}"), &environment).map(|cold| match cold {
+                Cold::Bucket(settings) => settings.proxy,
+                Cold::Directory(_) => panic!("a bucket"),
+            })
+        };
+        let (one, other) = (("HTTP_PROXY", "http://one:1"), ("https_proxy", "other:2"));
+        let all = ("all_proxy", "http://all:3");
+        let is = |url: &str, exempt: &str| Some(S3Proxy::new(url, exempt).unwrap());
+        assert_eq!(proxy("http://s3.example", &[one, other]).unwrap(), is("http://one:1", ""));
+        assert_eq!(proxy("https://s3.example", &[one, other]).unwrap(), is("http://other:2", ""));
+        assert_eq!(proxy("", &[one, other]).unwrap(), is("http://other:2", ""), "AWS itself");
+        assert_eq!(proxy("https://s3.example", &[one]).unwrap(), None);
+        assert_eq!(proxy("https://s3.example", &[one, all]).unwrap(), is("http://all:3", ""));
+        let exempt = ("no_proxy", "s3.example,10.0.0.0/8");
+        assert_eq!(
+            proxy("http://s3.example", &[one, exempt]).unwrap(),
+            is("http://one:1", "s3.example,10.0.0.0/8")
+        );
+        assert_eq!(proxy("http://s3.example", &[("HTTP_PROXY", ""), all]).unwrap(), is("http://all:3", ""));
+        for near in ["http://127.0.0.1:8333", "http://localhost", "http://[::1]:9000/x"] {
+            assert_eq!(proxy(near, &[one]).unwrap(), None, "{near}");
+        }
+        let error = proxy("http://s3.example", &[("HTTP_PROXY", "socks5://hush@proxy")]).unwrap_err();
+        assert!(error.to_string().contains("socks5") && !error.to_string().contains("hush"), "{error}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! - `setup`  installs what the other two need: packages, CRIU, devices checked
 //! - `apt`    reads the machine's own package sources (pure)
 //! - `criu`   builds CRIU from Debian's source when the machine has none that is new enough
+//! - `crates` builds programs of the tests that crates.io has
 //! - `servers` installs the object stores that the tests run against
 //! - `test`   `cargo xtask test`: everything the workspace can test
 //! - `demo`   `cargo xtask demo`: the main job on real input
@@ -12,6 +13,7 @@
 //! It uses the standard library alone, so that it builds in seconds on a machine that has only Rust.
 
 mod apt;
+mod crates;
 mod criu;
 mod demo;
 mod servers;
@@ -27,7 +29,8 @@ usage: cargo xtask <task>
   setup             install what the tests and the demo need (second run: nothing to do)
   test [--long] [-- args]
                     setup, then build and run every test; args go to `cargo test`. --long: with more rounds
-                    of what is random, and against Garage, which is built once (half an hour)
+                    of what is random, of the suites of others, and against Garage, which is built once
+                    (half an hour)
   demo [--keep]     setup, then run the main job on real input; --keep leaves the scratch directory
 ";
 

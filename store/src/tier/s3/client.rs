@@ -1,4 +1,5 @@
-//! Single requests, each answer checked: status, Content-Range, lengths. Nothing here asks twice.
+//! Single requests, each answer checked: status, Content-Range, lengths. Nothing here asks twice, but when a read is denied:
+//! who may not list the whole bucket is not told that an object is absent. Then a listing of just its key tells.
 
 use super::failure::{Failure, Refusal};
 use super::settings::S3Settings;
@@ -9,10 +10,12 @@ use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-    StalledStreamProtectionConfig,
+    SharedHttpClient, StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use aws_sdk_s3::types::ChecksumMode;
+use aws_smithy_http_client::Connector;
+use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use std::future::Future;
 use std::ops::Range;
@@ -22,6 +25,12 @@ use std::time::Duration;
 const MARK: &str = "torpor-call";
 /// Longer objects are read in parts.
 pub const LONGEST_WHOLE: u64 = 64 << 20;
+
+/// Permissions, as policies name them.
+pub const PUT: &str = "s3:PutObject";
+const DELETE: &str = "s3:DeleteObject";
+const LIST: &str = "s3:ListBucket on the bucket, at least for the prefix";
+const READ: &str = "s3:GetObject";
 
 /// Outcome of one request: an answer, a refusal that is one, or a failure.
 pub type Answer<T> = Result<Result<T, Refusal>, Failure>;
@@ -97,10 +106,7 @@ impl Bucket {
         if settings.bucket.is_empty() {
             return Err(Error::invalid("the bucket has no name"));
         }
-        let https = aws_smithy_http_client::Builder::new()
-            .pool_max_idle_per_host(settings.parallelism)
-            .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .build_https();
+        let https = https(settings.parallelism, proxy_of(settings)?);
         let patience = &settings.patience;
         let mut config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
@@ -142,7 +148,7 @@ impl Bucket {
         let sent = self.client.head_object().bucket(&self.name).key(self.key(key)).send().await;
         let head = match sent {
             Ok(head) => head,
-            Err(error) => return Failure::of(error).map(Err),
+            Err(error) => return self.not_read(key, Failure::of_read(error)).await,
         };
         let len_bytes = told_length(head.content_length())?;
         let mark = head.metadata().and_then(|metadata| metadata.get(MARK)).cloned();
@@ -155,7 +161,7 @@ impl Bucket {
         let sent = self.soon(request.checksum_mode(ChecksumMode::Enabled).send()).await?;
         let mut answer = match sent {
             Ok(answer) => answer,
-            Err(error) => return Failure::of(error).map(Err),
+            Err(error) => return self.not_read(key, Failure::of_read(error)).await,
         };
         let len_bytes = told_length(answer.content_length())?;
         let mark = answer.metadata().and_then(|metadata| metadata.get(MARK)).cloned();
@@ -175,7 +181,7 @@ impl Bucket {
         let request = request.range(format!("bytes={offset}-{last}"));
         let mut answer = match self.soon(request.send()).await? {
             Ok(answer) => answer,
-            Err(error) => return Failure::of(error).map(Err),
+            Err(error) => return self.not_read(key, Failure::of_read(error)).await,
         };
         let len_bytes = told_length(answer.content_length())?;
         let Some(told) = answer.content_range() else {
@@ -211,13 +217,13 @@ impl Bucket {
         let request = self.client.put_object().bucket(&self.name).key(self.key(key));
         let request = request.set_if_match(if_match).set_if_none_match(if_none_match);
         let sent = request.metadata(MARK, mark).body(ByteStream::new(body)).send().await;
-        sent.map_or_else(|error| Failure::of(error).map(Err), |_| Ok(Ok(())))
+        sent.map_or_else(|error| Failure::of(error, PUT).map(Err), |_| Ok(Ok(())))
     }
 
     /// Removes an object; absence is fine.
     pub async fn delete(&self, key: &str) -> Answer<()> {
         let sent = self.client.delete_object().bucket(&self.name).key(self.key(key)).send().await;
-        match sent.map_err(Failure::of) {
+        match sent.map_err(|error| Failure::of(error, DELETE)) {
             Ok(_) | Err(Ok(Refusal::Absent)) => Ok(Ok(())),
             Err(other) => other.map(Err),
         }
@@ -226,7 +232,7 @@ impl Bucket {
     /// Removes an object if it has this ETag.
     pub async fn delete_version(&self, key: &str, etag: &str) -> Answer<()> {
         let request = self.client.delete_object().bucket(&self.name).key(self.key(key)).if_match(etag);
-        request.send().await.map_or_else(|error| Failure::of(error).map(Err), |_| Ok(Ok(())))
+        request.send().await.map_or_else(|error| Failure::of(error, DELETE).map(Err), |_| Ok(Ok(())))
     }
 
     /// One page of the objects below a prefix.
@@ -234,7 +240,7 @@ impl Bucket {
         let request = self.client.list_objects_v2().bucket(&self.name).prefix(self.key(prefix));
         let answer = match request.set_continuation_token(page).send().await {
             Ok(answer) => answer,
-            Err(error) => return Failure::of(error).map(Err),
+            Err(error) => return Failure::of(error, LIST).map(Err),
         };
         let mut objects = Vec::new();
         for object in answer.contents() {
@@ -250,6 +256,31 @@ impl Bucket {
             return Err(Failure::wrong_answer("a listing goes on, but does not say where"));
         }
         Ok(Ok(Page { objects, next: next.filter(|_| answer.is_truncated() == Some(true)) }))
+    }
+
+    /// What a read that gave nothing means: a denial may be the answer to who may not know that the object is absent.
+    async fn not_read<T>(&self, key: &str, judged: Result<Refusal, Failure>) -> Answer<T> {
+        let denied = match judged {
+            Err(Failure::Denied(error)) => error,
+            other => return other.map(Err),
+        };
+        let whole = self.key(key);
+        // Of all keys that begin with this one, it is the first.
+        let request = self.client.list_objects_v2().bucket(&self.name).prefix(&whole).max_keys(1);
+        match request.send().await {
+            Ok(listed) if listed.contents().iter().any(|object| object.key() == Some(&whole)) => {
+                Err(Failure::Denied(denied).needs(READ))
+            }
+            Ok(_) => Ok(Err(Refusal::Absent)),
+            Err(error) => match Failure::of_read(error) {
+                Err(Failure::Denied(_)) => {
+                    let needs =
+                        format!("{READ}, and {LIST}: without it nobody is told that an object is absent");
+                    Err(Failure::Denied(denied).needs(&needs))
+                }
+                other => other.map(Err),
+            },
+        }
     }
 
     /// Waits for the head of an answer, or the next bytes of it.
@@ -275,6 +306,23 @@ impl Bucket {
         }
         Ok(body)
     }
+}
+
+/// The way to the service: its connections, and the proxy that they go through.
+fn https(parallelism: usize, proxy: ProxyConfig) -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = Connector::builder().tls_provider(Provider::Rustls(CryptoMode::Ring));
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(|components| components.sleep_impl()));
+        connector.pool_max_idle_per_host(parallelism).proxy_config(proxy.clone()).build()
+    })
+}
+
+fn proxy_of(settings: &S3Settings) -> Result<ProxyConfig> {
+    let Some(proxy) = &settings.proxy else { return Ok(ProxyConfig::disabled()) };
+    let (url, exempt) = proxy.reveal();
+    let config = ProxyConfig::all(url).map_err(|_| Error::invalid("the proxy's URL is none"))?;
+    Ok(config.no_proxy(exempt))
 }
 
 /// The field of metadata for a mark, for uploads in parts.

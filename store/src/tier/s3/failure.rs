@@ -11,6 +11,8 @@ use std::time::Duration;
 pub enum Failure {
     /// Asking again gives the same.
     Final(Error),
+    /// The same: these keys may not do it, or may not know that the object is absent.
+    Denied(Error),
     /// Asking again may help.
     Again {
         /// What happened.
@@ -58,8 +60,36 @@ impl Failure {
         Self::Again { error, wait: None, may_be_applied: true }
     }
 
-    /// Reads the client's error: a refusal that means something to the caller, or a failure.
-    pub fn of<E>(error: SdkError<E, HttpResponse>) -> Result<Refusal, Self>
+    /// Names the permission whose lack it may be.
+    pub fn needs(self, action: &str) -> Self {
+        match self {
+            Self::Denied(error) => {
+                let advice =
+                    format!("allow these keys {action}; `snapctl doctor --help` names all that is needed");
+                Self::Final(error.advice(advice))
+            }
+            other => other,
+        }
+    }
+
+    /// What happened.
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::Final(error) | Self::Denied(error) | Self::Again { error, .. } => error,
+        }
+    }
+
+    /// Reads the client's error: a refusal that means something to the caller, or a failure. `needs`: the permission that
+    /// the request needs.
+    pub fn of<E>(error: SdkError<E, HttpResponse>, needs: &str) -> Result<Refusal, Self>
+    where
+        E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
+    {
+        Self::of_read(error).map_err(|failure| failure.needs(needs))
+    }
+
+    /// The same of a request for an object, of which a denial may say that there is none.
+    pub fn of_read<E>(error: SdkError<E, HttpResponse>) -> Result<Refusal, Self>
     where
         E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
     {
@@ -126,6 +156,8 @@ impl Answer<'_> {
             (412, _) => Ok(Refusal::Condition),
             (416, _) => Ok(Refusal::PastEnd),
             (_, "RequestTimeTooSkewed") => Err(self.wrong("set this host's clock", Kind::Invalid)),
+            // The answer to HEAD has no code.
+            (403, "AccessDenied" | "") => Err(Failure::Denied(Error::new(Kind::Invalid, self.text()))),
             (401 | 403, _) => {
                 Err(self.wrong("check the keys and what they are allowed to do", Kind::Invalid))
             }
@@ -206,9 +238,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_denied_names_the_permission() {
+        for code in ["AccessDenied", ""] {
+            let Err(failure) = judged(403, code) else { panic!("it is no answer") };
+            assert!(matches!(failure, Failure::Denied(_)), "{code}");
+            let Failure::Final(error) = failure.needs("s3:PutObject") else { panic!("it is final") };
+            assert!(error.to_string().contains("allow these keys s3:PutObject"), "{error}");
+        }
+    }
+
+    #[test]
     fn what_stays_wrong_is_final_and_says_what_to_do() {
         let cases = [
-            (403, "AccessDenied", Kind::Invalid, "keys"),
+            (403, "InvalidAccessKeyId", Kind::Invalid, "keys"),
             (403, "RequestTimeTooSkewed", Kind::Invalid, "clock"),
             (404, "NoSuchBucket", Kind::Invalid, "create the bucket"),
             (301, "PermanentRedirect", Kind::Invalid, "region"),

@@ -14,7 +14,7 @@ mod settings;
 mod upload;
 
 pub use probe::{examine_and_record, examine_bucket};
-pub use settings::{MIN_PART_BYTES, Patience, S3Credentials, S3Settings};
+pub use settings::{MIN_PART_BYTES, Patience, S3Credentials, S3Proxy, S3Settings};
 
 use super::guarantees::{BucketRecord, Guarantees};
 use super::{Object, ObjectInfo, RangeRequest, Tier, absent, check_key, past_end};

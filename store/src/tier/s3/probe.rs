@@ -3,7 +3,7 @@
 //! A promise in a service's documents does not count, nor does a header that it accepts: some answer 200 to a condition
 //! that they do not know. Everything happens below one key of its own and is removed again.
 
-use super::client::{Answer, Condition};
+use super::client::{Answer, Condition, PUT};
 use super::failure::{Failure, Refusal};
 use super::settings::S3Settings;
 use super::upload::{Write, Written, write_in_parts};
@@ -86,6 +86,7 @@ type Seen = Result<(bool, String)>;
 
 impl Probe {
     async fn run(&self) -> Result<Examination> {
+        self.check_permissions().await?;
         // A bucket that stores and gives nothing has no properties.
         let (put_us, get_us) = self.time().await?;
         let mut running = JoinSet::new();
@@ -101,6 +102,16 @@ impl Probe {
         }
         findings.sort_by_key(|finding| LOOKED_AT.iter().position(|property| *property == finding.property));
         Ok(Examination { findings, put_us, get_us })
+    }
+
+    /// Does once what is needed always, so that a permission that lacks is named, and not taken for a property of the bucket.
+    async fn check_permissions(&self) -> Result<()> {
+        let key = self.key("permitted");
+        self.list(&format!("{}/", self.place)).await?;
+        self.get(&key).await?;
+        self.put(&key, b"x", Condition::None).await?;
+        self.get(&key).await?;
+        self.delete(&key).await
     }
 
     async fn look(&self, property: Property) -> Seen {
@@ -237,9 +248,7 @@ impl Probe {
 
     /// One request, not tried again: the first answer is the one that counts.
     async fn once<T>(&self, request: impl Future<Output = Answer<T>>) -> Result<Result<T, Refusal>> {
-        request.await.map_err(|failure| match failure {
-            Failure::Final(error) | Failure::Again { error, .. } => error,
-        })
+        request.await.map_err(Failure::into_error)
     }
 
     async fn put_if_absent(&self, in_parts: bool) -> Seen {
@@ -331,9 +340,9 @@ impl Probe {
         match sent {
             Ok(_) => Ok((false, "a body that was changed on its way was stored".to_owned())),
             Err(error) => {
-                let said = match Failure::of(error) {
+                let said = match Failure::of(error, PUT) {
                     Ok(refusal) => format!("{refusal:?}"),
-                    Err(Failure::Final(error) | Failure::Again { error, .. }) => error.to_string(),
+                    Err(failure) => failure.into_error().to_string(),
                 };
                 let is_absent = self.get(&key).await?.is_none();
                 Ok((is_absent, format!("a body that was changed on its way was refused: {said}")))

@@ -95,7 +95,7 @@ impl Caller {
                 Err(_elapsed) => Failure::timeout(start.elapsed()),
             };
             let (error, asked) = match failure {
-                Failure::Final(error) => return Err(error.object(call.object)),
+                Failure::Final(error) | Failure::Denied(error) => return Err(error.object(call.object)),
                 Failure::Again { error, wait, may_be_applied } => {
                     is_unsure |= may_be_applied;
                     (error, wait.unwrap_or_default())

@@ -3,6 +3,7 @@
 //! Secrets are in here and nowhere else above the client: neither `Debug` nor any error shows them, and their memory is
 //! cleared when they go.
 
+use crate::error::{Error, Result};
 use std::fmt;
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -21,6 +22,8 @@ pub struct S3Settings {
     pub endpoint: Option<String>,
     /// Region that requests are signed for.
     pub region: String,
+    /// What requests go through. None: straight to the service.
+    pub proxy: Option<S3Proxy>,
     /// Who asks. None: nobody, requests are not signed.
     pub credentials: Option<S3Credentials>,
     /// Whether the bucket's name stands in the path of URLs (else in the host's name).
@@ -73,6 +76,7 @@ impl S3Settings {
             path_style: endpoint.is_some(),
             endpoint,
             region: "us-east-1".to_owned(),
+            proxy: None,
             credentials: None,
             parallelism: 16,
             part_bytes: 8 << 20,
@@ -110,6 +114,43 @@ impl S3Credentials {
     }
 }
 
+/// An HTTP proxy, whose URL may hold a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct S3Proxy {
+    url: Zeroizing<String>,
+    exempt: String,
+}
+
+impl S3Proxy {
+    /// The proxy at a URL of `http://` or `https://`, with user and password if it wants them. `exempt`: hosts, domains and
+    /// networks that are reached without it, with commas between them, as in `NO_PROXY`; `*` is all.
+    ///
+    /// # Errors
+    /// `Invalid` for another kind of proxy.
+    pub fn new(url: &str, exempt: &str) -> Result<Self> {
+        let url = match url.split_once("://") {
+            None => format!("http://{url}"),
+            Some(("http" | "https", _)) => url.to_owned(),
+            Some((kind, _)) => {
+                return Err(Error::invalid(format!("a proxy of kind `{kind}` cannot be used"))
+                    .advice("use one of http:// or https://, or except the service in NO_PROXY"));
+            }
+        };
+        Ok(Self { url: Zeroizing::new(url), exempt: exempt.to_owned() })
+    }
+
+    /// URL and exemptions: for the client alone.
+    pub(super) fn reveal(&self) -> (&str, &str) {
+        (&self.url, &self.exempt)
+    }
+}
+
+impl fmt::Debug for S3Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3Proxy").field("exempt", &self.exempt).finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for S3Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("S3Credentials").finish_non_exhaustive()
@@ -127,6 +168,16 @@ mod tests {
         let shown = format!("{settings:?}");
         assert!(shown.contains("S3Credentials"), "{shown}");
         assert!(!shown.contains("hush") && !shown.contains("quiet") && !shown.contains("AKIA"), "{shown}");
+    }
+
+    #[test]
+    fn proxies_speak_http_and_keep_their_passwords() {
+        for url in ["http://user:hush@proxy:3128", "https://proxy", "proxy:3128"] {
+            let shown = format!("{:?}", S3Proxy::new(url, "localhost").unwrap());
+            assert!(shown.contains("localhost") && !shown.contains("hush"), "{shown}");
+        }
+        let error = S3Proxy::new("socks5://user:hush@proxy", "").unwrap_err().to_string();
+        assert!(error.contains("socks5") && !error.contains("hush"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Every write carries a mark of its own in the object's metadata. When a condition is refused after an earlier attempt
 //! may have been applied, the mark of the object that is there tells whether that attempt did it.
 
-use super::client::{Answer, Bucket, Condition, Got, mark_field};
+use super::client::{Answer, Bucket, Condition, Got, PUT, mark_field};
 use super::failure::{Failure, Refusal};
 use super::reads::crashed;
 use super::retry::{Attempt, Call};
@@ -153,7 +153,7 @@ async fn begin(shared: &Shared, key: &str, mark: &str) -> Result<String> {
             let request = request.metadata(field, mark).checksum_algorithm(ChecksumAlgorithm::Crc32);
             match request.send().await {
                 Ok(answer) => answer.upload_id.ok_or_else(|| Failure::wrong_answer("an upload has no id")),
-                Err(error) => Err(unexpected(Failure::of(error))),
+                Err(error) => Err(unexpected(Failure::of(error, PUT))),
             }
         })
         .await
@@ -204,7 +204,7 @@ async fn send_part(
             let request = request.part_number(number).checksum_algorithm(ChecksumAlgorithm::Crc32);
             let answer = match request.body(body).send().await {
                 Ok(answer) => answer,
-                Err(error) => return Err(unexpected(Failure::of(error))),
+                Err(error) => return Err(unexpected(Failure::of(error, PUT))),
             };
             let part = CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag);
             // The checksum that the server computed is held against the parts once more when they are joined.
@@ -236,7 +236,7 @@ async fn complete(
             let answer: Answer<()> = match sent {
                 Ok(answer) if answer.e_tag().is_some() => Ok(Ok(())),
                 Ok(_) => Err(Failure::wrong_answer("an upload is complete, but has no ETag")),
-                Err(error) => Failure::of(error).map(Err),
+                Err(error) => Failure::of(error, PUT).map(Err),
             };
             shared.conclude(answer?, write, mark, attempt).await
         })
@@ -251,7 +251,8 @@ async fn abort(shared: &Shared, key: &str, upload: &str) {
         .run(call("abort upload", &object), async |_| {
             let bucket = &shared.bucket;
             let request = bucket.client.abort_multipart_upload().bucket(&bucket.name).key(bucket.key(key));
-            match request.upload_id(upload).send().await.map_err(Failure::of) {
+            let needs = |error| Failure::of(error, "s3:AbortMultipartUpload");
+            match request.upload_id(upload).send().await.map_err(needs) {
                 Ok(_) | Err(Ok(_)) => Ok(()),
                 Err(Err(failure)) => Err(failure),
             }

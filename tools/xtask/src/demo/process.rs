@@ -102,7 +102,7 @@ fn capture(scene: &mut Scene, name: &str, images: &Path, step: &str) -> Result<(
     Ok(())
 }
 
-/// Starts `snapctl resume` and waits for the server's first reply. It goes on, as the server's parent, until that ends.
+/// Starts `snapctl resume`, waits for the server's first reply, and then until all its memory is there.
 fn wake_lazily(scene: &Scene, server: &mut Server, name: &str) -> Result<(Child, Duration)> {
     let directory = scene.path(&format!("{name}-resumed"));
     let mut resume: Command = scene.snapctl(["resume", name, "--restore", "--criu-dir"]);
@@ -119,7 +119,7 @@ fn wake_lazily(scene: &Scene, server: &mut Server, name: &str) -> Result<(Child,
     Ok((resume, elapsed))
 }
 
-/// Reads what `snapctl resume` says until all memory is in place: before that, CRIU cannot dump the process again.
+/// Reads what `snapctl resume` says until all memory is in place, so that the figures of the next dump are of all pages.
 fn wait_until_whole(resume: &mut Child) -> Result<()> {
     let said = resume.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines);
     let mut events = said.map_while(std::io::Result::ok);

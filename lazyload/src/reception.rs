@@ -1,0 +1,267 @@
+//! The choice of the connection that is served: connections are accepted while the serve waits, and the first one whose
+//! greeting is complete is served. All others are turned away.
+//!
+//! Anybody may connect: a readiness probe, a client of another protocol, a second monitor. Such a connection is closed and
+//! its process left alone, and the serve waits on. Only a process that has sent a userfaultfd and is not served is killed:
+//! it would wait for its pages for ever. At most [`OPEN_LIMIT`] connections are open at a time; with one more, the oldest
+//! is turned away.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::Pid;
+use store::{Error, Kind, Result};
+
+use crate::connection::Connection;
+use crate::report::{ServeOptions, SocketAccess};
+use crate::socket::{Listener, is_silent_end, timespec, wait_readable};
+use crate::supervisor::{Custody, Held, lost};
+use crate::target::Target;
+
+/// More connections than this are not kept open while they have not said what they want.
+const OPEN_LIMIT: usize = 16;
+
+/// How soon a connection is heard again that has left in the socket what it said so far.
+const HEAR_AGAIN: Duration = Duration::from_millis(10);
+
+/// What a protocol says first.
+pub trait Greeting {
+    /// Takes what has come on the connection, or looks at it, without waiting; true once it is a whole greeting.
+    ///
+    /// # Errors
+    /// When this is not, and will not become, a greeting of the protocol.
+    fn hear(&mut self, connection: &Connection<'_>) -> Result<bool>;
+
+    /// Whether a userfaultfd has been taken from the connection.
+    fn has_memory(&self) -> bool;
+}
+
+/// Listens at a path, to which those may connect that `access` says, until a connection has sent a whole greeting; the path is free again when this returns. A connection
+/// may take `greeting_timeout` for that.
+///
+/// # Errors
+/// Those of binding; `NotFound` when the monitor that was named is not there; `Unavailable` when no greeting came in time or
+/// that monitor ended; that of a greeting which was refused after it had brought
+/// a userfaultfd.
+pub fn await_greeting<'a, G: Greeting>(
+    (path, access): (&Path, SocketAccess),
+    options: &'a ServeOptions,
+    greeting_timeout: Duration,
+    greeting: impl Fn() -> G,
+) -> Result<(Connection<'a>, G)> {
+    let mut reception = Reception::open(Listener::bind(path, access)?, options, greeting_timeout)?;
+    options.call_ready();
+    loop {
+        reception.wait()?;
+        if let Some(chosen) = reception.hear_all()? {
+            return Ok(chosen);
+        }
+        reception.close_expired()?;
+        reception.check_monitor()?;
+        if reception.accept_deadline > Instant::now() {
+            reception.accept_waiting(&greeting)?;
+        } else if reception.open.is_empty() {
+            return Err(reception.nobody_came());
+        }
+    }
+}
+
+/// A connection that has not said all yet.
+struct Open<'a, G> {
+    connection: Connection<'a>,
+    greeting: G,
+    /// What it said so far is still in the socket, so that waiting for it to be readable is in vain.
+    is_peeked: bool,
+}
+
+struct Reception<'a, G: Greeting> {
+    listener: Listener,
+    held: Option<(&'a Custody, Held)>,
+    /// Nobody comes any more once it has ended.
+    monitor: Option<Target>,
+    options: &'a ServeOptions,
+    accept_deadline: Instant,
+    greeting_timeout: Duration,
+    /// The oldest first.
+    open: Vec<Open<'a, G>>,
+    /// Why a connection was turned away last.
+    last_refusal: Option<Error>,
+}
+
+impl<'a, G: Greeting> Reception<'a, G> {
+    fn open(listener: Listener, options: &'a ServeOptions, greeting_timeout: Duration) -> Result<Self> {
+        let monitor = options.monitor.and_then(Pid::from_raw).map(Target::open).transpose()?;
+        let custody = options.custody.as_ref();
+        let held = custody.map(|custody| Ok((custody, custody.listen(&listener)?))).transpose()?;
+        let accept_deadline = Instant::now() + options.accept_timeout;
+        let (open, last_refusal) = (Vec::new(), None);
+        Ok(Self { listener, held, monitor, options, accept_deadline, greeting_timeout, open, last_refusal })
+    }
+
+    /// Waits until there is something to accept or to hear, or a time is over.
+    fn wait(&self) -> Result<()> {
+        let now = Instant::now();
+        let ends = self.open.iter().map(|open| match open.is_peeked {
+            true => now + HEAR_AGAIN,
+            false => open.connection.since() + self.greeting_timeout,
+        });
+        let accepts = now < self.accept_deadline;
+        let next_end = ends.chain(accepts.then_some(self.accept_deadline)).min().unwrap_or(now);
+        let mut polled: Vec<PollFd<'_>> = Vec::with_capacity(self.open.len() + 2);
+        // Of this one only the end is of interest, and that is reported unasked.
+        polled.extend(self.held.iter().map(|(custody, _)| PollFd::new(*custody, PollFlags::empty())));
+        let of_interest =
+            |open: &Open<'_, G>| if open.is_peeked { PollFlags::empty() } else { PollFlags::IN };
+        polled.extend(self.open.iter().map(|open| PollFd::new(&open.connection, of_interest(open))));
+        polled.extend(self.monitor.iter().map(|monitor| PollFd::new(monitor, PollFlags::IN)));
+        polled.extend(accepts.then(|| PollFd::new(&self.listener, PollFlags::IN)));
+        match poll(&mut polled, Some(&timespec(next_end.saturating_duration_since(now)))) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::io("cannot wait for a connection", "poll", errno.into())),
+        }
+        if self.held.is_some() && polled.first().is_some_and(|line| !line.revents().is_empty()) {
+            return Err(lost(std::io::ErrorKind::BrokenPipe.into()));
+        }
+        Ok(())
+    }
+
+    /// Accepts every connection that waits.
+    fn accept_waiting(&mut self, greeting: impl Fn() -> G) -> Result<()> {
+        while let Some(accepted) = self.accept()? {
+            match accepted {
+                Ok(connection) => {
+                    self.open.push(Open { connection, greeting: greeting(), is_peeked: false });
+                }
+                Err(error) => self.note_refusal(error),
+            }
+            if self.open.len() > OPEN_LIMIT {
+                let crowded = Error::new(Kind::Unavailable, "too many connections are open");
+                self.turn_away(0, crowded)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next connection that waits; an error for one whose process cannot be seen from here, which is closed.
+    fn accept(&self) -> Result<Option<Result<Connection<'a>>>> {
+        let accepted = match &self.held {
+            Some((custody, listener)) => {
+                custody.accept(listener)?.map(|(stream, held)| (stream, Some((*custody, held))))
+            }
+            None => self.listener.accept()?.map(|stream| (stream, None)),
+        };
+        Ok(accepted.map(|(stream, held)| Connection::new(stream, held)))
+    }
+
+    /// Hears every connection, and gives the first whose greeting is complete.
+    fn hear_all(&mut self) -> Result<Option<(Connection<'a>, G)>> {
+        let mut index = 0;
+        while index < self.open.len() {
+            let Open { connection, greeting, is_peeked } = &mut self.open[index];
+            if is_silent_end(connection.stream()) && !greeting.has_memory() {
+                drop(self.open.remove(index));
+                continue;
+            }
+            match greeting.hear(connection) {
+                Ok(false) => {
+                    *is_peeked = wait_readable(&*connection, Instant::now())?;
+                    index += 1;
+                }
+                Ok(true) => {
+                    let Open { mut connection, greeting, .. } = self.open.remove(index);
+                    connection.claim()?;
+                    return Ok(Some((connection, greeting)));
+                }
+                Err(error) => self.turn_away(index, error)?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Turns those away whose time is over.
+    fn close_expired(&mut self) -> Result<()> {
+        let timeout = self.greeting_timeout;
+        while let Some(index) = self.open.iter().position(|open| open.connection.since().elapsed() >= timeout)
+        {
+            let what = format!("no whole greeting came within {} s", timeout.as_secs());
+            self.turn_away(index, Error::new(Kind::Unavailable, what))?;
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// `Unavailable` when the monitor has ended.
+    fn check_monitor(&self) -> Result<()> {
+        let Some(ended) = self.monitor.as_ref().filter(|monitor| monitor.has_ended()) else { return Ok(()) };
+        let what = format!("the monitor, process {}, ended before its memory was served", ended.number());
+        Err(Error::new(Kind::Unavailable, what).advice("see its log, and resume again"))
+    }
+
+    /// # Errors
+    /// `why`, when the connection had brought memory: its process is killed then.
+    fn turn_away(&mut self, index: usize, why: Error) -> Result<()> {
+        let Open { connection, greeting, .. } = self.open.remove(index);
+        let process = connection.peer().number();
+        if connection.turn_away(greeting.has_memory())? {
+            return Err(
+                why.object(format!("process {process}, which was killed: its memory cannot be served"))
+            );
+        }
+        self.note_refusal(why.object(format!("process {process}")));
+        Ok(())
+    }
+
+    fn note_refusal(&mut self, error: Error) {
+        tracing::warn!(%error, "a connection was closed; waiting for another");
+        self.last_refusal = Some(error);
+    }
+
+    fn nobody_came(&mut self) -> Error {
+        let error = self.listener.nobody_came(self.options.accept_timeout);
+        match self.last_refusal.take() {
+            Some(refusal) => error.caused_by(refusal),
+            None => error,
+        }
+    }
+}
+
+impl<G: Greeting> Drop for Reception<'_, G> {
+    /// Nobody is left waiting: the path is free, and all connections but the one that is served are turned away.
+    fn drop(&mut self) {
+        self.listener.refuse();
+        loop {
+            match self.accept() {
+                Ok(Some(Ok(connection))) => turn_away_late(connection, false),
+                Ok(Some(Err(error))) => tracing::warn!(%error, "a connection was closed"),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "connections that waited were not looked at");
+                    break;
+                }
+            }
+        }
+        for Open { connection, greeting, .. } in self.open.drain(..) {
+            turn_away_late(connection, greeting.has_memory());
+        }
+        if let Some((custody, held)) = self.held.take() {
+            custody.release(held);
+        }
+    }
+}
+
+/// Turns away a connection that came beside, or after, the one that is served.
+fn turn_away_late(connection: Connection<'_>, has_memory: bool) {
+    let process = connection.peer().number();
+    match connection.turn_away(has_memory) {
+        Ok(true) => tracing::error!(
+            process,
+            "a process came to have its memory served and was killed: this serve is not for it"
+        ),
+        Ok(false) => tracing::debug!(process, "a connection was closed"),
+        Err(error) => {
+            tracing::error!(%error, process, "a process waits for memory that nobody serves; kill it by hand")
+        }
+    }
+}

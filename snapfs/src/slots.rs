@@ -1,0 +1,91 @@
+//! The names of a directory that are live or changed. How many of them stand for a node is counted along, because it is
+//! asked each time that the kernel forgets something, and a directory may hide any number of names of the base.
+
+use crate::change::{Name, NodeId};
+use std::collections::{BTreeMap, btree_map};
+use std::ops::Deref;
+
+/// What a name in a directory stands for, where that is not simply what the base says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// What the base says, and it is this live node.
+    Known(NodeId),
+    /// Differs from the base: this node, or nothing although the base has the name.
+    Changed(Option<NodeId>),
+}
+
+impl Slot {
+    /// The node that the name stands for.
+    pub fn node(self) -> Option<NodeId> {
+        match self {
+            Self::Known(id) | Self::Changed(Some(id)) => Some(id),
+            Self::Changed(None) => None,
+        }
+    }
+}
+
+/// Slots by name. To be read like the map that it is.
+#[derive(Clone, Debug, Default)]
+pub struct Slots {
+    slots: BTreeMap<Name, Slot>,
+    named: usize,
+}
+
+impl Slots {
+    /// How many names stand for a node.
+    pub fn named(&self) -> usize {
+        self.named
+    }
+
+    /// Sets what `name` stands for.
+    pub fn insert(&mut self, name: Name, slot: Slot) {
+        self.named += usize::from(slot.node().is_some());
+        let old = self.slots.insert(name, slot);
+        self.named -= usize::from(old.and_then(Slot::node).is_some());
+    }
+
+    /// Leaves `name` to the base.
+    pub fn remove(&mut self, name: &[u8]) {
+        let old = self.slots.remove(name);
+        self.named -= usize::from(old.and_then(Slot::node).is_some());
+    }
+}
+
+impl Deref for Slots {
+    type Target = BTreeMap<Name, Slot>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.slots
+    }
+}
+
+impl IntoIterator for Slots {
+    type Item = (Name, Slot);
+    type IntoIter = btree_map::IntoIter<Name, Slot>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.slots.into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_count_is_that_of_the_names_that_stand_for_a_node() {
+        let mut slots = Slots::default();
+        let mut random = 7_u64;
+        for _ in 0..2000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (name, what) = (vec![(random >> 60) as u8], (random >> 33) % 4);
+            match what {
+                0 => slots.remove(&name),
+                1 => slots.insert(name, Slot::Changed(None)),
+                2 => slots.insert(name, Slot::Changed(Some(NodeId(2)))),
+                _ => slots.insert(name, Slot::Known(NodeId(3))),
+            }
+            assert_eq!(slots.named(), slots.values().filter(|slot| slot.node().is_some()).count());
+        }
+    }
+}

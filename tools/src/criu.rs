@@ -1,0 +1,134 @@
+//! Runs `criu restore --lazy-pages`, detached, on a thread of its own, and tells once and in CRIU's words why it failed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::JoinHandle;
+
+use lazyload::supervisor;
+use store::{Error, Kind, Result};
+
+use crate::args::ResumeArguments;
+use crate::exit;
+use crate::respawn;
+
+const CRIU: &str = "criu";
+const LOG: &str = "restore.log";
+/// What else is left in the directory: CRIU's statistics, and the socket when this process had to end at once.
+const LEFT: [&str; 2] = ["stats-restore", "lazy-pages.socket"];
+/// So many of the last error lines of CRIU's log are quoted.
+const QUOTED: usize = 6;
+
+/// A restore under way. When it fails this process ends, and with it whatever was restored in part: the supervisor sees to
+/// that.
+pub struct Restore {
+    /// The word to begin.
+    pub start: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Restore {
+    /// Makes all ready; it runs at the word on `start`.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn prepare(arguments: &ResumeArguments, images: &Path, work: &Path, json: bool) -> Result<Restore> {
+        let mut command = respawn::foreign(CRIU);
+        command
+            .args(["restore", "--lazy-pages", "--restore-detached", "-o", LOG, "--images-dir"])
+            .arg(images);
+        command.arg("--work-dir").arg(work).args(&arguments.criu_arguments);
+        // Its errors go to its log; what comes before there is one, such as a word about an option, to standard error.
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let log = work.join(LOG);
+        let (start, word) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("criu".to_owned())
+            .spawn(move || run(command, &log, &word, json))
+            .map_err(|source| Error::io("cannot start a thread", CRIU, source))?;
+        Ok(Restore { start, thread })
+    }
+
+    /// Waits for the end of criu, which leaves what it restored to itself.
+    ///
+    /// # Errors
+    /// When the thread is gone.
+    pub fn wait(self) -> Result<()> {
+        drop(self.start);
+        self.thread.join().map_err(|_| Error::new(Kind::Internal, "the thread that runs criu ended early"))
+    }
+}
+
+fn run(mut command: Command, log: &Path, word: &Receiver<()>, json: bool) {
+    if word.recv().is_err() {
+        return;
+    }
+    let ended = supervisor::spawn(&mut command).and_then(|mut criu| criu.wait());
+    let error = match ended {
+        Ok(status) if status.success() => return forget(log),
+        Ok(status) => Error::new(Kind::Unavailable, format!("criu restore failed ({status}){}", quoted(log)))
+            .object(log.display()),
+        Err(source) => Error::io("cannot run criu", CRIU, source),
+    };
+    // The code of every error; as one, it is reported once.
+    exit::finish(Err(error.into()), json);
+    std::process::exit(exit::FAILED.into());
+}
+
+/// Nobody reads the log of a restore that went well.
+fn forget(log: &Path) {
+    if let Err(error) = fs::remove_file(log) {
+        tracing::debug!(%error, "the log of a restore stays");
+    }
+}
+
+/// The error lines of CRIU's log, the last ones, without their times.
+fn quoted(log: &Path) -> String {
+    let bytes = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().filter_map(|line| Some(&line[line.find("Error (")?..])).collect();
+    let last = &lines[lines.len().saturating_sub(QUOTED)..];
+    last.iter().map(|line| format!("\n  {line}")).collect()
+}
+
+/// Finds out early whether there is a CRIU at all.
+///
+/// # Errors
+/// When there is none.
+pub fn check() -> Result<()> {
+    let found = respawn::foreign(CRIU).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
+    match found {
+        Ok(_) => Ok(()),
+        Err(source) => Err(Error::io("cannot run criu", CRIU, source).advice("install CRIU 4.2.1 or newer")),
+    }
+}
+
+/// The image directory of a resume, which is removed when the resume ends, however that comes about: nobody else can use it.
+pub struct ImageDirectory {
+    path: PathBuf,
+    names: Vec<String>,
+}
+
+impl ImageDirectory {
+    /// The directory that is going to be made for an image; `None` when something is in it already, which is somebody
+    /// else's.
+    pub fn of(path: &Path, image: &store::Image) -> Option<Self> {
+        let is_ours = match fs::read_dir(path) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        let mut names = lazyload::criu::file_names(image);
+        names.extend(LEFT.map(str::to_owned));
+        is_ours.then(|| Self { path: path.to_owned(), names })
+    }
+}
+
+impl Drop for ImageDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = lazyload::criu::remove(&self.path, &self.names) {
+            tracing::warn!(%error, "the image directory stays");
+        }
+    }
+}

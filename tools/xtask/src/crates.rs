@@ -1,0 +1,50 @@
+//! Programs of the tests that crates.io has: built from their sources with their own lock files, once.
+
+use std::fs;
+use std::path::Path;
+
+use crate::shell::{Context, Failure, Result, cargo, in_path, kept_dir, run_quiet};
+
+/// Where the programs go; in every PATH.
+const PREFIX: &str = "/usr/local/bin";
+
+/// A program, which its package is named after, and the version that the tests were written for.
+pub struct Program {
+    pub name: &'static str,
+    version: &'static str,
+}
+
+/// Suites of others for file systems: two minutes of two cores each.
+pub const SUITES: [Program; 2] =
+    [Program { name: "pjdfstest", version: "0.2.2" }, Program { name: "fsx", version: "0.3.2" }];
+/// An object store: half an hour of one core.
+pub const GARAGE: Program = Program { name: "garage", version: "2.5.0" };
+
+impl Program {
+    /// Whether it is there.
+    pub fn is_installed(&self) -> bool {
+        in_path(self.name)
+    }
+
+    /// Builds it and puts it in its place.
+    pub fn install(&self) -> Result<String> {
+        let root = kept_dir(self.name)?;
+        let mut install = cargo(&["install", self.name, "--locked", "--version", self.version, "--root"]);
+        run_quiet(install.arg(&root)).map_err(|failure| {
+            let by_hand = format!("or install {} {} by hand and put it in PATH", self.name, self.version);
+            Failure::new(format!("{failure}\ncheck that cargo reaches its registry, {by_hand}"))
+        })?;
+        put(&root.join("bin").join(self.name))?;
+        Ok(format!("{} built and installed", self.version))
+    }
+}
+
+/// Copies a program to its place; whoever runs the old one keeps it.
+pub fn put(program: &Path) -> Result<()> {
+    let name = program.file_name().unwrap_or_default();
+    let (target, new) =
+        (Path::new(PREFIX).join(name), Path::new(PREFIX).join(format!(".{}.new", name.display())));
+    fs::create_dir_all(PREFIX).context(|| format!("cannot create {PREFIX}"))?;
+    fs::copy(program, &new).context(|| format!("cannot copy {}", program.display()))?;
+    fs::rename(&new, &target).context(|| format!("cannot write {}", target.display()))
+}
