@@ -22,13 +22,15 @@ pub enum Outcome {
     Failed(Errno),
 }
 
-/// Applies `fill` to a range of whole pages until all are settled, and returns the pages it really filled.
+/// Applies `fill` to a range of whole pages until all are settled, and returns how many pages of 4096 bytes it really filled.
+/// `page_bytes` is the size of the pages that the memory is made of: the kernel takes no part of one.
 ///
 /// A page that is there already is woken and counts as settled: whoever waits for it may have asked before it came. A
 /// range that crosses a border of mappings is filled page by page. `settled` hears of every range that needs nothing more.
 pub fn drive(
     fault: &UserFault,
     range: Range<u64>,
+    page_bytes: u64,
     fill: impl Fn(Range<u64>) -> Filled,
     mut settled: impl FnMut(Range<u64>),
 ) -> Result<(Outcome, u64)> {
@@ -44,11 +46,11 @@ pub fn drive(
         next = reached;
         match filled.stop {
             None => {}
-            Some(Stop::Absent) if end - next > PAGE_BYTES => longest = PAGE_BYTES,
+            Some(Stop::Absent) if end - next > page_bytes => longest = page_bytes,
             Some(Stop::Exists | Stop::Absent) => {
-                fault.wake(next, PAGE_BYTES)?;
-                settled(next..next + PAGE_BYTES);
-                next += PAGE_BYTES;
+                fault.wake(next, page_bytes)?;
+                settled(next..next + page_bytes);
+                next += page_bytes;
             }
             Some(Stop::Again) => return Ok((Outcome::Again, filled_pages)),
             Some(Stop::Gone) => return Ok((Outcome::Gone, filled_pages)),

@@ -360,6 +360,7 @@ impl Served {
         drive(
             fault,
             fill.address..fill.address + bytes.len() as u64,
+            PAGE_BYTES,
             |part| {
                 let place = |address: u64| (address - fill.address) as usize;
                 fault.copy(part.start, &bytes[place(part.start)..place(part.end)])
@@ -373,7 +374,7 @@ impl Served {
 
     fn zero(&mut self, start: u64, len_bytes: u64, report: &mut ServeReport) -> Result<Outcome> {
         let zero = |part: std::ops::Range<u64>| self.fault.zero(part.start, part.end - part.start);
-        let (outcome, filled_pages) = drive(&self.fault, start..start + len_bytes, zero, drop)?;
+        let (outcome, filled_pages) = drive(&self.fault, start..start + len_bytes, PAGE_BYTES, zero, drop)?;
         report.zero_pages += filled_pages;
         Ok(outcome)
     }
@@ -389,7 +390,7 @@ impl Served {
         }
         // Also for a process that was killed: the kernel may wait for the page on its behalf, and would not let it end.
         let poison = |part: std::ops::Range<u64>| self.fault.poison(part.start, part.end - part.start);
-        let (outcome, _) = drive(&self.fault, start..start + len_bytes, poison, drop)?;
+        let (outcome, _) = drive(&self.fault, start..start + len_bytes, self.page_bytes, poison, drop)?;
         if outcome != Outcome::Again {
             report.poisoned += len_bytes / PAGE_BYTES;
         }
@@ -474,7 +475,7 @@ impl Served {
         for region in self.space.regions().to_vec() {
             let poison = |part: std::ops::Range<u64>| self.fault.poison(part.start, part.end - part.start);
             loop {
-                match drive(&self.fault, region.start..region.end(), poison, drop)?.0 {
+                match drive(&self.fault, region.start..region.end(), self.page_bytes, poison, drop)?.0 {
                     Outcome::Done | Outcome::Gone => break,
                     // Events are read only so that the kernel lets go; what they say no longer matters.
                     Outcome::Again => while self.fault.read()?.is_some() {},

@@ -32,7 +32,8 @@ pub struct Filling {
     pub was_there: bool,
     /// How it looked when it was made.
     stat: Option<Stat>,
-    hold: Mutex<Hold>,
+    /// Apart from the rest, so that to close a directory is no hold on it: nobody but its fillers decides when it is done.
+    hold: Arc<Mutex<Hold>>,
 }
 
 enum Hold {
@@ -45,14 +46,14 @@ enum Hold {
 impl Filling {
     /// The topmost directory, which stays open.
     pub fn top(path: &OsStr, metadata: Option<Metadata>, fd: OwnedFd, stat: Stat) -> Arc<Self> {
-        let hold = Mutex::new(Hold::Open(Arc::new(fd)));
+        let hold = Arc::new(Mutex::new(Hold::Open(Arc::new(fd))));
         let name = path.as_bytes().to_vec();
         Arc::new(Self { name, parent: None, metadata, was_there: true, stat: Some(stat), hold })
     }
 
     /// A directory that could not be made: nothing below it can.
     pub fn lost(parent: Arc<Filling>, name: Name) -> Arc<Self> {
-        let hold = Mutex::new(Hold::Lost);
+        let hold = Arc::new(Mutex::new(Hold::Lost));
         Arc::new(Self { name, parent: Some(parent), metadata: None, was_there: false, stat: None, hold })
     }
 
@@ -71,7 +72,7 @@ impl Filling {
     }
 
     fn hold(&self) -> MutexGuard<'_, Hold> {
-        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.hold)
     }
 
     /// Opens it again below its parent.
@@ -111,7 +112,7 @@ impl Place {
 #[derive(Default)]
 pub struct Descriptors {
     /// In the order in which they were opened; some are done since.
-    open: Mutex<VecDeque<Weak<Filling>>>,
+    open: Mutex<VecDeque<Weak<Mutex<Hold>>>>,
 }
 
 impl Descriptors {
@@ -125,7 +126,7 @@ impl Descriptors {
         stat: Stat,
     ) -> Arc<Filling> {
         let Place { directory, name } = place;
-        let hold = Mutex::new(Hold::Closed);
+        let hold = Arc::new(Mutex::new(Hold::Closed));
         let (parent, metadata, stat) = (Some(directory), Some(metadata), Some(stat));
         let made = Arc::new(Filling { name, parent, metadata, was_there, stat, hold });
         self.keep(&made, Arc::new(fd));
@@ -135,12 +136,12 @@ impl Descriptors {
     fn keep(&self, directory: &Arc<Filling>, fd: Arc<OwnedFd>) {
         *directory.hold() = Hold::Open(fd);
         let closed = {
-            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            open.push_back(Arc::downgrade(directory));
+            let mut open = lock(&self.open);
+            open.push_back(Arc::downgrade(&directory.hold));
             if open.len() > OPEN_MAX { open.pop_front() } else { None }
         };
-        if let Some(directory) = closed.and_then(|directory| directory.upgrade()) {
-            *directory.hold() = Hold::Closed;
+        if let Some(hold) = closed.and_then(|hold| hold.upgrade()) {
+            *lock(&hold) = Hold::Closed;
         }
     }
 
@@ -175,6 +176,41 @@ impl Descriptors {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn gone() -> Refusal {
     Refusal::new("the directory was moved or replaced meanwhile")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::sync_channel;
+
+    /// One thread opens directories, so that those opened earlier are closed; another gives each of those up at that time.
+    #[test]
+    fn closing_a_directory_never_keeps_its_last_holder_from_ending_it() {
+        let place = tempfile::tempdir().unwrap();
+        let open = || OwnedFd::from(std::fs::File::open(place.path()).unwrap());
+        let stat = rustix::fs::fstat(open()).unwrap();
+        let metadata = Metadata { mode: 0o755, ..Metadata::default() };
+        let top = Filling::top(place.path().as_os_str(), None, open(), stat);
+        let descriptors = Descriptors::default();
+        let (filled, done) = sync_channel(OPEN_MAX);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for directory in done {
+                    assert!(Arc::into_inner(directory).is_some(), "nobody else holds it");
+                }
+            });
+            for number in 0..400_000 {
+                let place = Place { directory: top.clone(), name: number.to_string().into_bytes() };
+                let made = descriptors.made(place, metadata.clone(), false, open(), stat);
+                filled.send(made).unwrap();
+            }
+            drop(filled);
+        });
+    }
 }
