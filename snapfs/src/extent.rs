@@ -251,6 +251,7 @@ fn hole_from(holes: &[Range<u64>], at: u64) -> Option<&Range<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
 
     /// The naive map: one source for each byte, also behind the end of the file.
     struct Naive {
@@ -291,13 +292,7 @@ mod tests {
     #[test]
     fn a_layout_answers_like_one_source_per_byte() {
         for seed in 0..200_u64 {
-            let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-            let mut next = |bound: u64| {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                random % bound
-            };
+            let mut next = testing::numbers(seed);
             let base_len = next(12 * BLOCK);
             let mut layout = Layout::over(base_len);
             let mut naive = Naive::over(base_len as usize);

@@ -28,6 +28,8 @@ mod ranges;
 mod rebase;
 mod slots;
 mod state;
+#[cfg(test)]
+mod testing;
 mod times;
 mod upper;
 

@@ -83,18 +83,13 @@ impl BlockSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
     use std::collections::BTreeSet;
 
     #[test]
     fn a_set_of_ranges_answers_like_a_set_of_numbers() {
         for seed in 0..300_u64 {
-            let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-            let mut next = |bound: u64| {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                random % bound
-            };
+            let mut next = testing::numbers(seed);
             let (mut set, mut naive) = (BlockSet::default(), BTreeSet::new());
             for _ in 0..40 {
                 let start = next(60);

@@ -5,6 +5,7 @@ use crate::caller::Caller;
 use crate::change::{Attributes, NewBody};
 use crate::journal::{self, Header};
 use crate::passes::Passes;
+use crate::testing;
 use crate::upper::boot_id;
 use rustix::fs::FallocateFlags;
 use std::collections::{BTreeMap, HashSet};
@@ -325,13 +326,7 @@ fn change_at_random(overlay: &Overlay, file: NodeId, plain: &mut Vec<u8>, next: 
 fn a_file_that_changes_between_all_passes_is_frozen_with_the_bytes_it_has_at_the_end() {
     let world = World::new();
     for seed in 1..25_u64 {
-        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut next = |bound: u64| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            random % bound
-        };
+        let mut next = testing::numbers(seed);
         let upper = world.directory.path().join(format!("upper-{seed}"));
         let overlay = Overlay::open(&world.store, &world.base, &upper, false).unwrap();
         let files = [node(&overlay, "a/file"), make(&overlay, NodeId::ROOT, "new", NewBody::File)];
