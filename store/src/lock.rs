@@ -63,9 +63,10 @@ impl FileLock {
             if waited >= wait && (holder.is_some() || waited >= NAMELESS) {
                 return Err(locked(&**disk, path, holder, waited));
             }
-            if let Some(holder) = holder.filter(|_| !is_told && waited >= NAMELESS) {
+            if !is_told && waited >= NAMELESS {
                 is_told = true;
-                tracing::warn!(lock = %path.display(), "waiting for {holder}");
+                let (holder, longest) = (name(&**disk, path, holder), wait.as_secs_f64().round());
+                tracing::warn!(lock = %path.display(), "waiting for {holder}, at most {longest} s");
             }
             std::thread::park_timeout(POLL);
         };
@@ -108,13 +109,18 @@ fn holder(disk: &dyn Disk, path: &Path) -> Option<String> {
     (!is_stale).then_some(text)
 }
 
-fn locked(disk: &dyn Disk, path: &Path, holder: Option<String>, waited: Duration) -> Error {
-    let known = disk.lock_holder(path);
-    let holder = holder.unwrap_or_else(|| match known.pid {
+/// What is said of a holder that has perhaps not said what it is.
+fn name(disk: &dyn Disk, path: &Path, holder: Option<String>) -> String {
+    holder.unwrap_or_else(|| match disk.lock_holder(path).pid {
         Some(pid) => format!("a process that has not said its name (pid {pid})"),
         None => "a process that has not said its name".to_owned(),
-    });
-    let age = known.since.map(|since| clock::now().seconds.saturating_sub(since.seconds).max(0));
+    })
+}
+
+fn locked(disk: &dyn Disk, path: &Path, holder: Option<String>, waited: Duration) -> Error {
+    let holder = name(disk, path, holder);
+    let age =
+        disk.lock_holder(path).since.map(|since| clock::now().seconds.saturating_sub(since.seconds).max(0));
     let age = age.map(|seconds| format!(" for {seconds} s")).unwrap_or_default();
     let waiting = match waited.as_secs() {
         0 => String::new(),

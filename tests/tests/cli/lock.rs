@@ -82,7 +82,7 @@ impl Waiting {
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         stderr.read_line(&mut line).unwrap();
-        assert!(line.contains("waiting for") && line.contains(holder), "{line}");
+        assert!(line.contains(&format!("waiting for {holder}")) && line.contains("local/lock"), "{line}");
         Waiting { child, stderr }
     }
 
@@ -101,7 +101,7 @@ fn two_backups_that_wait_for_a_third_writer_both_succeed() {
     sample::make(&source);
     let store = Store::open(&StoreConfig::directory(&place.store)).unwrap();
     let writer = store.writer("the test").unwrap();
-    let holder = format!("the test (pid {})", std::process::id());
+    let holder = format!("the test (pid {}), at most 100 s", std::process::id());
     let waiting = ["one", "two"].map(|name| {
         Waiting::start(
             &place,
@@ -116,6 +116,23 @@ fn two_backups_that_wait_for_a_third_writer_both_succeed() {
         place.run(["restore".as_ref(), name.as_ref(), target.as_os_str()]).expect(0);
         sample::assert_same(&source, &target);
     }
+}
+
+/// As one on a full disk does, or one that has only just begun.
+#[test]
+fn a_holder_without_a_name_is_waited_for_aloud() {
+    let place = Place::with_store();
+    let source = place.path("source");
+    sample::make(&source);
+    let path = place.store.join("local/lock");
+    let lock = FileLock::take(&path, "the test").unwrap();
+    fs::write(&path, "").unwrap();
+    let holder = format!("a process that has not said its name (pid {}), at most 100 s", std::process::id());
+    let typed = ["backup".as_ref(), source.as_os_str(), "web".as_ref(), "--wait=100".as_ref()];
+    let waiting = Waiting::start(&place, &typed, &holder);
+    drop(lock);
+    waiting.expect_success();
+    place.run(["cat", "web:hello.txt"]).expect(0);
 }
 
 #[test]
