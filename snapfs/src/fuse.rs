@@ -55,6 +55,8 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_CACHE_SYMLINKS,
             // Without it every write asks for file capabilities first.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            // A node that the kernel forgot cannot be found by its number: file handles would go stale at any time.
+            InitFlags::FUSE_NO_EXPORT_SUPPORT,
         ];
         // Not FUSE_ASYNC_DIO: after an asynchronous direct write the kernel leaves old pages in its cache.
         // Without these two, access lists would be stored and not enforced, so there is no mount without them.

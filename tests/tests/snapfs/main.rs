@@ -12,6 +12,7 @@ mod operations;
 mod permissions;
 mod postgres;
 mod power;
+mod semantics;
 mod stamps;
 mod standstill;
 mod suites;

@@ -146,11 +146,29 @@ mount -t overlay overlay -o lowerdir=lower,upperdir=mnt/up,workdir=mnt/work merg
 umount merged
 "#;
 
+/// Shows what an overlayfs makes of the same upper directory once more.
+const OVERLAY_AGAIN: &str = r#"
+set -e
+cd "$0"
+mount -t overlay overlay -o lowerdir=lower,upperdir=mnt/up,workdir=mnt/work merged
+(cd merged; find . | sort; cat a/other there; echo more >> a/other; rm there)
+umount merged
+"#;
+
 #[test]
 fn a_mount_can_be_the_upper_directory_of_an_overlayfs() {
     let (world, served) = empty();
-    let said = run(Command::new("sh").arg("-c").arg(OVERLAY).arg(world.directory.path()));
-    assert_eq!(said, ".\n./a\n./a/other\n./new\n./there\nagain\nlow\n");
+    let sh = |script: &str| run(Command::new("sh").arg("-c").arg(script).arg(world.directory.path()));
+    let expected = ".\n./a\n./a/other\n./new\n./there\nagain\nlow\n";
+    assert_eq!(sh(OVERLAY), expected);
+    let mut opaque = [0; 8];
+    let found = sys::getxattr(served.path("up/a"), "trusted.overlay.opaque", &mut opaque);
+    assert_eq!(found.map(|len| &opaque[..len]), Ok(&b"y"[..]));
+    // A snapshot keeps all that makes it one.
+    served.freeze("base");
+    served.unmount();
+    let served = world.mount("base", "mnt", "another", &[]);
+    assert_eq!(sh(OVERLAY_AGAIN), expected);
     served.unmount();
 }
 

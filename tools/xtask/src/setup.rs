@@ -24,6 +24,7 @@ const PROGRAMS: &[Program] = &[
     Program { name: "npm", package: "npm" },
     Program { name: "restic", package: "restic" },
     Program { name: "mkfs.erofs", package: "erofs-utils" },
+    Program { name: "mkfs.ext4", package: "e2fsprogs" },
     Program { name: "mksquashfs", package: "squashfs-tools" },
     Program { name: "setfacl", package: "acl" },
     Program { name: "setpriv", package: "util-linux" },
