@@ -12,6 +12,7 @@
 //! - `bucket`    the same, and restore, from a bucket that is 20 ms away
 //! - `mounted`   mount time, warm reads
 //! - `written`   writes, syncs, and freezes of what was written
+//! - `plain_fuse` the floor of `written`: a FUSE file system that only passes bytes on
 //! - `names`     directories of a mount: opening, listing, forgetting; and what a mount keeps in memory
 //! - `fault`     page faults of a mapping; `raw_uffd` is their floor
 //! - `resume`    a process that CRIU wakes lazily and eagerly
@@ -38,6 +39,7 @@ mod memory;
 mod mounted;
 mod names;
 mod peers;
+mod plain_fuse;
 mod random;
 mod raw_uffd;
 mod resume;
@@ -64,6 +66,7 @@ const BENCHES: &[Bench] = &[
     ("mount", mounted::mount),
     ("read", mounted::read),
     ("write", written::write),
+    ("fuse", plain_fuse::fuse),
     ("sparse", written::sparse),
     ("freeze", written::freeze),
     ("names", names::names),

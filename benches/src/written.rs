@@ -27,13 +27,19 @@ const HOT_LEN: usize = 256 << 20;
 pub fn write(scratch: &Path) -> Result<Vec<Row>> {
     let mounted = Mounted::with_large(scratch, 10, 64 << 20)?;
     let guard = mounted.mount()?;
-    let (theirs, ours) = (&mounted.source, &mounted.mountpoint);
+    let rows = figures(&mounted.mountpoint, &mounted.source)?;
+    guard.unmount()?;
+    Ok(rows)
+}
+
+/// The figures of writing below `ours`, each against the same below `theirs`.
+pub fn figures(ours: &Path, theirs: &Path) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (block, name) in [(1 << 20, "1 MiB"), (64 << 10, "64 KiB"), (BLOCK, "4 KiB")] {
         let run = |root: &Path| sequential(root, block);
         let pairs = Pairs::measure(ROUNDS, || run(ours), || run(theirs))?;
         let figure = format!("64 MiB written in blocks of {name} / ext4");
-        rows.push(pairs.throughput(&figure, SEQUENTIAL_LEN as u64, "a new file, not synced".into()));
+        rows.push(pairs.throughput(&figure, SEQUENTIAL_LEN as u64, "an empty file, not synced".into()));
     }
     let pairs = Pairs::measure(ROUNDS, || overwrite(ours), || overwrite(theirs))?;
     let note = format!("{OVERWRITES} blocks of a file of 64 MiB, in no order");
@@ -42,7 +48,6 @@ pub fn write(scratch: &Path) -> Result<Vec<Row>> {
     rows.push(pairs.latency("4 KiB overwritten + fdatasync / ext4", SYNCS, format!("{SYNCS} of them")));
     let pairs = Pairs::measure(ROUNDS, || synced(ours, false), || synced(theirs, false))?;
     rows.push(pairs.latency("4 KiB appended + fdatasync / ext4", SYNCS, format!("{SYNCS} of them")));
-    guard.unmount()?;
     Ok(rows)
 }
 
@@ -151,12 +156,8 @@ fn read_and_hash(source: &Path) -> Result<()> {
 }
 
 fn sequential(root: &Path, block: usize) -> Result<f64> {
-    let path = root.join("sequential");
-    if path.exists() {
-        fs::remove_file(&path)?;
-    }
     let bytes = Noise::new(4).bytes(block);
-    let file = File::create(&path)?;
+    let file = File::create(root.join("sequential"))?;
     time(|| {
         for number in 0..SEQUENTIAL_LEN / block {
             file.write_all_at(&bytes, (number * block) as u64)?;

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 use tests::snapfs_mount::{Served, World};
 
 /// A line of a listing, as getdents64(2) gives it.
@@ -223,6 +224,23 @@ impl Play {
         }
         reader.rewind(&self.names);
     }
+}
+
+/// A lookup may not wait until the mount has heard of all that the kernel forgot: with the first half of the names removed,
+/// each name that was forgotten once cost a walk over those.
+#[test]
+fn a_lookup_is_answered_while_the_kernel_forgets_a_directory_of_which_half_was_removed() {
+    let count = 100_000;
+    let (_world, served) = with_names(count);
+    let path = |number| served.path("d").join(number_name(number));
+    (0..count).for_each(|number| drop(fs::metadata(path(number)).unwrap()));
+    (0..count / 2).for_each(|number| fs::remove_file(path(number)).unwrap());
+    drop_caches("2");
+    let (tell, told) = std::sync::mpsc::channel();
+    let last = path(count - 1);
+    std::thread::spawn(move || tell.send(fs::metadata(last).is_ok()));
+    assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(true), "no answer in 10 s");
+    served.unmount();
 }
 
 #[test]

@@ -35,7 +35,10 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// One owner per outside world: the path that names it in code, and where that may be.
 const OWNERS: &[(&str, &[&str])] = &[
-    ("fuser::", &["snapfs/src/fuse.rs", "snapfs/src/fuse/", "snapfs/src/mount.rs"]),
+    (
+        "fuser::",
+        &["snapfs/src/fuse.rs", "snapfs/src/fuse/", "snapfs/src/mount.rs", "benches/src/plain_fuse.rs"],
+    ),
     ("userfaultfd::", &["lazyload/src/sys.rs", "tests/", "benches/src/raw_uffd.rs"]),
     ("libc::", &["lazyload/src/sys.rs", "tests/", "benches/src/raw_uffd.rs"]),
     ("sled::", &["store/src/derived.rs"]),
