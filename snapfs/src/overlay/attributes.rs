@@ -14,6 +14,8 @@ const SET_GROUP: u32 = 0o2000;
 const GROUP_EXECUTE: u32 = 0o0010;
 /// File capabilities go when the file changes, as set-user-id does.
 const CAPABILITY: &[u8] = b"security.capability";
+/// Asked for only where the kernel has no labels of its own to show.
+const SELINUX: &[u8] = b"security.selinux";
 
 /// Extended attributes, sorted by name.
 type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
@@ -106,14 +108,16 @@ impl Overlay {
         }
     }
 
-    /// The value of an extended attribute.
+    /// The value of an extended attribute. Of SELinux labels a file without one is said to be unable to have any: ls(1) asks
+    /// each file of a directory for one else, and each time.
     ///
     /// # Errors
-    /// `ENODATA`, `ESTALE`.
+    /// `ENODATA`, `EOPNOTSUPP`, `ESTALE`.
     pub fn xattr(&self, id: NodeId, name: &[u8]) -> Answer<Vec<u8>> {
         let inner = self.lock();
         let node = node_of(&inner.state, id)?;
-        let index = find_xattr(node, name).map_err(|_| Errno::NODATA)?;
+        let absent = if name == SELINUX { Errno::OPNOTSUPP } else { Errno::NODATA };
+        let index = find_xattr(node, name).map_err(|_| absent)?;
         Ok(node.xattrs[index].1.clone())
     }
 

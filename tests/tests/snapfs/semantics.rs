@@ -1,6 +1,7 @@
 //! Rows of snapfs/SEMANTICS.md that the kernel decides for a mount: remounting it, and what it refuses.
 
 use crate::{HELPER, run};
+use rustix::fs::{self as sys, XattrFlags};
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -223,5 +224,19 @@ fn reading_moves_no_access_time_whatever_the_flags_say() {
         assert_eq!(fs::read(&file).unwrap(), b"read");
         assert_eq!(fs::metadata(&file).unwrap().atime(), 1000, "{flag}");
     }
+    served.unmount();
+}
+
+#[test]
+fn a_file_without_a_label_is_said_to_be_unable_to_have_one_and_can_have_one() {
+    let world = World::with_empty_base(HELPER);
+    let served = world.mount("base", "mnt", "upper", &[]);
+    let file = served.path("file");
+    fs::write(&file, "").unwrap();
+    let mut label = [0; 32];
+    let mut get = || sys::getxattr(&file, "security.selinux", &mut label);
+    assert_eq!(get(), Err(Errno::OPNOTSUPP));
+    sys::setxattr(&file, "security.selinux", b"system_u:object_r:etc_t:s0", XattrFlags::empty()).unwrap();
+    assert_eq!(get(), Ok(26));
     served.unmount();
 }
