@@ -109,11 +109,14 @@ fn keys_that_may_list_their_prefix_only_do_everything() {
 #[test]
 fn the_permission_that_lacks_is_named() {
     type Denied = fn(&Message) -> bool;
-    let cases: [(&str, Denied); 4] = [
+    let cases: [(&str, Denied); 5] = [
         ("s3:ListBucket", is_listing),
         ("s3:PutObject", |request| request.first.starts_with("PUT ")),
         ("s3:DeleteObject", |request| request.first.starts_with("DELETE ")),
         ("s3:GetObject", |request| request.first.starts_with("GET ") && !is_listing(request)),
+        ("s3:AbortMultipartUpload", |request| {
+            request.first.starts_with("DELETE ") && request.first.contains("uploadId=")
+        }),
     ];
     let proxy = Proxy::new(seaweed_port());
     let scene = Scene::new(&proxy.endpoint());
