@@ -9,7 +9,7 @@ mod seaweed;
 pub use garage::Garage;
 pub use process::{Process, free_port, http_get};
 pub use rclone::Rclone;
-pub use seaweed::{SeaweedCluster, VOLUME_SERVERS};
+pub use seaweed::{ENFORCED, LIMITED_PREFIX, SeaweedCluster, VOLUME_SERVERS, limited_key};
 
 use store::S3Settings;
 use store::tier::S3Credentials;

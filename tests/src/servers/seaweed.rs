@@ -2,6 +2,7 @@
 
 use super::process::{Process, free_port, http, http_get};
 use super::{ACCESS_KEY, BUCKET, SECRET_KEY};
+use serde_json::{Value, json};
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -113,9 +114,48 @@ impl SeaweedCluster {
     }
 }
 
+/// What limited keys begin with, in the bucket and in no other place of it.
+pub const LIMITED_PREFIX: &str = "limited";
+/// What the README says that keys need, on the objects below the prefix and, the last, on the bucket.
+const NEEDED: [&str; 5] =
+    ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListBucket"];
+/// Those that the server enforces: whoever may put objects may end uploads in parts, too.
+pub const ENFORCED: [&str; 4] = [NEEDED[0], NEEDED[1], NEEDED[2], NEEDED[4]];
+
+/// The access key that may do below [`LIMITED_PREFIX`] what the README says is needed, but for `lacking`.
+pub fn limited_key(lacking: Option<&str>) -> String {
+    lacking.map_or("limited".to_owned(), |permission| format!("without-{}", permission.replace(':', "-")))
+}
+
+/// The policy of the README, without `lacking`.
+fn policy(lacking: Option<&str>) -> Value {
+    let allowed = |permission: &&str| Some(*permission) != lacking;
+    let (of_bucket, of_objects): (Vec<&str>, _) =
+        NEEDED.into_iter().filter(allowed).partition(|permission| *permission == "s3:ListBucket");
+    let bucket = format!("arn:aws:s3:::{BUCKET}");
+    let below = format!("{LIMITED_PREFIX}/*");
+    let objects = json!({ "Effect": "Allow", "Action": of_objects, "Resource": format!("{bucket}/{below}") });
+    let listing = json!({
+        "Effect": "Allow",
+        "Action": of_bucket,
+        "Resource": bucket,
+        "Condition": { "StringLike": { "s3:prefix": below } },
+    });
+    let statements = if of_bucket.is_empty() { json!([objects]) } else { json!([objects, listing]) };
+    json!({ "Version": "2012-10-17", "Statement": statements })
+}
+
+/// One that may do everything, one that may do what is needed, and for each permission one that lacks it.
 fn identities() -> String {
-    format!(
-        r#"{{"identities":[{{"name":"test","credentials":[{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}}],
-"actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
-    )
+    let credentials = |key: &str| json!([{ "accessKey": key, "secretKey": SECRET_KEY }]);
+    let actions = ["Admin", "Read", "Write", "List", "Tagging"];
+    let mut identities =
+        vec![json!({ "name": "test", "credentials": credentials(ACCESS_KEY), "actions": actions })];
+    let mut policies = Vec::new();
+    for lacking in NEEDED.into_iter().map(Some).chain([None]) {
+        let name = limited_key(lacking);
+        policies.push(json!({ "name": name, "content": policy(lacking).to_string() }));
+        identities.push(json!({ "name": name, "credentials": credentials(&name), "policyNames": [name] }));
+    }
+    json!({ "identities": identities, "policies": policies }).to_string()
 }

@@ -75,8 +75,9 @@ fn a_guest_never_sees_a_zero_page_when_its_handler_is_killed() {
 
 /// A dumped process and the image of it.
 struct Asleep {
-    fixture: Fixture,
+    /// Dropped before the directory, which has the log of its restore.
     stamper: Stamper,
+    fixture: Fixture,
     image: Image,
 }
 
@@ -88,7 +89,7 @@ impl Asleep {
         stamper.dump(&dumped);
         let (image, _) = capture(&fixture, &dumped, None);
         criu::materialize(&image, &fixture.store, &fixture.path("images")).expect("materialized");
-        Self { fixture, stamper, image }
+        Self { stamper, fixture, image }
     }
 
     /// Starts a handler and a restore that it serves.
@@ -306,6 +307,7 @@ fn a_supervised_handler_that_does_its_work_leaves_the_process_alone() {
     assert!(status.success());
     let last = json(last);
     assert_eq!(last["killed"], serde_json::json!([]), "{last}");
+    assert_eq!(last["handler"], "exit status: 0", "{last}");
     assert_eq!(asleep.stamper.ask("check"), "ok");
     asleep.stamper.end();
 }

@@ -20,6 +20,8 @@ pub struct Stamper {
     parent: Option<Child>,
     /// The numbers of all its tasks, once it was dumped.
     family: Vec<i32>,
+    /// What CRIU says of the last restore.
+    restore_log: Option<PathBuf>,
 }
 
 impl Stamper {
@@ -36,7 +38,8 @@ impl Stamper {
         command.arg(&socket).arg(pages.to_string()).args(flags).current_dir("/");
         let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = quiet.spawn().expect("started");
-        let stamper = Self { socket, pid: child.id() as i32, parent: Some(child), family: Vec::new() };
+        let pid = child.id() as i32;
+        let stamper = Self { socket, pid, parent: Some(child), family: Vec::new(), restore_log: None };
         assert_eq!(stamper.ask("check"), "ok");
         stamper
     }
@@ -58,7 +61,8 @@ impl Stamper {
 
     /// Asks once, from a thread.
     pub fn question(&self, line: &'static str) -> std::thread::JoinHandle<Option<String>> {
-        let asking = Self { socket: self.socket.clone(), pid: self.pid, parent: None, family: Vec::new() };
+        let (socket, pid) = (self.socket.clone(), self.pid);
+        let asking = Self { socket, pid, parent: None, family: Vec::new(), restore_log: None };
         std::thread::spawn(move || asking.try_ask("", line))
     }
 
@@ -130,6 +134,7 @@ impl Stamper {
             .arg(images)
             .args(["-o", "restore.log", "-v4"])
             .args(more);
+        self.restore_log = Some(images.join("restore.log"));
         self.parent = Some(command.spawn().expect("criu runs"));
     }
 
@@ -142,6 +147,10 @@ impl Stamper {
 
 impl Drop for Stamper {
     fn drop(&mut self) {
+        // A restore that fails, since the number was given to another process for one, shows elsewhere: nobody answers.
+        if let Some(log) = self.restore_log.take().filter(|_| std::thread::panicking()) {
+            println!("the last restore: {}", errors(&log));
+        }
         // The family is one session, which is the number of its first process; CRIU restores that number, too.
         if self.parent.is_some() {
             kill_group(self.pid);
@@ -188,7 +197,12 @@ pub fn criu() -> Command {
 }
 
 pub fn log(images: &Path) -> String {
-    let text = std::fs::read_to_string(images.join("dump.log")).unwrap_or_default();
+    errors(&images.join("dump.log"))
+}
+
+/// What CRIU complains about in a log.
+fn errors(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
     text.lines().filter(|line| line.contains("Error")).collect::<Vec<_>>().join("\n")
 }
 

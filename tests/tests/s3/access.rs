@@ -1,10 +1,11 @@
-//! A bucket that is met through a proxy, and keys that are allowed no more than they need.
+//! A bucket that is met through a proxy, and keys that are allowed no more than they need: as a proxy denies it, and as a
+//! server does that enforces the policy of the README.
 
 use crate::{SEAWEED, prefix, seaweed_port};
 use std::ffi::OsStr;
 use std::fs;
 use tests::proxy::{Fault, Message, Proxy};
-use tests::servers::{ACCESS_KEY, BUCKET, SECRET_KEY};
+use tests::servers::{ACCESS_KEY, BUCKET, ENFORCED, LIMITED_PREFIX, SECRET_KEY, limited_key};
 use tests::snapctl::{Place, Run};
 
 /// A place whose cold tier is a bucket at `endpoint`.
@@ -19,15 +20,25 @@ impl Scene {
         // The cluster runs before anybody is sent to it.
         let _ = SEAWEED.endpoint();
         let (place, prefix) = (Place::new(), prefix("access"));
-        fs::write(
-            place.path("keys.toml"),
-            format!("access_key = {ACCESS_KEY:?}\nsecret_key = {SECRET_KEY:?}\n"),
-        )
-        .unwrap();
         let source = place.path("source");
         fs::create_dir(&source).unwrap();
         fs::write(source.join("file"), "through and back").unwrap();
-        Self { place, prefix, endpoint: endpoint.to_owned() }
+        let scene = Self { place, prefix, endpoint: endpoint.to_owned() };
+        scene.use_key(ACCESS_KEY);
+        scene
+    }
+
+    /// A place in the part of the bucket that limited keys may use, and one that may do all but `lacking`.
+    fn limited(lacking: Option<&str>) -> Self {
+        let scene = Self::new(&SEAWEED.endpoint());
+        scene.use_key(&limited_key(lacking));
+        let prefix = format!("{LIMITED_PREFIX}/{}", scene.prefix);
+        Self { prefix, ..scene }
+    }
+
+    fn use_key(&self, key: &str) {
+        let text = format!("access_key = {key:?}\nsecret_key = {SECRET_KEY:?}\n");
+        fs::write(self.place.path("keys.toml"), text).unwrap();
     }
 
     fn run(&self, variables: &[(&str, &str)], words: &[&str]) -> Run {
@@ -109,11 +120,14 @@ fn keys_that_may_list_their_prefix_only_do_everything() {
 #[test]
 fn the_permission_that_lacks_is_named() {
     type Denied = fn(&Message) -> bool;
-    let cases: [(&str, Denied); 4] = [
+    let cases: [(&str, Denied); 5] = [
         ("s3:ListBucket", is_listing),
         ("s3:PutObject", |request| request.first.starts_with("PUT ")),
         ("s3:DeleteObject", |request| request.first.starts_with("DELETE ")),
         ("s3:GetObject", |request| request.first.starts_with("GET ") && !is_listing(request)),
+        ("s3:AbortMultipartUpload", |request| {
+            request.first.starts_with("DELETE ") && request.first.contains("uploadId=")
+        }),
     ];
     let proxy = Proxy::new(seaweed_port());
     let scene = Scene::new(&proxy.endpoint());
@@ -122,6 +136,50 @@ fn the_permission_that_lacks_is_named() {
             proxy.script(move |request| if is_denied(request) { Fault::Deny } else { Fault::HideAbsence });
             let run = scene.run(&[], verb).expect(2).complains(permission);
             assert!(!run.stderr.contains("late") && run.stdout.is_empty(), "{}{}", run.text(), run.stderr);
+        }
+    }
+}
+
+#[test]
+fn keys_with_the_permissions_of_the_readme_do_everything_and_without_listing_nothing() {
+    let mut scene = Scene::limited(None);
+    // Packs that go up in parts.
+    let words = (0..3_u64 << 20).map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let long: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    fs::write(scene.place.path("source/long"), &long).unwrap();
+    let report = scene.run(&[], &["doctor", "--tier", "cold", "--json"]).expect(0).json();
+    assert_eq!(report["fit_for"], "many", "{report}");
+    scene.there_and_back(&[]);
+    assert!(fs::read(scene.place.path("target/long")).unwrap() == long);
+    fs::remove_file(scene.place.path("source/long")).unwrap();
+    let (source, target) = (scene.place.path("source"), scene.place.path("again"));
+    let [source, target] = [&source, &target].map(|path| path.to_str().unwrap());
+    scene.run(&[], &["backup", source, "web"]).expect(0);
+    scene.run(&[], &["forget", "web", "--keep-last", "1"]).expect(0);
+    let runs = scene.run(&[], &["gc", "--cycles", "3", "--json"]).expect(0).json_lines();
+    let freed: u64 = runs.iter().map(|run| run["deleted_bytes"].as_u64().unwrap()).sum();
+    assert!(freed > 8 << 20, "{freed}");
+
+    scene.use_key(&limited_key(Some("s3:ListBucket")));
+    let verbs: [&[&str]; 5] =
+        [&["backup", source, "web"], &["restore", "web", target], &["gc"], &["check"], &["snapshots"]];
+    for verb in verbs {
+        scene.run(&[], verb).expect(2).complains("allow these keys s3:ListBucket on the bucket");
+    }
+    scene.use_key(&limited_key(None));
+    scene.run(&[], &["check", "--read-data"]).expect(0);
+    // They are limited: elsewhere in the bucket they may nothing.
+    scene.prefix = prefix("access");
+    scene.run(&[], &["doctor", "--tier", "cold"]).expect(2).complains("AccessDenied");
+}
+
+#[test]
+fn what_a_server_does_not_allow_is_named() {
+    for permission in ENFORCED {
+        let scene = Scene::limited(Some(permission));
+        for verb in [["doctor", "--tier=cold"].as_slice(), &["init"]] {
+            let run = scene.run(&[], verb).expect(2).complains(&format!("allow these keys {permission}"));
+            assert!(run.stdout.is_empty(), "{}", run.text());
         }
     }
 }

@@ -6,7 +6,7 @@
 use super::client::{Answer, Condition, PUT};
 use super::failure::{Failure, Refusal};
 use super::settings::S3Settings;
-use super::upload::{Write, Written, write_in_parts};
+use super::upload::{Write, Written, begin_and_give_back, write_in_parts};
 use super::{S3Tier, Shared, call, reads};
 use crate::clock;
 use crate::error::{Error, Kind, Result};
@@ -111,7 +111,8 @@ impl Probe {
         self.get(&key).await?;
         self.put(&key, b"x", Condition::None).await?;
         self.get(&key).await?;
-        self.delete(&key).await
+        self.delete(&key).await?;
+        begin_and_give_back(&self.shared, &key).await
     }
 
     async fn look(&self, property: Property) -> Seen {

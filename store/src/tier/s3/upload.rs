@@ -245,8 +245,14 @@ async fn complete(
 
 /// Gives the parts of an upload back. Its failure costs space until the bucket's own rules clear it.
 async fn abort(shared: &Shared, key: &str, upload: &str) {
+    if let Err(error) = give_back(shared, key, upload).await {
+        tracing::warn!(key, upload, %error, "parts of a failed upload stay in the bucket");
+    }
+}
+
+async fn give_back(shared: &Shared, key: &str, upload: &str) -> Result<()> {
     let object = shared.object(key);
-    let aborted = shared
+    shared
         .caller
         .run(call("abort upload", &object), async |_| {
             let bucket = &shared.bucket;
@@ -257,9 +263,20 @@ async fn abort(shared: &Shared, key: &str, upload: &str) {
                 Err(Err(failure)) => Err(failure),
             }
         })
-        .await;
-    if let Err(error) = aborted {
-        tracing::warn!(key, upload, %error, "parts of a failed upload stay in the bucket");
+        .await
+}
+
+/// Begins an upload and gives it back, where the bucket knows uploads in parts at all.
+///
+/// # Errors
+/// When what was begun cannot be given back: every upload that breaks off would leave its parts in the bucket.
+pub async fn begin_and_give_back(shared: &Shared, key: &str) -> Result<()> {
+    match begin(shared, key, &new_mark()).await {
+        Ok(upload) => give_back(shared, key, &upload).await,
+        Err(error) => {
+            tracing::debug!(%error, "the bucket begins no upload in parts");
+            Ok(())
+        }
     }
 }
 
