@@ -30,6 +30,7 @@ mod slots;
 mod state;
 mod times;
 mod upper;
+mod uses;
 
 pub use control::Status;
 pub use freeze::FreezeReport;
