@@ -66,6 +66,7 @@ impl Overlay {
     /// # Errors
     /// `EBADF` when it is not open, `EINVAL` for a cookie that was never given, `ENOTDIR`, `ESTALE`, `EIO`.
     pub fn list(&self, id: NodeId, cookie: u64) -> Answer<Vec<Listed>> {
+        self.uses.note();
         let mut place = None;
         loop {
             let (lower, base) = {
