@@ -83,6 +83,23 @@ fn read_all(mut file: File) -> Result<String> {
     Ok(text)
 }
 
+/// The least memory of a process that is seen within some seconds, with mapped files and without.
+pub fn settled(pid: u32, seconds: u64) -> Result<[u64; 2]> {
+    let start = Instant::now();
+    let mut least = resident(pid)?;
+    while start.elapsed() < Duration::from_secs(seconds) {
+        std::thread::sleep(SAMPLE_EVERY);
+        least = least.min(resident(pid)?);
+    }
+    Ok(least)
+}
+
+/// Memory of a process now, with mapped files and without.
+pub fn resident(pid: u32) -> Result<[u64; 2]> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    Ok(["VmRSS:", "RssAnon:"].map(|field| status_bytes(&text, field)))
+}
+
 /// The bytes that a line of `/proc/PID/status` tells in KiB.
 pub fn status_bytes(text: &str, field: &str) -> u64 {
     let kib = text.lines().find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB"));

@@ -39,4 +39,4 @@ mod wake_log;
 
 pub use memory_export::write_memory;
 pub use report::{Captured, ServeOptions, ServeReport, SocketAccess};
-pub use sys::release_free_memory;
+pub use sys::{release_free_memory, share_one_heap};

@@ -240,6 +240,13 @@ pub fn release_free_memory() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Has threads that are started from now on allocate from the heap of the first. With a heap for each, what they free stays
+/// at the end of theirs, where [`release_free_memory`] does not reach it.
+pub fn share_one_heap() {
+    // SAFETY: it sets a number of the allocator's own, under its lock. It fails only for a number that is none.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Has reads of a userfaultfd return when there is nothing to read. Holds for all copies of it, in any process.
 pub fn set_nonblocking(descriptor: impl AsFd) -> Result<()> {
     rustix::fs::fcntl_getfl(&descriptor)

@@ -34,6 +34,13 @@ pub struct Segment {
 pub struct Layout {
     len_bytes: u64,
     lower_len_bytes: u64,
+    /// What hides the base; nearly no file of a mount has it, so it takes memory where it is needed only.
+    covered: Option<Box<Covered>>,
+}
+
+/// Blocks that do not come from the base.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Covered {
     /// Blocks that the upper holds.
     data: BlockSet,
     /// Blocks that hide the base behind zeroes.
@@ -42,11 +49,12 @@ pub struct Layout {
     hiding: u64,
 }
 
+static NOTHING: Covered = Covered { data: BlockSet::EMPTY, zero: BlockSet::EMPTY, hiding: 0 };
+
 impl Layout {
     /// A file that is the base's `len_bytes` bytes, unchanged.
     pub fn over(len_bytes: u64) -> Self {
-        let (data, zero) = (BlockSet::default(), BlockSet::default());
-        Self { len_bytes, lower_len_bytes: len_bytes, data, zero, hiding: 0 }
+        Self { len_bytes, lower_len_bytes: len_bytes, covered: None }
     }
 
     /// Length of the file in bytes.
@@ -61,7 +69,7 @@ impl Layout {
 
     /// Whether the content is the base's `base_len_bytes` bytes, untouched.
     pub fn is_clean(&self, base_len_bytes: u64) -> bool {
-        let is_covered = !self.data.is_empty() || !self.zero.is_empty();
+        let is_covered = !self.covered().data.is_empty() || !self.covered().zero.is_empty();
         !is_covered && self.len_bytes == base_len_bytes && self.lower_len_bytes == base_len_bytes
     }
 
@@ -71,21 +79,24 @@ impl Layout {
             return;
         }
         let blocks = blocks_of(&range);
-        self.zero.remove(blocks.clone());
+        self.covered_mut().zero.remove(blocks.clone());
         self.change_data(blocks, BlockSet::insert);
         self.len_bytes = self.len_bytes.max(range.end);
     }
 
     /// Whether [`Self::write`] would change nothing: the upper holds all blocks of `range` already.
     pub fn holds(&self, range: &Range<u64>) -> bool {
-        range.end <= self.len_bytes && self.data.has_all(&blocks_of(range))
+        range.end <= self.len_bytes && self.covered().data.has_all(&blocks_of(range))
     }
 
     /// Cuts or extends the file; new bytes are zero.
     pub fn truncate(&mut self, len_bytes: u64) {
         let behind = len_bytes.div_ceil(BLOCK)..u64::MAX;
-        self.zero.remove(behind.clone());
-        self.change_data(behind, BlockSet::remove);
+        if let Some(covered) = &mut self.covered {
+            covered.zero.remove(behind.clone());
+            self.change_data(behind, BlockSet::remove);
+            self.drop_empty();
+        }
         self.lower_len_bytes = self.lower_len_bytes.min(len_bytes);
         self.len_bytes = len_bytes;
     }
@@ -94,12 +105,13 @@ impl Layout {
     pub fn zero(&mut self, blocks: Range<u64>) {
         let hiding = blocks.start..blocks.end.min(self.lower_blocks());
         self.change_data(blocks, BlockSet::remove);
-        self.zero.insert(hiding);
+        self.covered_mut().zero.insert(hiding);
+        self.drop_empty();
     }
 
     /// Whether block `block` is held by the upper.
     pub fn is_upper(&self, block: u64) -> bool {
-        self.data.range_at(block).is_some()
+        self.covered().data.range_at(block).is_some()
     }
 
     /// The sources of `range`, in order and without a gap, cut at the end of the file.
@@ -120,13 +132,19 @@ impl Layout {
     fn source_at(&self, at: u64) -> (u64, Source) {
         let block = at / BLOCK;
         let end = |blocks: Range<u64>| blocks.end.saturating_mul(BLOCK);
-        if let Some(blocks) = self.data.range_at(block) {
+        if let Some(blocks) = self.covered().data.range_at(block) {
             return (end(blocks), Source::Upper);
         }
-        if let Some(blocks) = self.zero.range_at(block) {
+        if let Some(blocks) = self.covered().zero.range_at(block) {
             return (end(blocks), Source::Zero);
         }
-        let covered = self.data.next_start(block).into_iter().chain(self.zero.next_start(block)).min();
+        let covered = self
+            .covered()
+            .data
+            .next_start(block)
+            .into_iter()
+            .chain(self.covered().zero.next_start(block))
+            .min();
         let covered = covered.map_or(u64::MAX, |block| block.saturating_mul(BLOCK));
         match at < self.lower_len_bytes {
             true => (covered.min(self.lower_len_bytes), Source::Lower),
@@ -145,7 +163,8 @@ impl Layout {
                 Source::Zero => return at,
                 Source::Upper => stop,
                 Source::Lower => {
-                    let zero = self.zero.next_start(at / BLOCK).map_or(u64::MAX, |block| block * BLOCK);
+                    let zero =
+                        self.covered().zero.next_start(at / BLOCK).map_or(u64::MAX, |block| block * BLOCK);
                     let hole = hole_from(holes, at).map_or(u64::MAX, |hole| hole.start);
                     match hole <= at {
                         true => return at,
@@ -177,7 +196,7 @@ impl Layout {
     /// Sorted, disjoint byte ranges in which the file may differ from a base of `base_len_bytes` bytes, and all bytes
     /// behind the base's end that the upper holds.
     pub fn dirty(&self, base_len_bytes: u64) -> Vec<Range<u64>> {
-        let covered = self.data.ranges().chain(self.zero.ranges());
+        let covered = self.covered().data.ranges().chain(self.covered().zero.ranges());
         let mut ranges: Vec<Range<u64>> = covered.map(|blocks| bytes_of(&blocks, self.len_bytes)).collect();
         ranges.push(self.lower_len_bytes..base_len_bytes.min(self.len_bytes));
         ranges.retain(|range| !range.is_empty());
@@ -194,27 +213,28 @@ impl Layout {
 
     /// Block ranges held by the upper, in order.
     pub fn upper_blocks(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.data.ranges()
+        self.covered().data.ranges()
     }
 
     /// Block ranges that hide the base behind zeroes, in order.
     pub fn zero_blocks(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.zero.ranges()
+        self.covered().zero.ranges()
     }
 
     /// Bytes held by the upper, in whole blocks.
     pub fn upper_bytes(&self) -> u64 {
-        self.data.count() * BLOCK
+        self.covered().data.count() * BLOCK
     }
 
     /// Bytes of the base that show through.
     pub fn shown_bytes(&self) -> u64 {
         // The last block of the base may be a part of one.
         let last = self.lower_len_bytes / BLOCK;
-        let is_last_hidden = self.data.range_at(last).is_some() || self.zero.range_at(last).is_some();
+        let is_last_hidden =
+            self.covered().data.range_at(last).is_some() || self.covered().zero.range_at(last).is_some();
         let rest = self.lower_len_bytes % BLOCK;
         let beyond = if rest > 0 && is_last_hidden { BLOCK - rest } else { 0 };
-        self.lower_len_bytes + beyond - (self.hiding + self.zero.count()) * BLOCK
+        self.lower_len_bytes + beyond - (self.covered().hiding + self.covered().zero.count()) * BLOCK
     }
 
     /// Blocks of the base, the last of which may be a part of one.
@@ -225,10 +245,26 @@ impl Layout {
     /// Changes `data` and what is counted of it.
     fn change_data(&mut self, blocks: Range<u64>, change: fn(&mut BlockSet, Range<u64>)) {
         let edge = self.lower_blocks().clamp(blocks.start, blocks.end.max(blocks.start));
-        change(&mut self.data, edge..blocks.end);
-        let before = self.data.count();
-        change(&mut self.data, blocks.start..edge);
-        self.hiding = self.hiding + self.data.count() - before;
+        let covered = self.covered_mut();
+        change(&mut covered.data, edge..blocks.end);
+        let before = covered.data.count();
+        change(&mut covered.data, blocks.start..edge);
+        covered.hiding = covered.hiding + covered.data.count() - before;
+    }
+
+    /// Where nothing is covered there is no set, so that equal layouts compare as equal.
+    fn drop_empty(&mut self) {
+        if self.covered().data.is_empty() && self.covered().zero.is_empty() {
+            self.covered = None;
+        }
+    }
+
+    fn covered(&self) -> &Covered {
+        self.covered.as_deref().unwrap_or(&NOTHING)
+    }
+
+    fn covered_mut(&mut self) -> &mut Covered {
+        self.covered.get_or_insert_default()
     }
 }
 

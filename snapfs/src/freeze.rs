@@ -258,13 +258,13 @@ impl<'a> Freezer<'a> {
         let directory = self.nodes[&id].directory().expect("only directories are asked for").clone();
         let below = match &directory.lower {
             Some(lower) if changed_slots(&self.nodes[&id]).next().is_none() => return Ok(lower.id),
-            Some(lower) => lower.open(&self.base.tree)?.iter().collect::<Result<Vec<Entry>>>()?,
+            Some(lower) => lower.open(&self.base)?.iter().collect::<Result<Vec<Entry>>>()?,
             None => Vec::new(),
         };
         let mut entries = Vec::with_capacity(below.len() + directory.slots.len());
         let mut gone = Vec::new();
         for entry in below {
-            match directory.slots.get(&entry.name) {
+            match directory.slots.get(entry.name.as_slice()) {
                 Some(Slot::Changed(_)) => gone.push(entry),
                 Some(Slot::Known(_)) | None => entries.push(entry),
             }
@@ -283,7 +283,7 @@ impl<'a> Freezer<'a> {
                 }
             };
             self.count(&inode, 1);
-            entries.push(Entry { name, inode });
+            entries.push(Entry { name: name.to_vec(), inode });
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         writer.put_directory(&entries)
@@ -322,9 +322,10 @@ impl<'a> Freezer<'a> {
                 let id = self.frozen.directories.get(&id).ok_or_else(|| lost(id))?;
                 store::Node::Directory(*id)
             }
-            Body::File(file) => {
-                store::Node::File(self.frozen.contents.get(&id).unwrap_or(&file.lower).clone())
-            }
+            Body::File(_) => store::Node::File(match self.frozen.contents.get(&id) {
+                Some(content) => content.clone(),
+                None => self.overlay.lower_content(id)?.ok_or_else(|| lost(id))?,
+            }),
             Body::Symlink(target) => store::Node::Symlink(target.clone()),
             Body::CharDevice(rdev) => store::Node::CharDevice(*rdev),
             Body::BlockDevice(rdev) => store::Node::BlockDevice(*rdev),
@@ -365,10 +366,10 @@ fn changed_bytes(nodes: &HashMap<NodeId, Node>) -> u64 {
     dirty.fold(0, |sum: u64, range| sum.saturating_add(range.end - range.start))
 }
 
-fn changed_slots(node: &Node) -> impl Iterator<Item = (&Vec<u8>, Option<NodeId>)> {
+fn changed_slots(node: &Node) -> impl Iterator<Item = (&[u8], Option<NodeId>)> {
     let slots = node.directory().into_iter().flat_map(|directory| directory.slots.iter());
     slots.filter_map(|(name, slot)| match slot {
-        Slot::Changed(target) => Some((name, *target)),
+        Slot::Changed(target) => Some((name.as_ref(), *target)),
         Slot::Known(_) => None,
     })
 }

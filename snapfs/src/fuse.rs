@@ -43,7 +43,6 @@ const GENERATION: Generation = Generation(0);
 struct Adapter {
     overlay: Arc<Overlay>,
     notifier: Arc<OnceLock<Notifier>>,
-    release_memory: fn(),
 }
 
 impl Filesystem for Adapter {
@@ -84,9 +83,7 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
-        if self.overlay.forget(node(ino), nlookup) {
-            (self.release_memory)();
-        }
+        self.overlay.forget(node(ino), nlookup);
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {

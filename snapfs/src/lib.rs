@@ -32,6 +32,7 @@ mod state;
 mod testing;
 mod times;
 mod upper;
+mod uses;
 
 pub use control::Status;
 pub use freeze::FreezeReport;

@@ -1,7 +1,22 @@
-//! What lies below a mount: one snapshot's tree, opened piece by piece, pinned against collection while it is used.
+//! What lies below a mount: one snapshot's tree, opened piece by piece, pinned against collection while it is used. Of its
+//! directories those that were opened last stay in memory.
 
-use std::sync::{Arc, OnceLock};
-use store::{Directory, DirectoryId, Error, Kind, Pin, Result, Snapshot, SnapshotId, Store, Tree};
+use crate::slots::SharedName;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use store::{
+    Content, Directory, DirectoryId, Error, Inode, Kind, Pin, Result, Snapshot, SnapshotId, Store, Tree,
+};
+
+/// Directories that hold more are put together from several frames, which takes long: they get a place of their own, so
+/// that others do not drive them out.
+const LONG_BYTES: usize = 1 << 20;
+/// How much the others may hold.
+const SHORT_MAX_BYTES: usize = 4 << 20;
+/// How much long ones may hold.
+const LONG_MAX_BYTES: usize = 32 << 20;
+/// So many stay in any case.
+const KEPT_MIN: usize = 2;
 
 /// The snapshot below a mount.
 #[derive(Debug)]
@@ -12,7 +27,32 @@ pub struct Base {
     pub snapshot: Snapshot,
     /// Its tree.
     pub tree: Tree,
+    recent: Mutex<Recent>,
     _pin: Pin,
+}
+
+/// Directories that were opened last.
+#[derive(Debug, Default)]
+struct Recent {
+    short: Kept,
+    long: Kept,
+}
+
+/// Directories in the order in which they were opened.
+#[derive(Debug, Default)]
+struct Kept {
+    directories: VecDeque<Arc<Directory>>,
+    held_bytes: usize,
+}
+
+impl Kept {
+    fn push(&mut self, directory: Arc<Directory>, max_bytes: usize) {
+        self.held_bytes += directory.held_bytes();
+        self.directories.push_back(directory);
+        while self.held_bytes > max_bytes && self.directories.len() > KEPT_MIN {
+            self.held_bytes -= self.directories.pop_front().map_or(0, |oldest| oldest.held_bytes());
+        }
+    }
 }
 
 impl Base {
@@ -29,43 +69,103 @@ impl Base {
                 .advice("it holds a memory image; `snapctl resume` wakes it"));
         };
         let tree = store.tree(tree)?;
-        Ok(Self { id: *id, snapshot, tree, _pin: pin })
+        Ok(Self { id: *id, snapshot, tree, recent: Mutex::default(), _pin: pin })
+    }
+
+    /// Keeps a directory that was just opened for a while.
+    fn keep(&self, directory: Arc<Directory>) {
+        let mut recent = self.recent();
+        match directory.held_bytes() > LONG_BYTES {
+            true => recent.long.push(directory, LONG_MAX_BYTES),
+            false => recent.short.push(directory, SHORT_MAX_BYTES),
+        }
+    }
+
+    /// Lets go of all directories that nobody uses now.
+    pub fn forget_directories(&self) {
+        *self.recent() = Recent::default();
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().expect("no thread panics while it has the directories")
     }
 }
 
-/// A directory of the base, read when first needed.
+/// Where the content of a file of the base is found.
+#[derive(Debug)]
+pub enum LowerContent {
+    /// It is this.
+    Known(Content),
+    /// In a directory, by its name.
+    Entry(Arc<Base>, Arc<LowerDirectory>, SharedName),
+    /// At a path.
+    Path(Arc<Base>, Vec<u8>),
+    /// In the link table, by its number.
+    Link(Arc<Base>, u64),
+}
+
+impl LowerContent {
+    /// The content; may read the store.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn find(self) -> Result<Content> {
+        let inode = match self {
+            Self::Known(content) => return Ok(content),
+            Self::Entry(base, directory, name) => {
+                let entry = directory.open(&base)?.get(&name)?;
+                entry.map(|entry| base.tree.inode(entry)).transpose()?
+            }
+            Self::Path(base, path) => base.tree.lookup_path(&path)?,
+            Self::Link(base, number) => Some(base.tree.link(number)?.inode),
+        };
+        match inode {
+            Some(Inode { node: store::Node::File(content), .. }) => Ok(content),
+            _ => Err(Error::corrupt("a file of the base is not where it was found")),
+        }
+    }
+}
+
+/// A directory of the base, read when it is needed.
 #[derive(Debug)]
 pub struct LowerDirectory {
     /// Its id.
     pub id: DirectoryId,
     /// Where it stands in the base: names joined by slashes, empty for the root.
     pub path: Vec<u8>,
-    opened: OnceLock<Directory>,
+    opened: Mutex<Weak<Directory>>,
 }
 
 impl LowerDirectory {
     /// The directory `id` at `path`, not read yet.
     pub fn new(id: DirectoryId, path: Vec<u8>) -> Arc<Self> {
-        Arc::new(Self { id, path, opened: OnceLock::new() })
+        Arc::new(Self { id, path, opened: Mutex::default() })
     }
 
     /// The same directory, standing elsewhere in another base.
     pub fn moved(&self, path: Vec<u8>) -> Arc<Self> {
-        Arc::new(Self { id: self.id, path, opened: self.opened.clone() })
+        Arc::new(Self { id: self.id, path, opened: Mutex::default() })
     }
 
-    /// Its entries; reads the store at the first call only.
+    /// Its entries. Reads no store while anybody still has what an earlier call gave, and for a while after that.
     ///
     /// # Errors
     /// Those of the store.
-    pub fn open(&self, tree: &Tree) -> Result<&Directory> {
-        match self.opened.get() {
-            Some(directory) => Ok(directory),
-            None => {
-                let directory = tree.directory(&self.id)?;
-                Ok(self.opened.get_or_init(|| directory))
-            }
+    pub fn open(&self, base: &Base) -> Result<Arc<Directory>> {
+        let opened = || self.opened.lock().expect("no thread panics while it has it");
+        if let Some(directory) = opened().upgrade() {
+            return Ok(directory);
         }
+        let read = Arc::new(base.tree.directory(&self.id)?);
+        let mut opened = opened();
+        if let Some(directory) = opened.upgrade() {
+            // Another thread was faster.
+            return Ok(directory);
+        }
+        *opened = Arc::downgrade(&read);
+        drop(opened);
+        base.keep(read.clone());
+        Ok(read)
     }
 
     /// Where the entry `name` stands in the base.

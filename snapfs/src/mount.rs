@@ -15,7 +15,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use store::{Error, Kind, Result, SnapshotId, Store};
+
+/// What is kept for those who come next is freed when for so long nobody came.
+const IDLE_AFTER: Duration = Duration::from_secs(2);
 
 /// What to mount, where, and with which local state.
 #[derive(Clone, Debug)]
@@ -32,7 +36,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Let other users in; the kernel checks permissions in any case.
     pub allow_other: bool,
-    /// Gives memory that this process has freed back to the kernel: called when the kernel has forgotten many files.
+    /// Gives memory that this process has freed back to the kernel: called some seconds after the last use, and when the
+    /// kernel has forgotten many files.
     pub release_memory: fn(),
 }
 
@@ -70,12 +75,14 @@ fn start(overlay: Arc<Overlay>, options: MountOptions, mountpoint: PathBuf) -> R
     let shared = Arc::new(Shared::new(overlay, options.ref_name, mountpoint));
     let control = Control::bind(shared.clone())?;
     let connection = attach(&shared, options.allow_other)?;
-    let server = Server::new(shared.overlay.clone(), connection, options.allow_other, options.release_memory)
+    let server = Server::new(shared.overlay.clone(), connection, options.allow_other)
         .inspect_err(|_| shared.detach())?;
     panics::watch(&shared);
     let serving = shared.clone();
-    let thread =
-        std::thread::Builder::new().name("snapfs".to_owned()).spawn(move || serve(&serving, server, control));
+    let release = options.release_memory;
+    let thread = std::thread::Builder::new()
+        .name("snapfs".to_owned())
+        .spawn(move || serve(&serving, server, control, release));
     let thread = thread.map_err(|error| {
         shared.detach();
         Error::io("cannot start a thread", "snapfs", error)
@@ -143,8 +150,23 @@ impl Drop for Mount {
 }
 
 /// Serves until the mount goes, then ends everything in order.
-fn serve(shared: &Shared, server: Server, mut control: Control) {
-    let served = server.run();
+fn serve(shared: &Shared, server: Server, mut control: Control, release_memory: fn()) {
+    let served = std::thread::scope(|scope| {
+        let tidy = std::thread::Builder::new().name("snapfs-tidy".to_owned());
+        let tidying = tidy.spawn_scoped(scope, || {
+            shared.overlay.uses().watch(IDLE_AFTER, |is_idle| {
+                if shared.overlay.tidy(is_idle) {
+                    release_memory();
+                }
+            });
+        });
+        if let Err(error) = tidying {
+            tracing::warn!(%error, "memory that the mount no longer needs will not be given back");
+        }
+        let served = server.run();
+        shared.overlay.uses().end();
+        served
+    });
     // Serving threads that ended early leave a mount that would hang whoever touches it.
     shared.abort();
     control.remove_socket();

@@ -1,12 +1,12 @@
 //! A node: one file-system object that the kernel knows or that has changed, and what of it comes from the base.
 
-use crate::change::{Attributes, Name, NewBody, NodeId};
+use crate::change::{Attributes, NewBody, NodeId};
 use crate::extent::{Layout, Source, blocks_of, bytes_of};
 use crate::identity;
 use crate::journal::Position;
 use crate::lower::{Base, LowerDirectory};
 use crate::ranges::BlockSet;
-use crate::slots::Slots;
+use crate::slots::{SharedName, Slots};
 use std::ops::Range;
 use std::sync::Arc;
 use store::{Content, Inode, Metadata, Time};
@@ -21,7 +21,7 @@ pub enum Origin {
         /// The directory.
         parent: NodeId,
         /// The name in it.
-        name: Name,
+        name: SharedName,
     },
     /// A changed node that the base has at this path.
     Path(Vec<u8>),
@@ -42,17 +42,51 @@ pub struct DirectoryBody {
     pub parent: NodeId,
 }
 
+/// The content that a file began from.
+#[derive(Clone, Debug)]
+pub enum Lower {
+    /// So many bytes that stand in a directory of the base, or in its link table: they are looked up at the node's origin
+    /// when somebody reads them, so that what is known of a file does not keep its bytes in memory.
+    Inline {
+        /// How many.
+        len_bytes: u64,
+    },
+    /// Extents.
+    Extents(Box<Content>),
+}
+
+impl Lower {
+    /// No bytes.
+    pub const EMPTY: Self = Self::Inline { len_bytes: 0 };
+
+    /// What the base has at the node's origin.
+    pub fn of(content: Content) -> Self {
+        match content.is_inline() {
+            true => Self::Inline { len_bytes: content.len_bytes() },
+            false => Self::Extents(Box::new(content)),
+        }
+    }
+
+    /// Length in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        match self {
+            Self::Inline { len_bytes } => *len_bytes,
+            Self::Extents(content) => content.len_bytes(),
+        }
+    }
+}
+
 /// The content of a file.
 #[derive(Clone, Debug)]
 pub struct FileBody {
     /// What it began from.
-    pub lower: Content,
+    pub lower: Lower,
     /// Bytes of holes in `lower`; 0 until it was opened.
     pub holes_bytes: u64,
     /// Which bytes come from where.
     pub layout: Layout,
     /// While a freeze stores the file: what changed since it last began to.
-    pub rewritten: Option<Rewritten>,
+    pub rewritten: Option<Box<Rewritten>>,
     /// Whether its data file has writes that are not known to be durable.
     pub unsynced: bool,
     /// Whether among them are some that put bytes where the upper held none: without the journal's word that they are
@@ -134,7 +168,7 @@ impl Node {
             }),
             store::Node::File(content) => Body::File(FileBody {
                 layout: Layout::over(content.len_bytes()),
-                lower: content,
+                lower: Lower::of(content),
                 holes_bytes: 0,
                 rewritten: None,
                 unsynced: false,
@@ -157,7 +191,7 @@ impl Node {
     pub fn new(body: NewBody, attributes: Attributes) -> Self {
         let body = match body {
             NewBody::File => Body::File(FileBody {
-                lower: Content::empty(),
+                lower: Lower::EMPTY,
                 holes_bytes: 0,
                 rewritten: None,
                 layout: Layout::over(0),
@@ -272,8 +306,9 @@ impl FileBody {
     }
 
     /// From here on, what changes is noted. Gives what was noted before.
-    pub fn note_from_here_on(&mut self) -> Option<Rewritten> {
-        self.rewritten.replace(Rewritten { blocks: BlockSet::default(), cut_at_bytes: u64::MAX })
+    pub fn note_from_here_on(&mut self) -> Option<Box<Rewritten>> {
+        let nothing = Rewritten { blocks: BlockSet::default(), cut_at_bytes: u64::MAX };
+        self.rewritten.replace(Box::new(nothing))
     }
 
     /// Allocated size in units of 512 bytes. What shows through from the base counts whole until the

@@ -102,7 +102,7 @@ impl<'a> Passes<'a> {
         let files = files.filter_map(|(id, node)| Some((id, node.file().filter(|file| file.is_changed())?)));
         let left = files.map(|(id, file)| match self.stored.get(&id).zip(file.rewritten.clone()) {
             Some((from, rewritten)) => {
-                Job::again(id, from, rewritten, file.layout.len_bytes()).map_or(0, |job| job.cost())
+                Job::again(id, from, *rewritten, file.layout.len_bytes()).map_or(0, |job| job.cost())
             }
             None => {
                 file.layout.dirty(file.lower.len_bytes()).iter().map(|range| range.end - range.start).sum()
@@ -136,16 +136,18 @@ impl<'a> Passes<'a> {
                 let len_bytes = file.layout.len_bytes();
                 let rewritten = file.note_from_here_on();
                 match self.stored.get(&id).zip(rewritten) {
-                    Some((from, rewritten)) => jobs.extend(Job::again(id, from, rewritten, len_bytes)),
+                    Some((from, rewritten)) => jobs.extend(Job::again(id, from, *rewritten, len_bytes)),
                     None => {
                         let dirty = file.layout.dirty(file.lower.len_bytes());
-                        new.push((id, file.lower.clone(), len_bytes, dirty));
+                        new.push((id, len_bytes, dirty));
                     }
                 }
             }
             self.stored.retain(|id, _| inner.state.node(*id).is_some_and(|node| !node.is_orphan()));
         }
-        for (id, lower, len_bytes, dirty) in new {
+        for (id, len_bytes, dirty) in new {
+            // It may have lost its last name meanwhile.
+            let Some(lower) = self.overlay.lower_content(id)? else { continue };
             let from = Spliced::of(&self.overlay.store().content(&lower)?);
             jobs.push(Job { id, from, len_bytes, dirty });
         }

@@ -12,6 +12,9 @@ pub struct BlockSet {
 }
 
 impl BlockSet {
+    /// None.
+    pub const EMPTY: Self = Self { ranges: BTreeMap::new(), count: 0 };
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()

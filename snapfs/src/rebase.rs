@@ -7,7 +7,7 @@ use crate::change::NodeId;
 use crate::extent::Layout;
 use crate::journal::{Header, Prepared};
 use crate::lower::{Base, LowerDirectory, join};
-use crate::node::{Node, Origin};
+use crate::node::{Lower, Node, Origin};
 use crate::overlay::Overlay;
 use crate::slots::{Slot, Slots};
 use crate::state::State;
@@ -49,6 +49,7 @@ pub fn rebase(overlay: &Overlay, base: Arc<Base>, frozen: Frozen, mut journal: P
         tracing::warn!(%error, "the snapshot that was below stays pinned until the next freeze");
     }
     overlay.forget_readers();
+    overlay.uses().note();
     emptied.into_iter().for_each(|id| overlay.upper().remove_data_file(id));
     Ok(())
 }
@@ -69,7 +70,7 @@ fn settle(state: &mut State, frozen: &Frozen) -> Vec<NodeId> {
         emptied.push(id);
         if let Some(content) = frozen.contents.get(&id) {
             file.layout = Layout::over(content.len_bytes());
-            file.lower = content.clone();
+            file.lower = Lower::of(content.clone());
             file.holes_bytes = 0;
         }
     }

@@ -1,9 +1,13 @@
 //! The names of a directory that are live or changed. How many of them stand for a node is counted along, because it is
 //! asked each time that the kernel forgets something, and a directory may hide any number of names of the base.
 
-use crate::change::{Name, NodeId};
+use crate::change::NodeId;
 use std::collections::{BTreeMap, btree_map};
 use std::ops::Deref;
+use std::sync::Arc;
+
+/// A name that a directory and the node that stands there share.
+pub type SharedName = Arc<[u8]>;
 
 /// What a name in a directory stands for, where that is not simply what the base says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +31,7 @@ impl Slot {
 /// Slots by name. To be read like the map that it is.
 #[derive(Clone, Debug, Default)]
 pub struct Slots {
-    slots: BTreeMap<Name, Slot>,
+    slots: BTreeMap<SharedName, Slot>,
     named: usize,
 }
 
@@ -38,7 +42,7 @@ impl Slots {
     }
 
     /// Sets what `name` stands for.
-    pub fn insert(&mut self, name: Name, slot: Slot) {
+    pub fn insert(&mut self, name: SharedName, slot: Slot) {
         self.named += usize::from(slot.node().is_some());
         let old = self.slots.insert(name, slot);
         self.named -= usize::from(old.and_then(Slot::node).is_some());
@@ -52,7 +56,7 @@ impl Slots {
 }
 
 impl Deref for Slots {
-    type Target = BTreeMap<Name, Slot>;
+    type Target = BTreeMap<SharedName, Slot>;
 
     fn deref(&self) -> &Self::Target {
         &self.slots
@@ -60,8 +64,8 @@ impl Deref for Slots {
 }
 
 impl IntoIterator for Slots {
-    type Item = (Name, Slot);
-    type IntoIter = btree_map::IntoIter<Name, Slot>;
+    type Item = (SharedName, Slot);
+    type IntoIter = btree_map::IntoIter<SharedName, Slot>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.slots.into_iter()
@@ -78,7 +82,7 @@ mod tests {
         let mut random = 7_u64;
         for _ in 0..2000 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let (name, what) = (vec![(random >> 60) as u8], (random >> 33) % 4);
+            let (name, what) = (SharedName::from([(random >> 60) as u8]), (random >> 33) % 4);
             match what {
                 0 => slots.remove(&name),
                 1 => slots.insert(name, Slot::Changed(None)),

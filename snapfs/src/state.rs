@@ -8,16 +8,16 @@
 use crate::change::{Change, Name, NodeId};
 use crate::extent::blocks_of;
 use crate::identity::{BASE_BIT, number_in, number_of_link, random_number};
-use crate::lower::Base;
-use crate::node::{Body, DirectoryBody, FileBody, LowerPlace, Node, Origin};
-use crate::slots::Slot;
+use crate::lower::{Base, LowerContent};
+use crate::node::{Body, DirectoryBody, FileBody, Lower, LowerPlace, Node, Origin};
+use crate::slots::{SharedName, Slot};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use store::{Entry, EntryInode, Error, Inode, Result};
+use store::{Content, Entry, EntryInode, Error, Inode, Result};
 
 /// Changes in a piece of a checkpoint: far below what a frame of the journal takes.
 const PIECE_LEN: usize = 100_000;
-/// Fewer nodes are not worth giving their room back.
+/// Room for fewer nodes is not worth giving back.
 const MANY: usize = 4096;
 
 /// Live and changed nodes over a base.
@@ -25,13 +25,11 @@ const MANY: usize = 4096;
 pub struct State {
     /// The snapshot below.
     pub base: Arc<Base>,
-    nodes: HashMap<NodeId, Node>,
+    nodes: HashMap<NodeId, Box<Node>>,
     /// Live hard-linked files of the base, by number.
     links: HashMap<u64, NodeId>,
     /// Hard-linked files of the base that have no name left.
     dead_links: BTreeSet<u64>,
-    /// The most live nodes since their room was last given back, as far as it was looked at.
-    most: usize,
 }
 
 impl State {
@@ -39,28 +37,28 @@ impl State {
     pub fn new(base: Arc<Base>) -> Self {
         let place = LowerPlace { origin: Origin::Root, nlink: 1, parent: NodeId::ROOT, path: Vec::new() };
         let root = Node::from_base(base.tree.root().clone(), place);
-        let nodes = HashMap::from([(NodeId::ROOT, root)]);
-        Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new(), most: 0 }
+        let nodes = HashMap::from([(NodeId::ROOT, Box::new(root))]);
+        Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new() }
     }
 
     /// The node, where it is live.
     pub fn node(&self, id: NodeId) -> Option<&Node> {
-        self.nodes.get(&id)
+        self.nodes.get(&id).map(Box::as_ref)
     }
 
     /// As [`Self::node`], to change what no journal keeps.
     pub fn node_mut(&mut self, id: NodeId) -> Option<&mut Node> {
-        self.nodes.get_mut(&id)
+        self.nodes.get_mut(&id).map(Box::as_mut)
     }
 
     /// All live nodes.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
-        self.nodes.iter().map(|(id, node)| (*id, node))
+        self.nodes.iter().map(|(id, node)| (*id, node.as_ref()))
     }
 
     /// As [`Self::nodes`], to change what no journal keeps.
     pub fn nodes_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut Node)> {
-        self.nodes.iter_mut().map(|(id, node)| (*id, node))
+        self.nodes.iter_mut().map(|(id, node)| (*id, node.as_mut()))
     }
 
     /// Hard-linked files of the base that have no name left.
@@ -95,7 +93,7 @@ impl State {
             None => {}
         }
         let Some(lower) = directory.lower.clone() else { return Ok(None) };
-        let Some(entry) = lower.open(&self.base.tree)?.get_shared(name)? else { return Ok(None) };
+        let Some(entry) = lower.open(&self.base)?.get(name)? else { return Ok(None) };
         self.make_live(parent, lower.path_of(name), entry).map(Some)
     }
 
@@ -105,10 +103,11 @@ impl State {
             EntryInode::Link(number) => self.live_link(number),
             EntryInode::Own(inode) => {
                 let id = self.free_id(number_in(parent, &entry.name, inode.metadata.identity.number()));
-                let origin = Origin::Entry { parent, name: entry.name.clone() };
+                let name = SharedName::from(entry.name);
+                let origin = Origin::Entry { parent, name: name.clone() };
                 let node = Node::from_base(inode, LowerPlace { origin, nlink: 1, parent, path });
-                self.nodes.insert(id, node);
-                self.directory_mut(parent)?.slots.insert(entry.name, Slot::Known(id));
+                self.nodes.insert(id, Box::new(node));
+                self.directory_mut(parent)?.slots.insert(name, Slot::Known(id));
                 Ok(id)
             }
         }
@@ -133,7 +132,7 @@ impl State {
             parent: NodeId::ROOT,
             path: Vec::new(),
         };
-        self.nodes.insert(id, Node::from_base(linked.inode, place));
+        self.nodes.insert(id, Box::new(Node::from_base(linked.inode, place)));
         self.links.insert(number, id);
         Ok(())
     }
@@ -167,10 +166,10 @@ impl State {
             match &node.origin {
                 Origin::Link(number) => changes.push(Change::AdoptLink { node: id, number: *number }),
                 Origin::Entry { parent, name } => {
-                    let directory = self.nodes.get(parent).and_then(Node::directory);
+                    let directory = self.node(*parent).and_then(Node::directory);
                     let lower = directory.and_then(|directory| directory.lower.as_ref());
                     let lower = lower.expect("an unchanged node stands in a live directory of the base");
-                    changes.push(Change::Entry { parent: *parent, name: name.clone(), node: Some(id) });
+                    changes.push(Change::Entry { parent: *parent, name: name.to_vec(), node: Some(id) });
                     changes.push(Change::Adopt { node: id, path: lower.path_of(name) });
                     next = Some(*parent);
                 }
@@ -196,7 +195,7 @@ impl State {
                 Ok(())
             }
             Change::Create { node, body, attributes } => {
-                self.nodes.insert(node, Node::new(body, attributes));
+                self.nodes.insert(node, Box::new(Node::new(body, attributes)));
                 Ok(())
             }
             Change::Entry { parent, name, node } => self.apply_entry(parent, name, node),
@@ -269,7 +268,7 @@ impl State {
     /// Whether `id` may become another node. A node without a name is changed no more, so a journal that takes its number
     /// into use again was written after it was gone.
     fn is_free(&self, id: NodeId) -> bool {
-        self.nodes.get(&id).is_none_or(Node::is_orphan)
+        self.node(id).is_none_or(Node::is_orphan)
     }
 
     fn apply_adopt(&mut self, id: NodeId, path: Vec<u8>) -> Result<()> {
@@ -294,7 +293,7 @@ impl State {
         let origin = Origin::Path(path.clone());
         let mut node = Node::from_base(inode, LowerPlace { origin, nlink: 1, parent: NodeId::ROOT, path });
         node.dirty = true;
-        self.nodes.insert(id, node);
+        self.nodes.insert(id, Box::new(node));
     }
 
     fn apply_entry(&mut self, parent: NodeId, name: Name, target: Option<NodeId>) -> Result<()> {
@@ -303,7 +302,7 @@ impl State {
         {
             directory.parent = parent;
         }
-        let tree = self.base.clone();
+        let base = self.base.clone();
         let node = self.known(parent)?;
         node.dirty = true;
         let Some(directory) = node.directory_mut() else {
@@ -311,11 +310,11 @@ impl State {
         };
         let hides = match (&directory.lower, target) {
             (_, Some(_)) => true,
-            (Some(lower), None) => lower.open(&tree.tree)?.get(&name)?.is_some(),
+            (Some(lower), None) => lower.open(&base)?.find(&name)?.is_some(),
             (None, None) => false,
         };
         match hides {
-            true => directory.slots.insert(name, Slot::Changed(target)),
+            true => directory.slots.insert(name.into(), Slot::Changed(target)),
             false => directory.slots.remove(&name),
         };
         Ok(())
@@ -323,7 +322,7 @@ impl State {
 
     fn known(&mut self, id: NodeId) -> Result<&mut Node> {
         let unknown = || Error::corrupt(format!("the journal changes node {}, which is not there", id.0));
-        self.nodes.get_mut(&id).ok_or_else(unknown)
+        self.node_mut(id).ok_or_else(unknown)
     }
 
     fn known_file(&mut self, id: NodeId) -> Result<&mut FileBody> {
@@ -334,12 +333,12 @@ impl State {
     }
 
     fn directory(&self, id: NodeId) -> Result<&DirectoryBody> {
-        let found = self.nodes.get(&id).and_then(Node::directory);
+        let found = self.node(id).and_then(Node::directory);
         found.ok_or_else(|| Error::new(store::Kind::NotFound, format!("node {} is no live directory", id.0)))
     }
 
     fn directory_mut(&mut self, id: NodeId) -> Result<&mut DirectoryBody> {
-        let found = self.nodes.get_mut(&id).and_then(Node::directory_mut);
+        let found = self.node_mut(id).and_then(Node::directory_mut);
         found.ok_or_else(|| Error::new(store::Kind::NotFound, format!("node {} is no live directory", id.0)))
     }
 
@@ -350,15 +349,31 @@ impl State {
         self.release(id)
     }
 
-    /// Gives back the room of nodes that are gone when half of many are. Tells whether it did.
+    /// Gives back the room of nodes that are gone, when it is most of much. Tells whether it did.
     pub fn shrink(&mut self) -> bool {
-        self.most = self.most.max(self.nodes.len());
-        let is_half_gone = self.most >= MANY && self.nodes.len() <= self.most / 2;
-        if is_half_gone {
-            self.most = self.nodes.len();
+        let is_mostly_empty = self.nodes.capacity() >= MANY && self.nodes.len() < self.nodes.capacity() / 4;
+        if is_mostly_empty {
             self.nodes.shrink_to_fit();
+            self.links.shrink_to_fit();
         }
-        is_half_gone
+        is_mostly_empty
+    }
+
+    /// Where the content is found that the file `id` began from; `None` where it is no live file.
+    pub fn lower_content(&self, id: NodeId) -> Option<LowerContent> {
+        let node = self.node(id)?;
+        let file = node.file()?;
+        let base = || file.kept_base.as_ref().unwrap_or(&self.base).clone();
+        Some(match (&file.lower, &node.origin) {
+            (Lower::Extents(content), _) => LowerContent::Known(content.as_ref().clone()),
+            (Lower::Inline { .. }, Origin::Entry { parent, name }) => {
+                let lower = self.node(*parent)?.directory()?.lower.clone()?;
+                LowerContent::Entry(base(), lower, name.clone())
+            }
+            (Lower::Inline { .. }, Origin::Path(path)) => LowerContent::Path(base(), path.clone()),
+            (Lower::Inline { .. }, Origin::Link(number)) => LowerContent::Link(base(), *number),
+            (Lower::Inline { .. }, Origin::Root | Origin::New) => LowerContent::Known(Content::empty()),
+        })
     }
 
     /// Drops `id` if nothing needs it any more, and directories above it that only it kept. Gives the orphan that went.
@@ -405,7 +420,7 @@ impl State {
             let Some(directory) = node.directory() else { continue };
             let changed = directory.slots.iter().filter_map(|(name, slot)| match slot {
                 Slot::Changed(target) => {
-                    Some(Change::Entry { parent: *id, name: name.clone(), node: *target })
+                    Some(Change::Entry { parent: *id, name: name.to_vec(), node: *target })
                 }
                 Slot::Known(_) => None,
             });

@@ -28,6 +28,16 @@ pub enum Blob {
     Joined(std::sync::Arc<Vec<u8>>),
 }
 
+impl Blob {
+    /// Bytes that stay in memory for it.
+    pub fn held_bytes(&self) -> usize {
+        match self {
+            Self::Shared(bytes) => bytes.held_bytes(),
+            Self::Joined(bytes) => bytes.len(),
+        }
+    }
+}
+
 impl Deref for Blob {
     type Target = [u8];
     fn deref(&self) -> &[u8] {

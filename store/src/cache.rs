@@ -53,6 +53,11 @@ impl FrameCache {
         self.0.capacity()
     }
 
+    /// Drops all frames. One that is being loaded stays.
+    pub fn clear(&self) {
+        self.0.retain(|_, _| false);
+    }
+
     /// The frame, from memory or by `load`; concurrent callers wait for one load.
     ///
     /// # Errors
@@ -79,24 +84,45 @@ mod tests {
     use crate::id::{DomainId, WriterId};
     use crate::pack::PackKind;
 
-    /// Else each chunk of a frame would decode the frame again.
-    #[test]
-    fn a_new_frame_stays_for_a_while_in_a_full_cache() {
-        let cache = FrameCache::new(64 << 20);
-        let pack = PackId { writer: WriterId::from_bytes([1; 8]), epoch: 0, sequence: 0 };
-        let frame = || Frame {
+    const PACK: PackId = PackId { writer: WriterId::from_bytes([1; 8]), epoch: 0, sequence: 0 };
+
+    fn frame() -> Frame {
+        Frame {
             kind: PackKind::Data,
             domain: DomainId::from_bytes([0; 16]),
             plain: vec![0; TYPICAL_FRAME as usize],
             slots: Vec::new(),
             base: None,
-        };
+        }
+    }
+
+    /// Else each chunk of a frame would decode the frame again.
+    #[test]
+    fn a_new_frame_stays_for_a_while_in_a_full_cache() {
+        let cache = FrameCache::new(64 << 20);
         for offset in 0..1000 {
-            cache.get_or_load(pack, offset, || Ok(frame())).unwrap();
-            assert!(cache.get(pack, offset).is_some(), "frame {offset}");
+            cache.get_or_load(PACK, offset, || Ok(frame())).unwrap();
+            assert!(cache.get(PACK, offset).is_some(), "frame {offset}");
             assert!(cache.0.weight() <= cache.capacity_bytes());
         }
-        let kept = (990..1000).filter(|offset| cache.get(pack, *offset).is_some()).count();
+        let kept = (990..1000).filter(|offset| cache.get(PACK, *offset).is_some()).count();
         assert!(kept >= 5, "{kept} of the last 10");
+    }
+
+    #[test]
+    fn what_is_cleared_is_loaded_again_and_what_is_being_loaded_arrives() {
+        let cache = FrameCache::new(64 << 20);
+        let old = cache.get_or_load(PACK, 0, || Ok(frame())).unwrap();
+        let loaded = cache.get_or_load(PACK, 1, || {
+            cache.clear();
+            Ok(frame())
+        });
+        assert_eq!(loaded.unwrap().plain.len(), TYPICAL_FRAME as usize);
+        assert!(cache.get(PACK, 0).is_none() && cache.get(PACK, 1).is_some());
+        assert_eq!(Arc::strong_count(&old), 1, "only its reader has it");
+        cache.clear();
+        assert_eq!(cache.0.weight(), 0);
+        let again = cache.get_or_load(PACK, 0, || Ok(frame())).unwrap();
+        assert!(!Arc::ptr_eq(&old, &again));
     }
 }

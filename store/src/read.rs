@@ -26,6 +26,11 @@ impl Store {
         self.read_where(id, |_| true)
     }
 
+    /// Drops the decoded frames that are in memory; those that somebody reads go with their last reader.
+    pub fn drop_decoded(&self) {
+        self.inner.cache.clear();
+    }
+
     /// The base of a delta, which is none itself.
     pub(crate) fn read_base(&self, id: &ChunkId) -> Result<ChunkBytes> {
         self.read_where(id, |place| !place.is_delta()).map_err(|error| {

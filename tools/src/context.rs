@@ -13,9 +13,9 @@ use crate::telemetry;
 
 /// Decoded frames that are kept where each is used about once: enough for those that lean on one base.
 const STREAMING_CACHE_BYTES: u64 = 1 << 20;
-/// Decoded frames that a mount keeps in memory where the configuration says nothing: enough for what its threads read at
-/// once. What is read again the kernel has.
-const MOUNT_CACHE_BYTES: u64 = 32 << 20;
+/// Decoded frames that a mount keeps in memory while it is used, where the configuration says nothing: enough for what its
+/// threads read at once. What is read again the kernel has.
+const MOUNT_CACHE_BYTES: u64 = 16 << 20;
 /// How long to wait for a lock where nothing says it.
 const WAIT: Duration = Duration::from_secs(10);
 

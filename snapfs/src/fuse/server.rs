@@ -18,17 +18,12 @@ impl Server {
     ///
     /// # Errors
     /// When the kernel's protocol is too old, and those of reading from the connection.
-    pub fn new(
-        overlay: Arc<Overlay>,
-        connection: OwnedFd,
-        allow_other: bool,
-        release_memory: fn(),
-    ) -> Result<Self> {
+    pub fn new(overlay: Arc<Overlay>, connection: OwnedFd, allow_other: bool) -> Result<Self> {
         let mut config = Config::default();
         config.n_threads = Some(THREADS);
         config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
         let notifier = Arc::new(OnceLock::new());
-        let adapter = Adapter { overlay, notifier: notifier.clone(), release_memory };
+        let adapter = Adapter { overlay, notifier: notifier.clone() };
         let session = Session::from_fd(adapter, connection, config.acl, config)
             .map_err(|error| Error::io("the kernel refuses the mount", "/dev/fuse", error))?;
         notifier.get_or_init(|| session.notifier());

@@ -66,14 +66,15 @@ impl Overlay {
     /// # Errors
     /// `EBADF` when it is not open, `EINVAL` for a cookie that was never given, `ENOTDIR`, `ESTALE`, `EIO`.
     pub fn list(&self, id: NodeId, cookie: u64) -> Answer<Vec<Listed>> {
+        self.uses.note();
         let mut place = None;
         loop {
             let (lower, base) = {
                 let inner = self.lock();
                 (directory_of(&inner.state, id)?.lower.clone(), inner.state.base.clone())
             };
-            let opened =
-                lower.as_ref().map(|lower| lower.open(&base.tree)).transpose().map_err(from_store)?;
+            let opened = lower.as_ref().map(|lower| lower.open(&base)).transpose().map_err(from_store)?;
+            let opened = opened.as_deref();
             let from = match place.take() {
                 Some(place) => place,
                 None => self.open_directories.with(id, opened, |cookies| cookies.place(cookie))?,
@@ -190,15 +191,15 @@ fn merge(state: &State, id: NodeId, directory: &DirectoryBody, after: Option<&[u
             (None, None) => return Piece { lines, until: None },
             (None, Some(_)) => true,
             (Some(_), None) => false,
-            (Some(below), Some((name, _))) => *name <= &below.name,
+            (Some(below), Some((name, _))) => ***name <= *below.name,
         };
         let name = if slot_first {
             let (name, slot) = slots.next().expect("it was just seen");
-            entries.next_if(|below| below.name == *name);
+            entries.next_if(|below| below.name[..] == **name);
             if let Some((id, node)) = slot.node().and_then(|id| Some((id, state.node(id)?))) {
-                lines.push(Line { name: name.clone(), id, kind: node.kind() });
+                lines.push(Line { name: name.to_vec(), id, kind: node.kind() });
             }
-            name.clone()
+            name.to_vec()
         } else {
             let Below { name, kind, number, link } = entries.next().expect("it was just seen");
             let id = state.listed_id(id, &name, link, number);

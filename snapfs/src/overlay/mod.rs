@@ -25,17 +25,18 @@ use crate::change::{Change, NodeId, encode_all};
 use crate::errno::{Answer, Errno, from_store};
 use crate::gate::{Closed, Gate};
 use crate::journal::Journal;
-use crate::lower::Base;
+use crate::lower::{Base, LowerContent};
 use crate::node::{DirectoryBody, FileBody, Node, Stat};
 use crate::state::State;
 use crate::times;
 use crate::upper::Upper;
+use crate::uses::Uses;
 use cookies::OpenDirectories;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use store::{ContentReader, EntryInode, Store};
+use store::{Content, ContentReader, Directory, EntryInode, Store};
 
 /// Number of locks that files share.
 const FILE_LOCKS: usize = 64;
@@ -59,6 +60,8 @@ pub struct Overlay {
     is_long: AtomicBool,
     /// Set when memory and journal may differ, or a sync failed: nothing may change any more.
     poisoned: AtomicBool,
+    /// When something is kept for those who come next, and may be freed once nobody does.
+    uses: Uses,
 }
 
 /// Keeps changes out: those of the kernel wait in a queue, all others for the lock. Let in again in the reverse order.
@@ -254,28 +257,38 @@ impl Overlay {
         Ok(())
     }
 
-    /// Reads what an operation on `name` in `parent` will need of the base, before any lock is taken.
-    fn warm(&self, parent: NodeId, name: &[u8]) -> Answer<()> {
+    /// Reads what an operation on `name` in `parent` will need of the base, before any lock is taken; it stays in memory as
+    /// long as the caller has what this gives.
+    fn warm(&self, parent: NodeId, name: &[u8]) -> Answer<Option<Arc<Directory>>> {
+        self.uses.note();
         let (lower, base) = {
             let inner = self.lock();
             let directory = directory_of(&inner.state, parent)?;
             (directory.lower.clone(), inner.state.base.clone())
         };
-        let Some(lower) = lower else { return Ok(()) };
-        let entry = lower.open(&base.tree).and_then(|directory| directory.get(name)).map_err(from_store)?;
+        let Some(lower) = lower else { return Ok(None) };
+        let opened = lower.open(&base).map_err(from_store)?;
+        let entry = opened.get(name).map_err(from_store)?;
         if let Some(EntryInode::Link(_)) = entry.map(|entry| entry.inode) {
             base.tree.links().map_err(from_store)?;
         }
-        Ok(())
+        Ok(Some(opened))
+    }
+
+    /// The content that the file `id` began from; `None` where it is no live file. No lock may be held.
+    pub(crate) fn lower_content(&self, id: NodeId) -> store::Result<Option<Content>> {
+        let found = self.lock().state.lower_content(id);
+        found.map(LowerContent::find).transpose()
     }
 
     /// The opened content of the base that a file began from. The caller has the file's lock.
     fn reader(&self, node: NodeId) -> Answer<Arc<Opened>> {
+        self.uses.note();
         let kept = || self.readers.lock().expect("no thread panics while it has the readers");
         if let Some(reader) = kept().get(&node) {
             return Ok(reader.clone());
         }
-        let content = file_of(&self.lock().state, node)?.lower.clone();
+        let content = self.lower_content(node).map_err(from_store)?.ok_or(Errno::STALE)?;
         let reader = Arc::new(Opened::new(self.store.content(&content).map_err(from_store)?));
         if let Some(file) = self.lock().state.node_mut(node).and_then(Node::file_mut) {
             file.holes_bytes = reader.hole_bytes();
@@ -292,7 +305,27 @@ impl Overlay {
 
     /// Forgets all opened contents: the base changed.
     pub(crate) fn forget_readers(&self) {
-        self.readers.lock().expect("no thread panics while it has the readers").clear();
+        *self.readers.lock().expect("no thread panics while it has the readers") = HashMap::new();
+    }
+
+    /// Who asked for something lately.
+    pub(crate) fn uses(&self) -> &Uses {
+        &self.uses
+    }
+
+    /// Frees the room of what the kernel forgot, and, where nobody asked for anything lately (`is_idle`), what is kept for
+    /// those who come next. Tells whether that may have been much.
+    pub(crate) fn tidy(&self, is_idle: bool) -> bool {
+        let (was_shrunk, base) = {
+            let mut inner = self.lock();
+            (inner.state.shrink(), inner.state.base.clone())
+        };
+        if is_idle {
+            self.forget_readers();
+            base.forget_directories();
+            self.store.drop_decoded();
+        }
+        was_shrunk || is_idle
     }
 
     fn forget_reader(&self, node: NodeId) {

@@ -54,18 +54,18 @@ impl Overlay {
     /// `ENAMETOOLONG`, `ENOTDIR`, `ESTALE`, `EIO`.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Answer<Option<Stat>> {
         check_name(name)?;
-        self.warm(parent, name)?;
+        let _opened = self.warm(parent, name)?;
         let mut inner = self.lock();
         let Some(id) = resolve(&mut inner, parent, name)? else { return Ok(None) };
         hold(&mut inner.state, id).map(Some)
     }
 
-    /// The kernel gave up `lookups` of its holds on `id`. Tells whether that freed much memory, with what it gave up before.
-    pub fn forget(&self, id: NodeId, lookups: u64) -> bool {
+    /// The kernel gave up `lookups` of its holds on `id`.
+    pub fn forget(&self, id: NodeId, lookups: u64) {
+        self.uses.note();
         let mut inner = self.lock();
         let orphan = inner.state.forget(id, lookups);
         self.discard(orphan);
-        inner.state.shrink()
     }
 
     /// Makes a node. The kernel holds it from now on.
@@ -82,7 +82,7 @@ impl Overlay {
     ) -> Answer<Stat> {
         check_name(name)?;
         let _changing = self.begin_change()?;
-        self.warm(parent, name)?;
+        let _opened = self.warm(parent, name)?;
         let mut inner = self.lock();
         let above = node_of(&inner.state, parent)?;
         if above.is_orphan() {
@@ -119,7 +119,7 @@ impl Overlay {
     pub fn link(&self, id: NodeId, parent: NodeId, name: &[u8]) -> Answer<Stat> {
         check_name(name)?;
         let _changing = self.begin_change()?;
-        self.warm(parent, name)?;
+        let _opened = self.warm(parent, name)?;
         let mut inner = self.lock();
         let node = node_of(&inner.state, id)?;
         if node.directory().is_some() {
@@ -172,7 +172,7 @@ impl Overlay {
     ) -> Answer<()> {
         check_name(name)?;
         let _changing = self.begin_change()?;
-        self.warm(parent, name)?;
+        let _opened = self.warm(parent, name)?;
         let mut inner = self.lock();
         let id = resolve(&mut inner, parent, name)?.ok_or(Errno::NOENT)?;
         check(&inner.state, id)?;
@@ -357,7 +357,7 @@ fn check_empty(state: &State, id: NodeId) -> Answer<()> {
     }
     let Some(lower) = &directory.lower else { return Ok(()) };
     // One directory node of the base may be read here under the lock: only whoever removes a directory pays for it.
-    let below = lower.open(&state.base.tree).map_err(from_store)?;
+    let below = lower.open(&state.base).map_err(from_store)?;
     // Every slot here hides a name of the base, so equal numbers mean that all are hidden.
     match below.len() == directory.slots.len() {
         true => Ok(()),

@@ -9,6 +9,7 @@ use crate::journal::{self, Header, Journal, Scan};
 use crate::lower::Base;
 use crate::state::State;
 use crate::upper::{Upper, boot_id};
+use crate::uses::Uses;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -63,6 +64,7 @@ impl Overlay {
             open_directories: OpenDirectories::default(),
             is_long: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
+            uses: Uses::default(),
         };
         overlay.clean_up()?;
         if is_stale && !read_only {

@@ -1,5 +1,7 @@
 //! The file system without a kernel: what outlives a crash, a power cut and a freeze that was cut short.
 
+mod short;
+
 use super::*;
 use crate::caller::Caller;
 use crate::change::{Attributes, NewBody};

@@ -350,6 +350,11 @@ impl ChunkBytes {
     pub(crate) fn new(frame: Arc<Frame>, range: Range<usize>) -> Self {
         Self { frame, range }
     }
+
+    /// Bytes that stay in memory for it: those of the whole frame.
+    pub fn held_bytes(&self) -> usize {
+        self.frame.plain.len()
+    }
 }
 
 impl Deref for ChunkBytes {

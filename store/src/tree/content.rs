@@ -1,15 +1,13 @@
 //! The bytes of a file: few of them inline in the directory, more as extents (chunks and holes), many as the id of a
 //! stored list of extents.
 
-use crate::blob::{self, Blob};
+use crate::blob;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::pack::ChunkBytes;
 use crate::repo::Store;
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION, expect_head};
 use crate::writer::Writer;
-use std::ops::{Deref, Range};
-use std::sync::Arc;
 
 /// Files up to this length stand in their directory.
 pub const INLINE_MAX: usize = 4096;
@@ -59,53 +57,15 @@ pub struct Content(Form);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Form {
-    Inline(Inline),
+    Inline(Vec<u8>),
     Listed { len_bytes: u64, extents: Vec<Extent> },
     Stored { len_bytes: u64, list: ChunkId },
 }
 
-/// Bytes that stand in a directory.
-#[derive(Clone, Debug)]
-enum Inline {
-    /// A copy.
-    Own(Vec<u8>),
-    /// The bytes themselves, where they stand in the record, which stays in memory for them.
-    Shared(Arc<(Blob, Range<usize>)>),
-}
-
-impl Deref for Inline {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Own(bytes) => bytes,
-            Self::Shared(shared) => &shared.0[shared.1.clone()],
-        }
-    }
-}
-
-impl PartialEq for Inline {
-    fn eq(&self, other: &Self) -> bool {
-        **self == **other
-    }
-}
-
-impl Eq for Inline {}
-
 impl Content {
     /// No bytes.
     pub fn empty() -> Self {
-        Self(Form::Inline(Inline::Own(Vec::new())))
-    }
-
-    /// The same, without a copy of what stands in `record` up to `end`.
-    pub(super) fn shared(self, record: &Blob, end: usize) -> Self {
-        let Form::Inline(bytes) = &self.0 else { return self };
-        let range = end.saturating_sub(bytes.len())..end;
-        match record.get(range.clone()) == Some(&**bytes) {
-            true => Self(Form::Inline(Inline::Shared(Arc::new((record.clone(), range))))),
-            false => self,
-        }
+        Self(Form::Inline(Vec::new()))
     }
 
     /// Bytes that stand in the directory.
@@ -114,7 +74,7 @@ impl Content {
     /// Above [`INLINE_MAX`].
     pub fn inline(bytes: Vec<u8>) -> Self {
         assert!(bytes.len() <= INLINE_MAX, "only short files are inline");
-        Self(Form::Inline(Inline::Own(bytes)))
+        Self(Form::Inline(bytes))
     }
 
     /// The content that these extents make up, its list stored apart when it is long.
@@ -133,6 +93,11 @@ impl Content {
 
     pub(super) fn stored(len_bytes: u64, list: ChunkId) -> Self {
         Self(Form::Stored { len_bytes, list })
+    }
+
+    /// Whether the bytes stand in the directory.
+    pub fn is_inline(&self) -> bool {
+        matches!(self.0, Form::Inline(_))
     }
 
     /// Length of the file in bytes.
@@ -161,7 +126,7 @@ impl Content {
     pub(crate) fn decode_from(fields: &mut Decoder<'_>) -> Result<Self> {
         let form = match fields.u8()? {
             INLINE => match fields.string()? {
-                bytes if bytes.len() <= INLINE_MAX => Form::Inline(Inline::Own(bytes.to_vec())),
+                bytes if bytes.len() <= INLINE_MAX => Form::Inline(bytes.to_vec()),
                 bytes => return Err(Error::corrupt(format!("{} bytes inline in a directory", bytes.len()))),
             },
             LISTED => {
@@ -257,7 +222,7 @@ impl ContentReader {
         let mut inline = Vec::new();
         let extents = match &content.0 {
             Form::Inline(bytes) => {
-                inline = bytes.to_vec();
+                inline = bytes.clone();
                 Vec::new()
             }
             Form::Listed { extents, .. } => extents.clone(),

@@ -1,9 +1,8 @@
 //! A directory node: entries sorted by name behind a table of their offsets, so that opening parses nothing and a lookup
 //! is a binary search over the stored bytes.
 
-use super::content::Content;
 use super::format::{IDENTITY_VERSION, decode_inode, encode_inode, version};
-use super::inode::{Entry, EntryInode, Node, check_entry_name};
+use super::inode::{Entry, EntryInode, check_entry_name};
 use crate::blob::Blob;
 use crate::error::{Error, Result};
 use crate::wire::{Decoder, Encoder, expect_versions};
@@ -78,6 +77,11 @@ impl Directory {
         self.count == 0
     }
 
+    /// Bytes that stay in memory while it is open: its own, or those of the frame that it lies in.
+    pub fn held_bytes(&self) -> usize {
+        self.node.held_bytes()
+    }
+
     /// The fields of an entry, from its name on.
     fn record(&self, index: usize) -> Result<Decoder<'_>> {
         let mut table = Decoder::new(&self.node[HEADER_LEN..]);
@@ -100,11 +104,6 @@ impl Directory {
     /// # Errors
     /// `Corrupt`.
     pub fn entry(&self, index: usize) -> Result<Entry> {
-        Ok(self.decode(index)?.0)
-    }
-
-    /// The entry at a position, and where in the record it ends.
-    fn decode(&self, index: usize) -> Result<(Entry, usize)> {
         if index >= self.count {
             return Err(Error::invalid(format!("directory has {} entries, not {index}", self.count)));
         }
@@ -117,7 +116,7 @@ impl Directory {
             LINK => EntryInode::Link(record.u64()?),
             unknown => return Err(Error::corrupt(format!("entry of unknown type {unknown}"))),
         };
-        Ok((Entry { name, inode }, self.node.len() - record.remaining()))
+        Ok(Entry { name, inode })
     }
 
     /// The position of a name, or where it would stand.
@@ -148,21 +147,6 @@ impl Directory {
     /// `Corrupt`.
     pub fn get(&self, name: &[u8]) -> Result<Option<Entry>> {
         self.find(name)?.map(|index| self.entry(index)).transpose()
-    }
-
-    /// As [`Self::get`], of a short file without a copy of its content: this directory's record stays in memory for it.
-    ///
-    /// # Errors
-    /// `Corrupt`.
-    pub fn get_shared(&self, name: &[u8]) -> Result<Option<Entry>> {
-        let Some(index) = self.find(name)? else { return Ok(None) };
-        let (mut entry, end) = self.decode(index)?;
-        if let EntryInode::Own(inode) = &mut entry.inode
-            && let Node::File(content) = &mut inode.node
-        {
-            *content = std::mem::replace(content, Content::empty()).shared(&self.node, end);
-        }
-        Ok(Some(entry))
     }
 
     /// The position of the first entry whose name is not below `name`: where a listing goes on.

@@ -149,7 +149,6 @@ proptest! {
         prop_assert_eq!(all_entries(&bytes).unwrap(), entries.clone());
         for (index, entry) in entries.iter().enumerate() {
             prop_assert_eq!(directory.get(&entry.name).unwrap(), Some(entry.clone()));
-            prop_assert_eq!(directory.get_shared(&entry.name).unwrap(), Some(entry.clone()));
             prop_assert_eq!(directory.position(&entry.name).unwrap(), index);
         }
         let expected = entries.iter().find(|entry| entry.name == absent).cloned();

@@ -5,9 +5,13 @@
 use std::path::{Path, PathBuf};
 use tests::hold::{Hold, HoldTier};
 
+/// As `snapctl mount` has it.
+const CACHE_BYTES: u64 = 16 << 20;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A test that is killed must not leave a mount behind.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    lazyload::share_one_heap();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [store, snapshot, mountpoint, upper, flags @ ..] = arguments.as_slice() else {
         return Err(
@@ -15,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
     };
     let mut config = store::StoreConfig::directory(&PathBuf::from(store));
+    config.cache_bytes = CACHE_BYTES;
     if let Some(at) = flags.iter().position(|flag| flag == "--hold") {
         let directory = flags.get(at + 1).ok_or("--hold needs a directory")?;
         config.home = HoldTier::new(config.home, Hold::in_directory(Path::new(directory)));

@@ -9,8 +9,17 @@ use std::time::{Duration, Instant};
 use store::{Content, Entry, EntryInode, Inode, Metadata, Node, SnapshotDraft, SnapshotId, TreeRoot};
 use tests::snapfs_mount::World;
 
-/// How long the kernel may take to tell a mount that it forgot 100,000 files.
-const FORGET_MAX: Duration = Duration::from_secs(60);
+/// Length of each of many files: together they are much more than a mount may keep of them.
+const SHORT_LEN: usize = 600;
+/// How long it may take until memory is given back: the kernel has to tell that it forgot 100,000 files, and some seconds
+/// pass without a use.
+const FREED_MAX: Duration = Duration::from_secs(60);
+/// What a mount may keep in memory of a file that the kernel knows.
+const KNOWN_FILE_MAX_BYTES: u64 = 520;
+/// What it may take more than at its begin when it knows and keeps nothing: pages of its heap on which something lies.
+const LEFT_MAX_BYTES: u64 = 6 << 20;
+/// What it may take while it is read: 16 MiB of decoded frames, and what its threads have in hand.
+const READING_MAX_BYTES: u64 = 48 << 20;
 
 fn disk_bytes(directory: &Path) -> u64 {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
@@ -44,6 +53,11 @@ fn a_write_into_a_large_file_costs_blocks() {
     served.unmount();
 }
 
+/// What file `number` of each directory holds.
+fn short_content(number: u32) -> Vec<u8> {
+    vec![number as u8; SHORT_LEN]
+}
+
 /// A snapshot of 100 directories with 1000 files each, made without any file.
 fn commit_many_files(world: &World) -> SnapshotId {
     let metadata = |mode| Metadata { mode, ..Metadata::default() };
@@ -51,7 +65,7 @@ fn commit_many_files(world: &World) -> SnapshotId {
     let mut directories = Vec::new();
     for directory in 0..100 {
         let file = |number: u32| {
-            let node = Node::File(Content::inline(vec![number as u8; 20]));
+            let node = Node::File(Content::inline(short_content(number)));
             let inode = Inode { metadata: metadata(0o644), node };
             Entry { name: format!("{number:04}").into_bytes(), inode: EntryInode::Own(inode) }
         };
@@ -86,7 +100,7 @@ fn a_tree_of_a_hundred_thousand_files_is_mounted_without_reading_it() {
     let mountpoint = mount.mountpoint().to_owned();
     let listed = fs::read_dir(mountpoint.join("042")).unwrap().count();
     assert_eq!(listed, 1000);
-    assert_eq!(fs::read(mountpoint.join("099/0999")).unwrap(), [999_u32 as u8; 20]);
+    assert_eq!(fs::read(mountpoint.join("099/0999")).unwrap(), short_content(999));
     assert!(!mount.has_changes());
     fs::write(mountpoint.join("050/0500"), "changed").unwrap();
     assert!(mount.has_changes());
@@ -100,10 +114,22 @@ fn a_tree_of_a_hundred_thousand_files_is_mounted_without_reading_it() {
     mount.wait().unwrap();
 }
 
-fn resident_bytes(pid: u32) -> u64 {
+/// Memory of a process's own: pages that no file has.
+fn own_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// Waits until a process takes at most so much memory of its own.
+fn await_memory(pid: u32, bound: u64, mut meanwhile: impl FnMut()) {
+    let started = Instant::now();
+    while own_bytes(pid) > bound {
+        meanwhile();
+        let now = own_bytes(pid);
+        assert!(started.elapsed() < FREED_MAX, "{now} bytes in memory, not {bound}");
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -111,28 +137,48 @@ fn what_a_mount_knew_of_files_goes_when_the_kernel_forgets_them() {
     let world = World::new(HELPER);
     commit_many_files(&world);
     let served = world.mount("base", "mnt", "upper", &[]);
-    let idle = resident_bytes(served.pid());
+    let idle = own_bytes(served.pid());
     let mut files = 0;
     for directory in fs::read_dir(&served.mountpoint).unwrap() {
         files += fs::read_dir(directory.unwrap().path())
             .unwrap()
-            .filter(|file| file.as_ref().unwrap().metadata().unwrap().len() == 20)
+            .filter(|file| file.as_ref().unwrap().metadata().unwrap().len() == SHORT_LEN as u64)
             .count();
     }
     assert_eq!(files, 100_000);
-    let known = resident_bytes(served.pid());
+    let known = own_bytes(served.pid());
     assert!(known > idle + (30 << 20), "{idle} bytes idle, {known} with 100,000 files known");
-    let started = Instant::now();
-    // Decoded frames stay, and pages of the heap on which something else lies.
-    let bound = known - (known - idle) / 4;
-    while resident_bytes(served.pid()) > bound {
-        // What was used since the last call only loses its mark in this one, and the kernel tells of what it forgot after it.
-        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
-        let now = resident_bytes(served.pid());
-        assert!(
-            started.elapsed() < FORGET_MAX,
-            "{idle} bytes idle, {known} with all known, {now} after that"
-        );
+    // What was decoded goes by itself.
+    await_memory(served.pid(), idle + 100_000 * KNOWN_FILE_MAX_BYTES, || ());
+    assert_eq!(fs::read(served.path("042/0042")).unwrap(), short_content(42));
+    // What was used since the last call only loses its mark in this one, and the kernel tells of what it forgot after it.
+    let drop_caches = || fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    await_memory(served.pid(), idle + LEFT_MAX_BYTES, drop_caches);
+    assert_eq!(fs::read(served.path("099/0999")).unwrap(), short_content(999));
+    served.unmount();
+}
+
+#[test]
+fn memory_for_reading_is_bounded_and_goes_some_seconds_after_the_last_read() {
+    let world = World::new(HELPER);
+    let source = world.make("source");
+    let mut noise = vec![0; 160 << 20];
+    blake3::Hasher::new().update(b"read").finalize_xof().fill(&mut noise);
+    fs::write(source.join("large"), &noise).unwrap();
+    world.backup(&source, "base");
+    let served = world.mount("base", "mnt", "upper", &[]);
+    let idle = own_bytes(served.pid());
+    let file = File::open(served.path("large")).unwrap();
+    let mut piece = vec![0; 1 << 20];
+    let mut most = 0;
+    for (number, expected) in noise.chunks(1 << 20).enumerate() {
+        file.read_exact_at(&mut piece, (number as u64) << 20).unwrap();
+        assert!(piece == *expected, "piece {number}");
+        most = most.max(own_bytes(served.pid()));
     }
+    assert!(most < idle + READING_MAX_BYTES, "{idle} bytes idle, {most} while 160 MiB were read");
+    assert!(most > idle + (12 << 20), "{idle} bytes idle, {most} while 160 MiB were read");
+    await_memory(served.pid(), idle + LEFT_MAX_BYTES, || ());
+    drop(file);
     served.unmount();
 }

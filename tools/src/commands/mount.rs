@@ -82,6 +82,7 @@ fn serve_in_background(arguments: &MountArguments, context: &mut Context) -> any
 
 /// Mounts in this process; from then on a signal unmounts.
 fn mount(arguments: &MountArguments, context: &Context) -> anyhow::Result<(Arc<Mount>, Mounted)> {
+    lazyload::share_one_heap();
     let store = context.store_to_mount()?;
     let snapshot = store.resolve(&arguments.spec).asked()?;
     let upper = upper_of(arguments, &store)?;

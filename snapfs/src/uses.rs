@@ -1,0 +1,100 @@
+//! Who asks for what is costly to keep, and when they stopped: a mount frees memory some time after its last use. While
+//! nobody asks for anything, nothing runs.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// Uses of something, and who waits for their end.
+#[derive(Debug, Default)]
+pub struct Uses {
+    /// Whether there was one since the watcher looked last.
+    is_noted: AtomicBool,
+    is_over: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Uses {
+    /// Notes a use. Costs a read of memory, but for the first in each interval.
+    pub fn note(&self) {
+        if !self.is_noted.load(Ordering::Relaxed) && !self.is_noted.swap(true, Ordering::AcqRel) {
+            let _watcher_waits = self.lock();
+            self.changed.notify_all();
+        }
+    }
+
+    /// Calls `tidy` at the end of each interval that follows a use, with whether there was none in the interval; then waits
+    /// for the next use. Returns at [`Self::end`].
+    pub fn watch(&self, interval: Duration, mut tidy: impl FnMut(bool)) {
+        let mut is_over = self.lock();
+        let mut is_idle = false;
+        loop {
+            let asleep = |is_over: &mut bool| is_idle && !*is_over && !self.is_noted.load(Ordering::Acquire);
+            is_over = self.changed.wait_while(is_over, asleep).expect("no thread panics while it has it");
+            self.is_noted.store(false, Ordering::Release);
+            let waited = self.changed.wait_timeout_while(is_over, interval, |is_over| !*is_over);
+            is_over = waited.expect("no thread panics while it has it").0;
+            if *is_over {
+                return;
+            }
+            is_idle = !self.is_noted.load(Ordering::Acquire);
+            drop(is_over);
+            tidy(is_idle);
+            is_over = self.lock();
+        }
+    }
+
+    /// Ends [`Self::watch`].
+    pub fn end(&self) {
+        *self.lock() = true;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.is_over.lock().expect("no thread panics while it has it")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    #[test]
+    fn after_the_last_use_it_is_idle_once() {
+        let uses = Uses::default();
+        let (told, hear) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| uses.watch(Duration::from_millis(20), |is_idle| told.send(is_idle).unwrap()));
+            let until_idle = || while !hear.recv().unwrap() {};
+            until_idle();
+            for _ in 0..3 {
+                uses.note();
+                until_idle();
+                assert!(
+                    hear.recv_timeout(Duration::from_millis(100)).is_err(),
+                    "nothing runs while it is idle"
+                );
+            }
+            uses.end();
+        });
+    }
+
+    #[test]
+    fn while_it_is_used_it_is_not_idle() {
+        let uses = Uses::default();
+        let (told, hear) = mpsc::channel();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        std::thread::scope(|scope| {
+            scope.spawn(|| uses.watch(Duration::from_millis(20), |is_idle| told.send(is_idle).unwrap()));
+            while hear.try_recv() != Ok(false) {
+                uses.note();
+                std::thread::yield_now();
+                assert!(Instant::now() < deadline, "it never counts as used");
+            }
+            while !hear.recv().unwrap() {}
+            uses.end();
+        });
+    }
+}
