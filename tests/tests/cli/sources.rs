@@ -103,13 +103,15 @@ fn a_tree_deeper_than_descriptors_may_be_open_is_stored_whole() {
     let place = Place::with_store();
     let source = place.path("source");
     fs::create_dir(&source).unwrap();
-    let mut at = rustix::fs::open(&source, OFlags::DIRECTORY, Mode::empty()).unwrap();
+    let mut at = rustix::fs::open(&source, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     for number in 0..1500 {
-        let file = rustix::fs::openat(&at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
+        let file =
+            rustix::fs::openat(&at, "file", OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR)
+                .unwrap();
         rustix::io::write(&file, number.to_string().as_bytes()).unwrap();
         rustix::fs::mkdirat(&at, "level", Mode::RWXU).unwrap();
         rustix::fs::mkdirat(&at, "other", Mode::RWXU).unwrap();
-        at = rustix::fs::openat(&at, "level", OFlags::DIRECTORY, Mode::empty()).unwrap();
+        at = rustix::fs::openat(&at, "level", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     }
     let script = "ulimit -n 1024; exec \"$@\"";
     let run = |command: Command| {

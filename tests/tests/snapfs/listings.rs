@@ -29,7 +29,8 @@ struct Reader {
 
 impl Reader {
     fn open(path: &Path) -> Self {
-        let directory = sys::open(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let directory =
+            sys::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
         Self { directory, seen: Vec::new(), expected: BTreeSet::new() }
     }
 

@@ -121,19 +121,21 @@ fn pick(random: &mut Random) -> Operation {
 fn perform(root: &Path, operation: &Operation) -> Result<u64, Errno> {
     use Operation as Op;
     let writable = |path: &Path| {
-        fs::open(root.join(path), OFlags::RDWR | OFlags::NOFOLLOW, Mode::empty()).map(File::from)
+        fs::open(root.join(path), OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+            .map(File::from)
     };
     let attribute = |number: &u64| format!("user.test{number}");
     match operation {
         Op::Create(path, mode) => {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             fs::open(root.join(path), flags, Mode::from_raw_mode(*mode)).map(|_| 0)
         }
         Op::Write(path, offset, bytes) => {
             regular(writable(path)?)?.write_all_at(bytes, *offset).map(|()| 0).map_err(errno)
         }
         Op::Append(path, bytes) => {
-            let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+            let flags =
+                OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let file = regular(File::from(fs::open(root.join(path), flags, Mode::empty())?))?;
             rustix::io::write(&file, bytes).map(|len| len as u64)
         }
@@ -205,7 +207,7 @@ impl Held {
             0 => {
                 let path = random.path();
                 let open = |root: &Path| {
-                    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+                    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                     fs::open(root.join(&path), flags, Mode::empty())
                         .map(File::from)
                         .ok()

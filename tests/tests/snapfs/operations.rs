@@ -83,7 +83,7 @@ fn impossible_operations_are_refused_with_the_right_error() {
     assert_eq!(errno(fs::rename(served.path("a"), served.path("top"))), Some(Errno::NOTDIR));
     assert_eq!(errno(fs::rename(served.path("top"), served.path("a"))), Some(Errno::ISDIR));
     assert_eq!(errno(fs::read_link(served.path("top"))), Some(Errno::INVAL));
-    let unnamed = sys::open(&served.mountpoint, OFlags::TMPFILE | OFlags::RDWR, Mode::RUSR);
+    let unnamed = sys::open(&served.mountpoint, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR);
     assert_eq!(unnamed.err(), Some(Errno::OPNOTSUPP), "as SEMANTICS.md says");
     served.unmount();
 }

@@ -159,7 +159,7 @@ fn paths_longer_than_any_system_call_takes_are_restored() {
     let restored = store::restore(&store, &snapshot, b"", &target, &Unwatched).unwrap();
     assert_eq!(shown(&restored.refused), Vec::<String>::new());
     assert_eq!((restored.files, restored.directories), (u64::from(levels) * 2 + 1, u64::from(levels) + 1));
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut at = rustix::fs::open(&target, flags, Mode::empty()).unwrap();
     for level in 0..levels {
         let link = rustix::fs::statat(&at, "link", rustix::fs::AtFlags::empty()).unwrap();
@@ -167,7 +167,9 @@ fn paths_longer_than_any_system_call_takes_are_restored() {
         at = rustix::fs::openat(&at, name.as_str(), flags, Mode::empty()).unwrap();
         assert_eq!(rustix::fs::fstat(&at).unwrap().st_mode & 0o7777, 0o755, "at level {level}");
     }
-    let file = fs::File::from(rustix::fs::openat(&at, "file", OFlags::RDONLY, Mode::empty()).unwrap());
+    let file = fs::File::from(
+        rustix::fs::openat(&at, "file", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap(),
+    );
     assert_eq!(std::io::read_to_string(file).unwrap(), "at the bottom");
 }
 

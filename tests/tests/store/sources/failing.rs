@@ -221,7 +221,7 @@ fn a_tree_with_paths_of_any_length_is_backed_up_whole() {
         path = if path.is_empty() { level.clone() } else { format!("{path}/{level}") };
         expected.push(path.clone());
         let name = format!("file-{number}");
-        let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CREATE;
+        let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CREATE | rustix::fs::OFlags::CLOEXEC;
         let file = rustix::fs::openat(&at, &name, flags, rustix::fs::Mode::RUSR).unwrap();
         rustix::io::write(&file, name.as_bytes()).unwrap();
         rustix::fs::symlinkat(&*name, &at, "link").unwrap();
@@ -244,7 +244,7 @@ fn a_tree_with_paths_of_any_length_is_backed_up_whole() {
 }
 
 fn store_open(at: &File, name: &str) -> rustix::fd::OwnedFd {
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
     rustix::fs::openat(at, name, flags, rustix::fs::Mode::empty()).unwrap()
 }
 
