@@ -1,5 +1,5 @@
 //! The floor of a mount that writes: a file system in user space that does nothing but pass bytes to files of the host, in
-//! each of the ways in which the kernel lets one do that. ARCHITECTURE says which of them snapfs takes, and why.
+//! each of the ways in which the kernel lets one do that. D18 in docs/DECISIONS.md says which of them snapfs takes, and why.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
