@@ -20,8 +20,10 @@ use crate::state::LocalState;
 use crate::tier::Tier;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::ffi::OsStr;
+use std::fs::Metadata;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -336,9 +338,15 @@ pub fn hold_for_upper(
         true => (PathBuf::new(), "changes".to_owned()),
         false => (upper.to_owned(), format!("changes in {}", upper.display())),
     };
+    place.state.create_directory(PREFIX)?;
     if veiled {
-        place.state.create_directory(PREFIX)?;
         place.state.replace(&veiled_name(&key), upper.as_os_str().as_bytes())?;
+    }
+    // Before the session: an upper without this note is never taken for removed.
+    if let Some(parent) = parent_of(upper)
+        && place.state.read(&parent_name(&key)).ok().as_ref() != Some(&parent)
+    {
+        place.state.replace(&parent_name(&key), &parent)?;
     }
     let record = SessionRecord { pinned: snapshots.to_vec(), upper: Some(shown), ..place.record(&purpose) };
     let bytes = record.encode();
@@ -362,16 +370,29 @@ pub fn hold_for_upper(
 pub fn let_go_of_upper(place: &SessionPlace, upper: &Path) -> Result<()> {
     let key = upper_key(place, upper);
     place.home.delete(&key)?;
-    forget_veiled(place, &key);
+    forget_upper(place, &key);
     Ok(())
 }
 
-fn forget_veiled(place: &SessionPlace, key: &str) {
+fn forget_upper(place: &SessionPlace, key: &str) {
     place.state.remove(&veiled_name(key));
+    place.state.remove(&parent_name(key));
 }
 
-/// Whether the upper of a session was removed: a directory that cannot be seen because its disk is not mounted is not, nor
-/// is one whose path was lost with this host's state.
+/// Where this host keeps which directory an upper lies in.
+fn parent_name(key: &str) -> String {
+    format!("{key}.parent")
+}
+
+/// The device and the inode number of the directory that an upper lies in; none where there is no such directory.
+fn parent_of(upper: &Path) -> Option<Vec<u8>> {
+    let parent = upper.parent()?.metadata().ok().filter(Metadata::is_dir)?;
+    Some(format!("{} {}\n", parent.dev(), parent.ino()).into_bytes())
+}
+
+/// Whether the upper of a session was removed: its path leads nowhere, and the directory that it lay in is there. An upper is
+/// not removed that cannot be seen because its disk is not mounted, another file system is mounted over the directory, or
+/// this process has a mount namespace of its own, nor is one whose notes were lost with this host's state.
 fn is_removed(place: &SessionPlace, key: &str, upper: &Path) -> bool {
     let upper = match upper.as_os_str().is_empty() {
         false => upper.to_owned(),
@@ -382,7 +403,8 @@ fn is_removed(place: &SessionPlace, key: &str, upper: &Path) -> bool {
     };
     let absent =
         |path: &Path| path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound);
-    absent(&upper) && upper.parent().is_some_and(Path::is_dir)
+    let noted = place.state.read(&parent_name(key)).ok();
+    absent(&upper) && noted.is_some() && noted == parent_of(&upper)
 }
 
 impl Drop for Session {
@@ -444,7 +466,7 @@ pub fn alive(place: &SessionPlace, sweep: bool) -> Result<Vec<Listed>> {
             Some(upper) if is_own && is_removed(place, &info.key, upper) => {
                 if sweep {
                     tier.delete(&info.key)?;
-                    forget_veiled(place, &info.key);
+                    forget_upper(place, &info.key);
                 }
                 continue;
             }

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tests::snapctl::{Place, fingerprint};
 
-use crate::sample;
+use crate::{disk, sample};
 
 /// A place with the sample as `web` and a directory to mount on; whatever is mounted there goes with it.
 pub struct Mounted {
@@ -276,6 +276,29 @@ fn a_removed_upper_lets_go_of_its_base() {
     fs::remove_dir_all(answer["upper"].as_str().unwrap()).unwrap();
     mounted.run(&["gc", "--cycles", "4"]).expect(0);
     mounted.run(&["show", answer["snapshot"].as_str().unwrap()]).expect(1);
+}
+
+/// A collector that runs where another file system covers the directory of an upper, as in a service with its own /tmp, sees
+/// no upper there; it is not removed for that.
+#[test]
+fn an_upper_that_a_collector_cannot_see_keeps_its_base() {
+    let mounted = Mounted::new();
+    let place = mounted.place.path("place");
+    fs::create_dir(&place).unwrap();
+    let upper = place.join("upper");
+    let typed = ["mount", "web", "DIR", "--json", "--upper", upper.to_str().unwrap()];
+    let answer = mounted.run(&typed).expect(0).json();
+    let base = answer["snapshot"].as_str().unwrap();
+    fs::write(mounted.directory.join("changed"), "changed").unwrap();
+    mounted.unmount(&answer);
+    mounted.run(&["forget", "web", base]).expect(0);
+    disk::mount(&["-t", "tmpfs", "tmpfs"], &place);
+    mounted.run(&["gc", "--cycles", "4"]).expect(0);
+    mounted.run(&["show", base]).expect(0);
+    assert!(Command::new("umount").arg(&place).status().unwrap().success());
+    fs::remove_dir_all(upper).unwrap();
+    mounted.run(&["gc", "--cycles", "4"]).expect(0);
+    mounted.run(&["show", base]).expect(1);
 }
 
 #[test]
