@@ -163,9 +163,9 @@ fn serve(shared: &Shared, server: Server, mut control: Control, release_memory: 
         if let Err(error) = tidying {
             tracing::warn!(%error, "memory that the mount no longer needs will not be given back");
         }
-        let served = server.run();
-        shared.overlay.uses().end();
-        served
+        // Also when serving panics: the scope waits for the thread.
+        let _end = shared.overlay.uses().end_at_drop();
+        server.run()
     });
     // Serving threads that ended early leave a mount that would hang whoever touches it.
     shared.abort();

@@ -44,10 +44,20 @@ impl Uses {
         }
     }
 
-    /// Ends [`Self::watch`].
-    pub fn end(&self) {
+    fn end(&self) {
         *self.lock() = true;
         self.changed.notify_all();
+    }
+
+    /// Ends [`Self::watch`] when what this gives is dropped.
+    pub fn end_at_drop(&self) -> impl Drop + '_ {
+        struct End<'a>(&'a Uses);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                self.0.end();
+            }
+        }
+        End(self)
     }
 
     fn lock(&self) -> MutexGuard<'_, bool> {
