@@ -149,11 +149,16 @@ impl UserFault {
         })
     }
 
-    /// Stops fault delivery for a range and wakes who waits in it: what is missing there is zero from now on.
+    /// Stops fault delivery for a range and wakes the threads that wait in it: missing pages there are zero from now on.
+    ///
+    /// The kernel wakes them too, but before it takes the range from the descriptor. A thread that faults under the lock of
+    /// the mapping alone (Linux 6.6 and newer) can begin to wait between the two, and while the owner keeps a copy of the
+    /// descriptor, closing this one does not end that wait. So the range is woken once more after the kernel let go of it.
     pub fn unregister(&self, start: u64, len_bytes: u64) -> Result<()> {
         self.0.unregister(start as *mut c_void, len_bytes as usize).map_err(|error| {
             Error::new(Kind::Unavailable, "cannot unregister memory from a userfaultfd").caused_by(error)
-        })
+        })?;
+        self.wake(start, len_bytes)
     }
 
     /// Makes the threads that wait in a range try their access again.
@@ -482,6 +487,35 @@ mod tests {
         let (reader, _writer) = std::io::pipe().expect("pipe");
         let refused = UserFault::adopt(reader.into()).expect_err("refused");
         assert_eq!(refused.kind(), Kind::Invalid);
+    }
+
+    /// A thread reads a missing page in the moment at which its range is unregistered, while the descriptor stays open.
+    #[test]
+    fn a_reader_does_not_wait_in_a_range_that_is_unregistered() {
+        use std::sync::mpsc;
+        let fault = UserFault::create().expect("userfaultfd");
+        let (send_mapping, mappings) = mpsc::channel::<std::sync::Arc<Mapping>>();
+        let (send_byte, bytes) = mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            mappings.iter().all(|mapping| send_byte.send(mapping.bytes()[0]).is_ok());
+        });
+        for round in 0..2_000_u32 {
+            let mapping = std::sync::Arc::new(Mapping::reserve(PAGE).expect("mapping"));
+            fault.register(&mapping).expect("registered");
+            let start = mapping.address();
+            send_mapping.send(mapping).expect("the reader reads");
+            // The reader comes before, at, and after the unregistering.
+            (0..round % 50 * 100).for_each(|_| std::hint::spin_loop());
+            fault.unregister(start, PAGE as u64).expect("unregistered");
+            let byte = bytes.recv_timeout(std::time::Duration::from_secs(10));
+            if byte.is_err() {
+                // So that the test ends instead of hanging: the reader is let go.
+                fault.wake(start, PAGE as u64).expect("woken");
+            }
+            assert_eq!(byte, Ok(0), "round {round}");
+        }
+        drop(send_mapping);
+        reader.join().expect("the reader ends");
     }
 
     #[test]

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 use store::{
     Image, ImageBuilder, ImageId, ImageKind, ImageStats, PAGE, SnapshotDraft, Store, StoreConfig, Writer,
@@ -13,6 +16,9 @@ use store::{
 
 /// How long anything in these tests may take before it counts as hung.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long a program of these tests runs at most, on a machine that is busy with other things too.
+const HUNG: Duration = Duration::from_secs(300);
 
 /// A store in a directory of its own.
 pub struct Fixture {
@@ -113,6 +119,7 @@ pub struct Running {
 impl Running {
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("started");
+        kill_when_hung(&child);
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         Self { child, lines }
     }
@@ -150,6 +157,27 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.child.kill().and_then(|()| self.child.wait()).expect("the program ends");
     }
+}
+
+/// Kills a program that does not end in time, so that a test which waits for it fails instead of waiting for ever.
+fn kill_when_hung(child: &Child) {
+    let pid = Pid::from_child(child);
+    let process = pidfd_open(pid, PidfdFlags::empty()).expect("a program that was just started");
+    std::thread::spawn(move || {
+        let deadline = Instant::now() + HUNG;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)) {
+                Err(Errno::INTR) => {}
+                Ok(0) => {
+                    eprintln!("process {pid} is killed: it did not end within {} s", HUNG.as_secs());
+                    return pidfd_send_signal(&process, Signal::KILL).expect("killed, if it is there");
+                }
+                ended => return assert_eq!(ended, Ok(1), "a process is watched"),
+            }
+        }
+    });
 }
 
 /// The serving side as a process; returns once it listens, with the number of the process that serves.
