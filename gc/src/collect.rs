@@ -10,9 +10,9 @@ use crate::places::Scene;
 use crate::plan::{Clock, Planned, Verdict};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
-use store::collector::{self, Condemned};
-use store::damaged::{self, DamagedFrames};
-use store::domain::Census;
+use store::Census;
+use store::condemned::{self, Condemned};
+use store::lost_frames::{self, DamagedFrames};
 use store::session::Listed;
 use store::{Derived, Kind, PackId, Progress, Result, SnapshotId, Store, Tier, Work, session};
 
@@ -123,7 +123,7 @@ fn run(
         execute(store, &lists, vanished, &keys, &mut report)?;
         let deleted = report.packs.iter().filter(|pack| pack.verdict == Verdict::Delete);
         for pack in deleted.map(|pack| pack.id).filter(|id| noted.contains(id)).chain(noted_and_gone) {
-            store.home().delete(&damaged::key_of(pack))?;
+            store.home().delete(&lost_frames::key_of(pack))?;
         }
         if let Some(table) = table {
             let mut live: HashSet<&[u8]> = marked.iter().map(|id| id.as_bytes().as_slice()).collect();
@@ -155,8 +155,8 @@ struct Survey {
 fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn Progress) -> Result<Survey> {
     let tier = store.home();
     let epoch = match dry_run {
-        true => collector::read_epoch(tier)? + 1,
-        false => collector::raise_epoch(tier)?,
+        true => condemned::read_epoch(tier)? + 1,
+        false => condemned::raise_epoch(tier)?,
     };
     let may_fence = store.is_shared() && !dry_run && tier.guarantees()?.compare_and_swap;
     if let Some(table) = table.filter(|_| may_fence) {

@@ -3,7 +3,7 @@
 //! ([`repack`]) or compressed better ([`recompress`]). It works beside writers and readers, survives a crash at any step, and
 //! deletes nothing when anything reachable is unreadable.
 //!
-//! The protocol with writers is in `store::collector`; ARCHITECTURE.md tells the life of a collection.
+//! The protocol with writers is in `store::condemned`; ARCHITECTURE.md tells the life of a collection.
 
 mod collect;
 mod fence;

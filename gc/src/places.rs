@@ -1,13 +1,13 @@
 //! Where chunks lie: of the packs that hold one, those that must stay for it.
 //!
 //! A pack that is shorter than it was when a chunk was put into it does not count as there. What is known to be lost
-//! (`store::damaged`) stops nothing: of a chunk another copy is kept where there is one, and the damaged one where there is
+//! (`store::lost_frames`) stops nothing: of a chunk another copy is kept where there is one, and the damaged one where there is
 //! none; what a lost record named is needed only as far as somebody else needs it.
 
 use crate::memo::{Memo, Needs};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use store::damaged::DamagedFrames;
 use store::index::{Index, Location};
+use store::lost_frames::DamagedFrames;
 use store::{ChunkId, Error, Kind, PackId, Result, Store};
 
 /// Bytes of memory for the bases of deltas that lie in several packs, and what one takes.

@@ -8,9 +8,9 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroU64;
-use store::collector::{self, Condemned};
+use store::Object;
+use store::condemned::{self, Condemned};
 use store::pack::{Frame, FrameHeader, PackDirectory, PackKind, directory_of};
-use store::tier::Object;
 use store::{ChunkId, Error, Kind, PackId, Progress, Result, Store, Throttle, Work, Writer};
 
 /// Packs that are rewritten before they are condemned, in bytes: so much more space is taken meanwhile.
@@ -147,7 +147,7 @@ fn condemn(store: &Store, packs: Vec<PackId>) -> Result<()> {
         return Ok(());
     }
     let epoch = loop {
-        match collector::raise_epoch(store.home()) {
+        match condemned::raise_epoch(store.home()) {
             Err(error) if error.kind() == Kind::Conflict => {} // a collector raised it just now
             raised => break raised?,
         }

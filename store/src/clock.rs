@@ -1,5 +1,5 @@
 //! The only wall clock and the only randomness of the store. Times are shown to people and feed retention; nothing about
-//! deletion or ordering reads them (that is the collector's logical clock, [`crate::collector`]).
+//! deletion or ordering reads them (that is the collector's logical clock, [`crate::records::condemned`]).
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

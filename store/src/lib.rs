@@ -4,88 +4,95 @@
 //! Start at [`Store`] for reading and [`Writer`] for writing. The crate knows nothing of FUSE, userfaultfd or command
 //! lines, never prints, never deletes a last copy (the collector does), and is blocking throughout.
 
-mod backup;
-mod blob;
-mod cache;
-mod check;
+// In layers: a module uses modules of the layers above its own, and in its own layer there is no circle. `tidy` holds this.
+
+// Leaves: errors, numbers, names, bytes.
+mod buffer_pool;
 mod chunker;
 pub mod clock;
-mod codec;
-pub mod collector;
-mod config;
-pub mod damaged;
-mod derived;
-mod direct;
-pub mod disk;
-pub mod domain;
 mod error;
-mod fetch;
-mod flat_cache;
-mod host;
 mod id;
-pub mod image;
-pub mod index;
-mod lock;
-mod map;
-mod mover;
-mod open;
-pub mod pack;
-mod placement;
+mod page;
 mod progress;
-mod reach;
-mod read;
-mod refs;
-mod repo;
-mod reserve;
-mod resolve;
-mod restore;
-pub mod scrub;
-pub mod session;
-mod snapshot;
-mod spare;
-mod spill;
-mod splice;
-mod state;
-mod stats;
-mod superblock;
-#[cfg(test)]
-mod testing;
 mod throttle;
-pub mod tier;
-pub mod tree;
 pub mod wire;
+
+// This machine's file system.
+mod host;
+
+// Where objects live.
+pub mod tier;
+
+// Cryptography and trust.
+pub mod domain;
+
+// Frames of chunks in packs.
+pub mod pack;
+
+// Where each chunk is.
+pub mod index;
+
+// Small sealed records.
+mod records;
+
+// An open store: refs, and how a chunk is found and read.
+mod repo;
+
+// How chunks come in, and the order of a commit.
 mod writer;
 
+// Files and memory, built of chunks.
+pub mod image;
+pub mod tree;
+
+// Operations on a whole store.
+mod operations;
+
+// Long operations.
+mod backup;
+mod restore;
+pub mod scrub;
+
+#[cfg(test)]
+mod testing;
+
 pub use backup::{BackupOptions, BackupReport, backup};
-pub use check::{CheckOptions, CheckReport, MAX_PROBLEMS, Problem, check, rebuild_index};
 pub use chunker::{AVERAGE_LEN as CHUNK_AVERAGE_LEN, MAX_LEN as CHUNK_MAX_LEN, MIN_LEN as CHUNK_MIN_LEN};
 pub use clock::Time;
-pub use config::{DataTier, StoreConfig, TierClass};
-pub use derived::Derived;
-pub use domain::{Domain, DomainKind, DomainSummary, KeySource, KeySources, Rotation, VerifyKey};
+pub use domain::{Domain, DomainKind, KeySource, KeySources, VerifyKey};
 pub use error::{Error, Kind, Result};
-pub use flat_cache::{CacheUsage, FlatCache};
+pub use host::derived::Derived;
+pub use host::disk;
+pub use host::lock::FileLock;
+pub use host::object::Object;
+pub use host::state::LocalState;
 pub use id::{ChunkId, DirectoryId, DomainId, ImageId, PackId, SnapshotId, StoreId, TreeId, WriterId};
-pub use image::{GROUP_PAGES, Image, ImageBuilder, ImageKind, ImageStats, Location, PAGE, PageRun, Space};
-pub use lock::FileLock;
-pub use mover::{MoveReport, move_snapshot, packs_of, pins, rebalance, set_pin, warm};
+pub use image::{Image, ImageBuilder, ImageKind, ImageStats, Location, PageRun, Space};
+pub use operations::all_domains::{Census, check_unopened};
+pub use operations::check::{CheckOptions, CheckReport, MAX_PROBLEMS, Problem, check, rebuild_index};
+pub use operations::domains::{DomainSummary, Rotation};
+pub use operations::mover::{MoveReport, move_snapshot, packs_of, pins, rebalance, set_pin, warm};
+pub use operations::reachable::{Reached, Visitor, chunks_of_directory, chunks_of_image, chunks_of_tree};
+pub use operations::stats::{StoreStats, stats};
+pub use operations::verify_pack;
 pub use pack::ChunkBytes;
-pub use placement::{Moved, Placement, TierUsage};
+pub use page::{GROUP_PAGES, PAGE};
 pub use progress::{Progress, Unwatched, Work};
-pub use reach::{Reached, Visitor, chunks_of_directory, chunks_of_image, chunks_of_tree};
-pub use refs::{Proposal, Ref, RefEntry, Refs, check_name};
-pub use repo::{Pin, Store};
+pub use records::snapshot::{Snapshot, Totals};
+pub use records::{condemned, lost_frames, session};
+pub use repo::config::{DataTier, StoreConfig, TierClass};
+pub use repo::disk_cache::{CacheUsage, FlatCache};
+pub use repo::placement::{Moved, Placement, TierUsage};
+pub use repo::refs::{Proposal, Ref, RefEntry, Refs, check_name};
+pub use repo::store::{Pin, Store};
 pub use restore::{Refused, RestoreReport, restore};
 pub use scrub::{ScrubOptions, ScrubReport, scrub};
-pub use snapshot::{Snapshot, Totals};
-pub use splice::{Spliced, is_zero, splice, write_with_holes};
-pub use state::LocalState;
-pub use stats::{StoreStats, stats};
 pub use throttle::Throttle;
 pub use tier::{
-    Breaker, Guarantees, LocalTier, MemoryTier, MirrorTier, Object, ObjectInfo, RangeRequest, S3Settings,
-    S3Tier, Tier,
+    Breaker, Guarantees, LocalTier, MemoryTier, MirrorTier, ObjectInfo, RangeRequest, S3Settings, S3Tier,
+    Tier,
 };
+pub use tree::splice::{Spliced, is_zero, splice, write_with_holes};
 pub use tree::{
     Content, ContentReader, ContentWriter, Directory, Entry, EntryInode, Extent, INLINE_MAX, Identity, Inode,
     LinkedInode, Metadata, Node, Tree, TreeRoot,

@@ -1,8 +1,8 @@
 //! What the unit tests share: a store in memory, and the abuse that every decoder must take.
 
-use crate::config::StoreConfig;
 use crate::error::Result;
-use crate::repo::Store;
+use crate::repo::config::StoreConfig;
+use crate::repo::store::Store;
 use crate::tier::MemoryTier;
 use std::fmt::Debug;
 use std::sync::Arc;

@@ -17,23 +17,23 @@ pub const FORMAT_VERSION: u16 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Record {
-    /// [`crate::superblock`]
+    /// [`crate::records::superblock`]
     Superblock = 1,
     /// [`crate::domain`]
     Domain = 2,
-    /// [`crate::snapshot`]
+    /// [`crate::records::snapshot`]
     Snapshot = 3,
-    /// [`crate::refs`]
+    /// [`crate::repo::refs`]
     Ref = 4,
-    /// [`crate::session`]
+    /// [`crate::records::session`]
     Session = 5,
-    /// [`crate::collector`]: the epoch
+    /// [`crate::records::condemned`]: the epoch
     CollectorState = 6,
-    /// [`crate::collector`]: one list of condemned packs
+    /// [`crate::records::condemned`]: one list of condemned packs
     Condemned = 7,
     /// [`crate::index`]: one sorted run, as version 0.1 wrote it
     IndexRun = 8,
-    /// [`crate::lock`]: the writer's incarnation counter
+    /// [`crate::host::lock`]: the writer's incarnation counter
     WriterState = 9,
     /// [`crate::backup`]: what files looked like last time
     StatCache = 10,
@@ -41,7 +41,7 @@ pub enum Record {
     Bucket = 11,
     /// [`crate::index`]: one sorted run with buckets
     BucketRun = 12,
-    /// [`crate::damaged`]: frames of a pack that are lost
+    /// [`crate::records::lost_frames`]: frames of a pack that are lost
     DamagedPack = 13,
     /// [`crate::restore`]: what is restored to a place, until it is complete there
     Restore = 14,

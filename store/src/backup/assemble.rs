@@ -4,11 +4,10 @@
 use super::events::{Event, Form, InodeKey, Leaf, Old, Remark, Segment};
 use super::read::{Item, Outcome, Pieces, Seen};
 use super::stat_cache::Look;
+use crate::buffer_pool::SpareBuffers;
 use crate::error::{Error, Kind, Result};
-use crate::host;
 use crate::id::DirectoryId;
 use crate::progress::Progress;
-use crate::spare::SpareBuffers;
 use crate::tree::{Content, Entry, EntryInode, Extent, Inode, LinkedInode, Metadata, Node, Tree, TreeRoot};
 use crate::writer::Writer;
 use crossbeam_channel::Receiver;
@@ -223,7 +222,7 @@ impl<'a> Assembler<'a> {
         }
         self.looks.extend(look);
         self.stored(content.len_bytes());
-        let metadata = Metadata { xattrs: attributes.xattrs, ..host::bare_metadata(&stat) };
+        let metadata = Metadata { xattrs: attributes.xattrs, ..Metadata::of_inode(&stat) };
         self.first(name, linked, Inode { metadata, node: Node::File(content) })
     }
 

@@ -4,7 +4,7 @@
 use super::read::{Job, Pieces};
 use super::stat_cache::Look;
 use crate::error::Error;
-use crate::host::Name;
+use crate::host::held::Name;
 use crate::id::DirectoryId;
 use crate::tree::{Directory, Inode, Metadata};
 

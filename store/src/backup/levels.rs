@@ -2,7 +2,7 @@
 //! deep tree needs no more descriptors than a shallow one; the others are opened again on the way back, and only when they
 //! are the same directories.
 
-use crate::host::{self, Name};
+use crate::host::held::{self, Name};
 use crate::tree::Inode;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Stat, fstat};
@@ -70,7 +70,7 @@ impl Levels {
     fn open_again(&self, depth: usize, left: Option<&Level>, relative: &Path) -> Result<OwnedFd, Errno> {
         let stat = &self.0[depth].stat;
         let above = match left.map(|left| &left.directory) {
-            Some(Ok(directory)) => host::open_directory_at(directory, b".."),
+            Some(Ok(directory)) => held::open_directory_at(directory, b".."),
             _ => Err(Errno::NOENT),
         };
         above.and_then(|above| same(above, stat)).or_else(|_| {
@@ -78,11 +78,11 @@ impl Levels {
             let held = self.0[..depth].iter().rposition(is_held).ok_or(Errno::NOENT)?;
             let mut names = relative.iter().skip(held);
             let first = names.next().ok_or(Errno::NOENT)?;
-            let first = host::open_directory_at(
+            let first = held::open_directory_at(
                 self.0[held].directory.as_ref().map_err(|error| *error)?,
                 first.as_bytes(),
             )?;
-            let found = names.try_fold(first, |at, name| host::open_directory_at(&at, name.as_bytes()))?;
+            let found = names.try_fold(first, |at, name| held::open_directory_at(&at, name.as_bytes()))?;
             same(found, stat)
         })
     }
@@ -90,7 +90,7 @@ impl Levels {
 
 /// The directory, if it is the one of this look.
 fn same(directory: OwnedFd, stat: &Stat) -> Result<OwnedFd, Errno> {
-    match host::is_same_inode(&fstat(&directory)?, stat) {
+    match held::is_same_inode(&fstat(&directory)?, stat) {
         true => Ok(directory),
         false => Err(Errno::STALE),
     }
@@ -108,11 +108,11 @@ mod tests {
             let stat = fstat(&directory).unwrap();
             Level::new(directory, &stat, Vec::new())
         };
-        let root = host::pin(root).unwrap();
-        let mut levels = Levels::new(level(host::open_directory_at(&root, b".").unwrap()));
+        let root = held::pin(root).unwrap();
+        let mut levels = Levels::new(level(held::open_directory_at(&root, b".").unwrap()));
         for _ in 0..depth {
             let above = levels.deepest().unwrap().directory.as_ref().unwrap();
-            let below = host::open_directory_at(above, b"d").unwrap();
+            let below = held::open_directory_at(above, b"d").unwrap();
             levels.enter(level(below));
         }
         (levels, ["d"].repeat(depth).iter().collect())
@@ -140,7 +140,7 @@ mod tests {
                 levels.leave(&relative);
                 let Level { directory, stat, .. } = levels.deepest().unwrap();
                 match directory {
-                    Ok(directory) => assert!(host::is_same_inode(&fstat(directory).unwrap(), stat)),
+                    Ok(directory) => assert!(held::is_same_inode(&fstat(directory).unwrap(), stat)),
                     Err(_) => lost += 1,
                 }
             }

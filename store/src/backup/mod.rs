@@ -5,7 +5,7 @@
 //! together in the walk's order. Memory is bounded: [`SEGMENTS_AHEAD`] segments, of which each has at most a few pieces of
 //! about a MiB waiting.
 //!
-//! Below the source nothing is looked up by a path, and no symbolic link is followed: see [`crate::host`]. What is stored of a
+//! Below the source nothing is looked up by a path, and no symbolic link is followed: see [`crate::host::held`]. What is stored of a
 //! file (look, attributes, bytes) is of one inode, whatever is renamed meanwhile.
 
 mod assemble;
@@ -16,11 +16,11 @@ mod read;
 mod stat_cache;
 mod walk;
 
+use crate::buffer_pool::SpareBuffers;
 use crate::error::{Error, Result};
-use crate::host::{self, Name};
+use crate::host::held::{self, Name};
 use crate::id::SnapshotId;
 use crate::progress::{Progress, Work};
-use crate::spare::SpareBuffers;
 use crate::tree::{Metadata, Tree};
 use crate::writer::{SnapshotDraft, WriteStats, Writer};
 use crossbeam_channel::bounded;
@@ -89,7 +89,7 @@ pub fn backup(
     options: &BackupOptions,
     progress: &dyn Progress,
 ) -> Result<BackupReport> {
-    crate::check_name(name)?;
+    crate::repo::refs::check_name(name)?;
     let exclude = Exclude::new(&options.exclude)?;
     if options.compare {
         writer.compare_duplicates();
@@ -148,7 +148,7 @@ impl Plan<'_> {
     /// Walk, readers and assembler on their threads. The source itself must be readable.
     fn run(&self, writer: &mut Writer, progress: &dyn Progress) -> Result<assemble::Assembled> {
         let failed = |error: io::Error| Error::io("cannot back up", self.source.display(), error);
-        host::require_proc()?;
+        held::require_proc()?;
         let (root, top, device) = self.root().map_err(failed)?;
         let store = writer.store().clone();
         let readers = std::thread::available_parallelism().map_or(1, usize::from).clamp(2, READERS_MAX);
@@ -182,10 +182,10 @@ impl Plan<'_> {
 
     /// What the user named, a symbolic link followed, with what paths are named below, and its device.
     fn root(&self) -> io::Result<(walk::Root, PathBuf, u64)> {
-        let pin = host::pin(self.source)?;
+        let pin = held::pin(self.source)?;
         let stat = fstat(&pin)?;
-        if host::file_type(&stat) == FileType::Directory {
-            let directory = host::open_directory_at(&pin, b".")?;
+        if held::file_type(&stat) == FileType::Directory {
+            let directory = held::open_directory_at(&pin, b".")?;
             return Ok((walk::Root::Directory(directory), self.source.to_owned(), stat.st_dev));
         }
         let path = self.source.canonicalize()?;

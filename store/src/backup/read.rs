@@ -6,11 +6,11 @@
 //! A file is read to the length that it has when it is opened, so one that grows as fast as it is read has an end.
 
 use super::stat_cache::{Key, Look, StatCache};
+use crate::buffer_pool::SpareBuffers;
 use crate::chunker;
 use crate::domain::Domain;
-use crate::host::{self, Handle, Host, ReadXattrs};
+use crate::host::held::{self, Handle, Host, ReadXattrs};
 use crate::id::ChunkId;
-use crate::spare::SpareBuffers;
 use crate::tree::INLINE_MAX;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::buffer::spare_capacity;
@@ -156,7 +156,7 @@ impl<'a> Reader<'a> {
 
     fn file(&mut self, job: &Job, out: &Sender<Piece>) -> Result<Seen, Stop> {
         (self.has_extents, self.zeroes_are_holes) = (false, false);
-        let file = match host::open_pinned(&job.pin) {
+        let file = match held::open_pinned(&job.pin) {
             Ok(file) => file,
             // An inode that is pinned can be opened without a name, but not everywhere.
             Err(Errno::NOENT | Errno::STALE) => return Err(Stop::Vanished),

@@ -5,8 +5,8 @@
 //! written that page back (half a minute by default). Only a backup that reads every file sees it.
 
 use crate::error::Result;
+use crate::host::state::LocalState;
 use crate::id::SnapshotId;
-use crate::state::LocalState;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use rustix::fs::Stat;
 use std::collections::HashMap;

@@ -10,7 +10,7 @@ use super::levels::{Level, Levels, Subdirectory};
 use super::read::{Batch, Job, PIECES_AHEAD};
 use super::stat_cache::{Key, StatCache};
 use crate::error::{Error, Result};
-use crate::host::{self, Handle, Host, Name, Xattrs};
+use crate::host::held::{self, Handle, Host, Name, Xattrs};
 use crate::tree::{Content, EntryInode, Inode, MAX_NAME_LEN, Metadata, Node, Tree};
 use crossbeam_channel::{Sender, bounded};
 use rustix::fd::{AsFd, OwnedFd};
@@ -220,13 +220,13 @@ impl Walk<'_> {
             return self.enter_closed(parent, found.name, None);
         }
         for _ in 0..REPLACED_MAX {
-            match host::open_directory_at(parent, &found.name) {
+            match held::open_directory_at(parent, &found.name) {
                 Ok(directory) => return self.enter(found, directory),
                 Err(Errno::NOTDIR | Errno::LOOP) => {}
                 Err(Errno::NOENT) => return self.failed("", Errno::NOENT).map(|()| None),
                 Err(error) => return self.enter_closed(parent, found.name, Some(error)),
             }
-            let is_directory = match host::stat_at(parent, &found.name) {
+            let is_directory = match held::stat_at(parent, &found.name) {
                 Ok(stat) => self.leaf(parent, found.name.clone(), &stat, None)?,
                 Err(error) => self.failed("cannot look at it", error).map(|()| None)?,
             };
@@ -246,7 +246,7 @@ impl Walk<'_> {
             Err(error) => return self.failed("cannot look at it", error).map(|()| None),
         };
         let (xattrs, _) = self.attributes(Handle::Open(directory.as_fd()))?;
-        let metadata = Metadata { xattrs, ..host::bare_metadata(&stat) };
+        let metadata = Metadata { xattrs, ..Metadata::of_inode(&stat) };
         let mut subdirectories = Vec::new();
         if self.is_elsewhere(&stat) {
             self.push(Event::Enter { name, metadata, old: None })?;
@@ -279,19 +279,19 @@ impl Walk<'_> {
         name: Name,
         error: Option<Errno>,
     ) -> Result<Option<Level>, Stop> {
-        let pinned = host::pin_at(parent, &name).and_then(|pin| Ok((fstat(&pin)?, pin)));
+        let pinned = held::pin_at(parent, &name).and_then(|pin| Ok((fstat(&pin)?, pin)));
         let (stat, pin) = match pinned {
             Ok(pinned) => pinned,
             Err(error) => return self.failed("cannot look at it", error).map(|()| None),
         };
-        if host::file_type(&stat) != FileType::Directory {
+        if held::file_type(&stat) != FileType::Directory {
             return self.unreadable(REPLACED).map(|()| None);
         }
         if let Some(error) = error {
             self.unreadable(&format!("cannot read directory: {}", io::Error::from(error)))?;
         }
         let (xattrs, _) = self.attributes(Handle::Pinned(pin.as_fd()))?;
-        let metadata = Metadata { xattrs, ..host::bare_metadata(&stat) };
+        let metadata = Metadata { xattrs, ..Metadata::of_inode(&stat) };
         self.push(Event::Enter { name, metadata, old: None })?;
         Ok(Some(Level::new(pin, &stat, Vec::new())))
     }
@@ -320,12 +320,12 @@ impl Walk<'_> {
         if name.len() > MAX_NAME_LEN {
             return self.unreadable(&format!("its name is longer than {MAX_NAME_LEN} bytes"));
         }
-        let stat = match host::stat_at(directory, &name) {
+        let stat = match held::stat_at(directory, &name) {
             Ok(stat) => stat,
             Err(error) => return self.failed("cannot look at it", error),
         };
         let position = self.position(old, &name)?;
-        let stat = match host::file_type(&stat) {
+        let stat = match held::file_type(&stat) {
             FileType::Directory => stat,
             _ => match self.leaf(directory, name.clone(), &stat, position)? {
                 None => return Ok(()),
@@ -357,8 +357,8 @@ impl Walk<'_> {
         if let Some(form) = self.unchanged(stat, position) {
             return self.push_leaf(name, stat, form).map(|()| None);
         }
-        match host::pin_at(directory, &name).and_then(|pin| Ok((fstat(&pin)?, pin))) {
-            Ok((stat, _)) if host::file_type(&stat) == FileType::Directory => Ok(Some(IsDirectory(stat))),
+        match held::pin_at(directory, &name).and_then(|pin| Ok((fstat(&pin)?, pin))) {
+            Ok((stat, _)) if held::file_type(&stat) == FileType::Directory => Ok(Some(IsDirectory(stat))),
             Ok((stat, pin)) => self.pinned(name, pin, &stat).map(|()| None),
             Err(Errno::NOENT) => self.failed("", Errno::NOENT).map(|()| None),
             Err(error) => {
@@ -375,7 +375,7 @@ impl Walk<'_> {
         }
         let position = position?;
         let look = self.cache.look(self.key(), stat);
-        let is_file = host::file_type(stat) == FileType::RegularFile;
+        let is_file = held::file_type(stat) == FileType::RegularFile;
         self.cache.is_unchanged(&look).then(|| Form::Same {
             position,
             file_len: is_file.then_some(stat.st_size as u64),
@@ -393,7 +393,7 @@ impl Walk<'_> {
             return self.push_leaf(name, stat, Form::Again);
         }
         let key = self.key();
-        if host::file_type(stat) == FileType::RegularFile {
+        if held::file_type(stat) == FileType::RegularFile {
             self.state.draft.len_bytes = self.state.draft.len_bytes.saturating_add(stat.st_size as u64);
             self.state.draft.jobs.push(Job { pin, key });
             return self.push_leaf(name, stat, Form::Read);
@@ -404,7 +404,7 @@ impl Walk<'_> {
                 let (xattrs, are_all) = self.attributes(Handle::Pinned(pin.as_fd()))?;
                 let is_kept = are_all && self.cache.is_settled(stat);
                 let look = is_kept.then(|| self.cache.look(key, stat));
-                let metadata = Metadata { xattrs, ..host::bare_metadata(stat) };
+                let metadata = Metadata { xattrs, ..Metadata::of_inode(stat) };
                 Form::Whole { inode: Inode { metadata, node }, look }
             }
         };
@@ -425,9 +425,9 @@ fn inode_key(stat: &Stat) -> Option<InodeKey> {
 
 /// An inode that is neither a directory nor a regular file.
 fn special(pin: &OwnedFd, stat: &Stat) -> Result<Node, String> {
-    Ok(match host::file_type(stat) {
+    Ok(match held::file_type(stat) {
         FileType::Symlink => {
-            let target = host::read_link(pin);
+            let target = held::read_link(pin);
             Node::Symlink(target.map_err(|error| format!("cannot read link: {}", io::Error::from(error)))?)
         }
         FileType::CharacterDevice => Node::CharDevice(stat.st_rdev),

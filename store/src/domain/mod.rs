@@ -6,22 +6,16 @@
 //! domains of a store, `records` how snapshots and refs of a domain are stored, `seen` the memory that tells an old record
 //! put back, `manage` what creates, rotates and destroys, `census` all domains at once.
 
-mod census;
-mod kek;
+pub(crate) mod kek;
 mod keyring;
-mod keys;
-mod manage;
-mod record;
-mod records;
-mod seen;
+pub(crate) mod keys;
+pub(crate) mod record;
+pub(crate) mod seen;
 
-pub use census::{Census, check_unopened};
 pub use kek::{KekId, KeySource, KeySources};
 pub use keyring::{DomainConfig, Keyring};
 pub use keys::{SEAL_LEN, VerifyKey};
-pub use manage::{DomainSummary, Rotation};
 pub use record::DomainKind;
-pub use records::StoredRef;
 pub use seen::{Mark, Seen, vanished};
 
 use crate::error::{Error, Kind, Result};
@@ -60,13 +54,13 @@ pub fn check_name(name: &str) -> Result<()> {
 
 /// An open domain.
 pub struct Domain {
-    name: String,
-    id: DomainId,
-    kind: DomainKind,
+    pub(crate) name: String,
+    pub(crate) id: DomainId,
+    pub(crate) kind: DomainKind,
     id_key: Box<Zeroizing<[u8; KEY_LEN]>>,
-    verify_key: Option<VerifyKey>,
+    pub(crate) verify_key: Option<VerifyKey>,
     /// Keys of an encrypted domain that no rotation changes.
-    secrets: Option<Secrets>,
+    pub(crate) secrets: Option<Secrets>,
     /// What rotation changes, and what is loaded when it is first needed.
     changing: RwLock<Changing>,
     /// Bytes of an id that are not zero: with few of them chunks that differ get the same id.
@@ -74,10 +68,10 @@ pub struct Domain {
     pub(crate) id_len: usize,
 }
 
-struct Secrets {
-    names: SecretKey,
-    snapshots: SecretKey,
-    refs: SecretKey,
+pub(crate) struct Secrets {
+    pub(crate) names: SecretKey,
+    pub(crate) snapshots: SecretKey,
+    pub(crate) refs: SecretKey,
     local: SecretKey,
 }
 
@@ -124,7 +118,7 @@ impl Domain {
     }
 
     /// The public domain of a record, without the key that signs.
-    fn public(name: &str, record: &DomainRecord) -> Self {
+    pub(crate) fn public(name: &str, record: &DomainRecord) -> Self {
         Self {
             name: name.to_owned(),
             id: record.id,
@@ -139,7 +133,7 @@ impl Domain {
     }
 
     /// The encrypted domain of a record and its keys.
-    fn encrypted(name: &str, record: &DomainRecord, keys: &KeySet) -> Self {
+    pub(crate) fn encrypted(name: &str, record: &DomainRecord, keys: &KeySet) -> Self {
         let derive = |purpose| keys.record_key.derive(purpose);
         Self {
             name: name.to_owned(),
@@ -160,7 +154,7 @@ impl Domain {
     }
 
     /// Takes over what rotation changes.
-    fn take_over(&self, record: &DomainRecord, record_hash: [u8; 32], keys: KeySet) {
+    pub(crate) fn take_over(&self, record: &DomainRecord, record_hash: [u8; 32], keys: KeySet) {
         let mut changing = self.changing.write().unwrap_or_else(PoisonError::into_inner);
         changing.record_hash = record_hash;
         changing.sign = Some(Arc::new(SignKey::of(&keys.sign_seed)));
@@ -238,7 +232,7 @@ impl Domain {
     }
 
     /// Signs for the domain.
-    fn sign(&self, message: &[u8]) -> Result<[u8; SIGNATURE_LEN]> {
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<[u8; SIGNATURE_LEN]> {
         let key = self.changing.read().unwrap_or_else(PoisonError::into_inner).sign.clone();
         let key = key.ok_or_else(|| {
             Error::invalid("this host may read the domain and not change it: it has not its signing key")

@@ -5,8 +5,8 @@
 //! trusting as one that sees the record for the first time, no more.
 
 use super::keys::VerifyKey;
-use crate::disk::create_private_directories;
 use crate::error::{Error, Result};
+use crate::host::disk::create_private_directories;
 use crate::id::DomainId;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use rustix::fs::FlockOperation;

@@ -6,8 +6,9 @@
 //! it; above it, the pages of the sparsest groups are written again (docs/TUNING.md). An image of few frames has none: it
 //! wakes at once, however its pages lie. Pure.
 
-use super::table::{GROUP_PAGES, Space};
+use super::table::Space;
 use crate::id::ChunkId;
+use crate::page::GROUP_PAGES;
 use std::collections::{BTreeSet, HashMap};
 
 /// An image whose frames are more than so many times the fewest passes its sparsest groups on to no child.

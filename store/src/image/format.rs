@@ -1,13 +1,14 @@
 //! Encoding of an image's page table. Columns, not rows: each column of a table compresses far better than the rows.
 //! Table: docs/FORMAT.md.
 
-use super::table::{GROUP_PAGES, ImageKind, PAGE, PageRun, Space};
-use crate::blob;
+use super::table::{ImageKind, PageRun, Space};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, ImageId};
-use crate::repo::Store;
+use crate::page::{GROUP_PAGES, PAGE};
+use crate::repo::store::Store;
 use crate::tree::Content;
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION};
+use crate::writer::blob;
 use std::collections::{BTreeMap, HashMap};
 
 /// First bytes of a page table.

@@ -14,7 +14,7 @@ mod table;
 pub use builder::{ImageBuilder, ImageStats};
 pub(crate) use format::read_parts;
 pub use reader::Image;
-pub use table::{GROUP_PAGES, ImageKind, Location, PAGE, PageRun, Space};
+pub use table::{ImageKind, Location, PageRun, Space};
 
 #[cfg(test)]
 mod tests;

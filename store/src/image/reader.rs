@@ -2,11 +2,12 @@
 
 use super::budget::Frames;
 use super::format;
-use super::table::{ImageKind, Location, PAGE, PageRun, Space};
+use super::table::{ImageKind, Location, PageRun, Space};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, ImageId};
 use crate::pack::ChunkBytes;
-use crate::repo::Store;
+use crate::page::PAGE;
+use crate::repo::store::Store;
 use crate::tree::Content;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -27,9 +28,19 @@ struct Inner {
     blobs: Vec<(String, Content)>,
 }
 
+impl Store {
+    /// Opens a memory image: reads its page table.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn image(&self, id: &ImageId) -> Result<Image> {
+        Image::open(self, id)
+    }
+}
+
 impl Image {
     pub(crate) fn open(store: &Store, id: &ImageId) -> Result<Self> {
-        let table = crate::blob::read(store, &id.chunk())?;
+        let table = crate::writer::blob::read(store, &id.chunk())?;
         let parts = format::decode(&table).map_err(|error| error.object(format!("image {id}")))?;
         let format::Parts { kind, spaces, groups, bases, blobs } = parts;
         Ok(Self(Arc::new(Inner { store: store.clone(), id: *id, kind, spaces, groups, bases, blobs })))

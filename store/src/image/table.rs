@@ -2,11 +2,6 @@
 
 use std::ops::Range;
 
-/// Bytes of a page, the unit of identity of memory.
-pub const PAGE: usize = 4096;
-/// Pages of a full group.
-pub const GROUP_PAGES: usize = 16;
-
 /// Whose memory it is; the number is part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -3,6 +3,7 @@
 use super::format::{Parts, decode, encode};
 use super::*;
 use crate::id::{ChunkId, ImageId};
+use crate::page::{GROUP_PAGES, PAGE};
 use crate::testing::{assert_total, memory_store};
 use crate::tree::Content;
 use crate::wire::Encoder;
@@ -106,7 +107,7 @@ fn a_page_past_the_end_of_a_damaged_group_is_an_error() {
         bases: BTreeMap::new(),
         blobs: Vec::new(),
     };
-    let id = ImageId::from(crate::blob::put(&mut writer, &encode(&parts)).unwrap());
+    let id = ImageId::from(crate::writer::blob::put(&mut writer, &encode(&parts)).unwrap());
     let draft = crate::SnapshotDraft { image: Some(id), ..crate::SnapshotDraft::default() };
     writer.commit("vm", draft).unwrap();
     let image = store.image(&id).unwrap();

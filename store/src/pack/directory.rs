@@ -178,7 +178,8 @@ impl Trailer {
 pub fn read_directory(tier: &dyn Tier, id: PackId) -> Result<PackDirectory> {
     let key = id.key();
     let pack_len = tier.len_bytes(&key)?;
-    let pack_len = pack_len.ok_or_else(|| Error::new(crate::Kind::NotFound, "no such pack").object(&key))?;
+    let pack_len =
+        pack_len.ok_or_else(|| Error::new(crate::error::Kind::NotFound, "no such pack").object(&key))?;
     if pack_len < (PACK_HEADER_LEN + TRAILER_LEN) as u64 {
         return Err(Error::corrupt(format!("pack of {pack_len} bytes is cut short")).object(key));
     }

@@ -6,10 +6,10 @@
 //! base is never stored as a delta itself, so reading a frame takes one more at most.
 
 use super::{ALIGNMENT, MAX_FRAME_PLAIN, PackKind};
-use crate::codec::{self, Codec};
 use crate::domain::{CIPHER, Domain, SEAL_LEN, Sealer};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, DomainId};
+use crate::pack::codec::{self, Codec};
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION, checksum};
 use std::ops::{Deref, Range};
 use std::sync::Arc;

@@ -2,10 +2,10 @@
 //! frame. All are refused, plain ones and deltas, and none makes the reader take memory beyond what a frame may hold.
 
 use super::*;
-use crate::codec;
 use crate::domain::Domain;
 use crate::id::ChunkId;
 use crate::pack::ChunkBytes;
+use crate::pack::codec;
 use std::sync::Arc;
 
 const NAME: &str = "pack::hostile::lying_frames_are_refused_in_bounded_memory";

@@ -3,6 +3,7 @@
 //! A pack is built in memory ([`PackBuilder`]), stored whole, and read by frame. Every frame describes itself, so a pack
 //! whose directory is damaged can still be scanned. Layouts: docs/FORMAT.md.
 
+pub(crate) mod codec;
 mod directory;
 mod frame;
 

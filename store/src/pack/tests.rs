@@ -245,9 +245,9 @@ fn a_directory_tells_deltas_from_chunks_that_are_whole() {
 
 mod encrypted {
     use super::*;
-    use crate::codec;
     use crate::domain::{SEAL_LEN, Sealer, testing_domain};
     use crate::pack::ChunkBytes;
+    use crate::pack::codec;
     use crate::wire::Encoder;
 
     fn chunks() -> Vec<Vec<u8>> {

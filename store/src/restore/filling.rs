@@ -7,7 +7,7 @@
 //! Lock order: a directory's own, then none; the list of open ones is locked alone.
 
 use super::refusal::{Failure, Refusal};
-use crate::host::{self, Name};
+use crate::host::held::{self, Name};
 use crate::tree::Metadata;
 use rustix::fd::OwnedFd;
 use rustix::fs::Stat;
@@ -77,9 +77,9 @@ impl Filling {
 
     /// Opens it again below its parent.
     fn open_in(&self, parent: &OwnedFd) -> rustix::io::Result<OwnedFd> {
-        let fd = host::open_directory_at(parent, &self.name)?;
+        let fd = held::open_directory_at(parent, &self.name)?;
         let now = rustix::fs::fstat(&fd)?;
-        match self.stat.as_ref().is_some_and(|stat| host::is_same_inode(stat, &now)) {
+        match self.stat.as_ref().is_some_and(|stat| held::is_same_inode(stat, &now)) {
             true => Ok(fd),
             false => Err(Errno::STALE),
         }

@@ -7,11 +7,11 @@ use super::refusal::{Failure, Refusal, Refused, of_data, of_name};
 use super::target::LOST_AND_FOUND;
 use super::{First, Leaf, Opened, RestoreReport, Task};
 use crate::error::{Error, Result};
-use crate::host::{self, Handle};
+use crate::host::held::{self, Handle};
 use crate::id::ChunkId;
 use crate::pack::ChunkBytes;
 use crate::progress::Progress;
-use crate::repo::Store;
+use crate::repo::store::Store;
 use crate::tree::{ContentReader, Extent, Inode, Metadata, Node, read_extent};
 use crossbeam_channel::Receiver;
 use rustix::fd::{AsFd, OwnedFd};
@@ -58,7 +58,7 @@ impl<'a> Maker<'a> {
     /// Stops the plan after a failure of a worker, which [`Self::finish`] tells.
     pub fn check(&self) -> Result<()> {
         match self.has_failed() {
-            true => Err(Error::new(crate::Kind::Internal, "a worker of the restore failed")),
+            true => Err(Error::new(crate::error::Kind::Internal, "a worker of the restore failed")),
             false => Ok(()),
         }
     }
@@ -154,9 +154,9 @@ impl<'a> Maker<'a> {
         let mut was_there = false;
         match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
             Err(Errno::EXIST) if self.may_be_there(place) => {
-                let found = host::pin_at(&parent, name).map_err(&failed)?;
+                let found = held::pin_at(&parent, name).map_err(&failed)?;
                 let stat = rustix::fs::fstat(&found).map_err(&failed)?;
-                was_there = host::file_type(&stat) == FileType::Directory;
+                was_there = held::file_type(&stat) == FileType::Directory;
                 if was_there {
                     // Before it is opened: it may be closed to its owner, too.
                     metadata::take_over(Handle::Pinned(found.as_fd()), &stat);
@@ -167,7 +167,7 @@ impl<'a> Maker<'a> {
             }
             made => made.map_err(&failed)?,
         }
-        let fd = host::open_directory_at(&parent, name).map_err(of_name("cannot open directory", &parent))?;
+        let fd = held::open_directory_at(&parent, name).map_err(of_name("cannot open directory", &parent))?;
         let stat = rustix::fs::fstat(&fd).map_err(&failed)?;
         Ok((fd, stat, was_there))
     }
@@ -188,7 +188,7 @@ impl<'a> Maker<'a> {
         }
         let Ok(fd) = self.descriptors.of(directory) else { return Ok(()) }; // what is in it tells why
         let top = Place { directory: directory.clone(), name: Vec::new() };
-        let names = host::Host::new().names(&*fd).map_err(errno);
+        let names = held::Host::new().names(&*fd).map_err(errno);
         let names = names.unwrap_or_else(|error| {
             self.refuse(&top, Refusal::of("cannot tell what is there besides", error));
             Vec::new()
@@ -460,7 +460,7 @@ impl<'a> Maker<'a> {
         let from = self.descriptors.of(&first.place.directory)?;
         let (old, new) = (first.place.name.as_slice(), place.name.as_slice());
         let failed = of_name("a file of its own and no link, since it cannot be linked", &into);
-        let is_it = || host::stat_at(&into, new).is_ok_and(|stat| host::is_same_inode(&stat, made));
+        let is_it = || held::stat_at(&into, new).is_ok_and(|stat| held::is_same_inode(&stat, made));
         let mut linked = rustix::fs::linkat(&from, old, &into, new, AtFlags::empty());
         if linked == Err(Errno::EXIST) && self.is_again {
             if is_it() {
@@ -531,10 +531,10 @@ fn special(directory: &OwnedFd, name: &[u8], node: &Node) -> Result<OwnedFd, Fai
         }
         made => made.map_err(of_name(what, directory))?,
     }
-    let pin = host::pin_at(directory, name).map_err(of_name(what, directory))?;
+    let pin = held::pin_at(directory, name).map_err(of_name(what, directory))?;
     let stat = rustix::fs::fstat(&pin).map_err(of_name(what, directory))?;
     // In a directory that others may write to, it may be a link to something else by now.
-    match host::file_type(&stat) == kind && stat.st_nlink == 1 {
+    match held::file_type(&stat) == kind && stat.st_nlink == 1 {
         true => Ok(pin),
         false => Err(Refusal::new("was replaced meanwhile; nothing was set on it").into()),
     }

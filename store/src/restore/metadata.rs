@@ -2,7 +2,7 @@
 //! nothing else; what a file system takes and changes is told, too.
 
 use super::refusal::Refusal;
-use crate::host::{Handle, Host, path_of};
+use crate::host::held::{Handle, Host, path_of};
 use crate::tree::Metadata;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags};

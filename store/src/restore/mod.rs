@@ -21,11 +21,11 @@ mod target;
 
 pub use refusal::Refused;
 
-use crate::config::TierClass;
 use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
 use crate::progress::{Progress, Work};
-use crate::repo::Store;
+use crate::repo::config::TierClass;
+use crate::repo::store::Store;
 use crate::tree::{ContentReader, Extent, Inode};
 use crossbeam_channel::bounded;
 use filling::Place;

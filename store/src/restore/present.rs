@@ -3,10 +3,10 @@
 
 use super::refusal::{Failure, Refusal};
 use crate::error::Result;
-use crate::host::{self, Handle, Host};
-use crate::repo::Store;
-use crate::splice::is_zero;
-use crate::tree::{ContentReader, Extent, Inode, Node};
+use crate::host::held::{self, Handle, Host};
+use crate::repo::store::Store;
+use crate::tree::splice::is_zero;
+use crate::tree::{ContentReader, Extent, Inode, Metadata, Node};
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, SeekFrom, Stat};
 use rustix::io::Errno;
@@ -43,13 +43,13 @@ pub fn look(
     wanted: &Wanted<'_>,
 ) -> Result<Present, Failure> {
     let failed = |error| Failure::from(Refusal::of("cannot look at what is there", error));
-    let pin = match host::pin_at(directory, name) {
+    let pin = match held::pin_at(directory, name) {
         Ok(pin) => pin,
         Err(Errno::NOENT) => return Ok(Present::Nothing),
         Err(error) => return Err(failed(error)),
     };
     let stat = rustix::fs::fstat(&pin).map_err(failed)?;
-    if host::file_type(&stat) == FileType::Directory {
+    if held::file_type(&stat) == FileType::Directory {
         return Ok(Present::Directory);
     }
     let is_equal =
@@ -59,7 +59,7 @@ pub fn look(
 
 fn looks_right(stat: &Stat, pin: &OwnedFd, wanted: &Wanted<'_>) -> bool {
     use std::os::fd::AsFd;
-    let (found, kept) = (host::bare_metadata(stat), &wanted.inode.metadata);
+    let (found, kept) = (Metadata::of_inode(stat), &wanted.inode.metadata);
     let is_link = matches!(wanted.inode.node, Node::Symlink(_));
     let xattrs = || Host::new().xattrs(Handle::Pinned(pin.as_fd()));
     (found.uid, found.gid, found.mtime) == (kept.uid, kept.gid, kept.mtime)
@@ -72,13 +72,13 @@ fn looks_right(stat: &Stat, pin: &OwnedFd, wanted: &Wanted<'_>) -> bool {
 }
 
 fn holds_right(store: &Store, stat: &Stat, pin: &OwnedFd, wanted: &Wanted<'_>) -> std::io::Result<bool> {
-    let kind = host::file_type(stat);
+    let kind = held::file_type(stat);
     Ok(match (&wanted.inode.node, wanted.content) {
         (Node::File(_), Some(content)) if kind == FileType::RegularFile => {
             stat.st_size as u64 == content.len_bytes()
-                && has_bytes(store, &File::from(host::open_pinned(pin)?), content)?
+                && has_bytes(store, &File::from(held::open_pinned(pin)?), content)?
         }
-        (Node::Symlink(target), _) => kind == FileType::Symlink && host::read_link(pin)? == *target,
+        (Node::Symlink(target), _) => kind == FileType::Symlink && held::read_link(pin)? == *target,
         (Node::CharDevice(number), _) => kind == FileType::CharacterDevice && stat.st_rdev == *number,
         (Node::BlockDevice(number), _) => kind == FileType::BlockDevice && stat.st_rdev == *number,
         (Node::Fifo, _) => kind == FileType::Fifo,

@@ -9,12 +9,12 @@ use super::make::Maker;
 use super::metadata::take_over;
 use super::{Refused, RestoreReport};
 use crate::error::{Error, Kind, Result};
-use crate::host::{self, Handle, Host, Name};
+use crate::host::held::{self, Handle, Host, Name};
+use crate::host::lock::FileLock;
+use crate::host::state::LocalState;
 use crate::id::SnapshotId;
-use crate::lock::FileLock;
 use crate::progress::Progress;
-use crate::repo::Store;
-use crate::state::LocalState;
+use crate::repo::store::Store;
 use crate::tree::{Inode, Node};
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use rustix::fd::{AsFd, OwnedFd};
@@ -153,7 +153,7 @@ fn split(target: &Path) -> Result<(&Path, Option<Name>)> {
 }
 
 fn is_there(directory: &OwnedFd, name: &[u8]) -> rustix::io::Result<bool> {
-    match host::stat_at(directory, name) {
+    match held::stat_at(directory, name) {
         Ok(_) => Ok(true),
         Err(Errno::NOENT) => Ok(false),
         Err(error) => Err(error),

@@ -4,15 +4,15 @@
 //! Where the directory of every copy is lost, frames are found one behind the other, each by what it says of itself; that
 //! they are all is known when the index lists just these chunks, or a copy is just as long as the pack that they make.
 
-use super::examine::{Verified, examine, frame_at, next_frame, verify};
-use crate::domain::Census;
 use crate::error::{Error, Result};
-use crate::flat_cache::FlatCache;
 use crate::id::{ChunkId, PackId};
 use crate::index::{Outline, OutlineRow};
+use crate::operations::all_domains::Census;
+use crate::operations::verify_pack::{Verified, examine, frame_at, next_frame, verify};
 use crate::pack::{
     EncodedFrame, FrameExtent, PACK_HEADER_LEN, PackBuilder, PackDirectory, PackKind, directory_of,
 };
+use crate::repo::disk_cache::FlatCache;
 use std::collections::BTreeMap;
 
 /// What a pack can be put together from.

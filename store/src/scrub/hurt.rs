@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::id::{ChunkId, DirectoryId, ImageId, SnapshotId, TreeId};
 use crate::image::Image;
 use crate::index::RowMarks;
-use crate::repo::Store;
+use crate::repo::store::Store;
 use crate::tree::{Content, EntryInode, Extent, Inode, Node, Tree, read_extents};
 use std::collections::BTreeMap;
 
@@ -67,7 +67,7 @@ impl<'a> Search<'a> {
             }
             if let Some(first) = first {
                 let how =
-                    format!("{pages} pages are lost, the first at {:#x}", first * crate::image::PAGE as u64);
+                    format!("{pages} pages are lost, the first at {:#x}", first * crate::page::PAGE as u64);
                 hurt.note(format!("memory of space {}", space.id).as_bytes(), how);
             }
         }

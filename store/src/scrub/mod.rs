@@ -2,29 +2,28 @@
 //! whom damage hurts, and on request puts damaged packs together again.
 //!
 //! Without `repair` nothing changes. With it, the collector and the mover wait, damaged bytes are kept in quarantine, and
-//! what cannot be repaired is noted ([`crate::damaged`]). Memory: a pack or two for each tier, a bit for each chunk.
+//! what cannot be repaired is noted ([`crate::records::lost_frames`]). Memory: a pack or two for each tier, a bit for each chunk.
 //!
 //! `examine` reads and verifies one pack, `assemble` puts one together, `repair` changes tiers, `hurt` walks snapshots.
 
 mod assemble;
-pub(crate) mod examine;
 mod hurt;
 mod repair;
 mod report;
 
-pub use examine::{Examined, Fault, PackCopy, examine, read_whole};
 pub use report::{
     Damage, HurtPath, HurtSnapshot, LostFrames, MAX_DAMAGES, MAX_PATHS, MAX_SNAPSHOTS, Remedy, ScrubReport,
 };
 
-use crate::check::{check_all_records, index_packs};
-use crate::damaged;
-use crate::domain::Census;
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackId, SnapshotId};
 use crate::index::{Location, RowMarks, Run};
+use crate::operations::all_domains::Census;
+use crate::operations::check::{check_all_records, index_packs};
+use crate::operations::verify_pack::{self, Examined, PackCopy, read_whole};
 use crate::progress::{Progress, Work};
-use crate::repo::Store;
+use crate::records::lost_frames;
+use crate::repo::store::Store;
 use crate::throttle::Throttle;
 use crate::wire::checksum;
 use assemble::{Assembled, LostFrame, Sources};
@@ -154,10 +153,10 @@ impl Scrub<'_> {
             self.store.index().named_packs().into_iter().map(|pack| (pack, 0)).collect();
         packs.extend(self.store.packs()?);
         let mut noted = BTreeMap::new();
-        for info in self.store.home().list(damaged::PREFIX)? {
-            let Some(pack) = damaged::pack_of(&info.key) else { continue };
+        for info in self.store.home().list(lost_frames::PREFIX)? {
+            let Some(pack) = lost_frames::pack_of(&info.key) else { continue };
             packs.entry(pack).or_insert(0);
-            let offsets = match damaged::read(self.store.home(), &info.key) {
+            let offsets = match lost_frames::read(self.store.home(), &info.key) {
                 Ok(found) => found.map(|found| found.offsets).unwrap_or_default(),
                 Err(error) => {
                     if !self.repair {
@@ -370,7 +369,7 @@ impl Scrub<'_> {
     /// Notes what is lost of a pack; false when that failed.
     fn note(&mut self, id: PackId, offsets: &[u64]) -> bool {
         let noted = repair::note_lost(self.store.home(), id, offsets);
-        noted.inspect_err(|error| self.report.records.problem(damaged::key_of(id), error)).is_ok()
+        noted.inspect_err(|error| self.report.records.problem(lost_frames::key_of(id), error)).is_ok()
     }
 
     /// Whether a chunk is whole in another frame than the one that is lost. `known`: frames that were looked at.
@@ -389,10 +388,11 @@ impl Scrub<'_> {
     }
 
     fn is_frame_whole(&self, place: &Location) -> bool {
-        let verify = |bytes: &[u8]| examine::verify(self.census, bytes).is_ok();
+        let verify = |bytes: &[u8]| verify_pack::verify(self.census, bytes).is_ok();
         let (key, offset, len) = (place.pack.key(), place.offset, place.len_bytes);
-        let is_on =
-            |tier: &&dyn crate::Tier| tier.get_range(&key, offset, len).is_ok_and(|bytes| verify(&bytes));
+        let is_on = |tier: &&dyn crate::tier::Tier| {
+            tier.get_range(&key, offset, len).is_ok_and(|bytes| verify(&bytes))
+        };
         self.store.tiers().iter().any(is_on)
             || self.store.flat_cache().get(place.pack, offset, len).is_some_and(|bytes| verify(&bytes))
     }

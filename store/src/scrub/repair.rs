@@ -2,12 +2,12 @@
 //! quarantine on the same tier, and only then does the object change, in one step from the old bytes to the new. What is
 //! damaged is never deleted, so a run that ends anywhere leaves at least what it found.
 
-use super::examine::PackCopy;
-use crate::damaged::{self, DamagedPack};
 use crate::error::{Error, Kind, Result};
+use crate::host::lock::FileLock;
 use crate::id::PackId;
-use crate::lock::FileLock;
-use crate::repo::Store;
+use crate::operations::verify_pack::PackCopy;
+use crate::records::lost_frames::{self, DamagedPack};
+use crate::repo::store::Store;
 use crate::tier::Tier;
 use crate::writer::{AUTHOR_LOCK, REWRITER_LOCK};
 use std::collections::BTreeMap;
@@ -116,7 +116,7 @@ fn expect_bytes(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// `Conflict` when somebody changed the record; as the tier.
 pub fn note_lost(home: &dyn Tier, pack: PackId, offsets: &[u64]) -> Result<()> {
-    let key = damaged::key_of(pack);
+    let key = lost_frames::key_of(pack);
     let current = match home.get(&key) {
         Err(error) if error.kind() == Kind::NotFound => None,
         found => Some(found?),

@@ -1,8 +1,8 @@
 //! What a scrub tells: what is damaged where, what can or could be done about it, and whom it hurts. Lists are bounded, what
 //! is left out is counted.
 
-use crate::check::CheckReport;
 use crate::id::{PackId, SnapshotId};
+use crate::operations::check::CheckReport;
 
 /// No report lists more places of damage.
 pub const MAX_DAMAGES: usize = 10_000;

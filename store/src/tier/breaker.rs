@@ -2,9 +2,10 @@
 //! fail at once for a while, so that a brown-out costs whoever can go on without the tier nothing; then one call tries
 //! again, and its success closes the breaker.
 
-use super::{Guarantees, Object, ObjectInfo, RangeRequest, Tier};
+use super::{Guarantees, ObjectInfo, RangeRequest, Tier};
 use crate::clock::Time;
 use crate::error::{Error, Kind, Result};
+use crate::host::object::Object;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 

@@ -4,10 +4,11 @@
 //! leaves no litter. After a failed sync nothing of that file is used again. Directories are synced when a name in them
 //! changes.
 
-use super::{Object, ObjectInfo, Tier, absent, check_key, past_end};
+use super::{ObjectInfo, Tier, absent, check_key, past_end};
 use crate::clock::Time;
-use crate::disk::{self, Disk, DiskFile, HostDisk, Stat, parent, replace_file, sync_directory};
 use crate::error::{Error, Kind, Result};
+use crate::host::disk::{self, Disk, DiskFile, HostDisk, Stat, parent, replace_file, sync_directory};
+use crate::host::object::Object;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,7 +1,8 @@
 //! A tier in memory, for tests and for what need not last.
 
-use super::{Object, ObjectInfo, Tier, absent, check_key, past_end};
+use super::{ObjectInfo, Tier, absent, check_key, past_end};
 use crate::error::Result;
+use crate::host::object::Object;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

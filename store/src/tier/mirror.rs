@@ -6,8 +6,9 @@
 //! Writes go to the distant tier first and fail with it. The mirror holds nothing that is not there, may be lost at any
 //! time, and is never listed unless the distant tier is silent.
 
-use super::{Guarantees, Object, ObjectInfo, RangeRequest, Tier};
+use super::{Guarantees, ObjectInfo, RangeRequest, Tier};
 use crate::error::{Error, Kind, Result};
+use crate::host::object::Object;
 use crate::wire;
 use std::sync::Arc;
 

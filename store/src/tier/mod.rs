@@ -25,7 +25,7 @@ pub use s3::{
 
 use crate::clock::Time;
 use crate::error::{Error, Kind, Result};
-use crate::map::Mapped;
+use crate::host::object::Object;
 use std::fmt::Debug;
 
 /// Name and size of a stored object.
@@ -46,25 +46,6 @@ pub struct RangeRequest {
     pub offset: u64,
     /// How many they are.
     pub len_bytes: u64,
-}
-
-/// The bytes of a whole object.
-#[derive(Debug)]
-pub enum Object {
-    /// Read into memory.
-    Owned(Vec<u8>),
-    /// Mapped from a local file.
-    Mapped(Mapped),
-}
-
-impl std::ops::Deref for Object {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Owned(bytes) => bytes,
-            Self::Mapped(map) => map,
-        }
-    }
 }
 
 /// A place where objects live. Keys are slash-separated components of `[A-Za-z0-9._%-]`.

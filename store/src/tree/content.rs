@@ -1,13 +1,13 @@
 //! The bytes of a file: few of them inline in the directory, more as extents (chunks and holes), many as the id of a
 //! stored list of extents.
 
-use crate::blob;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::pack::ChunkBytes;
-use crate::repo::Store;
+use crate::repo::store::Store;
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION, expect_head};
 use crate::writer::Writer;
+use crate::writer::blob;
 
 /// Files up to this length stand in their directory.
 pub const INLINE_MAX: usize = 4096;
@@ -214,6 +214,16 @@ pub struct ContentReader {
     len_bytes: u64,
     inline: Vec<u8>,
     extents: Vec<(u64, Extent)>,
+}
+
+impl Store {
+    /// Opens a file's bytes for random reads.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`: when its list of extents cannot be read.
+    pub fn content(&self, content: &Content) -> Result<ContentReader> {
+        ContentReader::open(self, content)
+    }
 }
 
 impl ContentReader {

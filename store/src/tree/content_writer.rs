@@ -42,7 +42,9 @@ impl<'a> ContentWriter<'a> {
         loop {
             let start = self.pending.len();
             let read = reader.take(READ_LEN as u64).read_to_end(&mut self.pending);
-            read.map_err(|error| Error::new(crate::Kind::Unavailable, "cannot read input").caused_by(error))?;
+            read.map_err(|error| {
+                Error::new(crate::error::Kind::Unavailable, "cannot read input").caused_by(error)
+            })?;
             let len = self.pending.len() - start;
             if len == 0 {
                 return Ok(total);

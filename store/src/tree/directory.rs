@@ -3,9 +3,9 @@
 
 use super::format::{IDENTITY_VERSION, decode_inode, encode_inode, version};
 use super::inode::{Entry, EntryInode, check_entry_name};
-use crate::blob::Blob;
 use crate::error::{Error, Result};
 use crate::wire::{Decoder, Encoder, expect_versions};
+use crate::writer::blob::Blob;
 use std::cmp::Ordering;
 
 /// First bytes of a directory node.

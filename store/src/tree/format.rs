@@ -2,11 +2,11 @@
 
 use super::content::Content;
 use super::inode::{Identity, Inode, LinkedInode, Metadata, Node, TreeRoot};
-use crate::blob;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, DirectoryId, TreeId};
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION, expect_versions};
 use crate::writer::Writer;
+use crate::writer::blob;
 use std::collections::BTreeMap;
 
 /// First bytes of a tree's root record.

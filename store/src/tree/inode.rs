@@ -53,6 +53,15 @@ pub struct Metadata {
     pub identity: Identity,
 }
 
+impl Metadata {
+    /// That of an inode of the host: all but the extended attributes.
+    pub(crate) fn of_inode(stat: &rustix::fs::Stat) -> Self {
+        let mtime = Time { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 };
+        let (mode, uid, gid) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
+        Self { mode, uid, gid, mtime, ..Self::default() }
+    }
+}
+
 /// What an inode is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {

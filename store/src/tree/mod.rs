@@ -8,6 +8,7 @@ mod directory;
 mod format;
 mod inode;
 mod reader;
+pub(crate) mod splice;
 mod write;
 
 pub use content::{Content, ContentReader, Extent, INLINE_MAX};

@@ -3,10 +3,10 @@
 use super::directory::Directory;
 use super::format;
 use super::inode::{Entry, EntryInode, Inode, LinkedInode, Node};
-use crate::blob;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, DirectoryId, TreeId};
-use crate::repo::Store;
+use crate::repo::store::Store;
+use crate::writer::blob;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
@@ -17,6 +17,16 @@ pub struct Tree {
     root: Inode,
     link_table: Option<ChunkId>,
     links: Arc<OnceLock<Arc<BTreeMap<u64, LinkedInode>>>>,
+}
+
+impl Store {
+    /// Opens a tree: reads its root record only.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn tree(&self, id: &TreeId) -> Result<Tree> {
+        Tree::open(self, id)
+    }
 }
 
 impl Tree {

@@ -5,10 +5,10 @@ use super::content_writer::ContentWriter;
 use super::directory::encode_directory;
 use super::format::encode_tree;
 use super::inode::{Entry, TreeRoot};
-use crate::blob;
 use crate::error::Result;
 use crate::id::{DirectoryId, TreeId};
 use crate::writer::Writer;
+use crate::writer::blob;
 use std::io::Read;
 
 impl Writer {

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
     use crate::domain::Domain;
     use crate::error::Kind;
-    use crate::repo::Store;
+    use crate::repo::store::Store;
     use crate::testing::memory_store;
     use std::sync::Arc;
 

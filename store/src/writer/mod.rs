@@ -3,6 +3,7 @@
 //! Order of a commit: packs durable -> index run -> snapshot record -> session still alive and packs leaned on still
 //! there -> ref. A writer that failed once refuses to go on. Dropping a writer leaves nothing that a ref reaches.
 
+pub(crate) mod blob;
 mod compare;
 mod groups;
 mod pipeline;
@@ -11,25 +12,26 @@ mod rewrite;
 mod state;
 
 use crate::clock;
-use crate::damaged::DamagedFrames;
 use crate::domain::Domain;
 use crate::error::{Error, Kind, Result};
+use crate::host::lock::FileLock;
+use crate::host::reserve;
+use crate::host::state::LocalState;
 use crate::id::{ChunkId, ImageId, PackId, SnapshotId, TreeId};
 use crate::index::{self, Location, Run};
-use crate::lock::FileLock;
 use crate::pack::{MAX_FRAME_PLAIN, PackKind};
-use crate::refs::{self, Proposal, RefEntry};
-use crate::repo::Store;
-use crate::reserve;
-use crate::session::Session;
-use crate::snapshot::{Snapshot, Totals};
-use crate::state::LocalState;
+use crate::records::lost_frames::DamagedFrames;
+use crate::records::session::Session;
+use crate::records::snapshot::{Snapshot, Totals};
+use crate::repo::refs::{self, Proposal, RefEntry};
+use crate::repo::store::Store;
 use compare::Compared;
 use pipeline::Pipeline;
 pub use pipeline::Shape;
 pub use state::{AUTHOR_LOCK, REWRITER_LOCK, Role};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Chunks of a session that are kept in memory: about 50 MB.
 const FRESH_MAX: usize = 1 << 20;
@@ -98,6 +100,33 @@ pub struct Writer {
     // Dropped in this order: the session ends before another writer may begin.
     session: Session,
     _lock: FileLock,
+}
+
+impl Store {
+    /// Begins writing: takes the writer's lock, for which it waits as the local state says, and opens a session.
+    ///
+    /// # Errors
+    /// `Conflict`, naming the holder, when another process writes; `Full` or `Invalid` as the tier.
+    pub fn writer(&self, purpose: &str) -> Result<Writer> {
+        Writer::open(self, self.state(), Role::Author, purpose)
+    }
+
+    /// The same, waiting so long for the writer's lock.
+    ///
+    /// # Errors
+    /// As [`Self::writer`].
+    pub fn writer_within(&self, wait: Duration, purpose: &str) -> Result<Writer> {
+        Writer::open(self, &self.state().clone().waiting(wait), Role::Author, purpose)
+    }
+
+    /// Begins to put what is stored already into new packs on the tier of this number, compressed at `level`: takes the
+    /// rewriter's lock and opens a session. Other writers go on meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::writer`].
+    pub fn rewriter(&self, tier: usize, level: i32, purpose: &str) -> Result<Writer> {
+        Writer::open(self, self.state(), Role::Rewriter(Shape { level, tier }), purpose)
+    }
 }
 
 impl Writer {
@@ -337,7 +366,7 @@ impl Writer {
     }
 
     /// Adds the entry to the ref, if all that it leans on is there and the session alive. Where another host may end the
-    /// session at any time, the entry is proposed first: see [`crate::refs`].
+    /// session at any time, the entry is proposed first: see [`crate::repo::refs`].
     fn move_ref(&self, name: &str, entry: RefEntry) -> Result<()> {
         let refs = self.store.refs();
         if !self.session.can_be_fenced() {

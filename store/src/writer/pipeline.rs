@@ -3,17 +3,17 @@
 //! and one being stored per kind.
 
 use super::pool::{Pool, Ticket};
+use crate::buffer_pool::SpareBuffers;
 use crate::chunker;
-use crate::config::TierClass;
 use crate::domain::Sealer;
 use crate::error::Result;
 use crate::id::{ChunkId, PackId, WriterId};
 use crate::pack::{
     Base, EncodedFrame, FrameDraft, MAX_FRAME_PLAIN, PackBuilder, PackDirectory, PackKind, TARGET_LEN, reseal,
 };
-use crate::placement::Placement;
-use crate::repo::Store;
-use crate::spare::SpareBuffers;
+use crate::repo::config::TierClass;
+use crate::repo::placement::Placement;
+use crate::repo::store::Store;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 

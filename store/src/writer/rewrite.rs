@@ -4,8 +4,8 @@
 use super::Writer;
 use crate::error::{Error, Result};
 use crate::id::PackId;
-use crate::image::{GROUP_PAGES, PAGE};
 use crate::pack::{Frame, PackKind};
+use crate::page::{GROUP_PAGES, PAGE};
 
 impl Writer {
     /// Stores a frame of this domain once more as it is, sealed under the current key. Many of them go into packs of their

@@ -4,8 +4,8 @@
 use super::pipeline::{PackNames, Shape};
 use crate::clock;
 use crate::error::Result;
+use crate::host::state::LocalState;
 use crate::id::{PackId, WriterId};
-use crate::state::LocalState;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 
 /// Held by whoever adds snapshots.

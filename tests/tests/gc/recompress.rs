@@ -3,7 +3,7 @@
 use gc::{Pace, RewriteReport};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use store::damaged;
+use store::lost_frames;
 use store::pack::{Frame, FrameHeader, PackKind, directory_of};
 use store::{
     CheckOptions, DataTier, GROUP_PAGES, Kind, MemoryTier, PAGE, PackId, ScrubOptions, SnapshotDraft,
@@ -313,7 +313,7 @@ fn a_pack_with_lost_frames_stays_until_they_are_stored_anew() {
     flip_a_bit(&garden.memory, &hurt.key(), 64 + frames[0].len() / 2);
     let repair = ScrubOptions { repair: true, ..ScrubOptions::default() };
     assert_eq!(store::scrub(&garden.open(), &repair, &Unwatched).unwrap().lost.len(), 1);
-    let note = damaged::key_of(hurt);
+    let note = lost_frames::key_of(hurt);
     assert!(garden.memory.get(&note).is_ok());
 
     let store = Store::open(&leveled(&garden, Arc::new(garden.memory.clone()))).unwrap();

@@ -158,7 +158,7 @@ fn the_golden_store_opens_checks_clean_and_restores_to_known_bytes() {
         assert_eq!(vm.parent.is_some(), version == 1);
     }
     assert_eq!(store.condemned().unwrap().len(), 1);
-    assert_eq!(store::collector::read_epoch(store.home()).unwrap(), 1);
+    assert_eq!(store::condemned::read_epoch(store.home()).unwrap(), 1);
 }
 
 #[test]
@@ -246,14 +246,14 @@ fn the_document_names_the_constants_of_the_code() {
 fn a_record_of_what_is_lost_lies_as_the_document_says() {
     let document = document();
     let pack = PackId { writer: store::WriterId::from_bytes([7; 8]), epoch: 3, sequence: 9 };
-    let bytes = store::damaged::DamagedPack { pack, offsets: vec![64, 1 << 20] }.encode();
+    let bytes = store::lost_frames::DamagedPack { pack, offsets: vec![64, 1 << 20] }.encode();
     let record = body(&document, "damaged/", Record::DamagedPack, &bytes);
     let table = &document["DamagedPack body"];
     assert_eq!(table.bytes(record, "pack"), pack.to_bytes());
     assert_eq!(table.number(record, "frame count"), 2);
     let offsets: Vec<u8> = [64_u64, 1 << 20].iter().flat_map(|offset| offset.to_le_bytes()).collect();
     assert_eq!(&record[table.len..], offsets);
-    assert_eq!(store::damaged::key_of(pack), format!("damaged/{pack}"));
+    assert_eq!(store::lost_frames::key_of(pack), format!("damaged/{pack}"));
 }
 
 /// The body of a sealed object, its envelope checked by the document.

@@ -76,8 +76,8 @@ fn rich() -> (Scratch, MemoryTier, SnapshotId, SnapshotId) {
     store.forget("gone", |_| true).unwrap();
     gc::collect(&store, &gc::CollectOptions::default(), &Unwatched).unwrap();
     let (pack, _) = store.packs().unwrap().remove(0);
-    let lost = store::damaged::DamagedPack { pack, offsets: vec![64, 640] };
-    tier.put_if_absent(&store::damaged::key_of(pack), &lost.encode()).unwrap();
+    let lost = store::lost_frames::DamagedPack { pack, offsets: vec![64, 640] };
+    tier.put_if_absent(&store::lost_frames::key_of(pack), &lost.encode()).unwrap();
     (scratch, tier, web, vm)
 }
 
@@ -140,8 +140,8 @@ fn use_store(config: &StoreConfig, also_write: bool) -> store::Result<()> {
     }
     let _ = store.resolve("web~1");
     let _ = store.condemned();
-    let _ = store::damaged::DamagedFrames::read_all(store.home());
-    let _ = store::collector::read_epoch(store.home());
+    let _ = store::lost_frames::DamagedFrames::read_all(store.home());
+    let _ = store::condemned::read_epoch(store.home());
     let _ = store::stats(&store);
     for id in store.snapshot_ids()? {
         let _ = store.snapshot(&id);

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use store::pack::{PackDirectory, read_directory};
 use store::scrub::{Remedy, Subset};
 use store::{
-    CheckOptions, DataTier, MemoryTier, PackId, Result, ScrubOptions, ScrubReport, SnapshotDraft, SnapshotId,
-    Store, StoreConfig, Tier, TierClass, Unwatched,
+    CheckOptions, DataTier, LocalTier, MemoryTier, PackId, Result, ScrubOptions, ScrubReport, SnapshotDraft,
+    SnapshotId, Store, StoreConfig, Tier, TierClass, Unwatched,
 };
 use tests::model::{Files, Item, Memory, Pages, Random, State, put_files, put_memory, state_of_store};
 
@@ -131,7 +131,7 @@ fn digest(tier: &dyn Tier) -> blake3::Hash {
 
 /// The offsets that a record says are lost, and nothing for no record.
 fn noted(home: &dyn Tier, pack: PackId) -> Vec<u64> {
-    let found = store::damaged::read(home, &store::damaged::key_of(pack)).unwrap();
+    let found = store::lost_frames::read(home, &store::lost_frames::key_of(pack)).unwrap();
     found.map(|found| found.offsets).unwrap_or_default()
 }
 
@@ -196,7 +196,7 @@ fn a_scrub_that_does_not_repair_changes_no_byte() {
     for seed in 0..150 {
         let (scratch, tiers) = whole.over_tiers(1 + seed as usize % 3);
         repair::damage(&whole, &tiers, &mut Random::new(seed));
-        let state = scratch.config.state.tier();
+        let state = LocalTier::new(scratch.config.state.path());
         let mut config = scratch.config.clone();
         config.flat_cache_bytes = 1 << 30;
         drop(Store::open(&config).unwrap());

@@ -1,11 +1,13 @@
 //! `cargo tidy`: what the style guide promises, checked over the tree. Reads files only, builds nothing.
 //!
+//! - `layers`   the modules of a crate in layers
 //! - `lexer`    a source file without its comments and strings
 //! - `rules`    the checks: pure over a path and a text; their tables of exceptions are below
 //! - `planted`  every rule against a violation planted for it: a rule that cannot fail is no rule
 //!
 //! A table row that no longer applies is a violation, too: tables only shrink.
 
+mod layers;
 mod lexer;
 mod planted;
 mod rules;
@@ -19,7 +21,7 @@ use rules::{Exceptions, SourceFile};
 const EXCEPTIONS: Exceptions = Exceptions {
     // Files with `unsafe`: why safe Rust could not do it.
     unsafe_files: &[
-        ("store/src/map.rs", "maps files"),
+        ("store/src/host/map.rs", "maps files"),
         ("lazyload/src/sys.rs", "userfaultfd, pidfd and fd passing"),
         ("benches/src/raw_uffd.rs", "the floor of a page fault: mmap and UFFDIO_COPY, nothing else"),
         ("tests/src/bin/stamper.rs", "fork, mremap and madvise over stamped memory"),
@@ -35,7 +37,10 @@ const EXCEPTIONS: Exceptions = Exceptions {
         ("benches/src/resume.rs", "a port that listens and a foreign process's end tell nobody"),
         ("benches/src/storage.rs", "a file that changed in this second is never taken for unchanged"),
         ("lazyload/src/outlast.rs", "the end of an address space is not announced to whoever fills it"),
-        ("store/src/derived.rs", "threads of sled let go of its lock after it was closed, and tell nobody"),
+        (
+            "store/src/host/derived.rs",
+            "threads of sled let go of its lock after it was closed, and tell nobody",
+        ),
         ("tests/src/proxy/mod.rs", "delays are what it is there for"),
         ("tests/src/servers/process.rs", "a port that listens tells nobody"),
         ("tools/xtask/src/demo/server.rs", "a port that listens and a foreign process's end tell nobody"),
@@ -48,7 +53,8 @@ fn the_tree_keeps_the_style_guide() {
     let mut files = Vec::new();
     collect(root, root, &mut files);
     assert!(files.iter().any(|file| file.path == "Cargo.toml"), "{} is no workspace root", root.display());
-    let found = rules::violations(&files, &EXCEPTIONS);
+    let mut found = rules::violations(&files, &EXCEPTIONS);
+    found.extend(layers::violations(&files));
     assert!(found.is_empty(), "{} violations of the style guide:\n{}", found.len(), found.join("\n"));
 }
 

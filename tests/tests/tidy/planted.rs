@@ -1,5 +1,6 @@
 //! Every rule against a violation planted for it, and against a text that only looks like one.
 
+use crate::layers;
 use crate::rules::{self, Exceptions, SourceFile};
 
 fn file(path: &str, text: &str) -> SourceFile {
@@ -162,4 +163,27 @@ fn every_rule_runs_over_the_tree() {
     for what in wanted {
         refused(&found, what);
     }
+}
+
+#[test]
+fn an_arrow_upwards_and_a_circle_are_refused() {
+    let root = "//! A crate.\n\n// Leaves.\nmod error;\nmod id;\n\n// Above.\npub mod tier;\nmod pack;\n";
+    let tree = |path: &str, text: &str| {
+        layers::violations(&[
+            file("store/src/lib.rs", root),
+            file(path, text),
+            file("store/src/pack/a.rs", ""),
+        ])
+    };
+    refused(&tree("store/src/id.rs", "use crate::tier::Tier;\n"), "store/src/id.rs:1: id uses tier");
+    refused(&tree("store/src/id.rs", "use crate::Error;\n"), "store/src/id.rs:1: crate::Error");
+    refused(&tree("store/src/other.rs", ""), "module other is in no layer");
+    accepted(&tree("store/src/tier/local.rs", "use crate::error::Error;\nuse crate::pack::Pack;\n"));
+    accepted(&tree("store/src/id.rs", "// crate::tier\nmod tests {\n    use crate::tier::Tier;\n}\n"));
+    let circle = [
+        file("store/src/lib.rs", root),
+        file("store/src/tier.rs", "use crate::pack::Pack;\n"),
+        file("store/src/pack.rs", "use crate::tier::Tier;\n"),
+    ];
+    refused(&layers::violations(&circle), "module pack is in a circle");
 }

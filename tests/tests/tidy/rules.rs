@@ -41,8 +41,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ),
     ("userfaultfd::", &["lazyload/src/sys.rs", "tests/", "benches/src/raw_uffd.rs"]),
     ("libc::", &["lazyload/src/sys.rs", "tests/", "benches/src/raw_uffd.rs"]),
-    ("sled::", &["store/src/derived.rs"]),
-    ("memmap2::", &["store/src/map.rs"]),
+    ("sled::", &["store/src/host/derived.rs"]),
+    ("memmap2::", &["store/src/host/map.rs"]),
     ("aws_sdk_s3::", &["store/src/tier/s3/"]),
     ("aws_smithy_http_client::", &["store/src/tier/s3/client.rs"]),
     ("tokio::", &["store/src/tier/s3/"]),
@@ -300,7 +300,7 @@ pub fn stale_exceptions(files: &[SourceFile], exceptions: &Exceptions) -> Vec<St
     stale.map(|path| format!("{path}: its row in a table of exceptions excuses nothing")).collect()
 }
 
-fn at(file: &SourceFile, line: usize, what: &str) -> String {
+pub fn at(file: &SourceFile, line: usize, what: &str) -> String {
     format!("{}:{line}: {what}", file.path)
 }
 
@@ -309,7 +309,7 @@ fn excuse<'a, T>(rows: &'a [(&str, T)], path: &str) -> Option<&'a T> {
 }
 
 /// Lines with their numbers from 1.
-fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().map(|(index, line)| (index + 1, line))
 }
 

@@ -17,8 +17,9 @@ pub use probe::{examine_and_record, examine_bucket};
 pub use settings::{MIN_PART_BYTES, Patience, S3Credentials, S3Proxy, S3Settings};
 
 use super::guarantees::{BucketRecord, Guarantees};
-use super::{Object, ObjectInfo, RangeRequest, Tier, absent, check_key, past_end};
+use super::{ObjectInfo, RangeRequest, Tier, absent, check_key, past_end};
 use crate::error::{Error, Kind, Result};
+use crate::host::object::Object;
 use client::{Bucket, Condition};
 use failure::Refusal;
 use retry::{Call, Caller};

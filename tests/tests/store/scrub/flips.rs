@@ -5,8 +5,8 @@ use super::*;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use store::domain::Census;
-use store::scrub::examine;
+use store::Census;
+use store::verify_pack::examine;
 use store::{ChunkId, DirectoryId, GROUP_PAGES, LocalTier, PAGE};
 
 /// A chunk and its right bytes.
@@ -151,7 +151,7 @@ fn every_byte_of_small_packs_in_a_directory() {
             let flipped = if flipped == *byte { !byte } else { flipped };
             file.write_all_at(&[flipped], at as u64).unwrap();
             refused += small.read_around(&store, pack, &frames, at);
-            let copy = store::scrub::read_whole(store.tiers()[0], pack, &mut |_| {}).unwrap();
+            let copy = store::verify_pack::read_whole(store.tiers()[0], pack, &mut |_| {}).unwrap();
             assert!(!copy.examine(&census, pack).faults.is_empty(), "byte {at} of {pack}");
             file.write_all_at(&[*byte], at as u64).unwrap();
             flips += 1;

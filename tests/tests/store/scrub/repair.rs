@@ -270,7 +270,7 @@ fn a_damaged_note_of_what_is_lost_is_kept_aside_and_written_anew() {
     overwrite(&tiers[0], &pack.key(), &bytes);
     scrub(&scratch.config, &REPAIR);
     assert_eq!(noted(&tiers[0], pack), [frame.offset]);
-    let key = store::damaged::key_of(pack);
+    let key = store::lost_frames::key_of(pack);
     overwrite(&tiers[0], &key, b"rot");
     let refused = gc::collect(&scratch.open(), &gc::CollectOptions::default(), &Unwatched).unwrap_err();
     assert!(refused.to_string().contains("scrub --repair"), "{refused}");

@@ -1,0 +1,173 @@
+//! Locks of one host: advisory file locks, which the kernel drops when their holder dies. One writer at a time, one
+//! collector at a time; readers take none. Others are tried for again and again, for a time that the caller states.
+
+use crate::clock;
+use crate::error::{Error, Kind, Result};
+use crate::host::disk::{self, Disk, DiskFile, HostDisk};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often a lock that is held is tried again.
+const POLL: Duration = Duration::from_millis(20);
+/// How long a holder may take to say its name.
+const NAMELESS: Duration = Duration::from_millis(300);
+/// Bytes of what a holder wrote that are read.
+const TEXT_MAX: usize = 256;
+
+/// What can be seen of a lock from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockState {
+    /// Somebody holds it.
+    Held,
+    /// Its file is there, and nobody holds it.
+    Free,
+    /// It has no file.
+    Absent,
+}
+
+/// A held lock; dropping it lets go.
+#[derive(Debug)]
+pub struct FileLock {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    _held: Box<dyn DiskFile>,
+}
+
+impl FileLock {
+    /// Takes the lock at once or fails, and writes `purpose` and the process id into it for others to read. Local state may
+    /// be lost at any time, so the directory is made if it is not there.
+    ///
+    /// # Errors
+    /// `Conflict`, naming the holder, when it is held.
+    pub fn take(path: &Path, purpose: &str) -> Result<Self> {
+        Self::take_on(&(Arc::new(HostDisk) as Arc<dyn Disk>), path, purpose, Duration::ZERO)
+    }
+
+    /// The same on another file system than the host's, trying again each [`POLL`] for as long as `wait`.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_on(disk: &Arc<dyn Disk>, path: &Path, purpose: &str, wait: Duration) -> Result<Self> {
+        let failed = |error| Error::io("cannot lock", path.display(), error);
+        disk::create_directories(&**disk, Path::new("/"), disk::parent(path))?;
+        let begun = Instant::now();
+        let mut is_told = false;
+        let mut held = loop {
+            if let Some(held) = disk.lock(path, false).map_err(failed)? {
+                break held;
+            }
+            let holder = holder(&**disk, path);
+            let waited = begun.elapsed();
+            // A holder that has only just begun says its name in a moment, and one that is just ending is gone.
+            if waited >= wait && (holder.is_some() || waited >= NAMELESS) {
+                return Err(locked(&**disk, path, holder, waited));
+            }
+            if !is_told && waited >= NAMELESS {
+                is_told = true;
+                let (holder, longest) = (name(&**disk, path, holder), wait.as_secs_f64().round());
+                tracing::warn!(lock = %path.display(), "waiting for {holder}, at most {longest} s");
+            }
+            std::thread::park_timeout(POLL);
+        };
+        let text = format!("{purpose} (pid {})\n", std::process::id());
+        if let Err(error) = held.write(text.as_bytes()) {
+            // The text is for people: the collector must run on a full disk.
+            tracing::debug!(path = %path.display(), %error, "lock does not name its holder");
+        }
+        Ok(Self { disk: disk.clone(), path: path.to_owned(), _held: held })
+    }
+
+    /// Whether somebody holds the lock at `path`.
+    ///
+    /// # Errors
+    /// As the system calls.
+    pub fn look(disk: &dyn Disk, path: &Path) -> Result<LockState> {
+        match disk.is_locked(path) {
+            Ok(true) => Ok(LockState::Held),
+            Ok(false) => Ok(LockState::Free),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(LockState::Absent),
+            Err(error) => Err(Error::io("cannot look at lock", path.display(), error)),
+        }
+    }
+
+    /// Removes the lock's file, which nobody will take again, and lets go.
+    pub fn remove(self) {
+        // A leftover lock file nobody holds means nothing, so a failure here harms nobody.
+        if let Err(error) = self.disk.unlink(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "lock file stays");
+        }
+    }
+}
+
+/// What the holder wrote of itself; `None` while that is not there yet, or is still what the holder before it wrote.
+fn holder(disk: &dyn Disk, path: &Path) -> Option<String> {
+    let bytes = disk.open(path).and_then(|file| disk::read_all(&*file)).ok()?;
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(TEXT_MAX)]).trim().to_owned();
+    let written = text.rsplit_once("(pid ")?.1.strip_suffix(')')?.parse::<u32>().ok()?;
+    let is_stale = disk.lock_holder(path).pid.is_some_and(|pid| pid != written);
+    (!is_stale).then_some(text)
+}
+
+/// What is said of a holder that has perhaps not said what it is.
+fn name(disk: &dyn Disk, path: &Path, holder: Option<String>) -> String {
+    holder.unwrap_or_else(|| match disk.lock_holder(path).pid {
+        Some(pid) => format!("a process that has not said its name (pid {pid})"),
+        None => "a process that has not said its name".to_owned(),
+    })
+}
+
+fn locked(disk: &dyn Disk, path: &Path, holder: Option<String>, waited: Duration) -> Error {
+    let holder = name(disk, path, holder);
+    let age =
+        disk.lock_holder(path).since.map(|since| clock::now().seconds.saturating_sub(since.seconds).max(0));
+    let age = age.map(|seconds| format!(" for {seconds} s")).unwrap_or_default();
+    let waiting = match waited.as_secs() {
+        0 => String::new(),
+        seconds => format!(", and still after {seconds} s of waiting"),
+    };
+    Error::new(Kind::Conflict, format!("locked by {holder}{age}{waiting}"))
+        .object(path.display())
+        .advice("one process does this at a time: wait until it ends, then try again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(path: &Path, purpose: &str, wait: Duration) -> Result<FileLock> {
+        FileLock::take_on(&(Arc::new(HostDisk) as Arc<dyn Disk>), path, purpose, wait)
+    }
+
+    #[test]
+    fn a_holder_is_named_whatever_its_file_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let own = format!("(pid {})", std::process::id());
+        let lock = take(&path, "backup web", Duration::ZERO).unwrap();
+        let error = take(&path, "another", Duration::ZERO).unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict);
+        assert!(error.to_string().contains(&format!("locked by backup web {own} for 0 s")), "{error}");
+        // As if the holder had not written yet, or its disk were full, or the one before it had died.
+        for text in ["", "\n", "cut (pi", "an earlier one (pid 4194305)"] {
+            std::fs::write(&path, text).unwrap();
+            let error = take(&path, "another", Duration::ZERO).unwrap_err();
+            let expected = format!("locked by a process that has not said its name {own}");
+            assert!(error.to_string().contains(&expected), "{text:?}: {error}");
+        }
+        drop(lock);
+        take(&path, "another", Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_let_go_meanwhile_is_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let lock = take(&path, "first", Duration::ZERO).unwrap();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| take(&path, "second", Duration::from_secs(60)));
+            drop(lock);
+            drop(second.join().unwrap().unwrap());
+        });
+    }
+}

@@ -1,0 +1,448 @@
+//! Checking a store: structure always, every stored byte on request. Read-only: it reports, it never repairs. Rebuilding
+//! the index writes beside the old runs before it removes them; all else that can be repaired is [`crate::scrub`]'s.
+
+use crate::error::{Error, Kind, Result};
+use crate::id::{ChunkId, PackId, SnapshotId};
+use crate::index::{RowMarks, Run, RunBuilder, store_run};
+use crate::operations::all_domains::{Census, check_unopened};
+use crate::operations::reachable::Reached;
+use crate::operations::verify_pack::read_whole;
+use crate::pack::{PackDirectory, read_directory};
+use crate::progress::{Progress, Work};
+use crate::records::condemned::{self, Condemned};
+use crate::records::lost_frames::{self, DamagedFrames};
+use crate::records::session;
+use crate::records::superblock::{self, Superblock};
+use crate::repo::store::Store;
+use crate::tier::Tier;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+/// How deep to check.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CheckOptions {
+    /// Read and verify every frame of every pack.
+    pub read_data: bool,
+}
+
+/// Something that is not as it must be.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// What it concerns.
+    pub object: String,
+    /// What is wrong.
+    pub error: String,
+    /// Whether a ref needs it: if not, nothing that anybody can name is hurt.
+    pub hurts: Vec<String>,
+}
+
+/// What a check saw.
+#[derive(Clone, Debug, Default)]
+pub struct CheckReport {
+    /// Refs read.
+    pub refs: u64,
+    /// Snapshots walked.
+    pub snapshots: u64,
+    /// Chunks that they need, each counted once.
+    pub chunks: u64,
+    /// Packs looked at.
+    pub packs: u64,
+    /// Bytes of data read and verified.
+    pub read_bytes: u64,
+    /// Domains that could not be opened: of what they hold only checksums were checked.
+    pub locked_domains: Vec<String>,
+    /// Frames that nobody has the key of here: only their checksums were checked.
+    pub locked_frames: u64,
+    /// Packs with frames that a scrub found to be lost, and how many frames. Only what problems name is hurt by that.
+    pub damaged_packs: Vec<(PackId, u64)>,
+    /// What is wrong, up to [`MAX_PROBLEMS`].
+    pub problems: Vec<Problem>,
+    /// How many problems more there are.
+    pub more_problems: u64,
+}
+
+/// So often everything is looked at, at most, when something of it is forgotten or collected meanwhile.
+const LOOKS: usize = 3;
+/// So many chunks are looked up together: 64 MiB of ids.
+const BATCH_CHUNKS: usize = 2 << 20;
+/// No report lists more problems; what is left out is counted.
+pub const MAX_PROBLEMS: usize = 10_000;
+
+impl CheckReport {
+    pub(crate) fn problem(&mut self, object: impl std::fmt::Display, error: &Error) {
+        self.hurtful_problem(object, error, Vec::new());
+    }
+
+    pub(crate) fn hurtful_problem(
+        &mut self,
+        object: impl std::fmt::Display,
+        error: &Error,
+        hurts: Vec<String>,
+    ) {
+        if self.problems.len() == MAX_PROBLEMS {
+            self.more_problems += 1;
+            return;
+        }
+        self.problems.push(Problem { object: object.to_string(), error: error.to_string(), hurts });
+    }
+}
+
+/// Checks that every pack is whole, that every ref names snapshots that are there, and that every chunk they need is in
+/// the index and in a pack. When a snapshot looks hurt and something was forgotten or collected meanwhile, it looks again.
+/// Memory: a byte for every two chunks, 64 MiB, and what a pack takes.
+///
+/// # Errors
+/// Only when the tier cannot be listed; whatever else is wrong is in the report.
+pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> Result<CheckReport> {
+    for _ in 1..LOOKS {
+        let look = Look::new(store, options, progress)?;
+        // What is missing may have gone with snapshots, or lie in packs that took the place of others.
+        if !look.is_hurt || look.is_all_there(store)? {
+            return Ok(look.report);
+        }
+        progress.note("something was forgotten or collected meanwhile; looking again");
+    }
+    Ok(Look::new(store, options, progress)?.report)
+}
+
+/// What one look at everything saw.
+struct Look {
+    report: CheckReport,
+    /// Whether a snapshot lacks anything.
+    is_hurt: bool,
+    packs: Vec<(PackId, u64)>,
+    /// Of each domain.
+    snapshots: Vec<(Store, BTreeMap<SnapshotId, Vec<String>>)>,
+}
+
+impl Look {
+    fn new(store: &Store, options: CheckOptions, progress: &dyn Progress) -> Result<Self> {
+        let mut report = CheckReport::default();
+        let census = Census::take(store)?;
+        // Refs and their snapshots are read before the index: what a commit adds meanwhile is then never missed.
+        let snapshots = check_all_records(store, &census, &mut report)?;
+        store.index().refresh(store.home())?;
+        // Chunks are marked at rows of the index: those of packs that no run covers get rows of this process only.
+        store.index().adopt_uncovered(&store.tiers())?;
+        let packs = store.packs()?;
+        let whole = check_packs(store, &census, &packs, options, progress, &mut report)?;
+        let mut is_hurt = false;
+        for (store, snapshots) in census.open.iter().zip(&snapshots) {
+            is_hurt |= Needs::new(store, &whole).check(store, snapshots, &mut report);
+        }
+        Ok(Self { report, is_hurt, packs, snapshots: census.open.into_iter().zip(snapshots).collect() })
+    }
+
+    /// Whether all packs that were looked at are still there, and refs name all the snapshots.
+    fn is_all_there(&self, store: &Store) -> Result<bool> {
+        let there: HashSet<PackId> = store.packs()?.into_iter().map(|(pack, _)| pack).collect();
+        let mut is_there = self.packs.iter().all(|(pack, _)| there.contains(pack));
+        for (store, snapshots) in &self.snapshots {
+            let refs = store.refs().each_by_key()?;
+            let histories =
+                refs.iter().filter_map(|(_, found)| found.as_ref().ok()).map(|found| &found.history);
+            let named: HashSet<SnapshotId> = histories.flatten().map(|entry| entry.snapshot).collect();
+            is_there &= snapshots.keys().all(|snapshot| named.contains(snapshot));
+        }
+        Ok(is_there)
+    }
+}
+
+/// Checks all but packs and what snapshots need: records, refs, domains that do not open, index runs. Gives the snapshots
+/// of the census's open domains with the refs that name them.
+pub(crate) fn check_all_records(
+    store: &Store,
+    census: &Census,
+    report: &mut CheckReport,
+) -> Result<Vec<BTreeMap<SnapshotId, Vec<String>>>> {
+    check_records(store, report);
+    let mut snapshots = Vec::new();
+    for store in &census.open {
+        snapshots.push(check_refs(store, report)?);
+    }
+    check_locked(store, census, report)?;
+    check_runs(store, report)?;
+    report.snapshots += snapshots.iter().map(|snapshots| snapshots.len() as u64).sum::<u64>();
+    Ok(snapshots)
+}
+
+/// The few records that opening, writing or collecting cannot do without.
+fn check_records(store: &Store, report: &mut CheckReport) {
+    let tier = store.home();
+    let read = [
+        (superblock::KEY, Superblock::read(tier).map(|_| ())),
+        ("domains/", store.check_no_domain_is_lost()),
+        (condemned::STATE_KEY, condemned::read_epoch(tier).map(|_| ())),
+        (condemned::CONDEMNED_PREFIX, Condemned::read_all(tier).map(|_| ())),
+        (session::PREFIX, session::alive(store.sessions(), false).map(|_| ())),
+    ];
+    for (object, outcome) in read {
+        if let Err(error) = outcome {
+            report.problem(object, &error);
+        }
+    }
+}
+
+/// The snapshots that refs name and the refs that name them.
+fn check_refs(store: &Store, report: &mut CheckReport) -> Result<BTreeMap<SnapshotId, Vec<String>>> {
+    let mut snapshots: BTreeMap<SnapshotId, Vec<String>> = BTreeMap::new();
+    for (key, read) in store.refs().each_by_key()? {
+        match read {
+            Ok(found) => {
+                report.refs += 1;
+                for entry in found.history {
+                    snapshots.entry(entry.snapshot).or_default().push(found.name.clone());
+                }
+            }
+            Err(error) => report.problem(&key, &error),
+        }
+    }
+    for id in store.snapshot_ids()?.iter().filter(|id| !snapshots.contains_key(id)) {
+        match store.snapshot(id) {
+            Err(error) if error.kind() != Kind::NotFound => report.problem(format!("snapshot {id}"), &error),
+            _ => {} // whole, or collected since it was listed
+        }
+    }
+    Ok(snapshots)
+}
+
+/// Domains that do not open: for want of a key that is no problem, else it is one. Their records have checksums.
+fn check_locked(store: &Store, census: &Census, report: &mut CheckReport) -> Result<()> {
+    for (name, error) in &census.locked {
+        report.locked_domains.push(name.clone());
+        if error.kind() == Kind::Corrupt {
+            report.problem(format!("domains/{name}"), error);
+        }
+        for prefix in ["refs", "snapshots"] {
+            for info in store.home().list(&format!("{prefix}/{name}/"))? {
+                let read = store.home().get(&info.key).and_then(|bytes| check_unopened(&info.key, &bytes));
+                match read {
+                    Err(error) if error.kind() != Kind::NotFound => report.problem(&info.key, &error),
+                    _ => {} // whole, or gone since it was listed
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every run of the index, also those that readers pass over.
+fn check_runs(store: &Store, report: &mut CheckReport) -> Result<()> {
+    for info in store.home().list("index/")? {
+        let run = store.home().get(&info.key).and_then(|object| Run::open(&info.key, object));
+        match run.and_then(|run| run.verify()) {
+            Err(error) if error.kind() != Kind::NotFound => {
+                report.problem(&info.key, &error.advice("run `snapctl index rebuild`"));
+            }
+            _ => {} // whole, or merged away since it was listed
+        }
+    }
+    Ok(())
+}
+
+fn check_packs(
+    store: &Store,
+    census: &Census,
+    packs: &[(PackId, u64)],
+    options: CheckOptions,
+    progress: &dyn Progress,
+    report: &mut CheckReport,
+) -> Result<RowMarks> {
+    let lost = DamagedFrames::read_all(store.home()).unwrap_or_else(|error| {
+        report.problem(lost_frames::PREFIX, &error);
+        DamagedFrames::default()
+    });
+    report.damaged_packs = lost.packs().map(|(pack, count)| (pack, count as u64)).collect();
+    report.damaged_packs.sort_unstable();
+    let total = packs.iter().map(|(_, len)| *len).sum();
+    progress.begin("check packs", Work::Bytes(total));
+    let mut whole = RowMarks::new(store.index());
+    let mut waiting: Vec<ChunkId> = Vec::new();
+    let mut mark = |waiting: &mut Vec<ChunkId>| {
+        store.index().in_order(waiting, |id| {
+            whole.insert(&id);
+        });
+    };
+    for (id, len_bytes) in packs.iter().copied() {
+        report.packs += 1;
+        let mut has_directory = false;
+        for tier in store.tiers() {
+            match check_pack(census, tier, id, options, &lost, report) {
+                Ok(Some(directory)) => {
+                    has_directory = true;
+                    let frames = &directory.frames;
+                    let is_lost = |frame: u32| lost.has_frame(&id, frames[frame as usize].offset);
+                    let left = directory.entries.iter().filter(|entry| !is_lost(entry.frame));
+                    waiting.extend(left.map(|entry| entry.id));
+                }
+                Ok(None) => {}
+                Err(_) if lost.names(&id) => {} // a scrub found that, and which frames are left
+                Err(error) => report.problem(format!("{} in {}", id.key(), tier.describe()), &error),
+            }
+        }
+        if !has_directory && lost.names(&id) {
+            let rows = store.index().outline(id).into_iter().flat_map(|outline| outline.rows);
+            let left = rows.filter(|row| !lost.has_frame(&id, row.offset));
+            waiting.extend(left.map(|row| row.chunk()));
+        }
+        if waiting.len() >= BATCH_CHUNKS {
+            mark(&mut waiting);
+        }
+        progress.advance(len_bytes);
+    }
+    mark(&mut waiting);
+    progress.end();
+    Ok(whole)
+}
+
+/// The directory of a pack, without what is in frames that are found to be damaged.
+fn check_pack(
+    census: &Census,
+    tier: &dyn Tier,
+    id: PackId,
+    options: CheckOptions,
+    lost: &DamagedFrames,
+    report: &mut CheckReport,
+) -> Result<Option<PackDirectory>> {
+    if !options.read_data {
+        return unless_absent(read_directory(tier, id));
+    }
+    let Some(copy) = unless_absent(read_whole(tier, id, &mut |_| {}))? else { return Ok(None) };
+    let examined = copy.examine(census, id);
+    report.read_bytes += copy.bytes.len() as u64;
+    report.locked_frames += examined.locked_frames;
+    let is_known =
+        |offset: u64| lost.has_frame(&id, offset) || (examined.directory.is_none() && lost.names(&id));
+    for fault in examined.faults.iter().filter(|fault| !is_known(fault.offset)) {
+        let object = format!("{} byte {} in {}", id.key(), fault.offset, tier.describe());
+        report.problem(object, &fault.error);
+    }
+    let damaged: BTreeSet<u64> = examined.faults.iter().map(|fault| fault.offset).collect();
+    Ok(examined.directory.map(|mut directory| {
+        let frames = &directory.frames;
+        directory.entries.retain(|entry| !damaged.contains(&frames[entry.frame as usize].offset));
+        directory
+    }))
+}
+
+/// `None` for what is on another tier, or was collected meanwhile.
+fn unless_absent<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Err(error) if error.kind() == Kind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// What the snapshots of a domain need, against what is there.
+struct Needs<'a> {
+    whole: &'a RowMarks,
+    seen: RowMarks,
+    missing: RowMarks,
+}
+
+impl<'a> Needs<'a> {
+    fn new(store: &Store, whole: &'a RowMarks) -> Self {
+        let marks = || RowMarks::new(store.index());
+        Self { whole, seen: marks(), missing: marks() }
+    }
+
+    /// Whether any of the snapshots is hurt; which, and how, goes into the report.
+    fn check(
+        mut self,
+        store: &Store,
+        snapshots: &BTreeMap<SnapshotId, Vec<String>>,
+        report: &mut CheckReport,
+    ) -> bool {
+        let mut reached = Reached::new(store);
+        let hurt = snapshots.keys().any(|id| self.hurt_by(store, id, &mut reached).is_some());
+        if hurt {
+            // What snapshots share was walked for the first of them alone: now each on its own, to name all that are hurt.
+            for (id, names) in snapshots {
+                if let Some(error) = self.hurt_by(store, id, &mut Reached::new(store)) {
+                    report.hurtful_problem(format!("snapshot {id}"), &error, names.clone());
+                }
+            }
+        }
+        report.chunks += self.seen.len();
+        hurt
+    }
+
+    /// What is wrong with a snapshot, as far as this walk has not been there before.
+    fn hurt_by(&mut self, store: &Store, id: &SnapshotId, reached: &mut Reached) -> Option<Error> {
+        let mut missing = None;
+        let mut waiting = Vec::new();
+        let walked = reached.walk(store, id, &mut |chunk: &ChunkId| {
+            waiting.push(*chunk);
+            if waiting.len() >= BATCH_CHUNKS {
+                missing = missing.or(self.missing_of(store, &mut waiting));
+            }
+        });
+        let missing = missing.or(self.missing_of(store, &mut waiting));
+        let missing = missing.map(|chunk| match self.whole.contains(&chunk) {
+            true => Error::new(Kind::NotFound, "a chunk that it needs is not in the index")
+                .object(chunk)
+                .advice("run `snapctl index rebuild`"),
+            false => Error::new(Kind::NotFound, "a chunk that it needs is in no whole pack").object(chunk),
+        });
+        walked.err().or(missing)
+    }
+
+    /// The first of some chunks that is missing.
+    fn missing_of(&mut self, store: &Store, chunks: &mut Vec<ChunkId>) -> Option<ChunkId> {
+        let mut missing = None;
+        store.index().in_order(chunks, |chunk| {
+            if self.seen.insert(&chunk) && !(self.whole.contains(&chunk) && is_indexed(store, &chunk)) {
+                self.missing.insert(&chunk);
+            }
+            if !self.missing.is_empty() && self.missing.contains(&chunk) {
+                missing.get_or_insert(chunk);
+            }
+        });
+        missing
+    }
+}
+
+/// Whether a run that others see, too, has the chunk.
+fn is_indexed(store: &Store, chunk: &ChunkId) -> bool {
+    let runs = store.index().runs();
+    runs.iter().any(|run| run.is_stored() && run.find(chunk).next().is_some())
+}
+
+/// Makes the index anew from the directories of all packs and removes the old runs. Takes the collector's lock. Memory: 100
+/// MiB at most, however many chunks there are. Gives how many packs and chunks it holds now.
+///
+/// # Errors
+/// `Conflict` while a collector works; `Corrupt` when a pack's directory cannot be read: nothing is removed then.
+pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64)> {
+    let _lock = store.state().lock("gc.lock", "index rebuild")?;
+    let old = store.home().list("index/")?;
+    let packs: Vec<PackId> = store.packs()?.into_iter().map(|(pack, _)| pack).collect();
+    store.make_packs_durable()?;
+    let chunks = index_packs(store, &packs, progress)?;
+    for run in old {
+        store.home().delete(&run.key)?;
+    }
+    store.index().refresh(store.home())?;
+    store.index().compact(store.home(), &HashSet::new())?;
+    Ok((packs.len() as u64, chunks))
+}
+
+/// Stores index runs over these packs; gives how many chunks they list.
+pub(crate) fn index_packs(store: &Store, packs: &[PackId], progress: &dyn Progress) -> Result<u64> {
+    progress.begin("read pack directories", Work::Items(packs.len() as u64));
+    let mut chunks = 0;
+    let mut builder = RunBuilder::default();
+    for id in packs {
+        let directory = store.pack_directory(*id)?;
+        chunks += directory.entries.len() as u64;
+        builder.push(&directory)?;
+        if builder.is_full() {
+            store_run(store.home(), "rebuilt", &std::mem::take(&mut builder).finish())?;
+        }
+        progress.advance(1);
+    }
+    progress.end();
+    if !builder.is_empty() {
+        store_run(store.home(), "rebuilt", &builder.finish())?;
+    }
+    Ok(chunks)
+}

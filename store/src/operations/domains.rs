@@ -1,0 +1,430 @@
+//! Creating, listing, rotating and destroying domains, and trusting records that are not what this host saw.
+
+use crate::clock;
+use crate::domain::kek::{KekId, KeySource};
+use crate::domain::record::{DomainKind, DomainRecord, KeySet};
+use crate::domain::{DEFAULT, PUBLIC, Seen, VerifyKey, check_name};
+use crate::error::{Error, Kind, Result};
+use crate::id::{DomainId, PackId, SnapshotId};
+use crate::pack::{FRAME_HEADER_LEN, FrameHeader, PACK_HEADER_LEN};
+use crate::records::session;
+use crate::records::superblock::{self, Superblock};
+use crate::repo::store::Store;
+use std::collections::HashSet;
+
+/// Swaps lost to other processes before giving up.
+const MAX_ATTEMPTS: usize = 16;
+
+/// What anybody can see of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainSummary {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: DomainId,
+    /// What it is.
+    pub kind: DomainKind,
+    /// The key epoch of new frames; 0 where they are not encrypted.
+    pub key_epoch: u32,
+    /// How often its record was changed.
+    pub counter: u64,
+    /// Which key wraps its keys.
+    pub kek: Option<KekId>,
+    /// What its signatures are checked with.
+    pub verify_key: Option<VerifyKey>,
+}
+
+impl DomainSummary {
+    fn of(name: &str, record: &DomainRecord) -> Self {
+        Self {
+            name: name.to_owned(),
+            id: record.id,
+            kind: record.kind,
+            key_epoch: record.key_epoch,
+            counter: record.counter,
+            kek: (record.kind != DomainKind::Destroyed).then_some(record.kek),
+            verify_key: Some(record.verify_key),
+        }
+    }
+}
+
+/// What a rotation does.
+#[derive(Clone, Debug)]
+pub enum Rotation {
+    /// Begins a new key epoch: new frames are sealed under a new key.
+    NewEpoch,
+    /// Wraps the same keys by another key-encryption key.
+    Rewrap(KeySource),
+    /// Drops the keys of these epochs: no frame is sealed under them.
+    Retire(Vec<u32>),
+}
+
+impl Store {
+    /// The names of all domains that the store has or had.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn domain_names(&self) -> Result<Vec<String>> {
+        let infos = self.home().list("domains/")?;
+        Ok(infos.iter().map(|info| info.key["domains/".len()..].to_owned()).collect())
+    }
+
+    /// Every domain as its record says, or what is wrong with the record. No keys are needed.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn domains(&self) -> Result<Vec<(String, Result<DomainSummary>)>> {
+        let names = self.domain_names()?;
+        Ok(names.into_iter().map(|name| (name.clone(), self.domain_summary(&name))).collect())
+    }
+
+    /// A domain as its record says.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn domain_summary(&self, name: &str) -> Result<DomainSummary> {
+        if name != DEFAULT {
+            return Ok(DomainSummary::of(name, &self.inner.keyring.read_unseen(name)?.0));
+        }
+        let domain = self.inner.keyring.open(name)?;
+        Ok(DomainSummary {
+            name: name.to_owned(),
+            id: domain.id(),
+            kind: domain.kind(),
+            key_epoch: 0,
+            counter: 0,
+            kek: None,
+            verify_key: None,
+        })
+    }
+
+    /// Creates a domain, its keys wrapped by the key-encryption key that the configuration names for it. A store that has
+    /// more than the plain domain is not opened any more by builds that know no domains: their collector would delete what
+    /// it does not see.
+    ///
+    /// # Errors
+    /// `Conflict` when there is or was one of this name; `Invalid` for the name, the kind or the key.
+    pub fn create_domain(&self, name: &str, kind: DomainKind) -> Result<DomainSummary> {
+        check_name(name)?;
+        match (kind, name == PUBLIC) {
+            (DomainKind::Encrypted, false) | (DomainKind::Public, true) => {}
+            (DomainKind::Encrypted, true) => {
+                return Err(Error::invalid("the domain `public` is public").advice("create it with --public"));
+            }
+            _ => {
+                return Err(
+                    Error::invalid("a store has one public domain, and its name is `public`").object(name)
+                );
+            }
+        }
+        let taken = || {
+            Error::new(Kind::Conflict, "there is, or was, a domain of this name")
+                .object(name)
+                .advice("choose another: a name is never used twice")
+        };
+        let names = self.domain_names()?;
+        if names.iter().any(|known| known == name) {
+            return Err(taken());
+        }
+        let tags: HashSet<u32> =
+            names.iter().filter_map(|name| Some(self.domain_summary(name).ok()?.id.tag())).collect();
+        let mut id = DomainId::from_bytes(clock::random_bytes());
+        while id.tag() == 0 || tags.contains(&id.tag()) {
+            id = DomainId::from_bytes(clock::random_bytes());
+        }
+        let kek = self.inner.keyring.sources().kek(name)?;
+        let mut keys = KeySet::random();
+        if kind == DomainKind::Public {
+            keys.epochs.clear();
+        }
+        let record = DomainRecord::new(name, id, kind, 1, &keys, &kek)?;
+        self.set_feature(superblock::DOMAINS)?;
+        if !self.home().put_if_absent(&DomainRecord::key(name), &record.encode())? {
+            return Err(taken());
+        }
+        tracing::info!(domain = name, %id, kind = kind.word(), "created");
+        Ok(DomainSummary::of(name, &record))
+    }
+
+    /// Sets a bit of the superblock that every build must know from now on.
+    fn set_feature(&self, bit: u64) -> Result<()> {
+        let tier = self.home();
+        for _ in 0..MAX_ATTEMPTS {
+            let bytes = tier.get(superblock::KEY)?;
+            let mut next = Superblock::decode(&bytes)?;
+            if next.incompatible & bit != 0 {
+                return Ok(());
+            }
+            next.incompatible |= bit;
+            if tier.compare_and_swap(superblock::KEY, Some(&bytes), &next.encode())? {
+                return Ok(());
+            }
+        }
+        Err(busy("superblock"))
+    }
+
+    /// Changes the keys of the domain `name`.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` without the right key; `Conflict` when others change the record all the time.
+    pub fn rotate_domain(&self, name: &str, rotation: &Rotation) -> Result<DomainSummary> {
+        check_name(name)?;
+        if name == DEFAULT {
+            return Err(Error::invalid("the plain domain has no keys").object(name));
+        }
+        for _ in 0..MAX_ATTEMPTS {
+            let (old, _, bytes) = self.inner.keyring.read(name)?;
+            let mut keys = old.unwrap_keys(name, &self.inner.keyring.sources().kek(name)?)?;
+            let kek = match rotation {
+                Rotation::Rewrap(source) => source.read()?,
+                _ => self.inner.keyring.sources().kek(name)?,
+            };
+            change_epochs(&mut keys, &old, name, rotation)?;
+            let next = DomainRecord::new(name, old.id, old.kind, old.counter + 1, &keys, &kek)?;
+            if self.home().compare_and_swap(&DomainRecord::key(name), Some(&bytes), &next.encode())? {
+                tracing::info!(domain = name, epoch = next.key_epoch, kek = %next.kek, "rotated");
+                return Ok(DomainSummary::of(name, &next));
+            }
+        }
+        Err(busy(name))
+    }
+
+    /// Destroys a domain: its keys first, in one swap, then its refs and snapshot records; the collector frees the packs.
+    /// Copies of the domain's record that were made elsewhere are as good as the record: destroy the key-encryption key
+    /// too where there may be some. Calling it again finishes what was interrupted.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for the plain and the public domain; `Conflict` while a session leans on its snapshots.
+    pub fn destroy_domain(&self, name: &str) -> Result<DomainSummary> {
+        check_name(name)?;
+        if name == DEFAULT {
+            return Err(Error::invalid("the plain domain has no keys to destroy")
+                .object(name)
+                .advice("forget its refs and run `snapctl gc`"));
+        }
+        let mut destroyed = None;
+        for _ in 0..MAX_ATTEMPTS {
+            let (old, _, bytes) = self.inner.keyring.read_unseen(name)?;
+            if old.kind == DomainKind::Public {
+                return Err(Error::invalid(
+                    "the public domain keeps no secrets, and other domains may lean on it",
+                )
+                .object(name)
+                .advice("forget its refs and run `snapctl gc`"));
+            }
+            if old.kind == DomainKind::Destroyed {
+                destroyed = Some(old);
+                break;
+            }
+            self.refuse_while_pinned(name)?;
+            let next = old.destroyed();
+            if self.home().compare_and_swap(&DomainRecord::key(name), Some(&bytes), &next.encode())? {
+                destroyed = Some(next);
+                break;
+            }
+        }
+        let record = destroyed.ok_or_else(|| busy(name))?;
+        self.inner.keyring.close(name);
+        self.remove_records_of(name)?;
+        let seen = Seen::of_refs(self.state_dir(), record.id);
+        for ref_name in seen.names() {
+            seen.trust(&ref_name, None)?;
+        }
+        tracing::info!(domain = name, id = %record.id, "destroyed");
+        Ok(DomainSummary::of(name, &record))
+    }
+
+    /// A mount goes on with the keys in its memory; it must end first.
+    fn refuse_while_pinned(&self, name: &str) -> Result<()> {
+        let prefix = format!("snapshots/{name}/");
+        let infos = self.home().list(&prefix)?;
+        let own: HashSet<SnapshotId> =
+            infos.iter().filter_map(|info| info.key[prefix.len()..].parse().ok()).collect();
+        for session in session::alive(self.sessions(), false)?.into_iter().map(|listed| listed.record) {
+            if session.pinned.iter().any(|id| own.contains(id)) {
+                return Err(Error::new(Kind::Conflict, format!("the domain is in use: {}", session.purpose))
+                    .object(name)
+                    .advice(
+                        "unmount and end what uses it, and remove uppers with changes to it, then try again",
+                    ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the refs and snapshot records of a destroyed domain; nobody can read them.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn remove_records_of(&self, destroyed: &str) -> Result<()> {
+        for prefix in ["refs", "snapshots"] {
+            for info in self.home().list(&format!("{prefix}/{destroyed}/"))? {
+                self.home().delete(&info.key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The store in the domain whose snapshot this is: this one, if no other is found.
+    ///
+    /// # Errors
+    /// As the tier; as opening the domain.
+    pub fn in_domain_of(&self, snapshot: &SnapshotId) -> Result<Store> {
+        let own = self.domain.snapshot_key(snapshot);
+        if self.home().len_bytes(&own)?.is_none() {
+            for name in self.domain_names()? {
+                if self.home().len_bytes(&format!("snapshots/{name}/{snapshot}"))?.is_some() {
+                    return self.in_domain(&name);
+                }
+            }
+        }
+        Ok(self.clone())
+    }
+
+    /// Whether this host can change refs of the domain; loads the key that signs.
+    pub fn may_change_refs(&self) -> bool {
+        self.inner.keyring.reload(&self.domain).is_ok() && self.domain.may_sign()
+    }
+
+    /// The key epoch that the frames of a pack of this domain are sealed under: that of its first, since a pack is of one
+    /// domain and epoch. `None` for a pack of another domain.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn key_epoch_of(&self, pack: PackId) -> Result<Option<u32>> {
+        let (tag, epoch) = self.seal_of(pack)?;
+        Ok(epoch.filter(|_| tag == self.domain.id().tag()))
+    }
+
+    /// The key epochs of this domain whose keys are still there, and the current one, as they are by now.
+    ///
+    /// # Errors
+    /// As opening the domain.
+    pub fn key_epochs(&self) -> Result<(Vec<u32>, u32)> {
+        self.inner.keyring.reload(&self.domain)?;
+        Ok(self.domain.key_epochs())
+    }
+
+    /// Whether the frames of a pack are of this domain: its first is.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn owns_pack(&self, pack: PackId) -> Result<bool> {
+        Ok(self.seal_of(pack)?.0 == self.domain.id().tag())
+    }
+
+    /// The domain's tag and the key epoch of a pack's first frame.
+    fn seal_of(&self, pack: PackId) -> Result<(u32, Option<u32>)> {
+        let mut failure = None;
+        for tier in self.tiers() {
+            let read = tier.get_range(&pack.key(), PACK_HEADER_LEN as u64, FRAME_HEADER_LEN as u64);
+            match read.and_then(|bytes| FrameHeader::peek(&bytes)) {
+                Ok(seal) => return Ok(seal),
+                Err(error) if error.kind() == Kind::NotFound => failure = failure.or(Some(error)),
+                Err(error) => failure = Some(error.object(pack)),
+            }
+        }
+        Err(failure.expect("a store has at least one tier"))
+    }
+
+    /// Drops the keys of old epochs under which no frame is sealed any more. Gives the epochs that stay, the current one
+    /// not counted. A writer that began before its epoch was succeeded may still seal under it: while any is open, all
+    /// stay.
+    ///
+    /// # Errors
+    /// As [`Self::rotate_domain`]; when a pack cannot be read.
+    pub fn retire_epochs(&self) -> Result<Vec<u32>> {
+        let (known, current) = self.key_epochs()?;
+        let old: Vec<u32> = known.into_iter().filter(|epoch| *epoch != current).collect();
+        if old.is_empty() {
+            return Ok(old);
+        }
+        // Sessions first: a writer that is not open now takes the current epoch when it begins.
+        let sessions = session::alive(self.sessions(), false)?;
+        if sessions.iter().any(|listed| listed.record.writer_epoch.is_some()) {
+            return Ok(old);
+        }
+        let mut used = HashSet::new();
+        for (pack, _) in self.packs()? {
+            match self.key_epoch_of(pack) {
+                Err(error) if error.kind() == Kind::NotFound => {} // collected meanwhile
+                epoch => used.extend(epoch?),
+            }
+        }
+        let (stay, go): (Vec<u32>, Vec<u32>) = old.into_iter().partition(|epoch| used.contains(epoch));
+        if !go.is_empty() {
+            self.rotate_domain(self.domain.name(), &Rotation::Retire(go))?;
+            self.inner.keyring.reload(&self.domain)?;
+        }
+        Ok(stay)
+    }
+
+    /// Takes a domain as it stands for what this host saw last: its record and, of its refs, the one named, or all.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such domain; as opening it.
+    pub fn trust_domain(&self, name: &str, ref_name: Option<&str>) -> Result<()> {
+        let keyring = &self.inner.keyring;
+        match keyring.read_unseen(name) {
+            Ok((record, mark, _)) => {
+                keyring.trust(name, Some(&mark))?;
+                if record.kind == DomainKind::Destroyed {
+                    return Ok(());
+                }
+            }
+            Err(error)
+                if error.kind() == Kind::Corrupt && !self.domain_names()?.iter().any(|n| n == name) =>
+            {
+                return keyring.trust(name, None);
+            }
+            Err(error) => return Err(error),
+        }
+        self.in_domain(name)?.refs().trust(ref_name)
+    }
+
+    /// Whether every domain that records are there of has a record of its own: a domain whose record was lost must not
+    /// be taken for one without refs.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming the domain.
+    pub fn check_no_domain_is_lost(&self) -> Result<()> {
+        let names: HashSet<String> = self.domain_names()?.into_iter().collect();
+        for prefix in ["refs/", "snapshots/"] {
+            for info in self.home().list(prefix)? {
+                let name = info.key[prefix.len()..].split('/').next().unwrap_or_default();
+                if !names.contains(name) {
+                    return Err(Error::corrupt("a domain has refs or snapshots and no record")
+                        .object(format!("domains/{name}"))
+                        .advice(
+                            "bring its record back from a copy; without it nothing of the domain can be read",
+                        ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn change_epochs(keys: &mut KeySet, old: &DomainRecord, name: &str, rotation: &Rotation) -> Result<()> {
+    match rotation {
+        Rotation::Rewrap(_) => {}
+        Rotation::NewEpoch if old.kind == DomainKind::Public => {
+            return Err(
+                Error::invalid("the public domain encrypts nothing and has no key epochs").object(name)
+            );
+        }
+        Rotation::NewEpoch => {
+            let next = old.key_epoch.checked_add(1);
+            let next = next.ok_or_else(|| Error::corrupt("domain has no key epochs left").object(name))?;
+            keys.epochs.insert(next, crate::domain::keys::SecretKey::random());
+        }
+        Rotation::Retire(epochs) => {
+            keys.epochs.retain(|epoch, _| *epoch == old.key_epoch || !epochs.contains(epoch));
+        }
+    }
+    Ok(())
+}
+
+fn busy(object: &str) -> Error {
+    Error::new(Kind::Conflict, "it is changed by others all the time").object(object).advice("try again")
+}

@@ -1,0 +1,424 @@
+//! Refs: the only mutable objects. A ref names an app or a backup series; its record holds the history of its snapshots,
+//! newest last, and changes by compare-and-swap, so two writers can never lose each other's update.
+//!
+//! Where a session may be fenced by another host, a commit first *proposes* its snapshot in the ref, then sees that its
+//! session is still alive, then settles the proposal. The collector lists sessions, then refs: a proposal whose session it
+//! saw is a root like any entry; one whose session is gone is withdrawn before anything is marked, and cannot be settled
+//! any more. So a writer that slept through its own fencing never moves a ref to what was collected meanwhile.
+
+use crate::clock::Time;
+use crate::domain::{Seen, vanished};
+use crate::error::{Error, Kind, Result};
+use crate::id::SnapshotId;
+use crate::repo::sealed_records::StoredRef;
+use crate::repo::store::Store;
+use crate::wire::{Decoder, Encoder, Record, seal, unseal};
+use std::collections::BTreeSet;
+
+/// Swaps lost to other writers before giving up.
+const MAX_ATTEMPTS: usize = 64;
+/// Longest name in bytes, as it stands in its key: the longest name of a file.
+const MAX_NAME_LEN: usize = 255;
+/// Encoded length of a history entry.
+const ENTRY_LEN: usize = 44;
+
+/// One state that a ref named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefEntry {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// When the snapshot was made.
+    pub time: Time,
+}
+
+/// A snapshot that a writer is about to add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    /// What it adds.
+    pub entry: RefEntry,
+    /// Key of the writer's session.
+    pub session: String,
+}
+
+/// A name and its snapshots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ref {
+    /// Its name.
+    pub name: String,
+    /// One more at each change, so that an old copy put back is noticed.
+    pub counter: u64,
+    /// Its snapshots, oldest first; the last is the current one.
+    pub history: Vec<RefEntry>,
+    /// What writers are about to add; no part of the history yet.
+    pub proposals: Vec<Proposal>,
+}
+
+impl Ref {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), counter: 0, history: Vec::new(), proposals: Vec::new() }
+    }
+
+    /// The newest snapshot.
+    pub fn current(&self) -> Option<SnapshotId> {
+        self.history.last().map(|entry| entry.snapshot)
+    }
+
+    /// The record's fields.
+    pub(crate) fn body(&self) -> Vec<u8> {
+        let mut body = Encoder::new();
+        body.string(self.name.as_bytes()).u64(self.counter).count(self.history.len());
+        for entry in &self.history {
+            body.bytes(entry.snapshot.as_bytes()).time(entry.time);
+        }
+        if !self.proposals.is_empty() {
+            body.count(self.proposals.len());
+            for Proposal { entry, session } in &self.proposals {
+                body.bytes(entry.snapshot.as_bytes()).time(entry.time).string(session.as_bytes());
+            }
+        }
+        body.finish()
+    }
+
+    /// The bytes of a record that is not signed.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        seal(Record::Ref, &self.body())
+    }
+
+    /// Parses a record that is not signed.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        Self::decode_body(unseal(Record::Ref, bytes)?)
+    }
+
+    /// Parses the record's fields.
+    pub(crate) fn decode_body(body: &[u8]) -> Result<Self> {
+        let mut fields = Decoder::new(body);
+        let (name, counter) = (fields.text()?, fields.u64()?);
+        let entry = |fields: &mut Decoder<'_>| -> Result<RefEntry> {
+            Ok(RefEntry { snapshot: SnapshotId::from_bytes(fields.array()?), time: fields.time()? })
+        };
+        let (mut history, mut proposals) = (Vec::new(), Vec::new());
+        for _ in 0..fields.count(ENTRY_LEN)? {
+            history.push(entry(&mut fields)?);
+        }
+        if fields.remaining() > 0 {
+            let count = fields.count(ENTRY_LEN + 4)?;
+            if count == 0 {
+                return Err(Error::corrupt("ref record counts no proposals"));
+            }
+            for _ in 0..count {
+                proposals.push(Proposal { entry: entry(&mut fields)?, session: fields.text()? });
+            }
+        }
+        fields.end()?;
+        check_name(&name).map_err(|_| Error::corrupt("ref record holds an impossible name"))?;
+        Ok(Self { name, counter, history, proposals })
+    }
+}
+
+/// Refuses names that are empty, long, or hold anything but `[A-Za-z0-9._-]` in slash-separated parts.
+///
+/// # Errors
+/// `Invalid`.
+pub fn check_name(name: &str) -> Result<()> {
+    let good = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-'])
+            && part.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c))
+    };
+    if escaped(name).len() <= MAX_NAME_LEN && name.split('/').all(good) {
+        return Ok(());
+    }
+    Err(Error::invalid("not a ref name").object(format!("{name:?}")).advice(
+        "use letters, digits, '.', '_', '-', with '/' between parts, and no leading '.' or '-', for example shop/web-1",
+    ))
+}
+
+/// The name as one component of a key.
+fn escaped(name: &str) -> String {
+    name.replace('/', "%2F")
+}
+
+/// The refs of a domain.
+pub struct Refs<'a> {
+    store: &'a Store,
+    /// What this host saw last of them, where they are signed.
+    seen: Option<Seen>,
+}
+
+impl Store {
+    /// The domain's refs.
+    pub fn refs(&self) -> Refs<'_> {
+        Refs::new(self)
+    }
+
+    /// Drops snapshots from a ref's history; they stay readable by id until the collector deletes them. Gives the ref as
+    /// it stands then.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such ref.
+    pub fn forget(&self, name: &str, drop: impl Fn(&RefEntry) -> bool) -> Result<Ref> {
+        if self.refs().get(name)?.is_none() {
+            return Err(Error::new(Kind::NotFound, "no such ref").object(name));
+        }
+        self.inner.keyring.reload(&self.domain)?;
+        self.with_reserve(|| {
+            self.refs().update(name, |history| {
+                history.retain(|entry| !drop(entry));
+                Ok(())
+            })
+        })
+    }
+}
+
+impl<'a> Refs<'a> {
+    pub(crate) fn new(store: &'a Store) -> Self {
+        let domain = &store.domain;
+        let seen = domain.verify_key().map(|_| Seen::of_refs(store.state_dir(), domain.id()));
+        Self { store, seen }
+    }
+
+    /// All refs, by name.
+    ///
+    /// # Errors
+    /// As the tier; `Corrupt` for a damaged ref, which is never passed over in silence.
+    pub fn list(&self) -> Result<Vec<Ref>> {
+        let mut refs = self.each()?.into_iter().collect::<Result<Vec<Ref>>>()?;
+        refs.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(refs)
+    }
+
+    /// Every ref or what is wrong with it, by key: a damaged one hides no other. One that this host saw and that is gone
+    /// is wrong.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn each(&self) -> Result<Vec<Result<Ref>>> {
+        Ok(self.each_by_key()?.into_iter().map(|(_, read)| read).collect())
+    }
+
+    /// As [`Self::each`], with the keys of the records.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn each_by_key(&self) -> Result<Vec<(String, Result<Ref>)>> {
+        let prefix = self.store.domain.ref_prefix();
+        let infos = self.store.home().list(&prefix)?;
+        let mut keys: BTreeSet<String> = infos.into_iter().map(|info| info.key).collect();
+        let seen = self.seen.iter().flat_map(Seen::names).map(|name| format!("{prefix}{name}"));
+        keys.extend(seen);
+        // What is gone and was never seen was removed since it was listed.
+        let read = |key: &str| Some(self.read(key).transpose()?.map(|(stored, _)| stored.found));
+        Ok(keys.into_iter().filter_map(|key| read(&key).map(|read| (key, read))).collect())
+    }
+
+    /// One ref, `None` when there is none of that name.
+    ///
+    /// # Errors
+    /// `Invalid` for a bad name, `Corrupt` for a damaged record, and for one that is not what this host saw or came after
+    /// it.
+    pub fn get(&self, name: &str) -> Result<Option<Ref>> {
+        check_name(name)?;
+        Ok(self.read(&self.store.domain.ref_key(name))?.map(|(stored, _)| stored.found))
+    }
+
+    /// The record under a key, if it is what this host had seen before the look, or came after it. What other processes
+    /// change and note meanwhile does not count: it is newer than what is read here.
+    fn read(&self, key: &str) -> Result<Option<(StoredRef, Vec<u8>)>> {
+        let domain = &self.store.domain;
+        let last = key.strip_prefix(&domain.ref_prefix()).unwrap_or(key);
+        let old = self.seen.as_ref().and_then(|seen| seen.get(last));
+        let stored = self.read_unseen(key)?;
+        let Some(seen) = &self.seen else { return Ok(stored) };
+        let Some((stored, bytes)) = stored else {
+            return match old {
+                Some(_) => Err(vanished("ref", key, domain.name())),
+                None => Ok(None),
+            };
+        };
+        if let Some(mark) = &stored.mark {
+            let wrong = old.and_then(|old| old.judge(mark, &stored.trail).err());
+            if let Some(wrong) = wrong {
+                return Err(wrong.error("ref", &stored.found.name, domain.name()));
+            }
+            if old.as_ref() != Some(mark) {
+                seen.note(last, mark);
+            }
+        }
+        Ok(Some((stored, bytes)))
+    }
+
+    fn read_unseen(&self, key: &str) -> Result<Option<(StoredRef, Vec<u8>)>> {
+        match self.store.home().get(key) {
+            Ok(object) => Ok(Some((self.store.domain.decode_ref(key, &object)?, object.to_vec()))),
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the ref `name`, or all refs, as they stand for what this host saw last.
+    ///
+    /// # Errors
+    /// `Corrupt` for a record that nobody signed; as the system calls.
+    pub(crate) fn trust(&self, name: Option<&str>) -> Result<()> {
+        let Some(seen) = &self.seen else { return Ok(()) };
+        let domain = &self.store.domain;
+        let prefix = domain.ref_prefix();
+        let keys: BTreeSet<String> = match name {
+            Some(name) => [domain.ref_key(name)].into(),
+            None => {
+                let known = seen.names().into_iter().map(|name| format!("{prefix}{name}"));
+                let listed = self.store.home().list(&prefix)?.into_iter().map(|info| info.key);
+                known.chain(listed).collect()
+            }
+        };
+        for key in keys {
+            let mark = self.read_unseen(&key)?.and_then(|(stored, _)| stored.mark);
+            seen.trust(key.strip_prefix(&prefix).unwrap_or(&key), mark.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// Changes a ref's history with `change`, again and again until no other writer comes between; an emptied history
+    /// stays as a ref without snapshots.
+    ///
+    /// # Errors
+    /// What `change` returns; `Invalid` when this host cannot sign for the domain; `Conflict` when others win 64 times in
+    /// a row.
+    pub(crate) fn update(
+        &self,
+        name: &str,
+        mut change: impl FnMut(&mut Vec<RefEntry>) -> Result<()>,
+    ) -> Result<Ref> {
+        self.change(name, |found| change(&mut found.history))
+    }
+
+    /// Proposes an entry on behalf of a session.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    pub(crate) fn propose(&self, name: &str, proposal: &Proposal) -> Result<()> {
+        self.change(name, |found| {
+            found.proposals.push(proposal.clone());
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    /// Makes a proposal part of the history.
+    ///
+    /// # Errors
+    /// `Fenced` when it was withdrawn meanwhile; as [`Self::update`].
+    pub(crate) fn settle(&self, name: &str, proposal: &Proposal) -> Result<()> {
+        self.change(name, |found| {
+            let before = found.proposals.len();
+            found.proposals.retain(|other| other != proposal);
+            if found.proposals.len() == before {
+                return Err(Error::new(Kind::Fenced, "session was ended by another host during the commit")
+                    .object(name)
+                    .advice("start the command again; nothing was committed"));
+            }
+            found.history.push(proposal.entry);
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    /// Takes proposals back whose session `is_dead`. Gives the ref as it stands then.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    pub fn withdraw(&self, found: Ref, is_dead: impl Fn(&str) -> bool) -> Result<Ref> {
+        if !found.proposals.iter().any(|proposal| is_dead(&proposal.session)) {
+            return Ok(found);
+        }
+        self.change(&found.name, |found| {
+            found.proposals.retain(|proposal| !is_dead(&proposal.session));
+            Ok(())
+        })
+    }
+
+    /// Changes a ref with `change`, again and again until no other writer comes between.
+    fn change(&self, name: &str, mut change: impl FnMut(&mut Ref) -> Result<()>) -> Result<Ref> {
+        check_name(name)?;
+        self.store.check_owns_ref(name)?;
+        let domain = &self.store.domain;
+        let key = domain.ref_key(name);
+        for _ in 0..MAX_ATTEMPTS {
+            let (mut next, trail, bytes) = match self.read(&key)? {
+                Some((stored, bytes)) => {
+                    let trail = stored.next_trail(&bytes);
+                    (stored.found, trail, Some(bytes))
+                }
+                None => (Ref::new(name), Vec::new(), None),
+            };
+            change(&mut next)?;
+            next.counter += 1;
+            let record = domain.encode_ref(&next, &trail)?;
+            if self.store.home().compare_and_swap(&key, bytes.as_deref(), &record)? {
+                if let (Some(seen), Some(mark)) = (&self.seen, domain.decode_ref(&key, &record)?.mark) {
+                    seen.note(&key[domain.ref_prefix().len()..], &mark);
+                }
+                return Ok(next);
+            }
+        }
+        Err(Error::new(Kind::Conflict, "ref is changed by others all the time")
+            .object(name)
+            .advice("try again"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Domain;
+    use crate::testing::assert_sealed;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn a_ref_reads_back_and_nothing_else_does(
+            name in "[A-Za-z0-9_][A-Za-z0-9._-]{0,20}(/[A-Za-z0-9_]{1,8}){0,3}",
+            counter in any::<u64>(),
+            history in prop::collection::vec((any::<[u8; 32]>(), any::<i64>(), 0..1_000_000_000u32), 0..4),
+            sessions in prop::collection::vec("[a-f0-9]{24}", 0..3),
+        ) {
+            let history = history.into_iter().map(|(id, seconds, nanos)| RefEntry {
+                snapshot: SnapshotId::from_bytes(id),
+                time: Time { seconds, nanos },
+            });
+            let history: Vec<RefEntry> = history.collect();
+            let entry = RefEntry { snapshot: SnapshotId::from_bytes([9; 32]), time: Time { seconds: 1, nanos: 2 } };
+            let proposals = sessions.into_iter().map(|session| Proposal { entry, session }).collect();
+            let found = Ref { name, counter, history, proposals };
+            assert_sealed(&found.encode(), &found, Ref::decode);
+            let plain = Domain::plain([0; 32]);
+            let decode_at = |name: &str| plain.decode_ref(&plain.ref_key(name), &found.encode());
+            prop_assert_eq!(&decode_at(&found.name).unwrap().found, &found);
+            prop_assert_eq!(decode_at("another.name").unwrap_err().kind(), Kind::Corrupt);
+        }
+    }
+
+    #[test]
+    fn the_longest_name_fits_a_file_name() {
+        let longest = format!("{}/{}", "a".repeat(125), "b".repeat(127));
+        check_name(&longest).unwrap();
+        assert_eq!(escaped(&longest).len(), 255);
+        assert!(check_name(&format!("{longest}b")).is_err());
+    }
+
+    #[test]
+    fn only_harmless_names_pass() {
+        for good in ["a", "shop/web-1", "A.b_c/d"] {
+            check_name(good).unwrap();
+        }
+        for bad in
+            ["", "/a", "a/", "a//b", "..", "a/../b", ".a", "-a", "a b", "a\0", "\u{e4}", &"x".repeat(256)]
+        {
+            assert_eq!(check_name(bad).unwrap_err().kind(), Kind::Invalid, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What a user means by a name: a ref's newest snapshot, one before it, or the first digits of an id.
+
+use crate::error::{Error, Kind, Result};
+use crate::id::SnapshotId;
+use crate::repo::refs::check_name;
+use crate::repo::store::Store;
+
+/// Fewest digits of a snapshot id that `resolve` takes.
+const MIN_PREFIX_DIGITS: usize = 6;
+
+impl Store {
+    /// Finds the snapshot that a user means: `name` (its newest), `name~2` (two before the newest), or at least six
+    /// digits of a snapshot's id.
+    ///
+    /// # Errors
+    /// `NotFound`, or `Invalid` for an ambiguous prefix.
+    pub fn resolve(&self, spec: &str) -> Result<SnapshotId> {
+        let (name, back) = match spec.split_once('~') {
+            Some((name, "")) => (name, 1),
+            Some((name, digits)) => {
+                let back = digits.parse::<usize>();
+                (
+                    name,
+                    back.map_err(|error| {
+                        Error::invalid("not a number behind '~'").object(spec).caused_by(error)
+                    })?,
+                )
+            }
+            None => (spec, 0),
+        };
+        // A whole id means what it names, whatever a ref is called.
+        if let Ok(id) = spec.parse::<SnapshotId>()
+            && self.home().len_bytes(&self.domain.snapshot_key(&id))?.is_some()
+        {
+            return Ok(id);
+        }
+        let found = if check_name(name).is_ok() { self.refs().get(name)? } else { None };
+        if let Some(found) = found {
+            let entry = found.history.iter().rev().nth(back).map(|entry| entry.snapshot);
+            return entry.ok_or_else(|| {
+                Error::new(Kind::NotFound, format!("ref has {} snapshots", found.history.len())).object(spec)
+            });
+        }
+        let hexadecimal = spec.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c));
+        if back == 0 && hexadecimal && (MIN_PREFIX_DIGITS..=64).contains(&spec.len()) {
+            return self.resolve_prefix(spec);
+        }
+        Err(Error::new(Kind::NotFound, "no such ref or snapshot")
+            .object(spec)
+            .advice("`snapctl snapshots` lists them"))
+    }
+
+    fn resolve_prefix(&self, prefix: &str) -> Result<SnapshotId> {
+        let mut matching = self.snapshot_ids()?;
+        matching.retain(|id| id.to_string().starts_with(prefix));
+        match matching.as_slice() {
+            [only] => Ok(*only),
+            [] => Err(Error::new(Kind::NotFound, "no such ref or snapshot")
+                .object(prefix)
+                .advice("`snapctl snapshots` lists them")),
+            several => {
+                Err(Error::invalid(format!("{} snapshots begin with these digits", several.len()))
+                    .object(prefix))
+            }
+        }
+    }
+}

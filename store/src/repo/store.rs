@@ -1,0 +1,355 @@
+//! The store itself: its tiers, its index, its cache, and finding snapshots by name and by id (chunks: `read.rs`). What is built on it (trees, images,
+//! writers) it does not know; `open.rs` joins them.
+
+use crate::clock;
+use crate::domain::{self, Domain, DomainKind, Keyring};
+use crate::error::{Error, Kind, Result};
+use crate::host::reserve;
+use crate::host::state::LocalState;
+use crate::id::{PackId, SnapshotId, StoreId};
+use crate::index::Index;
+use crate::pack::{PackDirectory, read_directory};
+use crate::records::condemned::Condemned;
+use crate::records::session::{self, Session, SessionPlace};
+use crate::records::snapshot::Snapshot;
+use crate::records::superblock::{self, Superblock};
+use crate::repo::config::StoreConfig;
+use crate::repo::disk_cache::FlatCache;
+use crate::repo::frame_cache::FrameCache;
+use crate::repo::placement::{Placement, Touched};
+use crate::tier::Tier;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// An open store, seen from one of its domains. Clones share it; any number of threads may read.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) domain: Arc<Domain>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) config: StoreConfig,
+    pub(crate) superblock: Superblock,
+    pub(crate) keyring: Keyring,
+    pub(crate) index: Index,
+    pub(crate) cache: FrameCache,
+    pub(crate) flat: FlatCache,
+    /// Whether what comes from far away is kept near; who only looks changes nothing.
+    pub(crate) keeps_near: AtomicBool,
+    pub(crate) placement: Arc<Placement>,
+    pub(crate) touched: Touched,
+    sessions: SessionPlace,
+}
+
+/// A reader's session: the pinned snapshots stay while this lives.
+#[derive(Debug)]
+pub struct Pin {
+    _session: Option<Session>,
+}
+
+impl Store {
+    /// Creates a store and opens it.
+    ///
+    /// # Errors
+    /// `Conflict` when there is one; else as the tier.
+    pub fn init(config: &StoreConfig) -> Result<Self> {
+        let there = |tier: &dyn Tier| {
+            Error::new(Kind::Conflict, "there is a store already")
+                .object(tier.describe())
+                .advice("use it, or choose another place")
+        };
+        if config.home.len_bytes(superblock::KEY)?.is_some() {
+            return Err(there(&*config.home));
+        }
+        config.state.create_directory("")?;
+        config.home.put_if_absent("domains/default", &Domain::plain(clock::random_bytes()).encode_plain())?;
+        let superblock = Superblock::new(StoreId::from_bytes(clock::random_bytes()));
+        if !config.home.put_if_absent(superblock::KEY, &superblock.encode())? {
+            return Err(there(&*config.home));
+        }
+        reserve::keep(&config.state);
+        Self::open(config)
+    }
+
+    /// Opens a store for reading, in the domain of the configuration; takes no lock. Cost does not grow with what the
+    /// store holds.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, or no such domain; `Corrupt`; `Invalid` when a newer build wrote it, or without the
+    /// domain's key.
+    pub fn open(config: &StoreConfig) -> Result<Self> {
+        if config.is_shared {
+            // The mirror of the records is below it.
+            config.state.create_directory("")?;
+        }
+        let superblock = Superblock::read(&*config.home)?;
+        let keyring = Keyring::new(config.home.clone(), config.state.path(), config.domains.clone());
+        let domain = keyring.open(config.domains.name.as_deref().unwrap_or(domain::DEFAULT))?;
+        let inner = Inner {
+            superblock,
+            keyring,
+            index: Index::new(config.state.path()),
+            cache: FrameCache::new(config.cache_bytes),
+            flat: FlatCache::new(config.state.path().join("frames"), config.flat_cache_bytes),
+            keeps_near: AtomicBool::new(true),
+            placement: Arc::new(Placement::new(config)),
+            touched: Touched::default(),
+            sessions: session_place(config)?,
+            config: config.clone(),
+        };
+        inner.index.refresh(&*config.home)?;
+        Ok(Self { inner: Arc::new(inner), domain })
+    }
+
+    /// The domain that this is seen from.
+    pub fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// The same store, seen from another of its domains.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn in_domain(&self, name: &str) -> Result<Self> {
+        Ok(Self { inner: self.inner.clone(), domain: self.inner.keyring.open(name)? })
+    }
+
+    /// The public domain, unless this is it or there is none.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn public(&self) -> Result<Option<Arc<Domain>>> {
+        match self.domain.kind() {
+            DomainKind::Public => Ok(None),
+            _ => self.inner.keyring.public(),
+        }
+    }
+
+    /// The store's name for life.
+    pub fn id(&self) -> StoreId {
+        self.inner.superblock.id
+    }
+
+    /// Local state of this host: locks, uppers, sockets, derived tables.
+    pub fn state_dir(&self) -> &Path {
+        self.inner.config.state.path()
+    }
+
+    /// The same with the file system that it is on.
+    pub fn state(&self) -> &LocalState {
+        &self.inner.config.state
+    }
+
+    /// The tier that holds the records.
+    pub fn home(&self) -> &dyn Tier {
+        &*self.inner.config.home
+    }
+
+    /// Every tier that may hold packs, fastest first.
+    pub fn tiers(&self) -> Vec<&dyn Tier> {
+        self.inner.placement.tiers().iter().map(|tier| &*tier.tier).collect()
+    }
+
+    /// Where sessions are kept, and whose they are.
+    pub fn sessions(&self) -> &SessionPlace {
+        &self.inner.sessions
+    }
+
+    /// Whether other hosts use the store, too.
+    pub fn is_shared(&self) -> bool {
+        self.inner.config.is_shared
+    }
+
+    /// Refuses to change a ref that another host may change at the same time without either noticing: where the home has
+    /// no compare-and-swap, each ref has one owner.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub(crate) fn check_owns_ref(&self, name: &str) -> Result<()> {
+        let config = &self.inner.config;
+        let owned = config.owned_refs.as_deref();
+        if !config.is_shared
+            || config.home.guarantees()?.compare_and_swap
+            || owned.is_some_and(|own| name.starts_with(own))
+        {
+            return Ok(());
+        }
+        let what = match owned {
+            Some(owned) => format!("refs that do not begin with \"{owned}\" are another host's to change"),
+            None => "the bucket has no compare-and-swap, and this host owns no refs".to_owned(),
+        };
+        Err(Error::invalid(what)
+            .object(name)
+            .advice("give each host a prefix of its own as `owned_refs`, or use a bucket that `snapctl doctor` finds fit"))
+    }
+
+    /// Refuses to collect where two collectors could not notice each other.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn check_may_collect(&self) -> Result<()> {
+        let config = &self.inner.config;
+        if !config.is_shared || config.home.guarantees()?.compare_and_swap || config.is_collector {
+            return Ok(());
+        }
+        Err(Error::invalid("the bucket has no compare-and-swap, and this host is not its collector")
+            .object(config.home.describe())
+            .advice("set `collector = true` on one host, and collect there"))
+    }
+
+    /// Where packs lie, and what moves.
+    pub fn placement(&self) -> &Placement {
+        &self.inner.placement
+    }
+
+    /// The flat-file cache of this host.
+    pub fn flat_cache(&self) -> &FlatCache {
+        &self.inner.flat
+    }
+
+    /// The table of chunks known to this process.
+    pub fn index(&self) -> &Index {
+        &self.inner.index
+    }
+
+    /// A snapshot's record.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
+        match self.home().get(&self.domain.snapshot_key(id)) {
+            Ok(object) => {
+                let read = self.domain.decode_snapshot(id, &object);
+                read.map_err(|error| error.object(format!("snapshot {id}")))
+            }
+            Err(error) if error.kind() == Kind::NotFound => {
+                Err(Error::new(Kind::NotFound, "no such snapshot").object(id))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The ids of all snapshot records, also of those that no ref names.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
+        let prefix = self.domain.snapshot_prefix();
+        let infos = self.home().list(&prefix)?;
+        Ok(infos.iter().filter_map(|info| info.key[prefix.len()..].parse().ok()).collect())
+    }
+
+    /// Does what frees space. When the disk is full, it is done once more with the space that was kept back for it.
+    ///
+    /// # Errors
+    /// Those of `act`.
+    pub fn with_reserve<T>(&self, mut act: impl FnMut() -> Result<T>) -> Result<T> {
+        let done = match act() {
+            Err(error) if error.kind() == Kind::Full && reserve::give_back(self.state()) => act(),
+            done => done,
+        };
+        reserve::keep(self.state());
+        done
+    }
+
+    /// Pins snapshots against the collector until the pin is dropped. On a store that is mounted read-only nothing can be
+    /// collected from here and nothing is pinned; while the bucket of a shared store is silent nothing can be pinned, and
+    /// what is near is read all the same.
+    ///
+    /// # Errors
+    /// `NotFound` when one of them is gone or condemned; else as the tier.
+    pub fn pin(&self, purpose: &str, snapshots: &[SnapshotId]) -> Result<Pin> {
+        let purpose = self.domain.discreet(purpose);
+        let session = match Session::reader(self.sessions(), purpose, snapshots) {
+            Err(error) if self.is_shared() && error.kind() == Kind::Unavailable => {
+                tracing::warn!(%error, "what is read is not pinned: a collector of another host may delete it");
+                None
+            }
+            outcome => where_writable(outcome)?,
+        };
+        for id in snapshots {
+            self.snapshot(id)?;
+        }
+        Ok(Pin { _session: session })
+    }
+
+    /// Pins, without a process, the snapshots that the changes in `upper` (an absolute path) are changes to, in place of
+    /// those pinned for it before. The caller has them pinned. Nothing is pinned on a store that is mounted read-only.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn hold_for_upper(&self, upper: &Path, snapshots: &[SnapshotId]) -> Result<()> {
+        let veiled = self.domain.is_encrypted();
+        where_writable(session::hold_for_upper(self.sessions(), upper, snapshots, veiled)).map(drop)
+    }
+
+    /// The upper holds no changes any more.
+    ///
+    /// # Errors
+    /// As the tier.
+    pub fn let_go_of_upper(&self, upper: &Path) -> Result<()> {
+        where_writable(session::let_go_of_upper(self.sessions(), upper)).map(drop)
+    }
+
+    /// The packs that the collector condemned.
+    ///
+    /// # Errors
+    /// As the tier; `Corrupt`.
+    pub fn condemned(&self) -> Result<Vec<Condemned>> {
+        Condemned::read_all(self.home())
+    }
+
+    /// The directory of a pack, from the first tier that has it whole.
+    pub(crate) fn pack_directory(&self, id: PackId) -> Result<PackDirectory> {
+        let mut failure: Option<Error> = None;
+        for tier in self.tiers() {
+            match read_directory(tier, id) {
+                Ok(directory) => return Ok(directory),
+                Err(error) if error.kind() == Kind::NotFound => failure = failure.or(Some(error)),
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.expect("a store has at least one tier"))
+    }
+
+    /// Makes every pack that is seen durable, whoever stored it: before a stored run of the index says that it is there.
+    ///
+    /// # Errors
+    /// As the tiers.
+    pub fn make_packs_durable(&self) -> Result<()> {
+        self.tiers().iter().try_for_each(|tier| tier.make_durable("packs/"))
+    }
+
+    /// Every pack on any tier with the length in bytes of its longest copy.
+    ///
+    /// # Errors
+    /// As the tiers.
+    pub fn packs(&self) -> Result<Vec<(PackId, u64)>> {
+        let mut packs: BTreeMap<PackId, u64> = BTreeMap::new();
+        for tier in self.tiers() {
+            for info in tier.list("packs/")? {
+                let Some(id) = PackId::from_key(&info.key) else { continue };
+                let len_bytes = packs.entry(id).or_default();
+                *len_bytes = info.len_bytes.max(*len_bytes);
+            }
+        }
+        Ok(packs.into_iter().collect())
+    }
+}
+
+fn session_place(config: &StoreConfig) -> Result<SessionPlace> {
+    let host = config.is_shared.then(|| session::host_id(&config.state)).transpose()?;
+    Ok(SessionPlace { home: config.home.clone(), state: config.state.clone(), host })
+}
+
+/// `None` where the file system is read-only: nothing can be collected from here either.
+fn where_writable<T>(outcome: Result<T>) -> Result<Option<T>> {
+    match outcome {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::ROFS.raw_os_error()) => Ok(None),
+        outcome => outcome.map(Some),
+    }
+}
