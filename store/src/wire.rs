@@ -31,7 +31,7 @@ pub enum Record {
     CollectorState = 6,
     /// [`crate::collector`]: one list of condemned packs
     Condemned = 7,
-    /// [`crate::index`]: one sorted run, as version 0.1 wrote it
+    /// [`crate::index`]: one sorted run without buckets: read, written no longer
     IndexRun = 8,
     /// [`crate::lock`]: the writer's incarnation counter
     WriterState = 9,
