@@ -3,6 +3,7 @@
 //!
 //! - `page`  the sections as files and commands
 //! - `host`  a shell whose directories are scratch
+//! - `usage` the commands of the other documents, whose flags are looked at only
 //!
 //! What a section takes for granted (an app, a bucket, a damaged pack) is its *scene*: commands that run before. Programs
 //! that are not there (systemd as the first process, Firecracker) are played by functions of the shell, which fail for what
@@ -10,6 +11,7 @@
 
 mod host;
 mod page;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -104,7 +106,7 @@ curl() {
 (flock 9; touch /run/locked; until grep -aqs '60[0]' /proc/[0-9]*/cmdline; do sleep 0.1; done) 9>> /var/lib/torpor/local/lock &
 until test -e /run/locked; do sleep 0.1; done";
     an_upgrade: "Upgrade", "backed_up; installed; mkdir -p target/release; cp /usr/local/bin/snapctl target/release";
-    a_move: "Move a store to another host", "mounted; snapctl freeze /mnt/app";
+    a_move: "Move a store to another host", "mounted; snapctl freeze /mnt/app; echo 'port = 9090' > /mnt/app/config.toml";
     the_end: "Uninstall", "installed; mounted; install -m 644 contrib/systemd/torpor-* /etc/systemd/system/";
 }
 
