@@ -31,7 +31,7 @@ pub enum Record {
     CollectorState = 6,
     /// [`crate::collector`]: one list of condemned packs
     Condemned = 7,
-    /// [`crate::index`]: one sorted run without buckets: read, written no longer
+    /// [`crate::index`]: one sorted run without buckets: read and no longer written
     IndexRun = 8,
     /// [`crate::lock`]: the writer's incarnation counter
     WriterState = 9,

@@ -67,7 +67,11 @@ bucket ACCESS_KEY SECRET_KEY; snapctl doctor; snapctl init; snapctl backup /srv/
         "tenant; mv /etc/torpor/kek /etc/torpor/acme.kek; sed -i 's/kek/acme.kek/' /etc/torpor/config.toml";
     a_copy_of_the_key: "Copy the key file and verify the copy", "tenant";
     rotation: "Rotate keys", "tenant";
-    a_lost_key: "Recover from a lost key file", r"tenant; od -An -v -tx1 /etc/torpor/kek | tr -d ' \n' > /mnt/safe/kek.hex; rm /etc/torpor/kek";
+    a_lost_key: "Recover from a lost key file",
+        r#"tenant; od -An -v -tx1 /etc/torpor/kek | tr -d ' \n' > /mnt/safe/kek.hex
+printf '[keys.beta]\nfile = "/etc/torpor/beta.kek"\n' >> /etc/torpor/config.toml
+(umask 077; head -c 32 /dev/urandom > /etc/torpor/beta.kek)
+snapctl domain create beta; snapctl --domain beta backup /srv/app app; rm /etc/torpor/kek /etc/torpor/beta.kek"#;
     a_full_disk: "Free a full disk",
         "mkdir /var/lib/torpor; mount -t tmpfs -o size=16m tmpfs /var/lib/torpor; backed_up; app; snapctl backup /srv/app app;
          head -c 10500000 /dev/urandom > /srv/app/data/users.db";
