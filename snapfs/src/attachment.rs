@@ -98,7 +98,15 @@ impl Shared {
     }
 }
 
-pub(crate) fn check_mountpoint(path: &Path) -> Result<PathBuf> {
+/// The one way to replace a mount whose process is gone.
+pub(crate) const STALE_MOUNT_ADVICE: &str =
+    "run `snapctl umount --force DIR`, then mount again; nothing that was synced is lost";
+
+/// The canonical path of a directory to mount on.
+///
+/// # Errors
+/// `Invalid` for anything but a directory, `Unavailable` below a mount whose process is gone, and those of the path.
+pub fn check_mountpoint(path: &Path) -> Result<PathBuf> {
     let found = path.canonicalize().and_then(|path| Ok((path.metadata()?.is_dir(), path)));
     match found {
         Ok((true, path)) => Ok(path),
@@ -106,11 +114,9 @@ pub(crate) fn check_mountpoint(path: &Path) -> Result<PathBuf> {
             Err(Error::new(Kind::Invalid, "the mount point is not a directory").object(path.display()))
         }
         Err(error) if Errno::from_io_error(&error) == Some(Errno::NOTCONN) => {
-            Err(Error::new(Kind::Unavailable, "a mount whose process is gone is in the way")
+            Err(Error::new(Kind::Unavailable, "a stale mount occupies the mount point: its process is gone")
                 .object(path.display())
-                .advice(
-                    "take it away with `umount -l DIR`, then mount again; nothing that was synced is lost",
-                ))
+                .advice(STALE_MOUNT_ADVICE))
         }
         Err(error) => Err(Error::io("cannot use the mount point", path.display(), error)),
     }

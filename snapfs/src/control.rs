@@ -5,7 +5,7 @@
 //! one byte at once: the mount is at work. Root and the owner of the mount may ask. Each is answered on a thread of its own; an
 //! unmount waits for freezes, and those take turns by the writer's lock of the store.
 
-use crate::attachment::Shared;
+use crate::attachment::{STALE_MOUNT_ADVICE, Shared};
 use crate::freeze::FreezeReport;
 use crate::mountinfo;
 use rustix::fs::{Mode, OFlags};
@@ -310,7 +310,7 @@ impl Client {
             Error::new(Kind::Unavailable, "the process of the mount does not answer")
                 .object(self.mountpoint.display())
                 .caused_by(error)
-                .advice("see whether it is stopped; `snapctl umount --force` takes the mount away without it")
+                .advice("continue the process if it is stopped, or run `snapctl umount --force DIR`, which needs no answer")
         };
         stream.set_read_timeout(Some(ALIVE_TIMEOUT)).map_err(silent)?;
         stream.read_exact(&mut [0]).map_err(silent)?;
@@ -323,9 +323,7 @@ impl Client {
             Error::new(Kind::Unavailable, "the process of the mount is gone")
                 .object(self.mountpoint.display())
                 .caused_by(error)
-                .advice(
-                    "take it away with `umount -l DIR`, then mount again; nothing that was synced is lost",
-                )
+                .advice(STALE_MOUNT_ADVICE)
         };
         let directory = open_directory(&self.upper)?;
         UnixStream::connect(short_path(&directory)).map_err(gone)

@@ -34,6 +34,7 @@ mod times;
 mod upper;
 mod uses;
 
+pub use attachment::check_mountpoint;
 pub use control::Status;
 pub use freeze::FreezeReport;
 pub use mount::{Mount, MountOptions, mount};

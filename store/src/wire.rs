@@ -31,7 +31,7 @@ pub enum Record {
     CollectorState = 6,
     /// [`crate::records::condemned`]: one list of condemned packs
     Condemned = 7,
-    /// [`crate::index`]: one sorted run, as version 0.1 wrote it
+    /// [`crate::index`]: one sorted run without buckets: read and no longer written
     IndexRun = 8,
     /// [`crate::host::lock`]: the writer's incarnation counter
     WriterState = 9,

@@ -31,7 +31,7 @@ pub struct Problem {
     pub object: String,
     /// What is wrong.
     pub error: String,
-    /// Whether a ref needs it: if not, nothing that anybody can name is hurt.
+    /// Names of the refs that need the object; empty if none does.
     pub hurts: Vec<String>,
 }
 

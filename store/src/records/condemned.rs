@@ -7,8 +7,7 @@
 //! became visible, and a writer does not lean on packs that are listed by then. So either the collector sees the session or
 //! the writer sees the condemnation; no wall clock is read, and collectors of several hosts may raise the epoch in turns.
 
-use crate::error::Result;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
 use crate::id::{PackId, SnapshotId};
 use crate::tier::Tier;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};

@@ -23,5 +23,6 @@ mod scrub;
 mod secrets;
 mod signals;
 mod sources;
+mod tasks;
 mod tiers;
 mod wrong_paths;

@@ -1,5 +1,6 @@
 //! Paths that are not there, or are not what they should be, or may not be read.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,7 +9,10 @@ use std::process::{Command, Output};
 
 use tests::snapctl::{Place, fingerprint};
 
-use crate::sample;
+use crate::{basics, sample};
+
+/// Verbs that need no store, or find theirs by the mount that they are given.
+const WITHOUT_A_STORE: [&str; 6] = ["init", "umount", "freeze", "doctor", "completions", "version"];
 
 fn with_backup() -> Place {
     let place = Place::with_store();
@@ -84,6 +88,7 @@ fn a_place_without_a_store_is_an_error_for_every_verb() {
     let (file, source) = (place.path("file"), place.path("source"));
     fs::write(&file, "a file").unwrap();
     fs::create_dir(&source).unwrap();
+    let mut tried = BTreeSet::from(WITHOUT_A_STORE.map(str::to_owned));
     for store in [place.store.as_path(), &file, &place.path("missing")] {
         let target = place.path("target");
         for arguments in [
@@ -102,13 +107,19 @@ fn a_place_without_a_store_is_an_error_for_every_verb() {
             vec!["check".as_ref()],
             vec!["stats".as_ref()],
             vec!["index".as_ref(), "rebuild".as_ref()],
+            vec!["scrub".as_ref()],
+            vec!["tier".as_ref(), "status".as_ref()],
+            vec!["cache".as_ref(), "warm".as_ref(), "web".as_ref()],
+            vec!["domain".as_ref(), "list".as_ref()],
         ] {
+            tried.insert(arguments[0].to_str().unwrap().to_owned());
             let run = place.run_with(&[("TORPOR_STORE", store.as_os_str())], &arguments).expect(2);
             let name = store.file_name().unwrap().to_str().unwrap();
             assert!(run.stderr.contains(name), "{arguments:?} on {}: {}", store.display(), run.stderr);
         }
         assert!(!target.exists());
     }
+    assert_eq!(tried, BTreeSet::from_iter(basics::verbs()));
     assert!(!place.path("missing").exists(), "a reader made a store directory");
     assert_eq!(fs::read(&file).unwrap(), b"a file");
 }

@@ -87,9 +87,9 @@ fn a_mount_whose_process_is_gone_is_found_without_hanging_and_can_be_taken_away(
     served.wait();
     let error = control::find(&served.mountpoint).unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable);
-    assert!(error.to_string().contains("umount -l"), "{error}");
+    assert!(error.to_string().contains("umount --force"), "{error}");
     let refused = world.try_mount_there("base", &served.mountpoint, "upper").err().unwrap();
-    assert!(refused.contains("umount -l"), "mounting over it says the same: {refused}");
+    assert!(refused.contains("umount --force"), "mounting over it says the same: {refused}");
     served.kill();
     let served = world.mount("base", "mnt", "upper", &[]);
     assert_eq!(fs::read(served.path("file")).unwrap(), b"kept");

@@ -5,7 +5,6 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use snapfs::{Mount, MountOptions};
 use store::{Error, Kind, Store};
@@ -87,7 +86,7 @@ fn mount(arguments: &MountArguments, context: &Context) -> anyhow::Result<(Arc<M
     let snapshot = store.resolve(&arguments.spec).asked()?;
     let upper = upper_of(arguments, &store)?;
     refuse_plain_changes(arguments, &store)?;
-    let mountpoint = canonical(&arguments.mountpoint)?;
+    let mountpoint = snapfs::check_mountpoint(&arguments.mountpoint)?;
     let (shown_mountpoint, mountpoint_hex) = json_path(mountpoint.as_os_str().as_bytes());
     let (shown_upper, upper_hex) = json_path(upper.as_os_str().as_bytes());
     let mounted = Mounted {
@@ -153,7 +152,7 @@ fn upper_of(arguments: &MountArguments, store: &Store) -> store::Result<PathBuf>
         Some(upper) => std::path::absolute(upper)
             .map_err(|source| Error::io("cannot make the path absolute", upper.display(), source)),
         None => {
-            let name = upper_name(&canonical(&arguments.mountpoint)?)?;
+            let name = upper_name(&snapfs::check_mountpoint(&arguments.mountpoint)?)?;
             Ok(store.state_dir().join(UPPERS).join(name))
         }
     }
@@ -175,22 +174,6 @@ fn upper_name(mountpoint: &Path) -> store::Result<String> {
             .advice("give --upper DIR"));
     }
     Ok(name)
-}
-
-fn canonical(mountpoint: &Path) -> store::Result<PathBuf> {
-    let found = mountpoint.canonicalize().and_then(|path| Ok((path.metadata()?.is_dir(), path)));
-    match found {
-        Ok((true, path)) => Ok(path),
-        Ok((false, path)) => {
-            Err(Error::new(Kind::Invalid, "cannot mount on what is no directory").object(path.display()))
-        }
-        Err(source) => {
-            let is_dead = source.raw_os_error() == Some(Errno::NOTCONN.raw_os_error());
-            let error = Error::io("cannot mount here", mountpoint.display(), source);
-            let advice = "the process of a mount here is gone: take it off with `snapctl umount --force`";
-            Err(if is_dead { error.advice(advice) } else { error })
-        }
-    }
 }
 
 fn create_directory(path: &Path) -> store::Result<()> {
