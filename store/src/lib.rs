@@ -60,7 +60,7 @@ pub use backup::{BackupOptions, BackupReport, backup};
 pub use check::{CheckOptions, CheckReport, MAX_PROBLEMS, Problem, check, rebuild_index};
 pub use chunker::{AVERAGE_LEN as CHUNK_AVERAGE_LEN, MAX_LEN as CHUNK_MAX_LEN, MIN_LEN as CHUNK_MIN_LEN};
 pub use clock::Time;
-pub use config::{DataTier, StoreConfig, TierClass};
+pub use config::{DataTier, LEVELS, StoreConfig, TierClass};
 pub use derived::Derived;
 pub use domain::{Domain, DomainKind, DomainSummary, KeySource, KeySources, Rotation, VerifyKey};
 pub use error::{Error, Kind, Result};

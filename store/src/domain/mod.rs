@@ -16,7 +16,7 @@ mod records;
 mod seen;
 
 pub use census::{Census, check_unopened};
-pub use kek::{KekId, KeySource, KeySources};
+pub use kek::{KekId, KeySource, KeySources, is_private};
 pub use keyring::{DomainConfig, Keyring};
 pub use keys::{SEAL_LEN, VerifyKey};
 pub use manage::{DomainSummary, Rotation};
