@@ -8,7 +8,7 @@ use tests::snapctl::Place;
 
 use crate::sample;
 
-const VERBS: [&str; 20] = [
+const VERBS: [&str; 25] = [
     "init",
     "backup",
     "restore",
@@ -25,8 +25,13 @@ const VERBS: [&str; 20] = [
     "forget",
     "gc",
     "check",
+    "scrub",
     "stats",
     "index",
+    "tier",
+    "cache",
+    "domain",
+    "doctor",
     "completions",
     "version",
 ];
@@ -91,6 +96,22 @@ fn completions_are_scripts_that_their_shell_accepts() {
     let path = place.path("completion");
     std::fs::write(&path, place.run(["completions", "bash"]).stdout).unwrap();
     assert!(Command::new("bash").arg("-n").arg(&path).status().unwrap().success());
+}
+
+#[test]
+fn every_verb_has_a_manual_page() {
+    let place = Place::new();
+    let pages = place.path("man1");
+    place.run(["man".as_ref(), pages.as_os_str()]).expect(0);
+    for page in VERBS.map(|verb| format!("snapctl-{verb}.1")).iter().map(String::as_str).chain(["snapctl.1"])
+    {
+        let text = std::fs::read_to_string(pages.join(page)).unwrap();
+        assert!(text.contains(".SH OPTIONS") && text.contains("snapctl"), "{page}: {text}");
+    }
+    assert!(!pages.join("snapctl-man.1").exists(), "packages have that verb, users do not");
+    let file = place.path("file");
+    std::fs::write(&file, "in the way").unwrap();
+    place.run(["man".as_ref(), file.as_os_str()]).expect(2).complains("manual pages");
 }
 
 #[test]
