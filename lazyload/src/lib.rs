@@ -1,6 +1,24 @@
 //! Lazy memory: processes and virtual machines run before their memory is there, and a thread brings each page when it is
 //! touched.
 //!
+//! ```
+//! use lazyload::map::map;
+//! use store::{ImageBuilder, ImageKind, PAGE, SnapshotDraft, Store, StoreConfig};
+//!
+//! # let directory = tempfile::tempdir().expect("a scratch directory");
+//! let store = Store::init(&StoreConfig::directory(directory.path()))?;
+//! let mut writer = store.writer("example")?;
+//! let mut builder = ImageBuilder::new(&mut writer, ImageKind::Raw, None);
+//! builder.begin_space(0, 2 * PAGE as u64)?;
+//! builder.page(1, &[7; PAGE])?;
+//! let (image, _) = builder.finish()?;
+//! writer.commit("memory", SnapshotDraft { image: Some(image), ..SnapshotDraft::default() })?;
+//!
+//! let mapping = map(&store.image(&image)?, 0)?; // reads nothing
+//! assert_eq!((mapping[0], mapping[PAGE]), (0, 7)); // reads the page
+//! # Ok::<(), store::Error>(())
+//! ```
+//!
 //! Three ways in: [`firecracker`] for virtual machines, [`criu`] for processes, [`map`] for this process. Each captures
 //! into, or serves out of, a memory image of the store. [`supervisor`] makes the death of a serving process safe.
 //!

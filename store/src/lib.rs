@@ -1,6 +1,23 @@
 //! The store of Torpor: content-addressed chunks in packs over tiers, and what is built of them: trees of files, memory
 //! images, snapshots and refs.
 //!
+//! ```
+//! use store::{BackupOptions, Store, StoreConfig, Unwatched, backup, restore};
+//!
+//! # let scratch = tempfile::tempdir().expect("a scratch directory");
+//! # let (source, target) = (scratch.path().join("source"), scratch.path().join("target"));
+//! # std::fs::create_dir(&source).expect("a new directory");
+//! # std::fs::write(source.join("hello.txt"), "hello").expect("a new file");
+//! let store = Store::init(&StoreConfig::directory(&scratch.path().join("store")))?;
+//! let mut writer = store.writer("example")?;
+//! backup(&mut writer, &source, "web", &BackupOptions::default(), &Unwatched)?;
+//! restore(&store, &store.resolve("web")?, b"", &target, &Unwatched)?;
+//! # assert_eq!(std::fs::read(target.join("hello.txt")).expect("it is restored"), b"hello");
+//! # Ok::<(), store::Error>(())
+//! ```
+//!
+//! `examples/embed.rs` writes a tree by itself and reads a file of it.
+//!
 //! Start at [`Store`] for reading and [`Writer`] for writing. The crate knows nothing of FUSE, userfaultfd or command
 //! lines, never prints, never deletes a last copy (the collector does), and is blocking throughout.
 
@@ -80,7 +97,7 @@ pub use page::{GROUP_PAGES, PAGE};
 pub use progress::{Progress, Unwatched, Work};
 pub use records::snapshot::{Snapshot, Totals};
 pub use records::{condemned, lost_frames, session};
-pub use repo::config::{DataTier, StoreConfig, TierClass};
+pub use repo::config::{DataTier, LEVELS, StoreConfig, TierClass};
 pub use repo::disk_cache::{CacheUsage, FlatCache};
 pub use repo::placement::{Moved, Placement, TierUsage};
 pub use repo::refs::{Proposal, Ref, RefEntry, Refs, check_name};

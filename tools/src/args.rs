@@ -121,6 +121,9 @@ pub enum Command {
     Doctor(DoctorArguments),
     /// Print a completion script for a shell
     Completions(CompletionsArguments),
+    /// Write the manual pages to a directory
+    #[command(hide = true)]
+    Man(ManArguments),
     /// Print version, format and features
     Version,
 }
@@ -580,6 +583,13 @@ impl DoctorArguments {
     pub fn names(&self, tier: &str) -> bool {
         self.tier.as_deref().is_none_or(|only| only == tier)
     }
+}
+
+#[derive(Debug, Args)]
+pub struct ManArguments {
+    /// Where to; made if it is new
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub directory: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -5,24 +5,28 @@
 //! are used only when it is the same one.
 
 mod cold;
+#[cfg(test)]
+mod document;
+mod size;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
 use store::domain::DomainConfig;
-use store::{Breaker, DataTier, Error, Kind, LocalTier, MirrorTier, Result, StoreConfig, Tier, TierClass};
+use store::{
+    Breaker, DataTier, Error, Kind, LEVELS, LocalTier, MirrorTier, Result, StoreConfig, Tier, TierClass,
+};
 
 pub use cold::Cold;
 use cold::ColdFile;
+use size::Size;
 
 use crate::args::GlobalArguments;
-use crate::human;
 use crate::keys::Keys;
 
 const MACHINE_FILE: &str = "/etc/torpor/config.toml";
 const CACHE_BYTES_RANGE: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 40);
-const LEVEL_RANGE: std::ops::RangeInclusive<i32> = 1..=19;
 
 /// A validated configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,12 +70,9 @@ pub struct Sharing {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    #[serde(default, deserialize_with = "size")]
-    hot: Option<u64>,
-    #[serde(default, deserialize_with = "size")]
-    warm: Option<u64>,
-    #[serde(default, deserialize_with = "size")]
-    cold: Option<u64>,
+    hot: Option<Size>,
+    warm: Option<Size>,
+    cold: Option<Size>,
 }
 
 /// zstd levels that the packs of each tier are recompressed at; none: they stay as they are.
@@ -81,20 +82,6 @@ pub struct Levels {
     hot: Option<i32>,
     warm: Option<i32>,
     cold: Option<i32>,
-}
-
-/// A size as a number of bytes, or as text such as "200G".
-fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<u64>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Size {
-        Bytes(u64),
-        Text(String),
-    }
-    match Size::deserialize(deserializer)? {
-        Size::Bytes(bytes) => Ok(Some(bytes)),
-        Size::Text(text) => human::parse_size(&text).map(Some).map_err(serde::de::Error::custom),
-    }
 }
 
 impl Config {
@@ -136,8 +123,8 @@ impl Config {
             limits,
             levels,
             state,
-            cache_bytes,
-            flat_cache_bytes,
+            cache_bytes: cache_bytes.map(|Size(bytes)| bytes),
+            flat_cache_bytes: flat_cache_bytes.map(|Size(bytes)| bytes),
             level,
             domains,
         })
@@ -153,7 +140,7 @@ impl Config {
         let limits = [self.limits.hot, self.limits.warm, self.limits.cold];
         let levels = [self.levels.hot, self.levels.warm, self.levels.cold];
         for tier in &mut config.tiers {
-            tier.limit_bytes = limits[tier.class as usize];
+            tier.limit_bytes = limits[tier.class as usize].map(|Size(bytes)| bytes);
             tier.level = levels[tier.class as usize];
         }
         config.cache_bytes = self.cache_bytes.unwrap_or(config.cache_bytes);
@@ -236,8 +223,8 @@ struct ConfigFile {
     limits: Limits,
     #[serde(default)]
     levels: Levels,
-    cache_bytes: Option<u64>,
-    flat_cache_bytes: Option<u64>,
+    cache_bytes: Option<Size>,
+    flat_cache_bytes: Option<Size>,
     level: Option<i32>,
     /// Domain to work in.
     domain: Option<String>,
@@ -267,9 +254,7 @@ impl ConfigFile {
     /// Parses and validates one file; the error is what is wrong and what to do.
     fn parse(text: &str) -> std::result::Result<ConfigFile, (String, String)> {
         let file: ConfigFile = toml::from_str(text).map_err(|error| {
-            let known = "keys are store, state, shared, owned_refs, collector, tiers.hot, tiers.warm, tiers.cold, limits.hot, limits.warm, limits.cold, levels.hot, levels.warm, \
-                         levels.cold, cache_bytes, flat_cache_bytes, level, domain, keys";
-            (error.to_string().trim_end().to_owned(), known.to_owned())
+            (error.to_string().trim_end().to_owned(), "docs/CONFIGURATION.md describes every key".to_owned())
         })?;
         file.validate()?;
         Ok(file)
@@ -300,12 +285,13 @@ impl ConfigFile {
                 "they mean the same; keep one".into(),
             ));
         }
-        let location_named = self.store.is_some() || self.tiers.hot.is_some();
-        let other_places = [self.tiers.warm.is_some(), self.tiers.cold.is_some(), self.state.is_some()];
-        if !location_named && (other_places.contains(&true) || self.shared) {
+        if let Some(key) = self.key_of_a_store()
+            && self.store.is_none()
+            && self.tiers.hot.is_none()
+        {
             return Err((
-                "`tiers.warm`, `tiers.cold`, `state` or `shared` stands without a store".into(),
-                "name `store` or `tiers.hot` too".into(),
+                format!("`{key}` stands without a store"),
+                "name `store` or `tiers.hot` in the same file".into(),
             ));
         }
         let hot = self.store.as_deref().or(self.tiers.hot.as_deref());
@@ -324,12 +310,27 @@ impl ConfigFile {
                 "name the place that the hosts share as `tiers.cold`".into(),
             ));
         }
-        check_range("cache_bytes", self.cache_bytes, CACHE_BYTES_RANGE)?;
+        check_range("cache_bytes", self.cache_bytes.map(|Size(bytes)| bytes), CACHE_BYTES_RANGE)?;
         let Levels { hot, warm, cold } = self.levels;
-        check_range("levels.hot", hot, LEVEL_RANGE)?;
-        check_range("levels.warm", warm, LEVEL_RANGE)?;
-        check_range("levels.cold", cold, LEVEL_RANGE)?;
-        check_range("level", self.level, LEVEL_RANGE)
+        check_range("levels.hot", hot, LEVELS)?;
+        check_range("levels.warm", warm, LEVELS)?;
+        check_range("levels.cold", cold, LEVELS)?;
+        check_range("level", self.level, LEVELS)
+    }
+
+    /// A key that describes one store, besides those that say where it is.
+    fn key_of_a_store(&self) -> Option<&'static str> {
+        let keys = [
+            ("tiers.warm", self.tiers.warm.is_some()),
+            ("tiers.cold", self.tiers.cold.is_some()),
+            ("state", self.state.is_some()),
+            ("shared", self.shared),
+            ("owned_refs", self.owned_refs.is_some()),
+            ("collector", self.collector),
+            ("limits", self.limits != Limits::default()),
+            ("levels", self.levels != Levels::default()),
+        ];
+        keys.into_iter().find_map(|(key, is_set)| is_set.then_some(key))
     }
 
     /// What this file says, and where it says nothing, what `below` says. A location is taken whole.
@@ -475,10 +476,19 @@ mod tests {
             ("store = '/a'\n[tiers.cold]\nbucket = 'b'\nparallelism = 0", "parallelism"),
             ("store = '/a'\n[tiers.cold]\nbucket = 'b'\npart_bytes = '1M'", "part_bytes"),
             ("store = '/a'\nshared = true", "shared"),
-            ("store = '/a'\n[limits]\nhot = '3X'", "unit of size"),
+            ("store = '/a'\n[limits]\nhot = '3X'", "hot = '3X'"),
+            ("store = '/a'\n[limits]\nhot = '3X'", "`3X` is not a size; write a number of bytes, or"),
+            ("store = '/a'\n[limits]\nhot = -3", "`-3` is not a size"),
+            ("cache_bytes = true", "expected a number of bytes, or"),
+            ("store = '/a'\n[tiers.cold]\nbucket = 'b'\npart_bytes = '8X'", "part_bytes"),
+            ("store = '/a'\n[tiers.cold]\nbucket = 'b'\npart_bytes = '8X'", "`8X` is not a size"),
             ("store = 'relative'", "store"),
             ("store = '/a'\n[tiers]\nhot = '/b'", "tiers.hot"),
             ("[tiers]\nwarm = '/b'", "tiers.warm"),
+            ("[limits]\nhot = '1G'", "`limits` stands without a store"),
+            ("[levels]\nhot = 9", "`levels` stands"),
+            ("owned_refs = 'a/'", "`owned_refs` stands"),
+            ("collector = true", "`collector` stands"),
             ("store = '/a'\n[tiers]\nwarm = '/a'", "tiers.warm"),
             ("level = 40", "level"),
             ("store = '/a'\n[levels]\nwarm = 40", "levels.warm"),
@@ -486,6 +496,7 @@ mod tests {
             ("cache_bytes = 'many'", "cache_bytes"),
             ("level", "level"),
             ("[keys]\nfile = 'relative'", "keys.file"),
+            ("[keys]\nflie = '/a'", "flie"),
             ("[keys.acme]\ncommand = []", "keys.acme.command"),
         ] {
             let (what, _) = ConfigFile::parse(text).unwrap_err();

@@ -85,10 +85,19 @@ pub fn parse_duration(typed: &str) -> Result<Duration, String> {
     }
 }
 
+/// The forms of a size, for messages.
+pub const SIZE_FORMS: &str =
+    "a number of bytes, or digits and one of K, M, G, T, Ki, Mi, Gi, Ti as in 500M or 2Gi";
+
+/// The message for text that is no size.
+pub fn no_size(typed: &str) -> String {
+    format!("`{typed}` is not a size; write {SIZE_FORMS}")
+}
+
 /// Reads a size in bytes: digits, and `K`, `M`, `G` or `T` for powers of 1000, `Ki`, `Mi`, `Gi` or `Ti` for powers of 1024.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The text and the forms that are accepted.
 pub fn parse_size(typed: &str) -> Result<u64, String> {
     let digits = typed.trim_end_matches(|sign: char| !sign.is_ascii_digit());
     let unit = typed[digits.len()..].trim_end_matches('B');
@@ -97,15 +106,15 @@ pub fn parse_size(typed: &str) -> Result<u64, String> {
         None => (1000, unit),
     };
     let power = match letter {
-        "" if base == 1000 => 0,
-        "K" | "k" => 1,
-        "M" => 2,
-        "G" => 3,
-        "T" => 4,
-        _ => return Err(format!("`{unit}` is no unit of size: K, M, G, T, or Ki, Mi, Gi, Ti")),
+        "" if base == 1000 => Some(0),
+        "K" | "k" => Some(1),
+        "M" => Some(2),
+        "G" => Some(3),
+        "T" => Some(4),
+        _ => None,
     };
-    let count: u64 = digits.parse().map_err(|_| "not a size: write 500M or 2Gi".to_owned())?;
-    count.checked_mul(base.pow(power)).ok_or_else(|| "too large".to_owned())
+    let bytes = |power| digits.parse::<u64>().ok()?.checked_mul(base.pow(power));
+    power.and_then(bytes).ok_or_else(|| no_size(typed))
 }
 
 /// Reads a rate in bytes a second, which is not 0.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use store::domain::DomainConfig;
 use store::{KeySource, KeySources, VerifyKey};
 use toml::{Table, Value};
@@ -39,53 +40,59 @@ impl Keys {
 impl TryFrom<Table> for Keys {
     type Error = String;
 
-    fn try_from(mut table: Table) -> Result<Keys, String> {
+    fn try_from(table: Table) -> Result<Keys, String> {
+        let (domains, common): (Table, Table) = table.into_iter().partition(|(_, value)| value.is_table());
         let mut keys = Keys::default();
-        keys.sources.common = take_source(&mut table, "keys")?;
-        for (name, value) in table {
-            let Value::Table(mut own) = value else {
-                return Err(format!(
-                    "`keys.{name}` is no table; keys are file, command, or the name of a domain"
-                ));
-            };
+        keys.sources.common = read::<SourceFile>(common, "keys")?.settle("keys")?;
+        for (name, value) in domains {
             let place = format!("keys.{name}");
             store::domain::check_name(&name).map_err(|error| format!("`{place}`: {error}"))?;
-            if let Some(source) = take_source(&mut own, &place)? {
+            let DomainFile { file, command, verify } = read(value, &place)?;
+            if let Some(source) = (SourceFile { file, command }).settle(&place)? {
                 keys.sources.own.insert(name.clone(), source);
             }
-            match own.remove("verify") {
-                None => {}
-                Some(Value::String(text)) => {
-                    let key = text.parse().map_err(|error| format!("`{place}.verify`: {error}"))?;
-                    keys.verify_keys.insert(name.clone(), key);
-                }
-                Some(_) => return Err(format!("`{place}.verify` is not a string of 64 hexadecimal digits")),
-            }
-            if let Some(unknown) = own.keys().next() {
-                return Err(format!("`{place}.{unknown}` is unknown; keys are file, command, verify"));
+            if let Some(text) = verify {
+                let key = text.parse().map_err(|error| format!("`{place}.verify`: {error}"))?;
+                keys.verify_keys.insert(name, key);
             }
         }
         Ok(keys)
     }
 }
 
-fn take_source(table: &mut Table, place: &str) -> Result<Option<KeySource>, String> {
-    let file = match table.remove("file") {
-        None => None,
-        Some(Value::String(path)) if path.starts_with('/') => Some(KeySource::File(PathBuf::from(path))),
-        Some(_) => return Err(format!("`{place}.file` is not an absolute path")),
-    };
-    let command = match table.remove("command") {
-        None => None,
-        Some(Value::Array(words)) if !words.is_empty() && words.iter().all(Value::is_str) => {
-            let words = words.iter().filter_map(Value::as_str).map(str::to_owned);
-            Some(KeySource::Command(words.collect()))
+/// Where a key-encryption key is, as written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SourceFile {
+    file: Option<PathBuf>,
+    command: Option<Vec<String>>,
+}
+
+/// The keys of one domain, as written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DomainFile {
+    file: Option<PathBuf>,
+    command: Option<Vec<String>>,
+    verify: Option<String>,
+}
+
+fn read<T: DeserializeOwned>(value: impl Into<Value>, place: &str) -> Result<T, String> {
+    T::deserialize(value.into()).map_err(|error| format!("in `{place}`: {}", error.to_string().trim_end()))
+}
+
+impl SourceFile {
+    fn settle(self, place: &str) -> Result<Option<KeySource>, String> {
+        match (self.file, self.command) {
+            (Some(_), Some(_)) => Err(format!("`{place}` has a file and a command; keep one")),
+            (Some(file), None) if !file.is_absolute() => {
+                Err(format!("`{place}.file` is not an absolute path: {}", file.display()))
+            }
+            (None, Some(words)) if words.is_empty() => {
+                Err(format!("`{place}.command` is empty: write a program and its arguments"))
+            }
+            (file, command) => Ok(file.map(KeySource::File).or(command.map(KeySource::Command))),
         }
-        Some(_) => return Err(format!("`{place}.command` is not a list of a program and its arguments")),
-    };
-    match (file, command) {
-        (Some(_), Some(_)) => Err(format!("`{place}` has a file and a command; keep one")),
-        (file, command) => Ok(file.or(command)),
     }
 }
 
@@ -122,11 +129,11 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (text, named) in [
             ("file = 'relative'", "keys.file"),
-            ("command = 'not a list'", "keys.command"),
+            ("command = 'not a list'", "expected a sequence"),
             ("command = []", "keys.command"),
             ("file = '/a'\ncommand = ['b']", "keep one"),
-            ("flie = '/a'", "keys.flie"),
-            ("[acme]\nflie = '/a'", "keys.acme.flie"),
+            ("flie = '/a'", "in `keys`: unknown field `flie`, expected `file` or `command`"),
+            ("[acme]\nflie = '/a'", "in `keys.acme`: unknown field `flie`"),
             ("[Acme]\nfile = '/a'", "keys.Acme"),
             ("[acme]\nverify = 'ab'", "keys.acme.verify"),
         ] {

@@ -4,7 +4,7 @@
 use super::keys::{KEY_LEN, SecretKey};
 use crate::error::{Error, Kind, Result};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -108,12 +108,16 @@ fn room() -> Zeroizing<Vec<u8>> {
     Zeroizing::new(Vec::with_capacity(MAX_TEXT_LEN as usize + 1))
 }
 
+/// Whether this is a regular file of root or of the calling user that nobody else may read or change.
+pub fn is_private(metadata: &Metadata) -> bool {
+    let me = rustix::process::geteuid().as_raw();
+    metadata.is_file() && metadata.mode() & 0o077 == 0 && [0, me].contains(&metadata.uid())
+}
+
 fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     let failed = |error| Error::io("cannot read the key-encryption key", path.display(), error);
     let file = File::open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    let me = rustix::process::geteuid().as_raw();
-    if !metadata.is_file() || metadata.mode() & 0o077 != 0 || ![0, me].contains(&metadata.uid()) {
+    if !is_private(&file.metadata().map_err(failed)?) {
         return Err(Error::invalid("others than its owner may read or change the key-encryption key")
             .object(path.display())
             .advice(

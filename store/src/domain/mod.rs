@@ -3,8 +3,7 @@
 //! alone, and its refs are signed.
 //!
 //! `keys` is the cryptography, `kek` where key-encryption keys come from, `record` the domain's record, `keyring` the open
-//! domains of a store, `records` how snapshots and refs of a domain are stored, `seen` the memory that tells an old record
-//! put back, `manage` what creates, rotates and destroys, `census` all domains at once.
+//! domains of a store, `seen` what this host saw last, by which an old record that was put back is detected.
 
 pub(crate) mod kek;
 mod keyring;
@@ -12,7 +11,7 @@ pub(crate) mod keys;
 pub(crate) mod record;
 pub(crate) mod seen;
 
-pub use kek::{KekId, KeySource, KeySources};
+pub use kek::{KekId, KeySource, KeySources, is_private};
 pub use keyring::{DomainConfig, Keyring};
 pub use keys::{SEAL_LEN, VerifyKey};
 pub use record::DomainKind;

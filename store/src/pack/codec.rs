@@ -231,7 +231,7 @@ mod tests {
         fn a_delta_comes_back_behind_its_base_and_behind_no_other(
             base in prop::collection::vec(any::<u8>(), 2000..9000),
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..20),
-            level in 1..=19,
+            level in crate::LEVELS,
             is_formatted in any::<bool>(),
         ) {
             let mut base = base;
@@ -269,7 +269,7 @@ mod tests {
         fn bytes_come_back_at_every_level(
             runs in prop::collection::vec((any::<u8>(), 1..2000usize), 0..20),
             noise in prop::collection::vec(any::<u8>(), 0..500),
-            level in 1..=22,
+            level in crate::LEVELS,
         ) {
             let mut plain: Vec<u8> = runs.into_iter().flat_map(|(byte, len)| vec![byte; len]).collect();
             plain.extend(noise);

@@ -9,8 +9,12 @@ use crate::domain::DomainConfig;
 use crate::host::state::LocalState;
 use crate::tier::{LocalTier, Tier};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
+
+/// The levels of zstd that a store compresses at.
+pub const LEVELS: RangeInclusive<i32> = 1..=22;
 
 /// The latency class of a data tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,7 +46,7 @@ pub struct DataTier {
     pub tier: Arc<dyn Tier>,
     /// Packs may take this many bytes; `None`: as many as fit.
     pub limit_bytes: Option<u64>,
-    /// zstd level, 1 to 22, that packs which lie on no faster tier are recompressed at in the background; `None`: they stay
+    /// zstd level, of [`LEVELS`], that packs which lie on no faster tier are recompressed at in the background; `None`: they stay
     /// as they are.
     pub level: Option<i32>,
 }
@@ -73,7 +77,7 @@ pub struct StoreConfig {
     pub cache_bytes: u64,
     /// Hard limit of the flat-file cache of slower tiers' frames in bytes; 0 keeps none.
     pub flat_cache_bytes: u64,
-    /// zstd level of new frames, 1 to 22.
+    /// zstd level of new frames, of [`LEVELS`].
     pub level: i32,
     /// The domain to work in, and where keys are.
     pub domains: DomainConfig,

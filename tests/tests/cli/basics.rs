@@ -88,6 +88,22 @@ fn completions_are_scripts_that_their_shell_accepts() {
 }
 
 #[test]
+fn every_verb_has_a_manual_page() {
+    let place = Place::new();
+    let pages = place.path("man1");
+    place.run(["man".as_ref(), pages.as_os_str()]).expect(0);
+    let of_verbs = verbs().into_iter().map(|verb| format!("snapctl-{verb}.1"));
+    for page in of_verbs.chain(["snapctl.1".to_owned()]) {
+        let text = std::fs::read_to_string(pages.join(&page)).unwrap();
+        assert!(text.contains(".SH OPTIONS") && text.contains("snapctl"), "{page}: {text}");
+    }
+    assert!(!pages.join("snapctl-man.1").exists(), "packages have that verb, users do not");
+    let file = place.path("file");
+    std::fs::write(&file, "in the way").unwrap();
+    place.run(["man".as_ref(), file.as_os_str()]).expect(2).complains("manual pages");
+}
+
+#[test]
 fn version_and_completions_need_no_configuration() {
     let place = Place::new();
     let config = place.path("broken.toml");

@@ -1,7 +1,7 @@
 //! A bucket that is met through a proxy, and keys that are allowed no more than they need: as a proxy denies it, and as a
 //! server does that enforces the policy of the README.
 
-use crate::{SEAWEED, prefix, seaweed_port};
+use crate::{SEAWEED, prefix, seaweed_port, write_keys};
 use std::ffi::OsStr;
 use std::fs;
 use tests::proxy::{Fault, Message, Proxy};
@@ -38,7 +38,7 @@ impl Scene {
 
     fn use_key(&self, key: &str) {
         let text = format!("access_key = {key:?}\nsecret_key = {SECRET_KEY:?}\n");
-        fs::write(self.place.path("keys.toml"), text).unwrap();
+        write_keys(&self.place.path("keys.toml"), &text);
     }
 
     fn run(&self, variables: &[(&str, &str)], words: &[&str]) -> Run {

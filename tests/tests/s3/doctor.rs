@@ -1,6 +1,6 @@
 //! `snapctl doctor` and `init` on real servers: what they find, record, say and keep to themselves.
 
-use crate::{SEAWEED, prefix};
+use crate::{SEAWEED, prefix, write_keys};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
@@ -21,7 +21,7 @@ impl Scene {
     fn new(endpoint: &str, shared: bool) -> Self {
         let place = Place::new();
         let (config, keys, prefix) = (place.path("config.toml"), place.path("keys.toml"), prefix("doctor"));
-        fs::write(&keys, format!("access_key = {ACCESS_KEY:?}\nsecret_key = {SECRET_KEY:?}\n")).unwrap();
+        write_keys(&keys, &format!("access_key = {ACCESS_KEY:?}\nsecret_key = {SECRET_KEY:?}\n"));
         let text = format!(
             "store = {:?}\nshared = {shared}\n[tiers.cold]\nbucket = {BUCKET:?}\nprefix = {prefix:?}\n\
              endpoint = {endpoint:?}\ncredentials = {keys:?}\ncall_seconds = 20\n",

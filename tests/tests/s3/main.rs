@@ -15,6 +15,8 @@ mod garage;
 mod single_owner;
 mod whole;
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{LazyLock, Mutex};
 use store::tier::examine_and_record;
@@ -31,6 +33,12 @@ fn prefix(name: &str) -> String {
     let mut count = COUNT.lock().unwrap();
     *count += 1;
     format!("{name}-{count}")
+}
+
+/// Writes the file of a bucket's keys, for its owner alone.
+fn write_keys(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
 }
 
 /// A tier below a new prefix of a bucket, examined.

@@ -48,6 +48,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("tokio::", &["store/src/tier/s3/"]),
     ("clap::", &["tools/src/"]),
     ("anyhow::", &["tools/src/"]),
+    ("clap_complete::", &["tools/src/"]),
+    ("clap_mangen::", &["tools/src/"]),
     ("indicatif::", &["tools/src/"]),
     ("tracing_subscriber::", &["tools/src/"]),
     ("SystemTime::now", &["store/src/clock.rs", "tests/"]),

@@ -15,6 +15,7 @@ mod gc;
 mod index;
 mod init;
 mod ls;
+mod man;
 mod mount;
 mod restore;
 mod restore_memory;
@@ -58,6 +59,7 @@ pub fn run(command: Command, context: &mut Context) -> anyhow::Result<Outcome> {
         Command::Cache(arguments) => cache::run(arguments, context),
         Command::Doctor(arguments) => doctor::run(&arguments, context),
         Command::Completions(arguments) => completions::run(&arguments, context),
+        Command::Man(arguments) => man::run(&arguments),
         Command::Version => version::run(context),
     }
 }

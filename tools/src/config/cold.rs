@@ -3,16 +3,19 @@
 //! Keys of a bucket come from the file that `credentials` names, or from the AWS_* variables; they are never in the
 //! configuration itself, and nothing shows them.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use store::domain::is_private;
 use store::tier::{MIN_PART_BYTES, S3Credentials, S3Proxy};
 use store::{Error, Kind, LocalTier, Result, S3Settings, S3Tier, Tier};
 use toml::{Table, Value};
 
-use super::size;
+use super::size::Size;
 
 /// The cold tier's place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +47,13 @@ enum Place {
     Bucket(BucketFile),
 }
 
+/// A directory as written in a table.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DirectoryFile {
+    path: PathBuf,
+}
+
 /// A bucket as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,8 +66,7 @@ struct BucketFile {
     path_style: Option<bool>,
     credentials: Option<PathBuf>,
     parallelism: Option<u16>,
-    #[serde(default, deserialize_with = "size")]
-    part_bytes: Option<u64>,
+    part_bytes: Option<Size>,
     attempts: Option<u16>,
     request_seconds: Option<u16>,
     call_seconds: Option<u16>,
@@ -75,18 +84,18 @@ impl TryFrom<Value> for ColdFile {
     }
 }
 
-fn place(mut table: Table) -> std::result::Result<Place, String> {
-    match (table.contains_key("bucket"), table.remove("path")) {
-        (true, Some(_)) => Err("`path` and `bucket` stand both in `tiers.cold`".into()),
-        (false, None) => Err("neither `path` nor `bucket` stands in `tiers.cold`".into()),
-        (false, Some(Value::String(path))) => match table.keys().next() {
-            Some(other) => Err(format!("`{other}` of `tiers.cold` is for buckets, and this is a directory")),
-            None => Ok(Place::Directory(path.into())),
-        },
-        (false, Some(_)) => Err("`tiers.cold.path` is not text".into()),
-        (true, None) => {
-            let file = BucketFile::deserialize(table)
-                .map_err(|error| format!("in `tiers.cold`: {}", error.to_string().trim_end()))?;
+fn place(table: Table) -> std::result::Result<Place, String> {
+    let wrong = |error: toml::de::Error| format!("in `tiers.cold`: {}", error.to_string().trim_end());
+    match (table.contains_key("bucket"), table.contains_key("path")) {
+        (true, true) => Err("`path` and `bucket` stand both in `tiers.cold`".into()),
+        (false, false) => Err("neither `path` nor `bucket` stands in `tiers.cold`".into()),
+        (false, true) => {
+            let file = DirectoryFile::deserialize(table)
+                .map_err(|error| format!("{}: without `bucket` this is a directory", wrong(error)))?;
+            Ok(Place::Directory(file.path))
+        }
+        (true, false) => {
+            let file = BucketFile::deserialize(table).map_err(wrong)?;
             file.check().map_err(|what| format!("`tiers.cold.{what}"))?;
             Ok(Place::Bucket(file))
         }
@@ -133,14 +142,18 @@ impl BucketFile {
         }
         let numbers = [
             ("parallelism", self.parallelism.map(u64::from), 1..=1000),
-            ("part_bytes", self.part_bytes, MIN_PART_BYTES..=(5 << 30)),
+            ("part_bytes", self.part_bytes.map(|Size(bytes)| bytes), MIN_PART_BYTES..=(5 << 30)),
             ("attempts", self.attempts.map(u64::from), 1..=100),
             ("request_seconds", self.request_seconds.map(u64::from), 1..=3600),
             ("call_seconds", self.call_seconds.map(u64::from), 1..=3600),
         ];
         for (key, value, range) in numbers {
             if value.is_some_and(|value| !range.contains(&value)) {
-                return Err(format!("{key}` is out of range, which is {} to {}", range.start(), range.end()));
+                return Err(format!(
+                    "{key}` is out of range: it may be {} to {}",
+                    range.start(),
+                    range.end()
+                ));
             }
         }
         Ok(())
@@ -164,7 +177,7 @@ impl BucketFile {
         settings.proxy = environment_proxy(settings.endpoint.as_deref(), variable)?;
         settings.path_style = self.path_style.unwrap_or(settings.path_style);
         settings.parallelism = self.parallelism.map_or(settings.parallelism, usize::from);
-        settings.part_bytes = self.part_bytes.unwrap_or(settings.part_bytes);
+        settings.part_bytes = self.part_bytes.map_or(settings.part_bytes, |Size(bytes)| bytes);
         let patience = &mut settings.patience;
         patience.attempts = self.attempts.map_or(patience.attempts, u32::from);
         let seconds = |value: Option<u16>, otherwise| {
@@ -187,7 +200,14 @@ struct CredentialsFile {
 
 fn read_credentials(path: &Path) -> Result<S3Credentials> {
     let failed = |source| Error::io("cannot read the bucket's keys", path.display(), source);
-    let text = std::fs::read_to_string(path).map_err(failed)?;
+    let mut opened = File::open(path).map_err(failed)?;
+    if !is_private(&opened.metadata().map_err(failed)?) {
+        return Err(Error::new(Kind::Invalid, "others than its owner may read or change the bucket's keys")
+            .object(path.display())
+            .advice("make it a file of yours alone: `chmod 600`; if it was ever readable, draw other keys"));
+    }
+    let mut text = String::new();
+    opened.read_to_string(&mut text).map_err(failed)?;
     // Not the parser's own words: they quote the line.
     let file: CredentialsFile = toml::from_str(&text).map_err(|_| {
         Error::new(Kind::Invalid, "the file of the bucket's keys is wrong")
@@ -238,6 +258,7 @@ fn is_loopback(url: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn settled(text: &str, variables: &[(&str, &str)]) -> Result<Cold> {
         let file: ColdFile = Value::Table(toml::from_str(text).unwrap()).try_into().unwrap();
@@ -306,6 +327,13 @@ mod tests {
         assert_eq!(settled("bucket = 'b'", &[]).unwrap_err().kind(), Kind::Invalid);
         assert_eq!(settled(&text, &KEYS).unwrap_err().kind(), Kind::NotFound);
         std::fs::write(&path, "access_key = 'id'\nsecret_key = 'hush'").unwrap();
+        let permit = |mode| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        for mode in [0o644, 0o640, 0o620] {
+            permit(mode);
+            let error = settled(&text, &[]).unwrap_err();
+            assert!(error.to_string().contains("chmod 600"), "{mode:o}: {error}");
+        }
+        permit(0o600);
         let from_file = settled(&text, &[]).unwrap();
         assert_eq!(settled("bucket = 'b'", &KEYS).unwrap(), from_file);
         assert!(!format!("{from_file:?}").contains("hush"));

@@ -1,4 +1,4 @@
-//! Programs of the tests that crates.io has: built from their sources with their own lock files, once.
+//! Programs of the tests and of `dist` that crates.io has: built from their sources with their own lock files, once.
 
 use std::fs;
 use std::path::Path;
@@ -17,6 +17,8 @@ pub struct Program {
 /// Suites of others for file systems: two minutes of two cores each.
 pub const SUITES: [Program; 2] =
     [Program { name: "pjdfstest", version: "0.2.2" }, Program { name: "fsx", version: "0.3.2" }];
+/// Makes Debian packages: a few minutes of two cores.
+pub const CARGO_DEB: Program = Program { name: "cargo-deb", version: "3.8.0" };
 /// An object store: half an hour of one core.
 pub const GARAGE: Program = Program { name: "garage", version: "2.5.0" };
 

@@ -6,6 +6,7 @@
 //! - `criu`   builds CRIU from Debian's source when the machine has none that is new enough
 //! - `crates` builds programs of the tests that crates.io has
 //! - `servers` installs the object stores that the tests run against
+//! - `dist`   `cargo xtask dist`: manual pages, completions and a Debian package
 //! - `test`   `cargo xtask test`: everything the workspace can test
 //! - `demo`   `cargo xtask demo`: the main job on real input
 //! - `shell`  runs one command or one timed step
@@ -16,6 +17,7 @@ mod apt;
 mod crates;
 mod criu;
 mod demo;
+mod dist;
 mod servers;
 mod setup;
 mod shell;
@@ -31,6 +33,7 @@ usage: cargo xtask <task>
                     setup, then build and run every test; args go to `cargo test`. --long: with more rounds
                     of what is random, of the suites of others, and against Garage, which is built once
                     (half an hour)
+  dist              build snapctl, and write manual pages, completions and a Debian package to target/dist
   demo [--keep]     setup, then run the main job on real input; --keep leaves the scratch directory
 ";
 
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         ["setup"] => setup::run(false),
         ["test", "--long", rest @ ..] => test::run_all(true, rest.strip_prefix(&["--"]).unwrap_or(rest)),
         ["test", rest @ ..] => test::run_all(false, rest.strip_prefix(&["--"]).unwrap_or(rest)),
+        ["dist"] => dist::run(),
         ["demo"] => demo::run(false),
         ["demo", "--keep"] => demo::run(true),
         [demo::janitor::VERB, scratch] => demo::janitor::run(Path::new(scratch), false),
