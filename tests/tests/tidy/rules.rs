@@ -86,6 +86,7 @@ const REQUIRED_FILES: &[&str] = &[
     "docs/FORMAT.md",
 ];
 
+    ".github/workflows/ci.yml",
 const README_COMMANDS: [&str; 2] = ["cargo xtask demo", "cargo xtask test"];
 
 /// Every rule over every file.
