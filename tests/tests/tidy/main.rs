@@ -60,8 +60,11 @@ fn collect(root: &Path, directory: &Path, files: &mut Vec<SourceFile>) {
     for entry in entries {
         let path = entry.path();
         let kind = entry.file_type().expect("the tree is readable");
-        let skipped = [".git", "target"].iter().any(|name| entry.file_name() == *name);
-        if kind.is_dir() && !skipped {
+        // In a worktree `.git` is a file.
+        if [".git", "target"].iter().any(|name| entry.file_name() == *name) {
+            continue;
+        }
+        if kind.is_dir() {
             collect(root, &path, files);
         } else if kind.is_file()
             && let Ok(text) = fs::read_to_string(&path)
