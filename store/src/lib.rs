@@ -38,6 +38,8 @@ pub mod domain;
 mod error;
 mod fetch;
 mod flat_cache;
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 mod id;
 pub mod image;
