@@ -39,6 +39,8 @@ pub mod supervisor;
 mod connection;
 mod drive;
 mod fault;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod memory_export;
 mod notes;

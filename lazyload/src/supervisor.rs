@@ -259,6 +259,22 @@ pub fn run(mut command: Command) -> Result<Supervised> {
     attended.map(|()| Supervised { status, killed })
 }
 
+/// Hears messages of a handler, each as long as a right one but for the last, for [`crate::fuzzing`].
+pub(crate) fn hear_all(bytes: &[u8]) -> Result<()> {
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(|errno| Error::io("cannot make a line to the handler", "socketpair", errno.into()))?;
+    let mut guards = Guards::new(ours);
+    for message in bytes.chunks(MESSAGE_BYTES) {
+        send(&theirs, message, &[])
+            .map_err(|errno| Error::io("cannot speak to the supervisor", "socket", errno.into()))?;
+        guards.hear()?;
+        receive(&theirs, &mut [0; MESSAGE_BYTES], RecvFlags::empty())
+            .map_err(|errno| Error::io("cannot hear the supervisor", "socket", errno.into()))?;
+    }
+    Ok(())
+}
+
 /// Every address space costs a descriptor, here and in the handler, which inherits the limit.
 fn raise_descriptor_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);

@@ -228,7 +228,7 @@ impl Wake {
         Self::parse(&text, is_served).map(Some).map_err(|error| error.object(path.display()))
     }
 
-    fn parse(text: &str, is_served: bool) -> Result<Self> {
+    pub(crate) fn parse(text: &str, is_served: bool) -> Result<Self> {
         // A line that is being written ends without a line feed.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let broken = || Error::new(store::Kind::Corrupt, "the record of a wake is not readable");

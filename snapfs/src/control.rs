@@ -55,7 +55,7 @@ pub struct Status {
     pub dirty_bytes: u64,
 }
 
-enum Request {
+pub(crate) enum Request {
     Freeze { name: Option<String>, labels: BTreeMap<String, String>, wait: Option<Duration> },
     Unmount,
     Status,
@@ -364,7 +364,7 @@ fn short_path(directory: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd()))
 }
 
-fn decode_request(bytes: &[u8]) -> Result<Request> {
+pub(crate) fn decode_request(bytes: &[u8]) -> Result<Request> {
     let mut input = Decoder::new(bytes);
     let request = match input.u8()? {
         1 => {

@@ -18,7 +18,7 @@ use store::{Error, Kind, Result, SnapshotId, StoreId};
 const MAGIC: &[u8; 8] = b"TORPJRNL";
 const VERSION: u32 = 1;
 /// Bytes before the first frame.
-const HEADER_LEN: usize = 88;
+pub(crate) const HEADER_LEN: usize = 88;
 const FRAME_MAGIC: &[u8; 4] = b"FRAM";
 /// Bytes of a frame before its payload.
 const FRAME_HEADER_LEN: usize = 32;
@@ -317,7 +317,11 @@ pub fn scan(path: &Path, boot: &[u8; 16], visit: &mut dyn FnMut(u64, &[u8]) -> R
 }
 
 /// The next frame's payload; `None` at the end and where the bytes are no whole frame with this sequence number.
-fn take_frame(reader: &mut impl Read, left: u64, sequence: u64) -> std::io::Result<Option<Vec<u8>>> {
+pub(crate) fn take_frame(
+    reader: &mut impl Read,
+    left: u64,
+    sequence: u64,
+) -> std::io::Result<Option<Vec<u8>>> {
     if left < FRAME_HEADER_LEN as u64 {
         return Ok(None);
     }
@@ -409,7 +413,7 @@ fn take_header(reader: &mut impl Read, path: &Path) -> Result<Header> {
     parse_header(&bytes).map_err(|error| error.object(path.display()))
 }
 
-fn parse_header(bytes: &[u8; HEADER_LEN]) -> Result<Header> {
+pub(crate) fn parse_header(bytes: &[u8; HEADER_LEN]) -> Result<Header> {
     let mut input = Decoder::new(bytes);
     if input.take(8)? != MAGIC {
         return Err(Error::corrupt("not a journal of snapfs (wrong magic)"));

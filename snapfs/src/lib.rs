@@ -14,6 +14,8 @@ mod errno;
 mod extent;
 mod freeze;
 mod fuse;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod identity;
 mod journal;

@@ -70,6 +70,10 @@ mod backup;
 mod restore;
 pub mod scrub;
 
+// For the fuzz targets: decoders that are private.
+#[doc(hidden)]
+pub mod fuzzing;
+
 #[cfg(test)]
 mod testing;
 

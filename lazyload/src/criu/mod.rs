@@ -5,14 +5,14 @@
 //! --lazy-pages` runs. One address space of the image per task, by its process number; every other image file is kept as it
 //! is.
 
-mod announce;
+pub(crate) mod announce;
 mod capture;
-mod entries;
+pub(crate) mod entries;
 mod lazy_form;
-mod mark;
+pub(crate) mod mark;
 mod materialize;
 mod not_brought;
-mod page_map;
+pub(crate) mod page_map;
 mod record;
 mod serve;
 mod wire;

@@ -125,7 +125,7 @@ fn look(connection: &Connection<'_>, buffer: &mut [u8], flags: RecvFlags) -> Res
 }
 
 /// Reads the regions; `None` while the text is incomplete. What follows the list is ignored.
-fn parse(text: &[u8], image_bytes: u64) -> Result<Option<Memory>> {
+pub(crate) fn parse(text: &[u8], image_bytes: u64) -> Result<Option<Memory>> {
     let mut values = serde_json::Deserializer::from_slice(text).into_iter::<Vec<GuestRegion>>();
     let listed = match values.next() {
         None => return Ok(None),

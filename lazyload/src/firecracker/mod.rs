@@ -5,7 +5,7 @@
 //! per machine; the blob `vmstate` is opaque.
 
 mod capture;
-mod handshake;
+pub(crate) mod handshake;
 mod serve;
 
 pub use capture::{capture, write_vmstate};

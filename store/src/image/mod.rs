@@ -7,7 +7,7 @@
 
 mod budget;
 mod builder;
-mod format;
+pub(crate) mod format;
 mod reader;
 mod table;
 

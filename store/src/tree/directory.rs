@@ -59,7 +59,7 @@ pub struct Directory {
 }
 
 impl Directory {
-    pub(super) fn parse(node: Blob) -> Result<Self> {
+    pub(crate) fn parse(node: Blob) -> Result<Self> {
         let mut fields = Decoder::new(&node);
         expect_versions(&mut fields, DIRECTORY_MAGIC, "directory", IDENTITY_VERSION)?;
         fields.u16()?;

@@ -5,7 +5,7 @@
 mod content;
 mod content_writer;
 mod directory;
-mod format;
+pub(crate) mod format;
 mod inode;
 mod reader;
 pub(crate) mod splice;

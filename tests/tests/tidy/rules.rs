@@ -31,6 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tests", &["store", "snapfs", "lazyload", "gc", "tools"]),
     ("benches", &["store", "snapfs", "lazyload", "gc", "tools", "tests"]),
     ("xtask", &[]),
+    ("fuzz", &["store", "snapfs", "lazyload"]),
 ];
 
 /// One owner per outside world: the path that names it in code, and where that may be.
@@ -47,9 +48,9 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("aws_smithy_http_client::", &["store/src/tier/s3/client.rs"]),
     ("tokio::", &["store/src/tier/s3/"]),
     ("clap::", &["tools/src/"]),
-    ("anyhow::", &["tools/src/"]),
     ("clap_complete::", &["tools/src/"]),
     ("clap_mangen::", &["tools/src/"]),
+    ("anyhow::", &["tools/src/"]),
     ("indicatif::", &["tools/src/"]),
     ("tracing_subscriber::", &["tools/src/"]),
     ("SystemTime::now", &["store/src/clock.rs", "tests/"]),
@@ -83,7 +84,9 @@ const REQUIRED_FILES: &[&str] = &[
     "LICENSE",
     "LICENSE-APACHE",
     "LICENSE-MIT",
+    "docs/CONFIGURATION.md",
     "docs/FORMAT.md",
+    ".github/workflows/ci.yml",
 ];
 
 const README_COMMANDS: [&str; 2] = ["cargo xtask demo", "cargo xtask test"];

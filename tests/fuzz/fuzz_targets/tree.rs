@@ -1,0 +1,5 @@
+//! Directories, root records and link tables: the first byte says which.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::tree(bytes));
