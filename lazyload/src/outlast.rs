@@ -33,7 +33,7 @@ pub fn outlast(mut alive: Vec<&UserFault>) {
             tracing::error!(
                 address_spaces = alive.len() + forked.len(),
                 candidates = ?waiting.keys(),
-                "processes run on without the handler and were not killed; kill those by hand that were resumed"
+                "processes still run without the handler and could not be killed; kill the resumed ones among them"
             );
             for space in alive.iter().copied().chain(&forked) {
                 waiting.values().flatten().for_each(|range| mark_lost(space, range.clone()));

@@ -185,7 +185,7 @@ impl<'a, G: Greeting> Reception<'a, G> {
         let timeout = self.greeting_timeout;
         while let Some(index) = self.open.iter().position(|open| open.connection.since().elapsed() >= timeout)
         {
-            let what = format!("no whole greeting came within {} s", timeout.as_secs());
+            let what = format!("no complete handshake came within {} s", timeout.as_secs());
             self.turn_away(index, Error::new(Kind::Unavailable, what))?;
         }
         Ok(())
@@ -261,7 +261,7 @@ fn turn_away_late(connection: Connection<'_>, has_memory: bool) {
         ),
         Ok(false) => tracing::debug!(process, "a connection was closed"),
         Err(error) => {
-            tracing::error!(%error, process, "a process waits for memory that nobody serves; kill it by hand")
+            tracing::error!(%error, process, "a process waits for memory that is not served; kill it")
         }
     }
 }

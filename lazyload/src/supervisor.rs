@@ -128,7 +128,7 @@ impl Custody {
     pub(crate) fn release(&self, held: Held) {
         if let Err(error) = self.ask(RELEASE, held.0.to_le_bytes(), &[]) {
             // Without a supervisor there is no copy left to close.
-            tracing::warn!(%error, "a descriptor was not taken out of custody");
+            tracing::warn!(%error, "a descriptor was not removed from the supervisor");
         }
     }
 

@@ -127,7 +127,7 @@ fn list(images: &Path) -> Result<BTreeSet<String>> {
             Error::new(Kind::Invalid, "a file name in the image directory is not text").object(name.display())
         })?;
         if name == "parent" {
-            return Err(Error::new(Kind::Invalid, "the dump leans on a parent directory")
+            return Err(Error::new(Kind::Invalid, "the dump depends on a parent directory")
                 .object(images.display())
                 .advice("dump without --prev-images-dir: equal pages are found against the parent snapshot anyway"));
         }

@@ -108,7 +108,7 @@ pub fn vanished(what: &str, object: &str, domain: &str) -> Error {
 
 fn distrust(what: String, object: &str, domain: &str) -> Error {
     Error::corrupt(what).object(object).advice(format!(
-        "somebody changed the store behind its users; if that was meant, accept it as it is with `snapctl domain trust {domain}`"
+        "the store was changed outside Torpor; if that was intended, accept its present state with `snapctl domain trust {domain}`"
     ))
 }
 

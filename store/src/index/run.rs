@@ -293,7 +293,7 @@ fn parse(object: &[u8]) -> Result<Layout> {
     let has_buckets = record == Record::BucketRun as u16;
     let known = has_buckets || record == Record::IndexRun as u16;
     if !magic || !known || body_len != header.remaining() as u64 {
-        return Err(Error::corrupt("not a whole index run"));
+        return Err(Error::corrupt("not a complete index run"));
     }
     if version != FORMAT_VERSION {
         return Err(

@@ -32,7 +32,7 @@ pub struct Problem {
     /// What is wrong.
     pub error: String,
     /// Names of the refs that need the object; empty if none does.
-    pub hurts: Vec<String>,
+    pub affects: Vec<String>,
 }
 
 /// What a check saw.
@@ -69,20 +69,20 @@ pub const MAX_PROBLEMS: usize = 10_000;
 
 impl CheckReport {
     pub(crate) fn problem(&mut self, object: impl std::fmt::Display, error: &Error) {
-        self.hurtful_problem(object, error, Vec::new());
+        self.problem_affecting(object, error, Vec::new());
     }
 
-    pub(crate) fn hurtful_problem(
+    pub(crate) fn problem_affecting(
         &mut self,
         object: impl std::fmt::Display,
         error: &Error,
-        hurts: Vec<String>,
+        affects: Vec<String>,
     ) {
         if self.problems.len() == MAX_PROBLEMS {
             self.more_problems += 1;
             return;
         }
-        self.problems.push(Problem { object: object.to_string(), error: error.to_string(), hurts });
+        self.problems.push(Problem { object: object.to_string(), error: error.to_string(), affects });
     }
 }
 
@@ -96,7 +96,7 @@ pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> R
     for _ in 1..LOOKS {
         let look = Look::new(store, options, progress)?;
         // What is missing may have gone with snapshots, or lie in packs that took the place of others.
-        if !look.is_hurt || look.is_all_there(store)? {
+        if !look.is_damaged || look.is_all_there(store)? {
             return Ok(look.report);
         }
         progress.note("something was forgotten or collected meanwhile; looking again");
@@ -108,7 +108,7 @@ pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> R
 struct Look {
     report: CheckReport,
     /// Whether a snapshot lacks anything.
-    is_hurt: bool,
+    is_damaged: bool,
     packs: Vec<(PackId, u64)>,
     /// Of each domain.
     snapshots: Vec<(Store, BTreeMap<SnapshotId, Vec<String>>)>,
@@ -125,11 +125,11 @@ impl Look {
         store.index().adopt_uncovered(&store.tiers())?;
         let packs = store.packs()?;
         let whole = check_packs(store, &census, &packs, options, progress, &mut report)?;
-        let mut is_hurt = false;
+        let mut is_damaged = false;
         for (store, snapshots) in census.open.iter().zip(&snapshots) {
-            is_hurt |= Needs::new(store, &whole).check(store, snapshots, &mut report);
+            is_damaged |= Needs::new(store, &whole).check(store, snapshots, &mut report);
         }
-        Ok(Self { report, is_hurt, packs, snapshots: census.open.into_iter().zip(snapshots).collect() })
+        Ok(Self { report, is_damaged, packs, snapshots: census.open.into_iter().zip(snapshots).collect() })
     }
 
     /// Whether all packs that were looked at are still there, and refs name all the snapshots.
@@ -345,7 +345,7 @@ impl<'a> Needs<'a> {
         Self { whole, seen: marks(), missing: marks() }
     }
 
-    /// Whether any of the snapshots is hurt; which, and how, goes into the report.
+    /// Whether any of the snapshots is affected; which, and how, goes into the report.
     fn check(
         mut self,
         store: &Store,
@@ -353,21 +353,21 @@ impl<'a> Needs<'a> {
         report: &mut CheckReport,
     ) -> bool {
         let mut reached = Reached::new(store);
-        let hurt = snapshots.keys().any(|id| self.hurt_by(store, id, &mut reached).is_some());
-        if hurt {
-            // What snapshots share was walked for the first of them alone: now each on its own, to name all that are hurt.
+        let affected = snapshots.keys().any(|id| self.unreadable_part(store, id, &mut reached).is_some());
+        if affected {
+            // What snapshots share was walked for the first of them alone: now each on its own, to name all that are affected.
             for (id, names) in snapshots {
-                if let Some(error) = self.hurt_by(store, id, &mut Reached::new(store)) {
-                    report.hurtful_problem(format!("snapshot {id}"), &error, names.clone());
+                if let Some(error) = self.unreadable_part(store, id, &mut Reached::new(store)) {
+                    report.problem_affecting(format!("snapshot {id}"), &error, names.clone());
                 }
             }
         }
         report.chunks += self.seen.len();
-        hurt
+        affected
     }
 
     /// What is wrong with a snapshot, as far as this walk has not been there before.
-    fn hurt_by(&mut self, store: &Store, id: &SnapshotId, reached: &mut Reached) -> Option<Error> {
+    fn unreadable_part(&mut self, store: &Store, id: &SnapshotId, reached: &mut Reached) -> Option<Error> {
         let mut missing = None;
         let mut waiting = Vec::new();
         let walked = reached.walk(store, id, &mut |chunk: &ChunkId| {
@@ -381,7 +381,7 @@ impl<'a> Needs<'a> {
             true => Error::new(Kind::NotFound, "a chunk that it needs is not in the index")
                 .object(chunk)
                 .advice("run `snapctl index rebuild`"),
-            false => Error::new(Kind::NotFound, "a chunk that it needs is in no whole pack").object(chunk),
+            false => Error::new(Kind::NotFound, "a chunk that it needs is in no intact pack").object(chunk),
         });
         walked.err().or(missing)
     }

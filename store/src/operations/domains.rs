@@ -207,7 +207,7 @@ impl Store {
             let (old, _, bytes) = self.inner.keyring.read_unseen(name)?;
             if old.kind == DomainKind::Public {
                 return Err(Error::invalid(
-                    "the public domain keeps no secrets, and other domains may lean on it",
+                    "the public domain keeps no secrets, and other domains may depend on it",
                 )
                 .object(name)
                 .advice("forget its refs and run `snapctl gc`"));
@@ -426,5 +426,5 @@ fn change_epochs(keys: &mut KeySet, old: &DomainRecord, name: &str, rotation: &R
 }
 
 fn busy(object: &str) -> Error {
-    Error::new(Kind::Conflict, "it is changed by others all the time").object(object).advice("try again")
+    Error::new(Kind::Conflict, format!("gave up after {MAX_ATTEMPTS} conflicting updates")).object(object).advice("try again")
 }

@@ -44,7 +44,7 @@ pub fn rebalance(store: &Store, rate: Option<NonZeroU64>, progress: &dyn Progres
         }
     }
     placement.make_room_for(&pinned, &pinned, &mut throttle, &mut report.moved)?;
-    progress.begin("bring near", Work::Items(pinned.len() as u64));
+    progress.begin("promote pinned packs", Work::Items(pinned.len() as u64));
     for pack in &pinned {
         let there = placement.promote(*pack, &mut throttle, &mut report.moved)?;
         report.pinned_elsewhere += u64::from(!there);

@@ -37,7 +37,7 @@ pub fn read_whole(tier: &dyn Tier, id: PackId, pass: &mut dyn FnMut(u64)) -> Res
     let len = whole_len.min(MAX_PACK_LEN);
     let mut copy = PackCopy::default();
     if len < whole_len {
-        let error = Error::corrupt(format!("pack of {whole_len} bytes is longer than any"));
+        let error = Error::corrupt(format!("a pack of {whole_len} bytes exceeds the longest pack"));
         copy.unreadable.push((len..whole_len, error));
     }
     while (copy.bytes.len() as u64) < len {

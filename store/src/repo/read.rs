@@ -59,7 +59,7 @@ impl Store {
         Err(first.unwrap_or_else(|| {
             Error::new(Kind::NotFound, "no pack holds chunk")
                 .object(id)
-                .advice("run `snapctl check` to see what is hurt")
+                .advice("run `snapctl check` to see which snapshots are affected")
         }))
     }
 
@@ -187,7 +187,7 @@ impl Store {
         match promoted {
             Ok(true) => {}
             Ok(false) => self.inner.flat.insert(place.pack, place.offset, stored),
-            Err(error) => tracing::debug!(pack = %place.pack, %error, "metadata is not brought near"),
+            Err(error) => tracing::debug!(pack = %place.pack, %error, "metadata is not copied to the metadata tier"),
         }
     }
 }

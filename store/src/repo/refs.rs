@@ -364,7 +364,7 @@ impl<'a> Refs<'a> {
                 return Ok(next);
             }
         }
-        Err(Error::new(Kind::Conflict, "ref is changed by others all the time")
+        Err(Error::new(Kind::Conflict, format!("gave up after {MAX_ATTEMPTS} conflicting updates of the ref"))
             .object(name)
             .advice("try again"))
     }

@@ -334,7 +334,7 @@ impl<'a> Maker<'a> {
     fn remove(&self, place: &Place) {
         let removed = self.descriptors.of(&place.directory).and_then(|directory| {
             rustix::fs::unlinkat(&directory, place.name.as_slice(), AtFlags::empty())
-                .map_err(of_name("not whole, and cannot be removed", &directory))
+                .map_err(of_name("incomplete, and cannot be removed", &directory))
         });
         self.note(place, removed);
     }

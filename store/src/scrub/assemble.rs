@@ -71,7 +71,7 @@ impl Sources<'_> {
             })
             .collect();
         if !lost.is_empty() {
-            let reason = Error::corrupt(format!("{} of its frames are whole nowhere", lost.len()));
+            let reason = Error::corrupt(format!("{} of its frames have no intact copy", lost.len()));
             return Assembled::Lacking { lost, reason };
         }
         match self.build(pieces, directory.as_ref()) {
@@ -148,7 +148,7 @@ impl Sources<'_> {
         let kind = match (directory, first) {
             (Some(directory), _) => directory.kind,
             (None, Some((verified, _))) => verified.header.kind,
-            (None, None) => return Err(Error::corrupt("nothing of it is whole anywhere")),
+            (None, None) => return Err(Error::corrupt("no part of it is intact on any tier")),
         };
         let (bytes, rebuilt) = built(self.id, kind, pieces);
         if let Some(fault) = examine(self.census, self.id, &bytes).faults.into_iter().next() {

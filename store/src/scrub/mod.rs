@@ -4,15 +4,15 @@
 //! Without `repair` nothing changes. With it, the collector and the mover wait, damaged bytes are kept in quarantine, and
 //! what cannot be repaired is noted ([`crate::records::lost_frames`]). Memory: a pack or two for each tier, a bit for each chunk.
 //!
-//! `examine` reads and verifies one pack, `assemble` puts one together, `repair` changes tiers, `hurt` walks snapshots.
+//! `examine` reads and verifies one pack, `assemble` puts one together, `repair` changes tiers, `affected` walks snapshots.
 
 mod assemble;
-mod hurt;
+mod affected;
 mod repair;
 mod report;
 
 pub use report::{
-    Damage, HurtPath, HurtSnapshot, LostFrames, MAX_DAMAGES, MAX_PATHS, MAX_SNAPSHOTS, Remedy, ScrubReport,
+    Damage, AffectedPath, AffectedSnapshot, LostFrames, MAX_DAMAGES, MAX_PATHS, MAX_SNAPSHOTS, Remedy, ScrubReport,
 };
 
 use crate::error::{Error, Kind, Result};
@@ -27,7 +27,7 @@ use crate::repo::store::Store;
 use crate::throttle::Throttle;
 use crate::wire::checksum;
 use assemble::{Assembled, LostFrame, Sources};
-use hurt::Search;
+use affected::Search;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -122,7 +122,7 @@ pub fn scrub(store: &Store, options: &ScrubOptions, progress: &dyn Progress) -> 
     for (store, snapshots) in census.open.iter().zip(&snapshots) {
         for (id, refs) in snapshots {
             if let Err(error) = store.snapshot(id) {
-                report.records.hurtful_problem(format!("snapshot {id}"), &error, refs.clone());
+                report.records.problem_affecting(format!("snapshot {id}"), &error, refs.clone());
             }
         }
     }
@@ -436,19 +436,19 @@ impl Scrub<'_> {
         Ok(damaged.len() as u64)
     }
 
-    /// Looks for whom lost chunks hurt.
+    /// Looks for whom lost chunks affected.
     fn search(&mut self, snapshots: &[BTreeMap<SnapshotId, Vec<String>>], progress: &dyn Progress) {
         if self.lost.is_empty() {
             return;
         }
         let count = snapshots.iter().map(BTreeMap::len).sum::<usize>();
-        progress.begin("look whom it hurts", Work::Items(count as u64));
+        progress.begin("find affected files", Work::Items(count as u64));
         for (store, snapshots) in self.census.open.iter().zip(snapshots) {
             let mut search = Search::new(store, &self.lost);
             for (id, refs) in snapshots {
                 match search.look(*id, refs) {
-                    Some(hurt) if self.report.hurt.len() < MAX_SNAPSHOTS => self.report.hurt.push(hurt),
-                    Some(_) => self.report.more_hurt += 1,
+                    Some(affected) if self.report.affected.len() < MAX_SNAPSHOTS => self.report.affected.push(affected),
+                    Some(_) => self.report.more_affected += 1,
                     None => {}
                 }
                 progress.advance(1);

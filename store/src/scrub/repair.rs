@@ -135,6 +135,6 @@ pub fn note_lost(home: &dyn Tier, pack: PackId, offsets: &[u64]) -> Result<()> {
     }
     match home.compare_and_swap(&key, current.as_deref(), &record)? {
         true => Ok(()),
-        false => Err(Error::new(Kind::Conflict, "somebody else notes what is lost").object(key)),
+        false => Err(Error::new(Kind::Conflict, "another process records the lost frames").object(key)),
     }
 }

@@ -6,7 +6,7 @@ use crate::operations::check::CheckReport;
 
 /// No report lists more places of damage.
 pub const MAX_DAMAGES: usize = 10_000;
-/// No report lists more snapshots that are hurt.
+/// No report lists more snapshots that are affected.
 pub const MAX_SNAPSHOTS: usize = 1_000;
 /// No report lists more paths of one snapshot.
 pub const MAX_PATHS: usize = 1_000;
@@ -63,7 +63,7 @@ pub struct LostFrames {
 
 /// Something in a snapshot that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HurtPath {
+pub struct AffectedPath {
     /// The path in the tree; `memory of space N` and such for memory.
     pub path: Vec<u8>,
     /// What about it.
@@ -72,7 +72,7 @@ pub struct HurtPath {
 
 /// A snapshot that needs what cannot be read.
 #[derive(Clone, Debug)]
-pub struct HurtSnapshot {
+pub struct AffectedSnapshot {
     /// The snapshot.
     pub id: SnapshotId,
     /// The domain that it is of.
@@ -80,7 +80,7 @@ pub struct HurtSnapshot {
     /// The refs that name it.
     pub refs: Vec<String>,
     /// What of it cannot be read, up to [`MAX_PATHS`].
-    pub paths: Vec<HurtPath>,
+    pub paths: Vec<AffectedPath>,
     /// How many paths more.
     pub more_paths: u64,
 }
@@ -112,10 +112,10 @@ pub struct ScrubReport {
     pub repaired_runs: u64,
     /// Packs of which not all is whole anywhere.
     pub lost: Vec<LostFrames>,
-    /// Who is hurt, up to [`MAX_SNAPSHOTS`].
-    pub hurt: Vec<HurtSnapshot>,
+    /// Who is affected, up to [`MAX_SNAPSHOTS`].
+    pub affected: Vec<AffectedSnapshot>,
     /// How many snapshots more.
-    pub more_hurt: u64,
+    pub more_affected: u64,
 }
 
 /// What to do about a record that is damaged, by its key: there is one of each, and nothing it follows from.

@@ -80,7 +80,7 @@ fn unnamed_files(place: &Path) -> io::Result<(bool, String)> {
     rustix::fs::linkat(CWD, &unnamed, CWD, &path, AtFlags::SYMLINK_FOLLOW)?;
     let again = rustix::fs::linkat(CWD, &unnamed, CWD, &path, AtFlags::SYMLINK_FOLLOW);
     let holds = again == Err(rustix::io::Errno::EXIST) && fs::read(&path)? == b"whole";
-    Ok((holds, "a file got its name when it was whole, and only once".to_owned()))
+    Ok((holds, "a file got its name when it was complete, and only once".to_owned()))
 }
 
 fn rename(place: &Path) -> io::Result<(bool, String)> {

@@ -60,7 +60,7 @@ fn a_whole_store_is_scrubbed_in_parts_and_at_a_rate() {
         packs += place.run(["scrub", "--subset", part, "--json"]).expect(0).json()["packs"].as_u64().unwrap();
     }
     assert_eq!(packs, all["packs"].as_u64().unwrap());
-    place.run(["scrub", "--rate", "100M"]).expect(0).says("all is well");
+    place.run(["scrub", "--rate", "100M"]).expect(0).says("ok");
     place.run(["scrub", "--repair"]).expect(0).says("repaired 0 copies");
     assert!(place.run(["scrub", "--quiet"]).expect(0).text().is_empty());
     for wrong in [["--subset", "4/3"], ["--subset", "0/1"], ["--subset", "x"], ["--rate", "0"]] {
@@ -75,14 +75,14 @@ fn lost_files_are_named_noted_and_stored_anew() {
     flip(&data, 700_000);
     let before = fingerprint(&place.store);
     let run = place.run(["scrub"]).expect(2).complains("damaged copies of packs");
-    let text = run.says("docs/deep/er/noise: ").says("(web) is hurt:").says("bytes are lost").text();
+    let text = run.says("docs/deep/er/noise: ").says("(web) is affected:").says("bytes are lost").text();
     assert!(text.contains("cannot be repaired") && text.contains("--force-read"), "{text}");
     let told = json(&place.run(["scrub", "--json"]).expect(2));
-    let [hurt] = told["hurt"].as_array().unwrap().as_slice() else { panic!("{told}") };
+    let [affected] = told["affected"].as_array().unwrap().as_slice() else { panic!("{told}") };
     let paths: Vec<&str> =
-        hurt["paths"].as_array().unwrap().iter().map(|hurt| hurt["path"].as_str().unwrap()).collect();
+        affected["paths"].as_array().unwrap().iter().map(|affected| affected["path"].as_str().unwrap()).collect();
     assert_eq!(paths, ["docs/deep/er/noise"], "{told}");
-    assert_eq!((&hurt["refs"][0], &told["damages"][0]["state"]), (&"web".into(), &"lacking".into()));
+    assert_eq!((&affected["refs"][0], &told["damages"][0]["state"]), (&"web".into(), &"lacking".into()));
     assert_eq!(told["lost"][0]["offsets"].as_array().unwrap().len(), 1, "{told}");
     assert!(told["lost"][0]["lost_chunks"].as_u64().unwrap() > 0, "{told}");
     assert_eq!(place.run(["scrub", "--json"]).expect(2).json_error()["kind"], "corrupt");
@@ -92,7 +92,7 @@ fn lost_files_are_named_noted_and_stored_anew() {
     let after = fingerprint(&place.store);
     let fresh: Vec<&String> = after.keys().filter(|path| !before.contains_key(*path)).collect();
     assert!(matches!(fresh.as_slice(), [path] if path.starts_with("damaged/")), "{fresh:?}");
-    place.run(["check"]).expect(2).says("1 frames of pack").says("hurts web");
+    place.run(["check"]).expect(2).says("1 frames of pack").says("affects web");
     place.run(["restore".as_ref(), "web".as_ref(), place.path("lost").as_os_str()]).expect(2);
 
     let healed = back_up(&place, &["--force-read"]);
@@ -103,8 +103,8 @@ fn lost_files_are_named_noted_and_stored_anew() {
         place.run(["restore".as_ref(), spec.as_ref(), target.as_os_str()]).expect(0);
         sample::assert_same(&place.path("source"), &target);
     }
-    place.run(["scrub"]).expect(0).says("0 chunks are lost").says("all is well");
-    place.run(["check", "--read-data"]).expect(0).says("does not need them").says("all is well");
+    place.run(["scrub"]).expect(0).says("0 chunks are lost").says("ok");
+    place.run(["check", "--read-data"]).expect(0).says("does not need them").says("ok");
     place.run(["gc", "--cycles", "4"]).expect(0);
     place.run(["forget", "web", "--keep-last", "1"]).expect(0);
     place.run(["gc", "--cycles", "4"]).expect(0);
@@ -150,7 +150,7 @@ fn what_another_tier_has_whole_is_repaired_byte_for_byte() {
         fs::create_dir_all(copy.parent().unwrap()).unwrap();
         fs::copy(&pack, &copy).unwrap();
         right.push((pack.clone(), fs::read(&pack).unwrap()));
-        // One copy of each pack is hurt, and not always the near one.
+        // One copy of each pack is affected, and not always the near one.
         flip([&pack, &copy][number % 2], 100);
     }
     let count = right.len();
@@ -158,7 +158,7 @@ fn what_another_tier_has_whole_is_repaired_byte_for_byte() {
     assert_eq!(told["damaged_copies"], count, "{told}");
     let states = told["damages"].as_array().unwrap().iter().map(|damage| &damage["state"]);
     assert!(states.clone().all(|state| state == "repairable") && states.count() == count, "{told}");
-    assert!(told["hurt"].as_array().unwrap().is_empty(), "{told}");
+    assert!(told["affected"].as_array().unwrap().is_empty(), "{told}");
     run(&["scrub"]).expect(2).says("can be repaired").complains("snapctl scrub --repair");
     run(&["scrub", "--repair"]).expect(0).says("the damaged bytes are in quarantine/packs/");
     for (pack, bytes) in right {

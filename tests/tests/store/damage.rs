@@ -174,18 +174,18 @@ fn a_pack_cut_anywhere_is_refused_and_other_packs_go_on() {
             let context = format!("{} cut to {len} of {} bytes", info.key, bytes.len());
             overwrite(&small.tier, &info.key, &bytes[..len]);
             let cold = Store::open(&small.scratch.config).unwrap();
-            let mut hurt = 0;
+            let mut affected = 0;
             for (at, (name, expected)) in small.expected.iter().enumerate() {
                 let entry = store.refs().get(name).unwrap().unwrap().history[at % 2];
                 match state_of_store(&cold, &entry.snapshot) {
                     Ok(state) => assert!(state == *expected, "{context}: other bytes were read"),
                     Err(error) => {
                         assert_eq!(error.kind(), Kind::Corrupt, "{context}: {error}");
-                        hurt += 1;
+                        affected += 1;
                     }
                 }
             }
-            assert!(hurt < 4, "{context}: one pack takes all others with it");
+            assert!(affected < 4, "{context}: one pack takes all others with it");
             cuts += 1;
             if len % 97 == 0 {
                 assert!(is_found(&small.scratch.config), "{context}: a full check finds nothing");
@@ -298,7 +298,7 @@ fn a_damaged_hot_copy_is_read_from_the_warm_tier() {
     let report =
         store::check(&Store::open(&config).unwrap(), CheckOptions { read_data: true }, &Unwatched).unwrap();
     assert!(!report.problems.is_empty());
-    assert!(report.problems.iter().all(|problem| problem.hurts.is_empty()), "{:#?}", report.problems);
+    assert!(report.problems.iter().all(|problem| problem.affects.is_empty()), "{:#?}", report.problems);
 }
 
 #[test]
@@ -315,9 +315,9 @@ fn a_check_names_every_ref_that_shared_damage_hurts() {
     let data = tier.list("packs/").unwrap().into_iter().next().unwrap();
     tier.delete(&data.key).unwrap();
     let report = store::check(&scratch.open(), CheckOptions::default(), &Unwatched).unwrap();
-    let mut hurt: Vec<String> = report.problems.iter().flat_map(|problem| problem.hurts.clone()).collect();
-    hurt.sort();
-    assert_eq!(hurt, ["one", "three", "two"], "{:#?}", report.problems);
+    let mut affected: Vec<String> = report.problems.iter().flat_map(|problem| problem.affects.clone()).collect();
+    affected.sort();
+    assert_eq!(affected, ["one", "three", "two"], "{:#?}", report.problems);
 }
 
 #[test]

@@ -152,5 +152,5 @@ fn expect_file(path: &Path) -> store::Result<()> {
     if metadata.is_file() {
         return Ok(());
     }
-    Err(Error::new(Kind::Invalid, "cannot capture what is no file").object(path.display()))
+    Err(Error::new(Kind::Invalid, "not a regular file").object(path.display()))
 }

@@ -13,7 +13,7 @@ const BLOCK_BYTES: usize = 1 << 20;
 
 pub fn run(arguments: &CatArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     if !arguments.target.has_path {
-        let error = Error::new(Kind::Invalid, "no file is named").object(&arguments.target.spec);
+        let error = Error::new(Kind::Invalid, "name a file: SPEC:PATH").object(&arguments.target.spec);
         return Err(error.advice("write SPEC:PATH").into());
     }
     let store = context.store()?;

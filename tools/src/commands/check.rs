@@ -35,20 +35,20 @@ struct DamagedPack {
 pub(super) struct Problem {
     object: String,
     error: String,
-    hurts: Vec<String>,
+    affects: Vec<String>,
 }
 
 impl Problem {
     /// The problems of a report.
     pub(super) fn all(problems: Vec<store::Problem>) -> Vec<Self> {
-        let describe = |store::Problem { object, error, hurts }| Self { object, error, hurts };
+        let describe = |store::Problem { object, error, affects }| Self { object, error, affects };
         problems.into_iter().map(describe).collect()
     }
 
     pub(super) fn show(&self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "{}: {}", self.object, self.error)?;
-        if !self.hurts.is_empty() {
-            writeln!(out, "  hurts {}", self.hurts.join(" "))?;
+        if !self.affects.is_empty() {
+            writeln!(out, "  affects {}", self.affects.join(" "))?;
         }
         Ok(())
     }
@@ -65,7 +65,7 @@ impl Show for Checked {
         for damaged in &self.damaged_packs {
             writeln!(
                 out,
-                "a scrub found {} frames of pack {} to be lost; what is not named as hurt does not need them",
+                "a scrub found {} frames of pack {} to be lost; only the refs that are listed need them",
                 damaged.lost_frames, damaged.pack
             )?;
         }
@@ -83,7 +83,7 @@ impl Show for Checked {
             self.chunks,
             self.packs,
             human::size(self.read_bytes),
-            if self.problems.is_empty() { "all is well" } else { "damaged" },
+            if self.problems.is_empty() { "ok" } else { "damaged" },
         )
     }
 }
@@ -103,7 +103,7 @@ pub fn run(arguments: &CheckArguments, context: &mut Context) -> anyhow::Result<
     Err(Error::new(Kind::Corrupt, what)
         .object(store.home().describe())
         .advice(
-            "`snapctl scrub` says which files are hurt and what can be repaired; what is not named is whole",
+            "run `snapctl scrub` to list the affected files and what can be repaired; everything that is not listed is intact",
         )
         .into())
 }

@@ -174,12 +174,12 @@ fn words(property: Property) -> (&'static str, &'static str, &'static str) {
             ("ranges", "a read costs what it needs", "parts of packs cannot be read: not usable")
         }
         Property::Multipart => {
-            ("multipart", "packs go up in parts, at once", "packs go up whole, one request each")
+            ("multipart", "packs go up in parts, at once", "packs are uploaded in one request each")
         }
         Property::MultipartCondition => (
             "multipart-condition",
             "packs in parts never overwrite each other",
-            "packs go up whole where they must not overwrite each other",
+            "packs are uploaded in one request where they must not overwrite each other",
         ),
         Property::Checksums => (
             "checksums",
@@ -196,7 +196,7 @@ fn words(property: Property) -> (&'static str, &'static str, &'static str) {
         }
         Property::UnnamedFiles => (
             "unnamed-files",
-            "objects appear whole, once",
+            "objects appear complete, and once",
             "objects cannot be stored: use ext4, xfs, btrfs or tmpfs",
         ),
         Property::Rename => {

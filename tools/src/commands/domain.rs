@@ -118,7 +118,7 @@ impl Show for Repacked {
             true => writeln!(out, "keys of older epochs are gone"),
             false => writeln!(
                 out,
-                "keys of epochs {:?} stay until nothing needs them: run it again when writers have ended",
+                "keys of epochs {:?} stay while frames need them: run the command again after the writers have ended",
                 self.old_epochs
             ),
         }
@@ -153,7 +153,7 @@ pub fn run(arguments: &DomainArguments, context: &mut Context) -> anyhow::Result
                 store.domain_summary(name).asked()?;
                 return Err(Error::new(
                     Kind::Invalid,
-                    "destroying a domain is for ever: nobody can read it again",
+                    "destroying a domain cannot be undone: its data becomes unreadable",
                 )
                 .object(name)
                 .advice(format!("if that is meant, say it: --yes-destroy {name}"))

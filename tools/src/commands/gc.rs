@@ -59,7 +59,7 @@ impl Show for Collected {
         if self.pending_bytes > 0 {
             writeln!(
                 out,
-                "what is pending is deleted by a run two later, if it stays unused: run `snapctl gc` again"
+                "condemned packs that stay unreachable are deleted two runs later: run `snapctl gc` again"
             )?;
         }
         Ok(())

@@ -67,7 +67,7 @@ pub fn run(arguments: &LsArguments, context: &mut Context) -> anyhow::Result<Out
 pub fn open_tree(store: &Store, target: &PathSpec) -> anyhow::Result<(Tree, String)> {
     let snapshot = store.snapshot(&store.resolve(&target.spec).asked()?)?;
     let id = snapshot.tree.ok_or_else(|| {
-        Error::new(Kind::Invalid, "the snapshot holds memory and no files")
+        Error::new(Kind::Invalid, "the snapshot holds memory, not files")
             .object(&target.spec)
             .advice("`snapctl show` describes it")
     })?;

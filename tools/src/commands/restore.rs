@@ -105,7 +105,7 @@ fn tell(refused: &[Refused], all: bool) {
     }
     if !refused.is_empty() {
         complain(
-            "snapctl: once what stands in the way is gone, the same restore to the same target completes it",
+            "snapctl: after the obstacles are removed, the same restore to the same target completes it",
         );
     }
 }

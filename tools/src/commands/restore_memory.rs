@@ -47,7 +47,7 @@ pub fn run(
 ) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
     if !arguments.source.path.is_empty() {
-        return Err(Error::new(Kind::Invalid, "the snapshot holds memory and no files")
+        return Err(Error::new(Kind::Invalid, "the snapshot holds memory, not files")
             .object(&arguments.source.spec)
             .advice("restore it without a path")
             .into());

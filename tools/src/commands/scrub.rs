@@ -1,10 +1,10 @@
-//! `snapctl scrub`: every stored byte of every tier, read and verified; which files of which snapshots are hurt; and with
+//! `snapctl scrub`: every stored byte of every tier, read and verified; which files of which snapshots are affected; and with
 //! `--repair`, damaged packs put together again from what is whole anywhere. Without it nothing changes.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
-use store::scrub::{HurtSnapshot, Remedy};
+use store::scrub::{AffectedSnapshot, Remedy};
 use store::{Error, Kind, ScrubOptions, ScrubReport};
 
 use super::check::Problem;
@@ -37,8 +37,8 @@ struct Scrubbed {
     repaired_copies: u64,
     repaired_index_runs: u64,
     lost: Vec<Lost>,
-    hurt: Vec<Hurt>,
-    more_hurt: u64,
+    affected: Vec<Affected>,
+    more_affected: u64,
     is_whole: bool,
 }
 
@@ -63,16 +63,16 @@ struct Lost {
 }
 
 #[derive(Serialize)]
-struct Hurt {
+struct Affected {
     snapshot: String,
     domain: String,
     refs: Vec<String>,
-    paths: Vec<HurtPath>,
+    paths: Vec<AffectedPath>,
     more_paths: u64,
 }
 
 #[derive(Serialize)]
-struct HurtPath {
+struct AffectedPath {
     path: String,
     /// The bytes of a path that is not UTF-8, in hex.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,27 +98,27 @@ impl Show for Scrubbed {
         for lost in &self.lost {
             writeln!(
                 out,
-                "packs/{}: {} frames are whole nowhere: {} chunks are lost, {} are read from other packs",
+                "packs/{}: {} frames have no intact copy: {} chunks are lost, {} are read from other packs",
                 lost.pack,
                 lost.offsets.len(),
                 lost.lost_chunks,
                 lost.chunks_in_other_packs,
             )?;
         }
-        for hurt in &self.hurt {
-            hurt.show(out)?;
+        for affected in &self.affected {
+            affected.show(out)?;
         }
-        if self.more_hurt > 0 {
-            writeln!(out, "and {} snapshots more are hurt", self.more_hurt)?;
+        if self.more_affected > 0 {
+            writeln!(out, "and {} more snapshots are affected", self.more_affected)?;
         }
         for domain in &self.locked_domains {
-            writeln!(out, "domain {domain} cannot be opened here: whom damage hurts in it is not known")?;
+            writeln!(out, "domain {domain} cannot be opened here: which of its files are affected is unknown")?;
         }
         if self.lost.iter().any(|lost| lost.lost_chunks > 0) {
             writeln!(
                 out,
-                "what is lost is stored anew where its source still is: `snapctl backup --force-read` after `snapctl scrub \
-                 --repair`; else `snapctl forget` the snapshots and `snapctl gc`"
+                "to replace lost data whose source still exists, run `snapctl scrub --repair`, then `snapctl backup \
+                 --force-read`; otherwise run `snapctl forget` on the snapshots, then `snapctl gc`"
             )?;
         }
         writeln!(
@@ -130,7 +130,7 @@ impl Show for Scrubbed {
             self.frames,
             self.repaired_copies,
             self.repaired_index_runs,
-            if self.is_whole { "all is well" } else { "damaged" },
+            if self.is_whole { "ok" } else { "damaged" },
         )
     }
 }
@@ -140,7 +140,7 @@ impl Damage {
         write!(out, "packs/{} byte {} in {}: {}; ", self.pack, self.offset, self.tier, self.error)?;
         let detail = self.detail.as_deref();
         match (self.state, detail) {
-            ("repairable", _) => writeln!(out, "can be repaired: all of the pack is whole somewhere"),
+            ("repairable", _) => writeln!(out, "can be repaired: every part of the pack is intact on some tier"),
             ("repaired", Some(quarantine)) => {
                 writeln!(out, "repaired, the damaged bytes are in {quarantine}")
             }
@@ -151,12 +151,12 @@ impl Damage {
     }
 }
 
-impl Hurt {
+impl Affected {
     fn show(&self, out: &mut dyn Write) -> io::Result<()> {
         let domain =
             if self.domain == "default" { String::new() } else { format!(" of domain {}", self.domain) };
-        writeln!(out, "snapshot {}{domain} ({}) is hurt:", &self.snapshot[..12], self.refs.join(" "))?;
-        for HurtPath { shown, how, .. } in self.paths.iter().take(SHOWN_PATHS) {
+        writeln!(out, "snapshot {}{domain} ({}) is affected:", &self.snapshot[..12], self.refs.join(" "))?;
+        for AffectedPath { shown, how, .. } in self.paths.iter().take(SHOWN_PATHS) {
             writeln!(out, "  {shown}: {how}")?;
         }
         let more = self.more_paths + self.paths.len().saturating_sub(SHOWN_PATHS) as u64;
@@ -185,7 +185,7 @@ pub fn run(arguments: &ScrubArguments, context: &mut Context) -> anyhow::Result<
     let error = Error::new(Kind::Corrupt, what).object(store.home().describe());
     Err(match can_repair {
         true => error.advice("run `snapctl scrub --repair`"),
-        false => error.advice("what is not named as hurt is whole"),
+        false => error.advice("everything that is not listed is intact"),
     }
     .into())
 }
@@ -226,22 +226,22 @@ fn describe(report: ScrubReport, repair: bool) -> Scrubbed {
         repaired_copies: report.repaired_copies,
         repaired_index_runs: report.repaired_runs,
         lost: lost.collect(),
-        hurt: report.hurt.into_iter().map(hurt).collect(),
-        more_hurt: report.more_hurt,
+        affected: report.affected.into_iter().map(affected).collect(),
+        more_affected: report.more_affected,
         is_whole,
     }
 }
 
-fn hurt(hurt: HurtSnapshot) -> Hurt {
-    let describe = |found: store::scrub::HurtPath| {
+fn affected(affected: AffectedSnapshot) -> Affected {
+    let describe = |found: store::scrub::AffectedPath| {
         let (path, path_hex) = json_path(&found.path);
-        HurtPath { path, path_hex, how: found.how, shown: human::name(&found.path) }
+        AffectedPath { path, path_hex, how: found.how, shown: human::name(&found.path) }
     };
-    Hurt {
-        snapshot: hurt.id.to_string(),
-        domain: hurt.domain,
-        refs: hurt.refs,
-        paths: hurt.paths.into_iter().map(describe).collect(),
-        more_paths: hurt.more_paths,
+    Affected {
+        snapshot: affected.id.to_string(),
+        domain: affected.domain,
+        refs: affected.refs,
+        paths: affected.paths.into_iter().map(describe).collect(),
+        more_paths: affected.more_paths,
     }
 }

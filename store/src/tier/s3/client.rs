@@ -275,7 +275,7 @@ impl Bucket {
             Err(error) => match Failure::of_read(error) {
                 Err(Failure::Denied(_)) => {
                     let needs =
-                        format!("{READ}, and {LIST}: without it nobody is told that an object is absent");
+                        format!("{READ}, and {LIST}: without it an absent object is reported as forbidden");
                     Err(Failure::Denied(denied).needs(&needs))
                 }
                 other => other.map(Err),

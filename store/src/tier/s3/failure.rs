@@ -40,7 +40,7 @@ pub enum Refusal {
 impl Failure {
     /// No answer in time.
     pub fn timeout(after: Duration) -> Self {
-        let what = format!("no whole answer within {:.1} s", after.as_secs_f64());
+        let what = format!("no complete answer within {:.1} s", after.as_secs_f64());
         Self::Again { error: Error::new(Kind::Unavailable, what), wait: None, may_be_applied: true }
     }
 

@@ -194,7 +194,7 @@ impl Probe {
         for round in 0..rounds {
             let key = self.key(format!("read/{round}"));
             if self.get(&key).await?.is_some() {
-                return Ok((false, format!("round {round}: there is an object that nobody wrote")));
+                return Ok((false, format!("round {round}: an object exists that this test did not write")));
             }
             for version in ["one", "two, which is longer", "three"] {
                 self.put(&key, version.as_bytes(), Condition::None).await?;

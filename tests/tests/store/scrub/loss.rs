@@ -35,7 +35,7 @@ fn reads(store: &Store, snapshot: &SnapshotId, path: &[u8], right: &[u8]) -> boo
 #[test]
 fn the_paths_that_are_named_as_hurt_are_those_that_do_not_read() {
     let whole = Whole::new();
-    let (mut frames, mut hurt, mut sound) = (0, 0, 0);
+    let (mut frames, mut affected, mut sound) = (0, 0, 0);
     for pack in whole.packs() {
         for frame in 0..whole.directory(pack).frames.len() {
             let (scratch, tiers) = whole.over_tiers(1);
@@ -44,27 +44,27 @@ fn the_paths_that_are_named_as_hurt_are_those_that_do_not_read() {
             frames += 1;
             let store = scratch.open();
             let named: BTreeMap<SnapshotId, Vec<Vec<u8>>> = report
-                .hurt
+                .affected
                 .iter()
-                .map(|hurt| (hurt.id, hurt.paths.iter().map(|hurt| hurt.path.clone()).collect()))
+                .map(|affected| (affected.id, affected.paths.iter().map(|affected| affected.path.clone()).collect()))
                 .collect();
             for (id, state) in &whole.states {
                 let paths = named.get(id).cloned().unwrap_or_default();
                 let is_named = |path: &[u8]| {
                     paths.iter().any(|named| match named.strip_suffix(b"/") {
                         Some(directory) => path.starts_with(directory),
-                        None => named == path || named == b"all files with several names",
+                        None => named == path || named == b"all hard-linked files",
                     })
                 };
                 for (path, item) in state.files.iter().flatten() {
                     let Body::File(right) = &item.body else { continue };
                     let is_read = reads(&store, id, path, right);
                     let path_text = String::from_utf8_lossy(path);
-                    let only_links = paths.iter().any(|path| path == b"all files with several names");
+                    let only_links = paths.iter().any(|path| path == b"all hard-linked files");
                     if !only_links || item.link.is_some() {
                         assert_eq!(is_read, !is_named(path), "{path_text} with {paths:?}");
                     }
-                    hurt += u32::from(!is_read);
+                    affected += u32::from(!is_read);
                     sound += u32::from(is_read);
                 }
                 if state.memory.is_some() {
@@ -73,8 +73,8 @@ fn the_paths_that_are_named_as_hurt_are_those_that_do_not_read() {
             }
         }
     }
-    println!("{frames} frames lost one at a time: {hurt} paths hurt and named, {sound} sound and not named");
-    assert!(hurt > 20 && sound > 100);
+    println!("{frames} frames lost one at a time: {affected} paths hurt and named, {sound} sound and not named");
+    assert!(affected > 20 && sound > 100);
 }
 
 #[test]
@@ -96,11 +96,11 @@ fn lost_pages_are_counted_by_space() {
         frames.iter().position(|frame| frame.offset == place.offset).unwrap(),
     );
     let report = scrub(&scratch.config, &LOOK);
-    let [hurt] = report.hurt.as_slice() else { panic!("{:?}", report.hurt) };
-    assert_eq!((hurt.id, hurt.refs.as_slice()), (*vm, ["vm".to_owned()].as_slice()));
-    assert_eq!(hurt.paths[0].path, b"memory of space 0");
+    let [affected] = report.affected.as_slice() else { panic!("{:?}", report.affected) };
+    assert_eq!((affected.id, affected.refs.as_slice()), (*vm, ["vm".to_owned()].as_slice()));
+    assert_eq!(affected.paths[0].path, b"memory of space 0");
     let expected = format!("{} pages are lost, the first at {:#x}", run.page_count, run.first_page * 4096);
-    assert_eq!(hurt.paths[0].how, expected);
+    assert_eq!(affected.paths[0].how, expected);
 }
 
 /// A lost directory hides what is below it from its snapshot, and from no other; the collector goes on.
@@ -175,7 +175,7 @@ fn a_backup_that_reads_everything_heals_what_an_ordinary_one_passes_over() {
         state_of_store(&scratch.open(), &snapshot).unwrap();
     }
     let report = scrub(&scratch.config, &LOOK);
-    assert!(report.is_whole() && report.hurt.is_empty(), "{report:#?}");
+    assert!(report.is_whole() && report.affected.is_empty(), "{report:#?}");
     assert!(report.lost.iter().all(|lost| lost.lost_chunks == 0));
     let checked = store::check(&scratch.open(), CheckOptions::default(), &Unwatched).unwrap();
     assert_eq!((checked.problems.len(), checked.damaged_packs.len()), (0, 2), "{checked:?}");

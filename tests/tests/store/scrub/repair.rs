@@ -91,7 +91,7 @@ fn random_damage_is_repaired_byte_for_byte_or_exactly_what_is_lost_is_noted() {
         assert!(before.iter().zip(&after).all(is_kept), "{context}: {before:?} {after:?}");
         let is_lossy = fates.iter().any(|(_, fate)| !fate.lost.is_empty());
         assert_eq!(after.contains(&false), is_lossy, "{context}: what is whole somewhere is read");
-        assert_eq!(report.hurt.is_empty(), !is_lossy, "{context}: {:?}", report.hurt);
+        assert_eq!(report.affected.is_empty(), !is_lossy, "{context}: {:?}", report.affected);
         let again = scrub(&scratch.config, &REPAIR);
         assert_eq!((again.repaired_copies, again.is_whole()), (0, !is_lossy), "{context}: {again:#?}");
         if is_lossy {

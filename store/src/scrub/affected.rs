@@ -1,7 +1,7 @@
 //! Whom damage hurts: every snapshot that needs a lost chunk, and which paths and pages of it. A directory below which
 //! nothing is hurt is walked once, however many snapshots share it. Memory: a bit for each chunk, and what is reported.
 
-use super::report::{HurtPath, HurtSnapshot, MAX_PATHS};
+use super::report::{AffectedPath, AffectedSnapshot, MAX_PATHS};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, DirectoryId, ImageId, SnapshotId, TreeId};
 use crate::image::Image;
@@ -10,11 +10,11 @@ use crate::repo::store::Store;
 use crate::tree::{Content, EntryInode, Extent, Inode, Node, Tree, read_extents};
 use std::collections::BTreeMap;
 
-/// Looks for the hurt in the snapshots of a domain.
+/// Looks for the affected in the snapshots of a domain.
 pub struct Search<'a> {
     store: &'a Store,
     lost: &'a RowMarks,
-    /// Directories below which nothing is hurt, whatever the tree.
+    /// Directories below which nothing is affected, whatever the tree.
     sound: RowMarks,
 }
 
@@ -35,24 +35,24 @@ impl<'a> Search<'a> {
     }
 
     /// What of a snapshot cannot be read; `None` when all can.
-    pub fn look(&mut self, id: SnapshotId, refs: &[String]) -> Option<HurtSnapshot> {
+    pub fn look(&mut self, id: SnapshotId, refs: &[String]) -> Option<AffectedSnapshot> {
         // A record that cannot be read is found with the records.
         let snapshot = self.store.snapshot(&id).ok()?;
         let domain = self.store.domain().name().to_owned();
-        let mut hurt = HurtSnapshot { id, domain, refs: refs.to_vec(), paths: Vec::new(), more_paths: 0 };
+        let mut affected = AffectedSnapshot { id, domain, refs: refs.to_vec(), paths: Vec::new(), more_paths: 0 };
         if let Some(image) = &snapshot.image {
-            self.image(image, &mut hurt);
+            self.image(image, &mut affected);
         }
         if let Some(tree) = &snapshot.tree {
-            self.tree(tree, &mut hurt);
+            self.tree(tree, &mut affected);
         }
-        (!hurt.paths.is_empty()).then_some(hurt)
+        (!affected.paths.is_empty()).then_some(affected)
     }
 
-    fn image(&self, id: &ImageId, hurt: &mut HurtSnapshot) {
+    fn image(&self, id: &ImageId, affected: &mut AffectedSnapshot) {
         let image = match Image::open(self.store, id) {
             Ok(image) => image,
-            Err(error) => return hurt.note(b"memory image", cannot_be_read(&error)),
+            Err(error) => return affected.note(b"memory image", cannot_be_read(&error)),
         };
         for (number, space) in image.spaces().iter().enumerate() {
             let is_lost = |group: u32| {
@@ -68,20 +68,20 @@ impl<'a> Search<'a> {
             if let Some(first) = first {
                 let how =
                     format!("{pages} pages are lost, the first at {:#x}", first * crate::page::PAGE as u64);
-                hurt.note(format!("memory of space {}", space.id).as_bytes(), how);
+                affected.note(format!("memory of space {}", space.id).as_bytes(), how);
             }
         }
         for (name, content) in image.blobs() {
             if let Some(how) = self.content(content) {
-                hurt.note(format!("state {name}").as_bytes(), how);
+                affected.note(format!("state {name}").as_bytes(), how);
             }
         }
     }
 
-    fn tree(&mut self, id: &TreeId, hurt: &mut HurtSnapshot) {
+    fn tree(&mut self, id: &TreeId, affected: &mut AffectedSnapshot) {
         let tree = match Tree::open(self.store, id) {
             Ok(tree) => tree,
-            Err(error) => return hurt.note(b"/", cannot_be_read(&error)),
+            Err(error) => return affected.note(b"/", cannot_be_read(&error)),
         };
         let links = match tree.links() {
             Ok(links) => links
@@ -89,15 +89,15 @@ impl<'a> Search<'a> {
                 .filter_map(|(number, linked)| Some((*number, self.inode(&linked.inode)?)))
                 .collect(),
             Err(error) => {
-                hurt.note(b"all files with several names", cannot_be_read(&error));
+                affected.note(b"all hard-linked files", cannot_be_read(&error));
                 BTreeMap::new()
             }
         };
         match &tree.root().node {
-            Node::Directory(root) => self.directories(&tree, *root, &links, hurt),
+            Node::Directory(root) => self.directories(&tree, *root, &links, affected),
             _ => {
                 if let Some(how) = self.inode(tree.root()) {
-                    hurt.note(b"/", how);
+                    affected.note(b"/", how);
                 }
             }
         }
@@ -109,7 +109,7 @@ impl<'a> Search<'a> {
         tree: &Tree,
         root: DirectoryId,
         links: &BTreeMap<u64, String>,
-        hurt: &mut HurtSnapshot,
+        affected: &mut AffectedSnapshot,
     ) {
         let mut path = Vec::new();
         let mut stack: Vec<Level> = Vec::new();
@@ -122,7 +122,7 @@ impl<'a> Search<'a> {
                 if !stack.is_empty() {
                     path = joined(&path, &name);
                 }
-                let (children, is_sound) = self.directory(tree, &id, &path, links, hurt);
+                let (children, is_sound) = self.directory(tree, &id, &path, links, affected);
                 stack.push(Level { id, path_len, children, is_sound });
             }
             let Some(level) = stack.last_mut() else { return };
@@ -147,11 +147,11 @@ impl<'a> Search<'a> {
         id: &DirectoryId,
         path: &[u8],
         links: &BTreeMap<u64, String>,
-        hurt: &mut HurtSnapshot,
+        affected: &mut AffectedSnapshot,
     ) -> (Vec<(Vec<u8>, DirectoryId)>, bool) {
         let (mut children, mut is_sound) = (Vec::new(), true);
         let mut note = |name: &[u8], how: String| {
-            hurt.note(&joined(path, name), how);
+            affected.note(&joined(path, name), how);
             is_sound = false;
         };
         let directory = match tree.directory(id) {
@@ -228,10 +228,10 @@ fn cannot_be_read(error: &Error) -> String {
     format!("cannot be read: {error}")
 }
 
-impl HurtSnapshot {
+impl AffectedSnapshot {
     fn note(&mut self, path: &[u8], how: String) {
         match self.paths.len() < MAX_PATHS {
-            true => self.paths.push(HurtPath { path: path.to_vec(), how }),
+            true => self.paths.push(AffectedPath { path: path.to_vec(), how }),
             false => self.more_paths += 1,
         }
     }
