@@ -171,3 +171,17 @@ fn a_key_has_the_default_of_the_document() {
         }
     }
 }
+
+/// The example of the document, cut and changed everywhere, is accepted or refused.
+#[test]
+fn a_file_that_is_cut_or_changed_anywhere_gets_an_answer() {
+    let (_, example) = DOCUMENT.split_once("```toml\n").expect("an example");
+    let (example, _) = example.split_once("```").expect("its end");
+    ConfigFile::parse(example).expect("the example is right");
+    for at in 0..example.len() {
+        drop(ConfigFile::parse(&example[..at]));
+        for sign in ["'", "\"", "[", "]", "=", "-", "9", "\n", "#", ".", "{", "\u{e4}"] {
+            drop(ConfigFile::parse(&format!("{}{sign}{}", &example[..at], &example[at + 1..])));
+        }
+    }
+}
