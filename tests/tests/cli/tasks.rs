@@ -86,10 +86,13 @@ echo 'port = 8080' > /mnt/app/config.toml; kill -KILL $pid
 while kill -0 $pid; do sleep 0.1; done"#;
     a_process: "Hibernate and resume a process",
         r#"snapctl init; cd /srv
-(setsid python3 -c 'import time, os
+(setsid python3 -c 'import os, time
 os.closerange(3, 1000)
 memory = os.urandom(20000000)
-while True: time.sleep(0.1)' > /srv/app.log 2>&1 & echo $! > /run/app.pid)"#;
+with open("/run/pid", "w") as file: file.write(str(os.getpid()))
+os.rename("/run/pid", "/run/app.pid")
+while True: time.sleep(0.1)' > /srv/app.log 2>&1 &)
+until test -e /run/app.pid; do sleep 0.1; done"#;
     a_microvm: "Hibernate and resume a microVM",
         r#"snapctl init; mkdir /run/fc
 curl() {
