@@ -18,6 +18,7 @@ use signal_hook::consts::{
 use store::{Error, Result};
 
 use crate::sys;
+use crate::target::group_of;
 
 /// Signals by which a process that guards memory is asked to end. It stops first what runs on that memory.
 pub const END_SIGNALS: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT, SIGXCPU, SIGPWR];
@@ -64,8 +65,7 @@ pub fn lower_score() -> io::Result<()> {
 /// # Errors
 /// Those of starting it.
 pub fn spawn(command: &mut Command) -> io::Result<Child> {
-    let supervisor = rustix::process::getppid();
-    if let Some(group) = supervisor.and_then(|pid| rustix::process::getpgid(Some(pid)).ok()) {
+    if let Some(group) = rustix::process::getppid().and_then(group_of) {
         command.process_group(group.as_raw_nonzero().get());
     }
     sys::kill_with_parent(command);

@@ -299,6 +299,18 @@ fn parent_in(stat: &[u8]) -> Option<Pid> {
     fields_of(stat).nth(1)?.parse().ok().and_then(Pid::from_raw)
 }
 
+/// The process group of a process; `None` when the process is gone or the group is of another pid namespace, where it has
+/// no number. (`getpgid` of rustix panics on the 0 that the kernel returns then.)
+pub fn group_of(pid: Pid) -> Option<Pid> {
+    let stat = std::fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    group_in(&stat)
+}
+
+/// The process group named in a `/proc/PID/stat` line.
+fn group_in(stat: &[u8]) -> Option<Pid> {
+    fields_of(stat).nth(2)?.parse().ok().and_then(Pid::from_raw)
+}
+
 /// The fields of a `/proc/PID/stat` line from the state on; the command name before it may hold anything.
 fn fields_of(stat: &[u8]) -> impl Iterator<Item = &str> {
     let after_name = stat.iter().rposition(|byte| *byte == b')').map_or(stat.len(), |place| place + 1);
@@ -320,12 +332,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parent_is_read_past_a_hostile_name() {
+    fn parent_and_group_are_read_past_a_hostile_name() {
         let pid = |stat: &[u8]| parent_in(stat).map(|pid| pid.as_raw_nonzero().get());
         assert_eq!(pid(b"12 (a) R 7 (b) 1) S 34 12 12 0"), Some(34));
         assert_eq!(pid(b"12 (sh) S 0 12"), None);
         assert_eq!(pid(b"12 (sh"), None);
         assert_eq!(pid(b""), None);
+        let group = |stat: &[u8]| group_in(stat).map(|pid| pid.as_raw_nonzero().get());
+        assert_eq!(group(b"12 (a) R 7 (b) 1) S 34 56 12 0"), Some(56));
+        assert_eq!(group(b"12 (sh) S 34 0 0"), None, "a group of another namespace");
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub fn start<T: DeserializeOwned>(log: &Path) -> anyhow::Result<T> {
     match serde_json::from_str(&line) {
         Ok(Word::Ready(value)) => {
             let ready = serde_json::from_value(value).map_err(|source| {
-                Error::new(Kind::Internal, "the background process sent an unreadable status line").caused_by(source)
+                Error::new(Kind::Internal, "the background process sent an unreadable status line")
+                    .caused_by(source)
             })?;
             // Not waited for: it outlives this process, and whoever adopts it reaps it.
             Ok(ready)

@@ -132,7 +132,9 @@ impl Serve<'_> {
 /// The process of a task: who sent the announcement. A task's number is one of its own PID namespace, and means somebody
 /// else here.
 fn target_of(sender: Option<Pid>) -> Result<Target> {
-    let nobody = || Error::new(Kind::Invalid, "the process that announced a task is not visible in this PID namespace");
+    let nobody = || {
+        Error::new(Kind::Invalid, "the process that announced a task is not visible in this PID namespace")
+    };
     Target::open(sender.ok_or_else(nobody)?)
 }
 

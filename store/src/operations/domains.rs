@@ -426,5 +426,7 @@ fn change_epochs(keys: &mut KeySet, old: &DomainRecord, name: &str, rotation: &R
 }
 
 fn busy(object: &str) -> Error {
-    Error::new(Kind::Conflict, format!("gave up after {MAX_ATTEMPTS} conflicting updates")).object(object).advice("try again")
+    Error::new(Kind::Conflict, format!("gave up after {MAX_ATTEMPTS} conflicting updates"))
+        .object(object)
+        .advice("try again")
 }

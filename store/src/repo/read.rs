@@ -187,7 +187,9 @@ impl Store {
         match promoted {
             Ok(true) => {}
             Ok(false) => self.inner.flat.insert(place.pack, place.offset, stored),
-            Err(error) => tracing::debug!(pack = %place.pack, %error, "metadata is not copied to the metadata tier"),
+            Err(error) => {
+                tracing::debug!(pack = %place.pack, %error, "metadata is not copied to the metadata tier")
+            }
         }
     }
 }

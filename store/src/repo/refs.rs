@@ -364,9 +364,12 @@ impl<'a> Refs<'a> {
                 return Ok(next);
             }
         }
-        Err(Error::new(Kind::Conflict, format!("gave up after {MAX_ATTEMPTS} conflicting updates of the ref"))
-            .object(name)
-            .advice("try again"))
+        Err(Error::new(
+            Kind::Conflict,
+            format!("gave up after {MAX_ATTEMPTS} conflicting updates of the ref"),
+        )
+        .object(name)
+        .advice("try again"))
     }
 }
 

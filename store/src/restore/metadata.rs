@@ -85,7 +85,10 @@ pub fn strip(metadata: &Metadata, directory: BorrowedFd<'_>, tell: &mut dyn FnMu
             && !metadata.xattrs.iter().any(|(kept, _)| *kept == name)
             && let Err(error) = remove_xattr(Handle::Open(directory), &name)
         {
-            let what = format!("extended attribute {}, which the snapshot does not have", String::from_utf8_lossy(&name));
+            let what = format!(
+                "extended attribute {}, which the snapshot does not have",
+                String::from_utf8_lossy(&name)
+            );
             tell(Refusal::of_permission(&what, error));
         }
     }

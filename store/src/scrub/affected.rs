@@ -39,7 +39,8 @@ impl<'a> Search<'a> {
         // A record that cannot be read is found with the records.
         let snapshot = self.store.snapshot(&id).ok()?;
         let domain = self.store.domain().name().to_owned();
-        let mut affected = AffectedSnapshot { id, domain, refs: refs.to_vec(), paths: Vec::new(), more_paths: 0 };
+        let mut affected =
+            AffectedSnapshot { id, domain, refs: refs.to_vec(), paths: Vec::new(), more_paths: 0 };
         if let Some(image) = &snapshot.image {
             self.image(image, &mut affected);
         }

@@ -6,13 +6,14 @@
 //!
 //! `examine` reads and verifies one pack, `assemble` puts one together, `repair` changes tiers, `affected` walks snapshots.
 
-mod assemble;
 mod affected;
+mod assemble;
 mod repair;
 mod report;
 
 pub use report::{
-    Damage, AffectedPath, AffectedSnapshot, LostFrames, MAX_DAMAGES, MAX_PATHS, MAX_SNAPSHOTS, Remedy, ScrubReport,
+    AffectedPath, AffectedSnapshot, Damage, LostFrames, MAX_DAMAGES, MAX_PATHS, MAX_SNAPSHOTS, Remedy,
+    ScrubReport,
 };
 
 use crate::error::{Error, Kind, Result};
@@ -26,8 +27,8 @@ use crate::records::lost_frames;
 use crate::repo::store::Store;
 use crate::throttle::Throttle;
 use crate::wire::checksum;
-use assemble::{Assembled, LostFrame, Sources};
 use affected::Search;
+use assemble::{Assembled, LostFrame, Sources};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -447,7 +448,9 @@ impl Scrub<'_> {
             let mut search = Search::new(store, &self.lost);
             for (id, refs) in snapshots {
                 match search.look(*id, refs) {
-                    Some(affected) if self.report.affected.len() < MAX_SNAPSHOTS => self.report.affected.push(affected),
+                    Some(affected) if self.report.affected.len() < MAX_SNAPSHOTS => {
+                        self.report.affected.push(affected)
+                    }
                     Some(_) => self.report.more_affected += 1,
                     None => {}
                 }

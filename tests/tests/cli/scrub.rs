@@ -79,8 +79,12 @@ fn lost_files_are_named_noted_and_stored_anew() {
     assert!(text.contains("cannot be repaired") && text.contains("--force-read"), "{text}");
     let told = json(&place.run(["scrub", "--json"]).expect(2));
     let [affected] = told["affected"].as_array().unwrap().as_slice() else { panic!("{told}") };
-    let paths: Vec<&str> =
-        affected["paths"].as_array().unwrap().iter().map(|affected| affected["path"].as_str().unwrap()).collect();
+    let paths: Vec<&str> = affected["paths"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|affected| affected["path"].as_str().unwrap())
+        .collect();
     assert_eq!(paths, ["docs/deep/er/noise"], "{told}");
     assert_eq!((&affected["refs"][0], &told["damages"][0]["state"]), (&"web".into(), &"lacking".into()));
     assert_eq!(told["lost"][0]["offsets"].as_array().unwrap().len(), 1, "{told}");

@@ -315,7 +315,8 @@ fn a_check_names_every_ref_that_shared_damage_hurts() {
     let data = tier.list("packs/").unwrap().into_iter().next().unwrap();
     tier.delete(&data.key).unwrap();
     let report = store::check(&scratch.open(), CheckOptions::default(), &Unwatched).unwrap();
-    let mut affected: Vec<String> = report.problems.iter().flat_map(|problem| problem.affects.clone()).collect();
+    let mut affected: Vec<String> =
+        report.problems.iter().flat_map(|problem| problem.affects.clone()).collect();
     affected.sort();
     assert_eq!(affected, ["one", "three", "two"], "{:#?}", report.problems);
 }

@@ -112,7 +112,10 @@ impl Show for Scrubbed {
             writeln!(out, "and {} more snapshots are affected", self.more_affected)?;
         }
         for domain in &self.locked_domains {
-            writeln!(out, "domain {domain} cannot be opened here: which of its files are affected is unknown")?;
+            writeln!(
+                out,
+                "domain {domain} cannot be opened here: which of its files are affected is unknown"
+            )?;
         }
         if self.lost.iter().any(|lost| lost.lost_chunks > 0) {
             writeln!(
@@ -140,7 +143,9 @@ impl Damage {
         write!(out, "packs/{} byte {} in {}: {}; ", self.pack, self.offset, self.tier, self.error)?;
         let detail = self.detail.as_deref();
         match (self.state, detail) {
-            ("repairable", _) => writeln!(out, "can be repaired: every part of the pack is intact on some tier"),
+            ("repairable", _) => {
+                writeln!(out, "can be repaired: every part of the pack is intact on some tier")
+            }
             ("repaired", Some(quarantine)) => {
                 writeln!(out, "repaired, the damaged bytes are in {quarantine}")
             }

@@ -141,9 +141,12 @@ impl S3Tier {
 
     /// An error of the last resort: the caller must look again.
     fn outcome_unknown(&self, key: &str) -> Error {
-        Error::new(Kind::Unavailable, "a write got no answer, and another client has changed the object since")
-            .object(self.shared.object(key))
-            .advice("look what is there, then try again")
+        Error::new(
+            Kind::Unavailable,
+            "a write got no answer, and another client has changed the object since",
+        )
+        .object(self.shared.object(key))
+        .advice("look what is there, then try again")
     }
 }
 

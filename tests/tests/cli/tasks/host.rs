@@ -56,7 +56,7 @@ impl Host {
         }
         let mut command = Command::new("timeout");
         command.args(["-s", "KILL", BOUND_SECONDS, "unshare", "--mount", "--pid", "--fork", "--kill-child"]);
-        command.args(["--mount-proc", "setsid", "bash", "--noprofile", "--norc"]).env_clear();
+        command.args(["--mount-proc", "bash", "--noprofile", "--norc"]).env_clear();
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("HOME", scratch.join("home")).env("SCRATCH", scratch).env("SHARED", shared);
         command.env("BINARY", tests::snapctl::binary());

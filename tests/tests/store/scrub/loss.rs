@@ -46,7 +46,9 @@ fn the_paths_that_are_named_as_hurt_are_those_that_do_not_read() {
             let named: BTreeMap<SnapshotId, Vec<Vec<u8>>> = report
                 .affected
                 .iter()
-                .map(|affected| (affected.id, affected.paths.iter().map(|affected| affected.path.clone()).collect()))
+                .map(|affected| {
+                    (affected.id, affected.paths.iter().map(|affected| affected.path.clone()).collect())
+                })
                 .collect();
             for (id, state) in &whole.states {
                 let paths = named.get(id).cloned().unwrap_or_default();
@@ -73,7 +75,9 @@ fn the_paths_that_are_named_as_hurt_are_those_that_do_not_read() {
             }
         }
     }
-    println!("{frames} frames lost one at a time: {affected} paths hurt and named, {sound} sound and not named");
+    println!(
+        "{frames} frames lost one at a time: {affected} paths hurt and named, {sound} sound and not named"
+    );
     assert!(affected > 20 && sound > 100);
 }
 

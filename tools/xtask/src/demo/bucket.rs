@@ -30,7 +30,7 @@ pub fn share(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
     scene.happened("two: restore", "what host one backed up, equal to it", elapsed);
     two.back_up(scene, runtimes, 1)?;
     let (answer, elapsed) = one.ask(scene, ["check"])?;
-    let what = format!("{} snapshots of both hosts: all is well", answer.number("snapshots")?);
+    let what = format!("{} snapshots of both hosts: ok", answer.number("snapshots")?);
     scene.happened("one: check", what, elapsed);
     Ok(())
 }

@@ -24,7 +24,7 @@ pub fn forget_and_collect(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> 
     collect(scene, "gc, unmounted")?;
     let (answer, elapsed) = scene.ask(["check", "--read-data"])?;
     let what = format!(
-        "{} snapshots, {} chunks, {} read: all is well",
+        "{} snapshots, {} chunks, {} read: ok",
         answer.number("snapshots")?,
         answer.number("chunks")?,
         megabytes(answer.number("read_bytes")?)
