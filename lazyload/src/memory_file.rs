@@ -121,7 +121,7 @@ impl MemoryFile {
         let len_bytes = metadata.len();
         if len_bytes == 0 || !len_bytes.is_multiple_of(PAGE_BYTES) {
             let what =
-                format!("a memory file of {len_bytes} bytes is not a multiple of the page size, {PAGE}");
+                format!("a memory file of {len_bytes} bytes is not a whole number of pages of {PAGE} bytes");
             return Err(Error::new(Kind::Invalid, what)
                 .object(path.display())
                 .advice("give the mem_file_path of a snapshot, or a file of plain memory"));

@@ -101,7 +101,7 @@ pub enum Command {
     /// Check that everything that is referred to is there, and whole
     #[command(visible_alias = "verify")]
     Check(CheckArguments),
-    /// Read and verify every stored byte on every tier, list the affected files, and repair damage
+    /// Verify every stored byte, list the files that damage affects, and repair it
     Scrub(ScrubArguments),
     /// Say what the store, or a ref, holds and what it costs
     Stats(StatsArguments),

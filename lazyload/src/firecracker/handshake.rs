@@ -168,7 +168,7 @@ impl GuestRegion {
                 .advice("load the snapshot with pages of 4096 bytes, or of 2 MiB"));
         }
         if !self.base_host_virt_addr.is_multiple_of(page_bytes) || !self.size.is_multiple_of(page_bytes) {
-            return Err(refused(&format!("a region is not a multiple of the page size, {page_bytes} bytes")));
+            return Err(refused(&format!("a region is not a whole number of pages of {page_bytes} bytes")));
         }
         let is_inside = self.offset.checked_add(self.size).is_some_and(|end| end <= image_bytes);
         if !is_inside || !self.offset.is_multiple_of(PAGE as u64) {

@@ -14,7 +14,9 @@ pub fn verbs() -> Vec<String> {
     let help = Place::new().run(["--help"]).expect(0).text();
     let listed =
         help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
-    let verbs = listed.filter_map(|line| line.split_whitespace().next().map(str::to_owned));
+    // A line that goes on with a description is indented by more.
+    let named = listed.filter_map(|line| line.strip_prefix("  ").filter(|rest| !rest.starts_with(' ')));
+    let verbs = named.filter_map(|line| line.split_whitespace().next().map(str::to_owned));
     let verbs: Vec<String> = verbs.filter(|verb| verb != "help").collect();
     assert!(verbs.len() >= 25 && verbs.contains(&"scrub".to_owned()), "{verbs:?} of\n{help}");
     verbs

@@ -36,7 +36,7 @@ kek() { (umask 077; head -c 32 /dev/urandom > /etc/torpor/kek); printf '[keys]\n
 tenant() { kek; backed_up; snapctl domain create acme; snapctl --domain acme backup /srv/app app; mkdir /mnt/safe; }
 copied() { cp --remove-destination /usr/local/bin/snapctl "$1"; }
 installed() { copied /run/snapctl; umount /usr/local/bin/snapctl; mv /run/snapctl /usr/local/bin/snapctl; }
-bucket() { printf 'access_key = "%s"\nsecret_key = "%s"\n' "$1" "$2" > /etc/torpor/s3.toml; }
+bucket() { printf 'access_key = "%s"\nsecret_key = "%s"\n' "$1" "$2" > /etc/torpor/s3.toml; chmod 600 /etc/torpor/s3.toml; }
 systemctl() {
     for unit in "${@:3}"; do test -f "/etc/systemd/system/$unit" || return 5; done
     case "$1 $2" in 'enable --now' | 'disable --now') ;; *) return 2 ;; esac
