@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 const MADE: &str = "a file system can be made and mounted";
+/// How long somebody else may keep the file system after it was unmounted.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An ext4 file system in a file, mounted while this lives.
 pub struct PowerDisk {
@@ -50,9 +53,21 @@ impl PowerDisk {
         run("mount", &["-o", "loop", &self.image.display().to_string()], &self.mounted);
     }
 
-    /// Unmounts it.
+    /// Unmounts it, and waits until the kernel has let go of it. A process with a mount namespace of its own may keep it for
+    /// a moment, and a mount meanwhile would be of the same file system, which is shut down.
     pub fn unmount(&self) {
         run("umount", &[], &self.mounted);
+        let deadline = Instant::now() + PATIENCE;
+        while self.has_loop_device() {
+            assert!(Instant::now() < deadline, "{} is still mounted elsewhere", self.image.display());
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
+    fn has_loop_device(&self) -> bool {
+        let output = Command::new("losetup").arg("--associated").arg(&self.image).output().expect(MADE);
+        assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
+        !output.stdout.is_empty()
     }
 
     /// EXT4_IOC_SHUTDOWN without flushing the journal: from here on every operation fails and nothing more is written.
