@@ -136,7 +136,7 @@ fn patience_ends_and_says_so() {
     for (fault, said) in [
         (Fault::Status(503), "503 SlowDown injected"),
         (Fault::Reset, "no answer"),
-        (Fault::Hang, "no whole answer within"),
+        (Fault::Hang, "no complete answer within"),
         (Fault::Truncated, "broke off"),
     ] {
         proxy.script(move |_| fault);
