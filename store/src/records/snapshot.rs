@@ -2,7 +2,7 @@
 //! commit point of a write; only a ref makes it lasting.
 
 use crate::clock::Time;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{ImageId, SnapshotId, TreeId};
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::collections::BTreeMap;
@@ -66,7 +66,7 @@ impl Snapshot {
     pub fn decode(id: &SnapshotId, bytes: &[u8]) -> Result<Self> {
         let body = unseal(Record::Snapshot, bytes)?;
         if blake3::hash(bytes).as_bytes() != id.as_bytes() {
-            return Err(crate::error::Error::corrupt("snapshot record stands under another's name"));
+            return Err(Error::corrupt("snapshot record stands under another's name"));
         }
         Self::decode_body(body)
     }
@@ -106,7 +106,7 @@ fn read_optional_id(fields: &mut Decoder<'_>) -> Result<Option<[u8; 32]>> {
     match present {
         0 => Ok(None),
         1 => Ok(Some(id)),
-        _ => Err(crate::error::Error::corrupt("snapshot record has a bad presence flag")),
+        _ => Err(Error::corrupt("snapshot record has a bad presence flag")),
     }
 }
 

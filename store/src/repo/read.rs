@@ -188,7 +188,7 @@ impl Store {
             Ok(true) => {}
             Ok(false) => self.inner.flat.insert(place.pack, place.offset, stored),
             Err(error) => {
-                tracing::debug!(pack = %place.pack, %error, "metadata is not copied to the metadata tier")
+                tracing::debug!(pack = %place.pack, %error, "metadata is not copied to the hot tier")
             }
         }
     }

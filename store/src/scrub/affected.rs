@@ -1,5 +1,5 @@
-//! Whom damage hurts: every snapshot that needs a lost chunk, and which paths and pages of it. A directory below which
-//! nothing is hurt is walked once, however many snapshots share it. Memory: a bit for each chunk, and what is reported.
+//! What damage affects: every snapshot that needs a lost chunk, and which paths and pages of it. A directory below which
+//! nothing is affected is walked once, however many snapshots share it. Memory: a bit for each chunk, and what is reported.
 
 use super::report::{AffectedPath, AffectedSnapshot, MAX_PATHS};
 use crate::error::{Error, Result};
@@ -10,7 +10,7 @@ use crate::repo::store::Store;
 use crate::tree::{Content, EntryInode, Extent, Inode, Node, Tree, read_extents};
 use std::collections::BTreeMap;
 
-/// Looks for the affected in the snapshots of a domain.
+/// A search of the snapshots of a domain for what lost chunks affect.
 pub struct Search<'a> {
     store: &'a Store,
     lost: &'a RowMarks,

@@ -1,5 +1,5 @@
 //! Scrub: reads and verifies every stored byte of some or all packs on every tier of this host, at a bounded rate, tells
-//! whom damage hurts, and on request puts damaged packs together again.
+//! which files damage affects, and on request puts damaged packs together again.
 //!
 //! Without `repair` nothing changes. With it, the collector and the mover wait, damaged bytes are kept in quarantine, and
 //! what cannot be repaired is noted ([`crate::records::lost_frames`]). Memory: a pack or two for each tier, a bit for each chunk.
@@ -437,7 +437,7 @@ impl Scrub<'_> {
         Ok(damaged.len() as u64)
     }
 
-    /// Looks for whom lost chunks affected.
+    /// Finds the snapshots that need lost chunks.
     fn search(&mut self, snapshots: &[BTreeMap<SnapshotId, Vec<String>>], progress: &dyn Progress) {
         if self.lost.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! What a scrub tells: what is damaged where, what can or could be done about it, and whom it hurts. Lists are bounded, what
+//! What a scrub tells: what is damaged where, what can or could be done about it, and which snapshots it affects. Lists are bounded, what
 //! is left out is counted.
 
 use crate::id::{PackId, SnapshotId};
@@ -112,7 +112,7 @@ pub struct ScrubReport {
     pub repaired_runs: u64,
     /// Packs of which not all is whole anywhere.
     pub lost: Vec<LostFrames>,
-    /// Who is affected, up to [`MAX_SNAPSHOTS`].
+    /// The snapshots that are affected, up to [`MAX_SNAPSHOTS`].
     pub affected: Vec<AffectedSnapshot>,
     /// How many snapshots more.
     pub more_affected: u64,

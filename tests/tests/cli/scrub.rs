@@ -60,7 +60,7 @@ fn a_whole_store_is_scrubbed_in_parts_and_at_a_rate() {
         packs += place.run(["scrub", "--subset", part, "--json"]).expect(0).json()["packs"].as_u64().unwrap();
     }
     assert_eq!(packs, all["packs"].as_u64().unwrap());
-    place.run(["scrub", "--rate", "100M"]).expect(0).says("ok");
+    place.run(["scrub", "--rate", "100M"]).expect(0).says(": ok");
     place.run(["scrub", "--repair"]).expect(0).says("repaired 0 copies");
     assert!(place.run(["scrub", "--quiet"]).expect(0).text().is_empty());
     for wrong in [["--subset", "4/3"], ["--subset", "0/1"], ["--subset", "x"], ["--rate", "0"]] {
@@ -107,8 +107,12 @@ fn lost_files_are_named_noted_and_stored_anew() {
         place.run(["restore".as_ref(), spec.as_ref(), target.as_os_str()]).expect(0);
         sample::assert_same(&place.path("source"), &target);
     }
-    place.run(["scrub"]).expect(0).says("0 chunks are lost").says("ok");
-    place.run(["check", "--read-data"]).expect(0).says("only the refs that are listed need them").says("ok");
+    place.run(["scrub"]).expect(0).says("0 chunks are lost").says(": ok");
+    place
+        .run(["check", "--read-data"])
+        .expect(0)
+        .says("only the refs that are listed need them")
+        .says(": ok");
     place.run(["gc", "--cycles", "4"]).expect(0);
     place.run(["forget", "web", "--keep-last", "1"]).expect(0);
     place.run(["gc", "--cycles", "4"]).expect(0);

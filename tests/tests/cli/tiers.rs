@@ -120,7 +120,7 @@ fn limits_hold_and_packs_move_are_pinned_and_cached() {
     fs::rename(place.path("away"), place.path("far")).unwrap();
     assert_eq!(host.json(&["cache", "trim", "--to", "0"])["bytes"], 0);
     host.run(&["tier", "unpin", "app-4"]).expect(0).says("not pinned");
-    host.run(&["check", "--read-data"]).expect(0).says("ok");
+    host.run(&["check", "--read-data"]).expect(0).says(": ok");
     host.run(&["tier", "move", "app-0", "--to", "hot"]).expect(0);
     host.run(&["tier", "move", "app-0"]).expect(2).complains("--to");
     host.run(&["tier", "move", "--rate", "0"]).expect(2).complains("0");
@@ -160,6 +160,6 @@ fn two_hosts_share_one_place() {
         .complains("no store here");
     two.run(&["forget", "app", "--keep-last", "1"]).expect(0);
     two.run(&["gc", "--cycles", "3"]).expect(0);
-    one.run(&["check", "--read-data"]).expect(0).says("ok");
+    one.run(&["check", "--read-data"]).expect(0).says(": ok");
     one.run(&["tier", "status"]).expect(0).says("shared with other hosts");
 }

@@ -124,7 +124,7 @@ fn processes_of_several_hosts_share_a_bucket() {
     hosts[2].run(&["forget", "common", "--keep-last", "1"]).expect(0);
     hosts[2].run(&["gc", "--cycles", "4"]).expect(0);
     for host in &hosts {
-        host.run(&["check", "--read-data"]).expect(0).says("ok");
+        host.run(&["check", "--read-data"]).expect(0).says(": ok");
     }
 }
 
@@ -231,7 +231,7 @@ fn a_damaged_pack_in_a_bucket_is_mended_from_a_host_s_copy() {
     assert_eq!(repaired["repaired_copies"], 1, "{repaired}");
     assert!(tier.get(&pack).unwrap().to_vec() == whole, "byte for byte");
     assert_restored(&hosts[1], "app", &place.path("restored"), &files);
-    hosts[1].run(&["scrub"]).expect(0).says("ok");
+    hosts[1].run(&["scrub"]).expect(0).says(": ok");
 }
 
 /// The same where the bucket respects no condition, and one host alone may collect and repair.
