@@ -69,7 +69,7 @@ fn configuration((rpc_port, s3_port): (u16, u16)) -> String {
     format!(
         r#"metadata_dir = "meta"
 data_dir = "data"
-db_engine = "sqlite"
+db_engine = "lmdb"
 replication_factor = 3
 rpc_bind_addr = "127.0.0.1:{rpc_port}"
 rpc_public_addr = "127.0.0.1:{rpc_port}"

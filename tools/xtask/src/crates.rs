@@ -12,15 +12,23 @@ const PREFIX: &str = "/usr/local/bin";
 pub struct Program {
     pub name: &'static str,
     version: &'static str,
+    /// Flags of `cargo install`, beside the version.
+    flags: &'static [&'static str],
 }
 
 /// Suites of others for file systems: two minutes of two cores each.
-pub const SUITES: [Program; 2] =
-    [Program { name: "pjdfstest", version: "0.2.2" }, Program { name: "fsx", version: "0.3.2" }];
+pub const SUITES: [Program; 2] = [
+    Program { name: "pjdfstest", version: "0.2.2", flags: &[] },
+    Program { name: "fsx", version: "0.3.2", flags: &[] },
+];
 /// Makes Debian packages: a few minutes of two cores.
-pub const CARGO_DEB: Program = Program { name: "cargo-deb", version: "3.8.0" };
-/// An object store: half an hour of one core.
-pub const GARAGE: Program = Program { name: "garage", version: "2.5.0" };
+pub const CARGO_DEB: Program = Program { name: "cargo-deb", version: "3.8.0", flags: &[] };
+/// An object store. Not optimised and without what the tests do not use, since its release build takes an hour.
+pub const GARAGE: Program = Program {
+    name: "garage",
+    version: "2.5.0",
+    flags: &["--debug", "--no-default-features", "--features", "bundled-libs,lmdb"],
+};
 
 impl Program {
     /// Whether it is there.
@@ -32,7 +40,7 @@ impl Program {
     pub fn install(&self) -> Result<String> {
         let root = kept_dir(self.name)?;
         let mut install = cargo(&["install", self.name, "--locked", "--version", self.version, "--root"]);
-        run_quiet(install.arg(&root)).map_err(|failure| {
+        run_quiet(install.arg(&root).args(self.flags)).map_err(|failure| {
             let by_hand = format!("or install {} {} by hand and put it in PATH", self.name, self.version);
             Failure::new(format!("{failure}\ncheck that cargo reaches its registry, {by_hand}"))
         })?;
