@@ -38,7 +38,7 @@ struct Scene {
     _cluster: SeaweedCluster,
 }
 
-pub fn bucket(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn bucket(scratch: &Path) -> Result<Vec<Row>> {
     let source = scratch.join("source");
     files(&source, FILES, FILE_LEN, 11)?;
     let scene = Scene::prepare(scratch, &source)?;

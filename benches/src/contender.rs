@@ -11,14 +11,14 @@ use crate::measure::{Result, snapctl};
 
 /// What one run of a process took.
 #[derive(Clone, Copy, Default)]
-pub struct Cost {
+pub(crate) struct Cost {
     pub seconds: f64,
     pub cpu_seconds: f64,
     pub peak_bytes: u64,
 }
 
 /// Runs a command to its end under GNU time; it must succeed.
-pub fn cost(command: &mut Command, scratch: &Path) -> Result<Cost> {
+pub(crate) fn cost(command: &mut Command, scratch: &Path) -> Result<Cost> {
     let report = scratch.join("time");
     let mut timed = Command::new("time");
     timed.args(["--format", "%U %S %M", "--output"]).arg(&report);
@@ -45,7 +45,7 @@ pub fn cost(command: &mut Command, scratch: &Path) -> Result<Cost> {
 
 /// Whoever keeps a directory as deduplicated snapshots.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Torpor,
     /// At level 1, to be recompressed later.
     Fast,
@@ -54,7 +54,7 @@ pub enum Kind {
 }
 
 /// One of them with its repository.
-pub struct Contender {
+pub(crate) struct Contender {
     pub kind: Kind,
     home: PathBuf,
     scratch: PathBuf,
@@ -63,9 +63,9 @@ pub struct Contender {
 
 impl Kind {
     /// All of them as they are by default.
-    pub const ALL: [Kind; 3] = [Kind::Torpor, Kind::Restic, Kind::Borg];
+    pub(crate) const ALL: [Kind; 3] = [Kind::Torpor, Kind::Restic, Kind::Borg];
 
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Torpor => "torpor",
             Kind::Fast => "torpor, level 1",
@@ -77,7 +77,7 @@ impl Kind {
 
 impl Contender {
     /// A new, empty repository below `scratch`.
-    pub fn new(kind: Kind, scratch: &Path) -> Result<Self> {
+    pub(crate) fn new(kind: Kind, scratch: &Path) -> Result<Self> {
         let home = scratch.join(kind.name());
         if home.exists() {
             fs::remove_dir_all(&home)?;
@@ -108,19 +108,19 @@ impl Contender {
     }
 
     /// Gives Torpor's store a configuration, with `text` in it.
-    pub fn configure(&self, text: &str) -> Result<()> {
+    pub(crate) fn configure(&self, text: &str) -> Result<()> {
         Ok(fs::write(self.configuration(), format!("store = {:?}\n{text}", self.repository()))?)
     }
 
     /// Recompresses as Torpor's configuration says, and collects what that left.
-    pub fn recompress(&self) -> Result<Cost> {
+    pub(crate) fn recompress(&self) -> Result<Cost> {
         let recompressed = cost(&mut self.command(&["tier", "recompress"])?, &self.scratch)?;
         cost(&mut self.command(&["gc", "--cycles", "3"])?, &self.scratch)?;
         Ok(recompressed)
     }
 
     /// Moves all data of Torpor's store to a slower tier and recompresses it there at a level.
-    pub fn recompress_far(&self, level: i32) -> Result<Cost> {
+    pub(crate) fn recompress_far(&self, level: i32) -> Result<Cost> {
         let far = self.repository().join("far");
         let text = format!("[tiers]\nwarm = {far:?}\n[limits]\nhot = 1\n[levels]\nwarm = {level}\n");
         self.configure(&text)?;
@@ -162,7 +162,7 @@ impl Contender {
     }
 
     /// Stores a directory as the next snapshot of `name`.
-    pub fn back_up(&mut self, source: &Path, name: &str) -> Result<Cost> {
+    pub(crate) fn back_up(&mut self, source: &Path, name: &str) -> Result<Cost> {
         self.snapshots += 1;
         let mut command = match self.kind {
             Kind::Torpor | Kind::Fast | Kind::Restic => self.command(&["backup"])?,
@@ -177,7 +177,7 @@ impl Contender {
     }
 
     /// Writes the newest snapshot's files into a new directory.
-    pub fn restore(&self, name: &str, target: &Path) -> Result<Cost> {
+    pub(crate) fn restore(&self, name: &str, target: &Path) -> Result<Cost> {
         let mut command = match self.kind {
             Kind::Torpor | Kind::Fast => self.command(&["restore", name])?,
             Kind::Restic => self.command(&["restore", "latest", "--target"])?,
@@ -194,7 +194,7 @@ impl Contender {
     }
 
     /// Bytes of all files of the repository; local state and caches do not count.
-    pub fn stored_bytes(&self) -> Result<u64> {
+    pub(crate) fn stored_bytes(&self) -> Result<u64> {
         let local = self.repository().join("local");
         sum_of_files(&self.repository(), &local)
     }
@@ -216,7 +216,7 @@ fn sum_of_files(directory: &Path, but: &Path) -> Result<u64> {
 }
 
 /// A command of a few words.
-pub fn command(program: impl AsRef<OsStr>, arguments: &[&dyn AsRef<OsStr>]) -> Command {
+pub(crate) fn command(program: impl AsRef<OsStr>, arguments: &[&dyn AsRef<OsStr>]) -> Command {
     let mut command = Command::new(program);
     arguments.iter().for_each(|argument| {
         command.arg(argument);

@@ -65,7 +65,7 @@ const NODE_VERSIONS: [&str; 3] = ["22.12.0", "22.13.0", "22.13.1"];
 const DEBIAN_SUITE: &str = "bookworm";
 
 /// The kept files.
-pub struct Corpus {
+pub(crate) struct Corpus {
     root: PathBuf,
 }
 
@@ -80,7 +80,7 @@ impl Corpus {
     }
 
     /// The corpus that is there.
-    pub fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let root = Self::root()?;
         match root.join("complete").exists() {
             true => Ok(Self { root }),
@@ -89,12 +89,12 @@ impl Corpus {
     }
 
     /// The large tree.
-    pub fn tree(&self) -> PathBuf {
+    pub(crate) fn tree(&self) -> PathBuf {
         self.root.join("tree")
     }
 
     /// Sets of versions of one thing, oldest first.
-    pub fn version_sets(&self) -> Vec<(&'static str, Vec<PathBuf>)> {
+    pub(crate) fn version_sets(&self) -> Vec<(&'static str, Vec<PathBuf>)> {
         let under = |name: &str, versions: &[&str]| {
             let directory = self.root.join("versions").join(name);
             versions.iter().map(|version| directory.join(version)).collect()
@@ -108,7 +108,7 @@ impl Corpus {
 }
 
 /// Makes what is missing. Needs root (debootstrap), the network, npm, pip and debootstrap.
-pub fn make(_scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn make(_scratch: &Path) -> Result<Vec<Row>> {
     let root = Corpus::root()?;
     let (tree, versions) = (root.join("tree"), root.join("versions"));
     fs::create_dir_all(&tree)?;

@@ -35,7 +35,7 @@ fn write_key(path: &Path) -> Result<()> {
     Ok(std::io::Write::write_all(&mut file, &[7; 32])?)
 }
 
-pub fn crypto(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn crypto(scratch: &Path) -> Result<Vec<Row>> {
     let (source, key) = (scratch.join("source"), scratch.join("key"));
     write_key(&key)?;
     let (paths, len_bytes) = mixed_tree(&source)?;

@@ -17,7 +17,7 @@ const ROUNDS: usize = 9;
 const LEN_BYTES: usize = 64 << 20;
 const PAGES: usize = LEN_BYTES / PAGE;
 
-pub fn fault(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn fault(scratch: &Path) -> Result<Vec<Row>> {
     let memory = Arc::new(Noise::new(4).bytes(LEN_BYTES));
     let path = scratch.join("store");
     let id = store_image(&Store::init(&StoreConfig::directory(&path))?, &memory)?;

@@ -16,7 +16,7 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(3);
 
 /// What one run of a process took.
 #[derive(Clone, Copy, Default)]
-pub struct Footprint {
+pub(crate) struct Footprint {
     pub seconds: f64,
     /// Most memory of its own that was seen: pages that no file has.
     pub own_bytes: u64,
@@ -25,11 +25,11 @@ pub struct Footprint {
 }
 
 /// A cgroup that holds what runs in it to a limit. Removed when dropped.
-pub struct Limited(PathBuf);
+pub(crate) struct Limited(PathBuf);
 
 impl Limited {
     /// A cgroup of so many bytes; `None` where none can be made.
-    pub fn new(limit_bytes: u64) -> Option<Self> {
+    pub(crate) fn new(limit_bytes: u64) -> Option<Self> {
         let group = Self(Path::new(CONTROLLER).join(format!("torpor-bench-{}", std::process::id())));
         fs::create_dir(&group.0).ok()?;
         let limit = group.0.join("memory.limit_in_bytes");
@@ -44,7 +44,7 @@ impl Drop for Limited {
 }
 
 /// Runs a command to its end, within a limit if one is given; it must succeed.
-pub fn footprint(command: &Command, limited: Option<&Limited>) -> Result<Footprint> {
+pub(crate) fn footprint(command: &Command, limited: Option<&Limited>) -> Result<Footprint> {
     let mut child = match limited {
         None => Command::new(command.get_program()),
         Some(group) => {
@@ -84,7 +84,7 @@ fn read_all(mut file: File) -> Result<String> {
 }
 
 /// The least memory of a process that is seen within some seconds, with mapped files and without.
-pub fn settled(pid: u32, seconds: u64) -> Result<[u64; 2]> {
+pub(crate) fn settled(pid: u32, seconds: u64) -> Result<[u64; 2]> {
     let start = Instant::now();
     let mut least = resident(pid)?;
     while start.elapsed() < Duration::from_secs(seconds) {
@@ -95,19 +95,19 @@ pub fn settled(pid: u32, seconds: u64) -> Result<[u64; 2]> {
 }
 
 /// Memory of a process now, with mapped files and without.
-pub fn resident(pid: u32) -> Result<[u64; 2]> {
+pub(crate) fn resident(pid: u32) -> Result<[u64; 2]> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     Ok(["VmRSS:", "RssAnon:"].map(|field| status_bytes(&text, field)))
 }
 
 /// The bytes that a line of `/proc/PID/status` tells in KiB.
-pub fn status_bytes(text: &str, field: &str) -> u64 {
+pub(crate) fn status_bytes(text: &str, field: &str) -> u64 {
     let kib = text.lines().find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB"));
     kib.and_then(|kib| kib.parse().ok()).unwrap_or(0) * 1024
 }
 
 /// Drops the files below a directory from the page cache.
-pub fn cool(directory: &Path) -> Result<()> {
+pub(crate) fn cool(directory: &Path) -> Result<()> {
     rustix::fs::sync();
     let mut waiting = vec![directory.to_owned()];
     while let Some(path) = waiting.pop() {

@@ -131,7 +131,7 @@ fn read_entries(index: &Index, noise: &mut Noise, lookups: u64) -> f64 {
     Clock::Core.now() - start
 }
 
-pub fn index(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn index(scratch: &Path) -> Result<Vec<Row>> {
     let count = std::env::var("TORPOR_INDEX_CHUNKS").ok().and_then(|count| count.parse().ok());
     let count: u64 = count.unwrap_or(CHUNKS);
     let root = scratch.join("store");

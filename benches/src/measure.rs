@@ -7,17 +7,17 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Whatever stops a bench.
-pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Seconds of both sides, one entry a round.
 #[derive(Default)]
-pub struct Pairs {
+pub(crate) struct Pairs {
     pub ours: Vec<f64>,
     pub floor: Vec<f64>,
 }
 
 /// One row of RESULTS.md.
-pub struct Row {
+pub(crate) struct Row {
     pub figure: String,
     pub ours: String,
     pub floor: String,
@@ -27,7 +27,7 @@ pub struct Row {
 }
 
 impl Row {
-    pub const HEAD: &str = "| figure | ours | floor | ours / floor | note |\n|---|---|---|---|---|";
+    pub(crate) const HEAD: &str = "| figure | ours | floor | ours / floor | note |\n|---|---|---|---|---|";
 }
 
 impl fmt::Display for Row {
@@ -39,7 +39,7 @@ impl fmt::Display for Row {
 
 impl Pairs {
     /// Runs both sides in turns, after one unmeasured round. Each returns the seconds it counts.
-    pub fn measure(
+    pub(crate) fn measure(
         rounds: usize,
         mut ours: impl FnMut() -> Result<f64>,
         mut floor: impl FnMut() -> Result<f64>,
@@ -55,7 +55,7 @@ impl Pairs {
     }
 
     /// A row in GB/s of `len_bytes`.
-    pub fn throughput(&self, figure: &str, len_bytes: u64, note: String) -> Row {
+    pub(crate) fn throughput(&self, figure: &str, len_bytes: u64, note: String) -> Row {
         let rate = |seconds: f64| len_bytes as f64 / seconds / 1e9;
         let say = |all: &[f64]| {
             let (least, most) = spread(all);
@@ -65,7 +65,7 @@ impl Pairs {
     }
 
     /// A row in time of one of `count` operations.
-    pub fn latency(&self, figure: &str, count: u64, note: String) -> Row {
+    pub(crate) fn latency(&self, figure: &str, count: u64, note: String) -> Row {
         let each = |seconds: f64| duration(seconds / count as f64);
         let say = |all: &[f64]| {
             let (least, most) = spread(all);
@@ -87,7 +87,7 @@ impl Pairs {
 }
 
 /// What a figure depends on: the machine, what else it does, and the commit.
-pub fn circumstances() -> Result<String> {
+pub(crate) fn circumstances() -> Result<String> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let load = fs::read_to_string("/proc/loadavg")?;
     let load = load.split(' ').next().unwrap_or_default();
@@ -98,7 +98,7 @@ pub fn circumstances() -> Result<String> {
 }
 
 /// The `snapctl` of the same build.
-pub fn snapctl() -> Result<PathBuf> {
+pub(crate) fn snapctl() -> Result<PathBuf> {
     let program = std::env::current_exe()?.with_file_name("snapctl");
     match program.exists() {
         true => Ok(program),
@@ -107,38 +107,38 @@ pub fn snapctl() -> Result<PathBuf> {
 }
 
 /// Seconds that `work` takes.
-pub fn time<T>(work: impl FnOnce() -> Result<T>) -> Result<f64> {
+pub(crate) fn time<T>(work: impl FnOnce() -> Result<T>) -> Result<f64> {
     let start = Instant::now();
     work()?;
     Ok(start.elapsed().as_secs_f64())
 }
 
 /// The middle value.
-pub fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     percentile(values, 50)
 }
 
 /// The value that so many percent of all values do not exceed.
-pub fn percentile(values: &[f64], percent: usize) -> f64 {
+pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get((sorted.len().saturating_sub(1) * percent).div_ceil(100)).copied().unwrap_or(f64::NAN)
 }
 
 /// A row of single operations, each timed by itself.
-pub fn percentiles(figure: &str, ours: &[f64], floor: &[f64], note: String) -> Row {
+pub(crate) fn percentiles(figure: &str, ours: &[f64], floor: &[f64], note: String) -> Row {
     let say = |all: &[f64]| format!("p50 {}, p99 {}", duration(median(all)), duration(percentile(all, 99)));
     let ratio = median(ours) / median(floor);
     Row { figure: figure.into(), ours: say(ours), floor: say(floor), ratio, note }
 }
 
 /// The least and the greatest value.
-pub fn spread(values: &[f64]) -> (f64, f64) {
+pub(crate) fn spread(values: &[f64]) -> (f64, f64) {
     (percentile(values, 0), percentile(values, 100))
 }
 
 /// Seconds for people.
-pub fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     match Duration::from_secs_f64(seconds) {
         short if short < Duration::from_millis(1) => format!("{:.1} us", seconds * 1e6),
         short if short < Duration::from_secs(1) => format!("{:.1} ms", seconds * 1e3),

@@ -29,7 +29,7 @@ const FILES: u64 = 256;
 const SNAPSHOTS: u64 = 3;
 const ALLOWED_BYTES: u64 = 512 << 20;
 
-pub fn memory(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn memory(scratch: &Path) -> Result<Vec<Row>> {
     let packs = std::env::var("TORPOR_BENCH_PACKS").ok().and_then(|packs| packs.parse().ok());
     let packs: u64 = packs.unwrap_or(PACKS);
     let path = scratch.join("store");

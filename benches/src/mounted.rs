@@ -19,7 +19,7 @@ const LARGE_LEN_BYTES: u64 = 256 << 20;
 const RANDOM_READS: u64 = 20_000;
 const PAGE: u64 = 4096;
 
-pub fn mount(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn mount(scratch: &Path) -> Result<Vec<Row>> {
     let few = Mounted::prepare(&scratch.join("few"), 10)?;
     let many = Mounted::prepare(&scratch.join("many"), 100_000)?;
     let pairs = Pairs::measure(MOUNT_ROUNDS, || many.mount_and_unmount(), || few.mount_and_unmount())?;
@@ -28,7 +28,7 @@ pub fn mount(scratch: &Path) -> Result<Vec<Row>> {
     Ok(vec![pairs.latency("mount of 100,000 files / of 10 files", 1, note)])
 }
 
-pub fn read(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn read(scratch: &Path) -> Result<Vec<Row>> {
     let mounted = Mounted::prepare(scratch, SMALL_FILES)?;
     let guard = mounted.mount()?;
     let (theirs, ours) = (&mounted.source, &mounted.mountpoint);
@@ -46,14 +46,14 @@ pub fn read(scratch: &Path) -> Result<Vec<Row>> {
 }
 
 /// A tree on the host and its snapshot, ready to be mounted.
-pub struct Mounted {
+pub(crate) struct Mounted {
     pub source: PathBuf,
     store: PathBuf,
     pub mountpoint: PathBuf,
 }
 
 /// Unmounts when it is dropped, so that a bench that fails leaves no mount.
-pub struct MountGuard<'a>(Option<&'a Mounted>);
+pub(crate) struct MountGuard<'a>(Option<&'a Mounted>);
 
 impl Mounted {
     /// A tree of so many files of 4 KiB and one large one.
@@ -62,7 +62,7 @@ impl Mounted {
     }
 
     /// The same, the large one of this length.
-    pub fn with_large(scratch: &Path, count: usize, len_bytes: u64) -> Result<Mounted> {
+    pub(crate) fn with_large(scratch: &Path, count: usize, len_bytes: u64) -> Result<Mounted> {
         let source = scratch.join("source");
         fs::create_dir_all(&source)?;
         files(&source, count, PAGE as usize, 1)?;
@@ -71,7 +71,7 @@ impl Mounted {
     }
 
     /// What is in `source` below `scratch`, and its snapshot.
-    pub fn of(scratch: &Path) -> Result<Mounted> {
+    pub(crate) fn of(scratch: &Path) -> Result<Mounted> {
         let [source, store, mountpoint] = ["source", "store", "mount"].map(|name| scratch.join(name));
         fs::create_dir_all(&mountpoint)?;
         back_up(&Store::init(&StoreConfig::directory(&store))?, &source)?;
@@ -85,13 +85,13 @@ impl Mounted {
         if status.success() { Ok(()) } else { Err(format!("snapctl {} failed", arguments.join(" ")).into()) }
     }
 
-    pub fn mount(&self) -> Result<MountGuard<'_>> {
+    pub(crate) fn mount(&self) -> Result<MountGuard<'_>> {
         self.snapctl(&["mount", "bench"])?;
         Ok(MountGuard(Some(self)))
     }
 
     /// Seconds that a freeze takes.
-    pub fn freeze(&self) -> Result<f64> {
+    pub(crate) fn freeze(&self) -> Result<f64> {
         time(|| self.snapctl(&["freeze"]))
     }
 
@@ -107,7 +107,7 @@ impl Mounted {
 }
 
 impl MountGuard<'_> {
-    pub fn unmount(mut self) -> Result<()> {
+    pub(crate) fn unmount(mut self) -> Result<()> {
         self.0.take().map_or(Ok(()), |mounted| mounted.snapctl(&["umount"]))
     }
 }

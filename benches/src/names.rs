@@ -21,7 +21,7 @@ fn name(number: usize) -> String {
     format!("name-{number:06}")
 }
 
-pub fn names(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn names(scratch: &Path) -> Result<Vec<Row>> {
     let directory = scratch.join("source/d");
     fs::create_dir_all(&directory)?;
     (0..NAMES).try_for_each(|number| File::create(directory.join(name(number))).map(drop))?;
@@ -63,7 +63,7 @@ fn forgetting(mounted: &Mounted, removed: usize) -> Result<f64> {
     Ok(elapsed)
 }
 
-pub fn resident(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn resident(scratch: &Path) -> Result<Vec<Row>> {
     let source = scratch.join("source");
     let mut noise = Noise::new(3);
     for number in 0..FILES {

@@ -81,13 +81,13 @@ fn rounds() -> usize {
 }
 
 /// Warm runs of everything.
-pub fn peers(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn peers(scratch: &Path) -> Result<Vec<Row>> {
     let bench = Bench::prepare(scratch, false)?;
     bench.run()
 }
 
 /// The same with cold caches.
-pub fn cold(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn cold(scratch: &Path) -> Result<Vec<Row>> {
     let bench = Bench::prepare(scratch, true)?;
     bench.run()
 }
@@ -208,7 +208,7 @@ impl<'a> Bench<'a> {
 }
 
 /// Regular files below a directory in order of their names, and their bytes together.
-pub fn regular_files(directory: &Path, found: &mut Vec<PathBuf>) -> Result<u64> {
+pub(crate) fn regular_files(directory: &Path, found: &mut Vec<PathBuf>) -> Result<u64> {
     let mut entries = fs::read_dir(directory)?.collect::<std::io::Result<Vec<_>>>()?;
     entries.sort_by_key(fs::DirEntry::file_name);
     let mut len_bytes = 0;
@@ -225,7 +225,7 @@ pub fn regular_files(directory: &Path, found: &mut Vec<PathBuf>) -> Result<u64> 
 }
 
 /// Stored bytes of several versions of one thing.
-pub fn versions(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn versions(scratch: &Path) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (what, versions) in Corpus::open()?.version_sets() {
         let mut stored = BTreeMap::new();

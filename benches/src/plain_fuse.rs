@@ -45,7 +45,7 @@ const WAYS: [(Way, &str); 4] = [
 ];
 
 /// The figures of `write` for a file system that only passes bytes on.
-pub fn fuse(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn fuse(scratch: &Path) -> Result<Vec<Row>> {
     let theirs = scratch.join("host");
     fs::create_dir(&theirs)?;
     let mut rows = Vec::new();

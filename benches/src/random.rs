@@ -13,13 +13,13 @@ use crate::measure::{Result, Row, percentiles};
 use crate::storage::back_up;
 use crate::workload::Noise;
 
-pub const READ_LEN: usize = 64 << 10;
+pub(crate) const READ_LEN: usize = 64 << 10;
 const FILE_LEN: usize = 512 << 20;
 const READS: usize = 2000;
 const ROUNDS: usize = 5;
 
 /// The content of a file of a snapshot.
-pub fn content(store: &Store, snapshot: &SnapshotId, path: &[u8]) -> Result<ContentReader> {
+pub(crate) fn content(store: &Store, snapshot: &SnapshotId, path: &[u8]) -> Result<ContentReader> {
     let tree = store.snapshot(snapshot)?.tree.ok_or("a snapshot of files")?;
     let inode = store.tree(&tree)?.lookup_path(path)?.ok_or("the file was stored")?;
     let Node::File(content) = &inode.node else { return Err("a regular file".into()) };
@@ -27,7 +27,7 @@ pub fn content(store: &Store, snapshot: &SnapshotId, path: &[u8]) -> Result<Cont
 }
 
 /// The chunk that a byte lies in.
-pub fn chunk_at(content: &ContentReader, offset: u64) -> Result<store::ChunkId> {
+pub(crate) fn chunk_at(content: &ContentReader, offset: u64) -> Result<store::ChunkId> {
     let extents = content.extents();
     let after = extents.partition_point(|(start, _)| *start <= offset);
     match extents.get(after.wrapping_sub(1)) {
@@ -36,7 +36,7 @@ pub fn chunk_at(content: &ContentReader, offset: u64) -> Result<store::ChunkId> 
     }
 }
 
-pub fn random(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn random(scratch: &Path) -> Result<Vec<Row>> {
     let (source, path) = (scratch.join("source"), scratch.join("store"));
     fs::create_dir(&source)?;
     let bytes = Noise::new(9).bytes(FILE_LEN);

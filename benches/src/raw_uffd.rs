@@ -21,7 +21,7 @@ const PAGE: usize = store::PAGE;
 
 /// What a raw handler fills pages from.
 #[derive(Clone)]
-pub enum Source {
+pub(crate) enum Source {
     /// The bytes themselves, so many of them a fault.
     Bytes { bytes: Arc<Vec<u8>>, fill_len_bytes: usize },
     /// Compressed groups of so many plain bytes, each with its hash: one group a fault.
@@ -56,7 +56,7 @@ impl Source {
 }
 
 /// Memory that a raw handler fills.
-pub struct RawMapping {
+pub(crate) struct RawMapping {
     address: *mut c_void,
     len_bytes: usize,
     stop: Option<PipeWriter>,
@@ -65,7 +65,7 @@ pub struct RawMapping {
 
 impl RawMapping {
     /// Maps memory that reads as `source`, whole pages.
-    pub fn new(source: Source) -> Result<RawMapping> {
+    pub(crate) fn new(source: Source) -> Result<RawMapping> {
         let len_bytes = source.len_bytes();
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new anonymous mapping at an address the kernel chooses overlaps nothing.
@@ -79,14 +79,14 @@ impl RawMapping {
     }
 
     /// First byte of a page; waits for the handler when the page is missing.
-    pub fn touch(&self, page: usize) -> u8 {
+    pub(crate) fn touch(&self, page: usize) -> u8 {
         assert!((page + 1) * PAGE <= self.len_bytes, "page {page} lies in the mapping");
         // SAFETY: the byte lies in this value's mapping, which stays readable while the value lives.
         unsafe { self.address.cast::<u8>().add(page * PAGE).read_volatile() }
     }
 
     /// Stops the handler and unmaps.
-    pub fn unmap(mut self) -> Result<()> {
+    pub(crate) fn unmap(mut self) -> Result<()> {
         drop(self.stop.take());
         match self.handler.take().map(JoinHandle::join) {
             Some(Ok(outcome)) => outcome,

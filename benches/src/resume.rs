@@ -18,7 +18,7 @@ const HELD_MIB: usize = 300;
 const PATIENCE: Duration = Duration::from_secs(60);
 const SERVER: &str = include_str!("server.py");
 
-pub fn resume(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn resume(scratch: &Path) -> Result<Vec<Row>> {
     let asleep = Asleep::prepare(scratch)?;
     let note = format!("Python server of {HELD_MIB} MiB, to its first reply");
     let mut rows = Vec::new();
@@ -131,7 +131,7 @@ impl Asleep {
 }
 
 /// Asks the server once; `None` when it does not answer.
-pub fn ask(port: u16) -> Option<()> {
+pub(crate) fn ask(port: u16) -> Option<()> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -142,7 +142,7 @@ pub fn ask(port: u16) -> Option<()> {
 }
 
 /// Neither a port that is opened nor the end of a foreign process is announced.
-pub fn poll(complaint: &str, mut look: impl FnMut() -> Option<()>) -> Result<()> {
+pub(crate) fn poll(complaint: &str, mut look: impl FnMut() -> Option<()>) -> Result<()> {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         if look().is_some() {

@@ -22,7 +22,7 @@ const RECENT: Duration = Duration::from_millis(1200);
 /// What the floor compresses at once: the length of a frame of file data.
 const FRAME_LEN_BYTES: usize = 512 << 10;
 
-pub fn ingest(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn ingest(scratch: &Path) -> Result<Vec<Row>> {
     let source = scratch.join("source");
     let (paths, len_bytes) = mixed_tree(&source)?;
     let level = StoreConfig::directory(scratch).level;
@@ -44,7 +44,7 @@ pub fn ingest(scratch: &Path) -> Result<Vec<Row>> {
     Ok(vec![pairs.throughput("ingest / read + BLAKE3 + zstd", len_bytes, note)])
 }
 
-pub fn restore(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn restore(scratch: &Path) -> Result<Vec<Row>> {
     let source = scratch.join("source");
     let (paths, len_bytes) = mixed_tree(&source)?;
     let store = Store::init(&StoreConfig::directory(&scratch.join("store")))?;
@@ -69,7 +69,7 @@ pub fn restore(scratch: &Path) -> Result<Vec<Row>> {
 }
 
 /// Backs a directory up into a new snapshot of one ref.
-pub fn back_up(store: &Store, source: &Path) -> Result<store::SnapshotId> {
+pub(crate) fn back_up(store: &Store, source: &Path) -> Result<store::SnapshotId> {
     let mut writer = store.writer("bench")?;
     let report = store::backup(&mut writer, source, "bench", &BackupOptions::default(), &Unwatched)?;
     Ok(report.snapshot)
@@ -80,7 +80,7 @@ const CHANGED: usize = 100;
 
 /// Ingest of a tree of which one file in a hundred changed. The floor looks at every file, and reads, hashes and compresses
 /// those that changed.
-pub fn changed(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn changed(scratch: &Path) -> Result<Vec<Row>> {
     let source = scratch.join("source");
     let (paths, _) = mixed_tree(&source)?;
     let level = StoreConfig::directory(scratch).level;
@@ -129,7 +129,7 @@ fn copy(source: &Path, target: &Path) -> Result<()> {
 }
 
 /// The floor as a program of its own: what every ingest of this directory must do.
-pub fn floor_of_ingest(source: &Path) -> Result<()> {
+pub(crate) fn floor_of_ingest(source: &Path) -> Result<()> {
     let mut paths = Vec::new();
     regular_files(source, &mut paths)?;
     hash_and_compress(&paths, StoreConfig::directory(source).level)

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use crate::measure::Result;
 
 /// splitmix64: small, seeded, good enough for bytes that must not compress.
-pub struct Noise(u64);
+pub(crate) struct Noise(u64);
 
 impl Noise {
-    pub fn new(seed: u64) -> Noise {
+    pub(crate) fn new(seed: u64) -> Noise {
         Noise(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -23,19 +23,19 @@ impl Noise {
     }
 
     /// A number below `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
     /// Bytes that compress to about half.
-    pub fn fill(&mut self, bytes: &mut [u8]) {
+    pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
         for (number, word) in bytes.chunks_mut(8).enumerate() {
             let value = if number % 64 < 32 { self.next() } else { number as u64 & 0xff };
             word.copy_from_slice(&value.to_le_bytes()[..word.len()]);
         }
     }
 
-    pub fn bytes(&mut self, len_bytes: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, len_bytes: usize) -> Vec<u8> {
         let mut bytes = vec![0; len_bytes];
         self.fill(&mut bytes);
         bytes
@@ -43,7 +43,7 @@ impl Noise {
 }
 
 /// So many files of one size, 100 to a directory.
-pub fn files(directory: &Path, count: usize, len_bytes: usize, seed: u64) -> Result<Vec<PathBuf>> {
+pub(crate) fn files(directory: &Path, count: usize, len_bytes: usize, seed: u64) -> Result<Vec<PathBuf>> {
     let mut noise = Noise::new(seed);
     let mut paths = Vec::with_capacity(count);
     for number in 0..count {
@@ -59,7 +59,7 @@ pub fn files(directory: &Path, count: usize, len_bytes: usize, seed: u64) -> Res
 }
 
 /// 512 MiB in 2,082 files from 16 KiB to 8 MiB.
-pub fn mixed_tree(directory: &Path) -> Result<(Vec<PathBuf>, u64)> {
+pub(crate) fn mixed_tree(directory: &Path) -> Result<(Vec<PathBuf>, u64)> {
     const SHAPES: [(usize, usize); 3] = [(32, 8 << 20), (224, 1 << 20), (2048, 16 << 10)];
     let mut paths = Vec::new();
     let mut len_bytes = 0;

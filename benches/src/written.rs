@@ -24,7 +24,7 @@ const LARGE_LEN: u64 = 1 << 30;
 const CHANGED_LEN: usize = 10 << 20;
 const HOT_LEN: usize = 256 << 20;
 
-pub fn write(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn write(scratch: &Path) -> Result<Vec<Row>> {
     let mounted = Mounted::with_large(scratch, 10, 64 << 20)?;
     let guard = mounted.mount()?;
     let rows = figures(&mounted.mountpoint, &mounted.source)?;
@@ -33,7 +33,7 @@ pub fn write(scratch: &Path) -> Result<Vec<Row>> {
 }
 
 /// The figures of writing below `ours`, each against the same below `theirs`.
-pub fn figures(ours: &Path, theirs: &Path) -> Result<Vec<Row>> {
+pub(crate) fn figures(ours: &Path, theirs: &Path) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (block, name) in [(1 << 20, "1 MiB"), (64 << 10, "64 KiB"), (BLOCK, "4 KiB")] {
         let run = |root: &Path| sequential(root, block);
@@ -52,7 +52,7 @@ pub fn figures(ours: &Path, theirs: &Path) -> Result<Vec<Row>> {
 }
 
 /// A file of 100,000 pieces: every other block of it was written.
-pub fn sparse(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn sparse(scratch: &Path) -> Result<Vec<Row>> {
     let mounted = Mounted::with_large(scratch, 10, 1 << 20)?;
     let guard = mounted.mount()?;
     let (theirs, ours) = (&mounted.source, &mounted.mountpoint);
@@ -72,7 +72,7 @@ pub fn sparse(scratch: &Path) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-pub fn freeze(scratch: &Path) -> Result<Vec<Row>> {
+pub(crate) fn freeze(scratch: &Path) -> Result<Vec<Row>> {
     let mounted = Mounted::with_large(scratch, 10, LARGE_LEN)?;
     let guard = mounted.mount()?;
     let mut rows = Vec::new();

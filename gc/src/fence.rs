@@ -54,7 +54,7 @@ impl Seen {
 ///
 /// # Errors
 /// As the store's home.
-pub fn fence_stale(store: &Store, table: &Derived, epoch: u64) -> Result<()> {
+pub(crate) fn fence_stale(store: &Store, table: &Derived, epoch: u64) -> Result<()> {
     let place = store.sessions();
     let foreign =
         |listed: &session::Listed| listed.record.host != place.host && listed.record.upper.is_none();

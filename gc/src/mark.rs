@@ -15,7 +15,7 @@ const MEMO_BYTES: usize = 64 << 20;
 const NEED_LEN: usize = PackId::LEN + 8;
 
 /// A mark under way.
-pub struct Marker<'a> {
+pub(crate) struct Marker<'a> {
     places: Places<'a>,
     table: Option<&'a Derived>,
     directories: Directories,
@@ -26,7 +26,7 @@ pub struct Marker<'a> {
 impl<'a> Marker<'a> {
     /// A mark over the packs of a scene; a chunk that lies in several counts for one that is not condemned, and where it is
     /// not lost.
-    pub fn new(store: &'a Store, scene: Scene<'a>, table: Option<&'a Derived>) -> Self {
+    pub(crate) fn new(store: &'a Store, scene: Scene<'a>, table: Option<&'a Derived>) -> Self {
         let (marked, reached) = Default::default();
         Self { places: Places::new(store, scene), table, directories: Memo::new(MEMO_BYTES), marked, reached }
     }
@@ -35,7 +35,7 @@ impl<'a> Marker<'a> {
     ///
     /// # Errors
     /// `Corrupt` or `NotFound` when anything it needs is missing or unreadable: then nothing may be deleted.
-    pub fn mark(&mut self, store: &Store, snapshot: &SnapshotId) -> Result<()> {
+    pub(crate) fn mark(&mut self, store: &Store, snapshot: &SnapshotId) -> Result<()> {
         if self.marked.contains(snapshot) {
             return Ok(());
         }
@@ -55,17 +55,17 @@ impl<'a> Marker<'a> {
     }
 
     /// The snapshots marked so far.
-    pub fn marked(&self) -> &HashSet<SnapshotId> {
+    pub(crate) fn marked(&self) -> &HashSet<SnapshotId> {
         &self.marked
     }
 
     /// The packs that they need.
-    pub fn reached(&self) -> &BTreeSet<PackId> {
+    pub(crate) fn reached(&self) -> &BTreeSet<PackId> {
         &self.reached
     }
 
     /// The packs that are gone although something in them is needed.
-    pub fn missed(&self) -> &HashSet<PackId> {
+    pub(crate) fn missed(&self) -> &HashSet<PackId> {
         self.places.missed()
     }
 

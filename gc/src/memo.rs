@@ -10,7 +10,7 @@ const ENTRY_BYTES: usize = 96;
 
 /// What a directory and all below it need.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Needs {
+pub(crate) struct Needs {
     /// Packs by number, sorted.
     pub packs: Rc<[u32]>,
     /// Something below is known to be lost, so that this is not all.
@@ -19,13 +19,13 @@ pub struct Needs {
 
 impl Needs {
     /// Bytes of memory that they take in a memo, about.
-    pub fn cost_bytes(&self) -> usize {
+    pub(crate) fn cost_bytes(&self) -> usize {
         ENTRY_BYTES + size_of_val(&*self.packs)
     }
 }
 
 /// What was found lately, each with what it costs.
-pub struct Memo<K, V> {
+pub(crate) struct Memo<K, V> {
     young: HashMap<K, (V, usize)>,
     old: HashMap<K, (V, usize)>,
     young_bytes: usize,
@@ -34,12 +34,12 @@ pub struct Memo<K, V> {
 
 impl<K: Hash + Eq + Copy, V: Clone> Memo<K, V> {
     /// An empty one. Both generations together take about `budget_bytes`.
-    pub fn new(budget_bytes: usize) -> Self {
+    pub(crate) fn new(budget_bytes: usize) -> Self {
         Self { young: HashMap::new(), old: HashMap::new(), young_bytes: 0, budget_bytes }
     }
 
     /// What is known.
-    pub fn get(&mut self, key: &K) -> Option<V> {
+    pub(crate) fn get(&mut self, key: &K) -> Option<V> {
         if let Some((value, _)) = self.young.get(key) {
             return Some(value.clone());
         }
@@ -49,7 +49,7 @@ impl<K: Hash + Eq + Copy, V: Clone> Memo<K, V> {
     }
 
     /// Keeps what was found. It is there at least until half of the budget was inserted after it.
-    pub fn insert(&mut self, key: K, value: V, cost_bytes: usize) {
+    pub(crate) fn insert(&mut self, key: K, value: V, cost_bytes: usize) {
         if self.young_bytes + cost_bytes > self.budget_bytes / 2 {
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = 0;

@@ -16,7 +16,7 @@ const BASE_BYTES: usize = 128;
 
 /// What packs are like.
 #[derive(Clone, Copy)]
-pub struct Scene<'a> {
+pub(crate) struct Scene<'a> {
     /// The packs that are there, with their lengths in bytes.
     pub inventory: &'a HashMap<PackId, u64>,
     /// Those that are condemned, and since when.
@@ -27,7 +27,7 @@ pub struct Scene<'a> {
 
 /// Packs that are needed, and whether something was lost on the way to others.
 #[derive(Debug, Default)]
-pub struct Found {
+pub(crate) struct Found {
     /// Packs by number.
     pub packs: BTreeSet<u32>,
     /// Something is known to be lost, so that this is not all.
@@ -36,19 +36,19 @@ pub struct Found {
 
 impl Found {
     /// Adds what something below needs.
-    pub fn add(&mut self, needs: &Needs) {
+    pub(crate) fn add(&mut self, needs: &Needs) {
         self.packs.extend(needs.packs.iter());
         self.is_lossy |= needs.is_lossy;
     }
 
     /// The same, to be kept.
-    pub fn needs(self) -> Needs {
+    pub(crate) fn needs(self) -> Needs {
         Needs { packs: self.packs.into_iter().collect(), is_lossy: self.is_lossy }
     }
 }
 
 /// The packs of a scene by number, and how far into each what was found reaches.
-pub struct Places<'a> {
+pub(crate) struct Places<'a> {
     /// Whose tiers are looked at.
     store: &'a Store,
     scene: Scene<'a>,
@@ -62,28 +62,28 @@ pub struct Places<'a> {
 
 impl<'a> Places<'a> {
     /// Nothing found yet.
-    pub fn new(store: &'a Store, scene: Scene<'a>) -> Self {
+    pub(crate) fn new(store: &'a Store, scene: Scene<'a>) -> Self {
         let (packs, numbers, missed) = Default::default();
         Self { store, scene, packs, numbers, bases: Memo::new(BASES_BYTES), missed }
     }
 
     /// The index that chunks are found in.
-    pub fn index(&self) -> &'a Index {
+    pub(crate) fn index(&self) -> &'a Index {
         self.store.index()
     }
 
     /// What packs are like.
-    pub fn scene(&self) -> &Scene<'a> {
+    pub(crate) fn scene(&self) -> &Scene<'a> {
         &self.scene
     }
 
     /// The packs that are gone although something in them is needed.
-    pub fn missed(&self) -> &HashSet<PackId> {
+    pub(crate) fn missed(&self) -> &HashSet<PackId> {
         &self.missed
     }
 
     /// The pack of a number, and how far into it what was found reaches, in bytes.
-    pub fn pack(&self, number: u32) -> (PackId, u64) {
+    pub(crate) fn pack(&self, number: u32) -> (PackId, u64) {
         self.packs[number as usize]
     }
 
@@ -91,7 +91,7 @@ impl<'a> Places<'a> {
     ///
     /// # Errors
     /// `Corrupt` when nothing does and it is not known to be lost.
-    pub fn find(&mut self, id: &ChunkId, found: &mut Found) -> Result<()> {
+    pub(crate) fn find(&mut self, id: &ChunkId, found: &mut Found) -> Result<()> {
         let packs = self.packs_of(id);
         if packs.is_empty() {
             if !self.is_known_to_be_lost(id) {
@@ -143,7 +143,7 @@ impl<'a> Places<'a> {
     }
 
     /// Whether every place of a chunk is in a frame that is known to be lost.
-    pub fn is_known_to_be_lost(&self, id: &ChunkId) -> bool {
+    pub(crate) fn is_known_to_be_lost(&self, id: &ChunkId) -> bool {
         let mut places = self.store.index().find(id).into_iter().peekable();
         places.peek().is_some() && places.all(|place| self.scene.damaged.has(&place))
     }

@@ -4,7 +4,7 @@
 use std::fmt;
 
 /// Epochs between a condemnation and the first run that may delete.
-pub const GRACE_EPOCHS: u64 = 2;
+pub(crate) const GRACE_EPOCHS: u64 = 2;
 
 /// What happens to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,7 +69,7 @@ impl fmt::Display for Reason {
 
 /// The clock and the sessions, as one run sees them.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub(crate) struct Clock {
     /// This run.
     pub epoch: u64,
     /// The oldest epoch of an open writer's session.
@@ -80,7 +80,7 @@ pub struct Clock {
 
 impl Clock {
     /// Decides over one object.
-    pub fn decide(&self, reached: bool, condemned: Option<u64>) -> (Verdict, Reason) {
+    pub(crate) fn decide(&self, reached: bool, condemned: Option<u64>) -> (Verdict, Reason) {
         match (reached, condemned) {
             (true, None) => (Verdict::Keep, Reason::Reached),
             // A stalled collector of another host may yet delete what it saw condemned and unreached. It is right as long as

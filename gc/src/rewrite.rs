@@ -18,7 +18,7 @@ const BATCH_BYTES: u64 = 256 << 20;
 
 /// A pack to be rewritten.
 #[derive(Clone, Copy, Debug)]
-pub struct Due {
+pub(crate) struct Due {
     /// Number of the tier where it lies and where its chunks go.
     pub tier: usize,
     /// Level of the new packs; 0 leaves frames as they are compressed.
@@ -56,7 +56,7 @@ pub struct Pace<'a> {
 ///
 /// # Errors
 /// `Conflict` while another rewrite is at work; those of the store. What was condemned by then is whole elsewhere.
-pub fn rewrite(
+pub(crate) fn rewrite(
     store: &Store,
     due: &[Due],
     pace: &Pace<'_>,
@@ -227,7 +227,7 @@ fn is_nowhere(store: &Store, id: &ChunkId) -> bool {
 ///
 /// # Errors
 /// As the tiers.
-pub fn packs_by_tier(store: &Store) -> Result<Vec<(usize, PackId, u64)>> {
+pub(crate) fn packs_by_tier(store: &Store) -> Result<Vec<(usize, PackId, u64)>> {
     let mut seen = HashSet::new();
     let mut packs = Vec::new();
     for (number, tier) in store.tiers().iter().enumerate() {

@@ -18,7 +18,7 @@ const DIRECTORY_WEIGHT: usize = 8;
 const SHARED_WEIGHT: usize = 512;
 
 /// What directories need, with all below them.
-pub type Directories = Memo<DirectoryId, Needs>;
+pub(crate) type Directories = Memo<DirectoryId, Needs>;
 
 /// A directory, or the snapshot itself.
 struct Node {
@@ -32,7 +32,7 @@ struct Node {
 }
 
 /// A walk under way.
-pub struct Walk<'m, 'a> {
+pub(crate) struct Walk<'m, 'a> {
     places: &'m mut Places<'a>,
     directories: &'m mut Directories,
     nodes: Vec<Node>,
@@ -48,7 +48,7 @@ pub struct Walk<'m, 'a> {
 
 impl<'m, 'a> Walk<'m, 'a> {
     /// Nothing walked yet.
-    pub fn new(places: &'m mut Places<'a>, directories: &'m mut Directories) -> Self {
+    pub(crate) fn new(places: &'m mut Places<'a>, directories: &'m mut Directories) -> Self {
         let snapshot = Node { id: None, parents: Vec::new(), found: Found::default(), children: Vec::new() };
         let (done, numbers, waiting) = Default::default();
         Self {
@@ -67,7 +67,7 @@ impl<'m, 'a> Walk<'m, 'a> {
     ///
     /// # Errors
     /// `Corrupt` or `NotFound` when anything it needs is missing or unreadable and not known to be lost.
-    pub fn run(mut self, store: &Store, snapshot: &Snapshot) -> Result<Found> {
+    pub(crate) fn run(mut self, store: &Store, snapshot: &Snapshot) -> Result<Found> {
         if let Some(image) = &snapshot.image {
             self.gather(|visitor| store::chunks_of_image(store, image, visitor))?;
         }

@@ -17,7 +17,7 @@ use crate::target::{Target, peer_of};
 
 /// An accepted connection.
 #[derive(Debug)]
-pub struct Connection<'a> {
+pub(crate) struct Connection<'a> {
     stream: UnixStream,
     peer: Arc<Target>,
     held: Option<(&'a Custody, Held)>,
@@ -36,7 +36,7 @@ impl<'a> Connection<'a> {
     ///
     /// # Errors
     /// `Unavailable` when the process on its other end is gone or out of sight; the connection is closed then.
-    pub fn new(stream: UnixStream, held: Option<(&'a Custody, Held)>) -> Result<Self> {
+    pub(crate) fn new(stream: UnixStream, held: Option<(&'a Custody, Held)>) -> Result<Self> {
         match peer_of(&stream) {
             Ok(peer) => {
                 Ok(Self { stream, peer: Arc::new(peer), held, since: Instant::now(), is_claimed: false })
@@ -52,7 +52,7 @@ impl<'a> Connection<'a> {
     ///
     /// # Errors
     /// `Unavailable` when the supervisor is gone.
-    pub fn claim(&mut self) -> Result<()> {
+    pub(crate) fn claim(&mut self) -> Result<()> {
         self.is_claimed = true;
         self.held.as_ref().map_or(Ok(()), |(custody, held)| custody.claim(held))
     }
@@ -62,7 +62,7 @@ impl<'a> Connection<'a> {
     ///
     /// # Errors
     /// When such a process may live on.
-    pub fn turn_away(self, has_memory: bool) -> Result<bool> {
+    pub(crate) fn turn_away(self, has_memory: bool) -> Result<bool> {
         // Kept until the process has ended: it sees no zero page meanwhile.
         let memory = take_memory(&self.stream);
         let has_memory = has_memory || !memory.is_empty();
@@ -73,32 +73,32 @@ impl<'a> Connection<'a> {
     }
 
     /// When it was accepted.
-    pub fn since(&self) -> Instant {
+    pub(crate) fn since(&self) -> Instant {
         self.since
     }
 
     /// How much is left of a time that began when the other side connected.
-    pub fn left_of(&self, time: Duration) -> Duration {
+    pub(crate) fn left_of(&self, time: Duration) -> Duration {
         time.saturating_sub(self.since.elapsed())
     }
 
     /// The stream.
-    pub fn stream(&self) -> &UnixStream {
+    pub(crate) fn stream(&self) -> &UnixStream {
         &self.stream
     }
 
     /// The process on the other end.
-    pub fn peer(&self) -> &Arc<Target> {
+    pub(crate) fn peer(&self) -> &Arc<Target> {
         &self.peer
     }
 
     /// The supervisor that has a copy of it.
-    pub fn custody(&self) -> Option<&'a Custody> {
+    pub(crate) fn custody(&self) -> Option<&'a Custody> {
         self.held.as_ref().map(|(custody, _)| *custody)
     }
 
     /// Nothing depends on it any more.
-    pub fn finish(mut self) {
+    pub(crate) fn finish(mut self) {
         self.is_claimed = false;
     }
 }

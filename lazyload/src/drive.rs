@@ -11,7 +11,7 @@ const PAGE_BYTES: u64 = PAGE as u64;
 
 /// How an attempt to fill a range ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Every page of the range is there, or has no mapping to be in.
     Done,
     /// The address space is changing: read its events, then ask again.
@@ -27,7 +27,7 @@ pub enum Outcome {
 ///
 /// A page that is there already is woken and counts as settled: whoever waits for it may have asked before it came. A
 /// range that crosses a border of mappings is filled page by page. `settled` hears of every range that needs nothing more.
-pub fn drive(
+pub(crate) fn drive(
     fault: &UserFault,
     range: Range<u64>,
     page_bytes: u64,

@@ -19,7 +19,7 @@ const PAGE_BYTES: u64 = PAGE as u64;
 
 /// A change of the address space, as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// The owner gave the bytes of `start..end` back.
     Remove { start: u64, end: u64 },
     /// `start..end` is no longer mapped.
@@ -30,7 +30,7 @@ pub enum Change {
 
 /// How a fault is to be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// Fill with pages of the image.
     Copy(Fill),
     /// Fill with zeroes.
@@ -41,7 +41,7 @@ pub enum Answer {
 
 /// Consecutive pages that lie in consecutive slots of one stored group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fill {
+pub(crate) struct Fill {
     /// Run-time address of the first page.
     pub address: u64,
     /// Group that holds the bytes, and the slot of the first page in it.
@@ -55,7 +55,7 @@ pub struct Fill {
 
 /// One address space that is being filled from one space of an image.
 #[derive(Clone, Debug)]
-pub struct AddressSpace {
+pub(crate) struct AddressSpace {
     regions: RegionMap,
     table: Arc<PageTable>,
     states: PageStates,
@@ -69,7 +69,7 @@ pub struct AddressSpace {
 
 impl AddressSpace {
     /// Everything that regions show is missing; data pages that no region shows need nothing.
-    pub fn new(regions: RegionMap, table: Arc<PageTable>) -> Self {
+    pub(crate) fn new(regions: RegionMap, table: Arc<PageTable>) -> Self {
         let states = PageStates::all_missing(table.len());
         let mut space = Self { regions, table, states, cursor: 0, region_hint: 0, wiped_on_fork: Vec::new() };
         let mut shown: Vec<Range<u64>> = space
@@ -91,27 +91,27 @@ impl AddressSpace {
     }
 
     /// Marks image pages as restored by somebody else.
-    pub fn set_present(&mut self, pages: Range<u64>) {
+    pub(crate) fn set_present(&mut self, pages: Range<u64>) {
         self.table.numbers_in(pages).for_each(|number| self.states.set_present(number));
     }
 
     /// The run-time regions.
-    pub fn regions(&self) -> &[Region] {
+    pub(crate) fn regions(&self) -> &[Region] {
         self.regions.regions()
     }
 
     /// Whether every data page has been given, removed or unmapped: all that is missing now is zero.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.states.missing_pages() == 0
     }
 
     /// How many data pages are missing.
-    pub fn missing_pages(&self) -> u64 {
+    pub(crate) fn missing_pages(&self) -> u64 {
         self.states.missing_pages()
     }
 
     /// Applies a change, and tells whether it makes any difference to what pages show.
-    pub fn change(&mut self, change: Change) -> bool {
+    pub(crate) fn change(&mut self, change: Change) -> bool {
         match change {
             Change::Remove { start, end } => self.set_removed(start, end),
             Change::Unmap { start, end } => {
@@ -146,7 +146,7 @@ impl AddressSpace {
     }
 
     /// The address and the image page of every data page that was not given back, brought or not, by address.
-    pub fn backed(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+    pub(crate) fn backed(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.regions.regions().iter().flat_map(move |region| {
             let numbers = self.table.numbers_in(pages_of(region));
             let kept = numbers.filter(|number| self.states.get(*number) != PageState::Removed);
@@ -158,7 +158,7 @@ impl AddressSpace {
     }
 
     /// How to answer a fault at an address.
-    pub fn answer(&self, address: u64) -> Answer {
+    pub(crate) fn answer(&self, address: u64) -> Answer {
         let Some(region) = self.regions.find(address) else { return Answer::Outside };
         match self.data_at(region.page_at(address)) {
             Some(data) => Answer::Copy(fill(&region, &data, data.place..data.place + 1)),
@@ -167,7 +167,7 @@ impl AddressSpace {
     }
 
     /// Records that whatever data the addresses of a range show is there now.
-    pub fn filled_range(&mut self, start: u64, end: u64) {
+    pub(crate) fn filled_range(&mut self, start: u64, end: u64) {
         for part in self.regions.overlapping(start, end) {
             let pages = part.first_page..part.first_page + part.len_bytes / PAGE_BYTES;
             self.table.numbers_in(pages).for_each(|number| self.states.set_present(number));
@@ -175,7 +175,7 @@ impl AddressSpace {
     }
 
     /// The missing pages right behind and right before a page, in the same group: what to fill once it has its answer.
-    pub fn neighbours(&self, address: u64) -> [Option<Fill>; 2] {
+    pub(crate) fn neighbours(&self, address: u64) -> [Option<Fill>; 2] {
         let Some(region) = self.regions.find(address) else { return [None, None] };
         let Some(data) = self.data_at(region.page_at(address)) else { return [None, None] };
         let stretch = self.missing_around(&region, &data);
@@ -185,7 +185,7 @@ impl AddressSpace {
 
     /// The next stretch of missing pages in image order, or `None` when nothing is missing. Until the stretch is reported
     /// as filled, the same one comes again.
-    pub fn prefetch(&mut self) -> Option<Fill> {
+    pub(crate) fn prefetch(&mut self) -> Option<Fill> {
         loop {
             let number = self.states.next_missing(self.cursor, self.table.len())?;
             let data = self.table.numbered(number);
@@ -199,12 +199,12 @@ impl AddressSpace {
     }
 
     /// In forked children these image pages are zero, whatever is here.
-    pub fn wipe_on_fork(&mut self, pages: Range<u64>) {
+    pub(crate) fn wipe_on_fork(&mut self, pages: Range<u64>) {
         self.wiped_on_fork.push(pages);
     }
 
     /// What a child that is forked now starts from.
-    pub fn forked(&self) -> Self {
+    pub(crate) fn forked(&self) -> Self {
         let mut child = self.clone();
         for pages in &self.wiped_on_fork {
             child.states.set_removed(child.table.numbers_in(pages.clone()));
@@ -213,7 +213,7 @@ impl AddressSpace {
     }
 
     /// Records that pages of a fill are there now.
-    pub fn filled(&mut self, fill: &Fill, places: Range<u32>) {
+    pub(crate) fn filled(&mut self, fill: &Fill, places: Range<u32>) {
         places.for_each(|place| self.states.set_present(fill.first_number + u64::from(place)));
     }
 

@@ -22,52 +22,52 @@ const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Serves any number of address spaces from one thread.
 #[derive(Debug)]
-pub struct Handler<'a> {
+pub(crate) struct Handler<'a> {
     served: Vec<(Served, Option<Held>)>,
     custody: Option<&'a Custody>,
     report: ServeReport,
 }
 
 /// What a turn found on one of the foreign descriptors that it watched.
-pub type Ready = bool;
+pub(crate) type Ready = bool;
 
 impl<'a> Handler<'a> {
     /// Serves nothing yet.
-    pub fn new(custody: Option<&'a Custody>) -> Self {
+    pub(crate) fn new(custody: Option<&'a Custody>) -> Self {
         Self { served: Vec::new(), custody, report: ServeReport::default() }
     }
 
     /// Serves one more address space, from the moment its descriptor is in custody.
-    pub fn add(&mut self, served: Served) -> Result<()> {
+    pub(crate) fn add(&mut self, served: Served) -> Result<()> {
         let held = self.custody.map(|custody| custody.hold(served.as_fd(), served.target())).transpose()?;
         self.add_held(served, held);
         Ok(())
     }
 
     /// Serves one more address space, whose descriptor has its place in custody already.
-    pub fn add_held(&mut self, served: Served, held: Option<Held>) {
+    pub(crate) fn add_held(&mut self, served: Served, held: Option<Held>) {
         self.report.spaces += 1;
         self.served.push((served, held));
     }
 
     /// Whether every address space has ended.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.served.is_empty()
     }
 
     /// What was done so far.
-    pub fn report(&self) -> ServeReport {
+    pub(crate) fn report(&self) -> ServeReport {
         self.report
     }
 
     /// Nothing can go wrong in any of the address spaces any more: their owners are gone.
-    pub fn end_all(&mut self) {
+    pub(crate) fn end_all(&mut self) {
         self.served.iter_mut().for_each(|(served, _)| served.end());
         self.retire();
     }
 
     /// Ends those whose memory no longer exists.
-    pub fn end_those_gone(&mut self) {
+    pub(crate) fn end_those_gone(&mut self) {
         self.served.iter_mut().for_each(|(served, _)| served.end_if_gone());
         self.retire();
     }
@@ -76,7 +76,7 @@ impl<'a> Handler<'a> {
     ///
     /// # Errors
     /// When pages can be neither filled nor poisoned, or the supervisor is lost: stop serving, which stops the owners.
-    pub fn turn(&mut self, others: &[BorrowedFd<'_>], prefetch: bool) -> Result<Vec<Ready>> {
+    pub(crate) fn turn(&mut self, others: &[BorrowedFd<'_>], prefetch: bool) -> Result<Vec<Ready>> {
         let is_waiting = self.served.iter().any(|(served, _)| served.has_waiting());
         let could_prefetch = prefetch && self.served.iter().any(|(served, _)| served.can_prefetch());
         let is_traced = self.served.iter_mut().fold(false, |any, (served, _)| served.look_for_tracer() | any);

@@ -12,7 +12,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// The log of one address space and, where its process is known, whether that is traced.
 #[derive(Debug)]
-pub struct Notes {
+pub(crate) struct Notes {
     log: SpaceLog,
     process: Option<Watched>,
 }
@@ -28,24 +28,24 @@ struct Watched {
 
 impl Notes {
     /// Of a process.
-    pub fn new(log: SpaceLog, number: i32) -> Self {
+    pub(crate) fn new(log: SpaceLog, number: i32) -> Self {
         let process = Watched { number, next_look: Instant::now(), free_at: Stamp::now(), is_traced: false };
         Self { log, process: Some(process) }
     }
 
     /// Of a forked child, whose number nobody tells. Dumped alone it would not be seen; but it gets only what it touches,
     /// and does that only while it runs.
-    pub fn of_fork(&self, at: Stamp) -> Self {
+    pub(crate) fn of_fork(&self, at: Stamp) -> Self {
         Self { log: self.log.fork(at), process: None }
     }
 
     /// The log.
-    pub fn log(&self) -> &SpaceLog {
+    pub(crate) fn log(&self) -> &SpaceLog {
         &self.log
     }
 
     /// Whether somebody traces the process, as of the last few milliseconds.
-    pub fn look(&mut self) -> bool {
+    pub(crate) fn look(&mut self) -> bool {
         match &self.process {
             Some(process) if Instant::now() < process.next_look => process.is_traced,
             _ => self.look_now(),
@@ -53,7 +53,7 @@ impl Notes {
     }
 
     /// Whether somebody traces the process now.
-    pub fn look_now(&mut self) -> bool {
+    pub(crate) fn look_now(&mut self) -> bool {
         let Some(process) = &mut self.process else { return false };
         let now = Stamp::now();
         let is_traced = has_tracer(process.number);

@@ -17,7 +17,7 @@ const EVENTS_AT_A_TIME: usize = 1000;
 const NEXT_WORD: Duration = Duration::from_secs(3);
 
 /// Returns when none of these address spaces exists any more.
-pub fn outlast(mut alive: Vec<&UserFault>) {
+pub(crate) fn outlast(mut alive: Vec<&UserFault>) {
     let mut forked: Vec<UserFault> = Vec::new();
     let mut next_word = Instant::now() + NEXT_WORD;
     loop {

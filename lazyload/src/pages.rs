@@ -9,7 +9,7 @@ use store::PageRun;
 
 /// What the loader knows of a data page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PageState {
+pub(crate) enum PageState {
     /// Not given to the owner yet.
     Missing,
     /// Given, or restored by somebody else.
@@ -20,7 +20,7 @@ pub enum PageState {
 
 /// The data pages of an image space in ascending order; a page's number is its place in that order.
 #[derive(Debug)]
-pub struct PageTable {
+pub(crate) struct PageTable {
     runs: Vec<PageRun>,
     /// Number of the first page of each run; one more entry for the end.
     numbers: Vec<u64>,
@@ -28,7 +28,7 @@ pub struct PageTable {
 
 /// A data page: the run that holds it, its place in the run, its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DataPage {
+pub(crate) struct DataPage {
     pub run: PageRun,
     pub place: u32,
     pub number: u64,
@@ -36,7 +36,7 @@ pub struct DataPage {
 
 impl PageTable {
     /// Takes the runs of a space, ascending and disjoint as [`store::Image::runs`] gives them.
-    pub fn new(runs: &[PageRun]) -> Self {
+    pub(crate) fn new(runs: &[PageRun]) -> Self {
         debug_assert!(
             runs.windows(2)
                 .all(|pair| pair[0].first_page + u64::from(pair[0].page_count) <= pair[1].first_page)
@@ -52,12 +52,12 @@ impl PageTable {
     }
 
     /// How many data pages there are.
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.numbers[self.runs.len()]
     }
 
     /// The data page at an image page; `None` is a zero page.
-    pub fn find(&self, page: u64) -> Option<DataPage> {
+    pub(crate) fn find(&self, page: u64) -> Option<DataPage> {
         let after = self.runs.partition_point(|run| run.first_page <= page);
         let index = after.checked_sub(1)?;
         let run = self.runs[index];
@@ -66,14 +66,14 @@ impl PageTable {
     }
 
     /// The data page with a number below [`PageTable::len`].
-    pub fn numbered(&self, number: u64) -> DataPage {
+    pub(crate) fn numbered(&self, number: u64) -> DataPage {
         let index = self.numbers.partition_point(|first| *first <= number) - 1;
         let place = u32::try_from(number - self.numbers[index]).expect("a number lies inside its run");
         DataPage { run: self.runs[index], place, number }
     }
 
     /// The numbers of the data pages among the image pages of a range.
-    pub fn numbers_in(&self, pages: Range<u64>) -> Range<u64> {
+    pub(crate) fn numbers_in(&self, pages: Range<u64>) -> Range<u64> {
         self.number_at_or_after(pages.start)..self.number_at_or_after(pages.end.max(pages.start))
     }
 
@@ -87,7 +87,7 @@ impl PageTable {
 
 /// The state of every data page, two bits each.
 #[derive(Clone, Debug)]
-pub struct PageStates {
+pub(crate) struct PageStates {
     present: Vec<u64>,
     removed: Vec<u64>,
     missing_pages: u64,
@@ -95,18 +95,18 @@ pub struct PageStates {
 
 impl PageStates {
     /// All of `pages` data pages missing.
-    pub fn all_missing(pages: u64) -> Self {
+    pub(crate) fn all_missing(pages: u64) -> Self {
         let words = usize::try_from(pages.div_ceil(64)).expect("a page table in memory has countable pages");
         Self { present: vec![0; words], removed: vec![0; words], missing_pages: pages }
     }
 
     /// How many pages are still missing.
-    pub fn missing_pages(&self) -> u64 {
+    pub(crate) fn missing_pages(&self) -> u64 {
         self.missing_pages
     }
 
     /// The state of a page by number.
-    pub fn get(&self, number: u64) -> PageState {
+    pub(crate) fn get(&self, number: u64) -> PageState {
         let (word, bit) = place(number);
         if self.removed[word] & bit != 0 {
             PageState::Removed
@@ -118,7 +118,7 @@ impl PageStates {
     }
 
     /// Marks a missing page present; a removed one stays removed.
-    pub fn set_present(&mut self, number: u64) {
+    pub(crate) fn set_present(&mut self, number: u64) {
         let (word, bit) = place(number);
         if (self.present[word] | self.removed[word]) & bit == 0 {
             self.missing_pages -= 1;
@@ -127,7 +127,7 @@ impl PageStates {
     }
 
     /// Marks pages removed, for ever.
-    pub fn set_removed(&mut self, numbers: Range<u64>) {
+    pub(crate) fn set_removed(&mut self, numbers: Range<u64>) {
         for number in numbers {
             let (word, bit) = place(number);
             if (self.present[word] | self.removed[word]) & bit == 0 {
@@ -138,7 +138,7 @@ impl PageStates {
     }
 
     /// The first missing page at or after a number.
-    pub fn next_missing(&self, number: u64, pages: u64) -> Option<u64> {
+    pub(crate) fn next_missing(&self, number: u64, pages: u64) -> Option<u64> {
         let (first_word, _) = place(number);
         let mut skip = number % 64;
         for word in first_word..self.present.len() {

@@ -38,7 +38,7 @@ static SCORE_BEFORE: OnceLock<String> = OnceLock::new();
 ///
 /// # Errors
 /// When one cannot be caught.
-pub fn ignore_stray_signals() -> Result<()> {
+pub(crate) fn ignore_stray_signals() -> Result<()> {
     // Caught rather than ignored: what is ignored stays ignored in programs that are started.
     for signal in STRAY_SIGNALS.into_iter().chain(REAL_TIME_SIGNALS) {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))
@@ -51,7 +51,7 @@ pub fn ignore_stray_signals() -> Result<()> {
 ///
 /// # Errors
 /// Without CAP_SYS_RESOURCE. The score stays as it is then.
-pub fn lower_score() -> io::Result<()> {
+pub(crate) fn lower_score() -> io::Result<()> {
     let before = std::fs::read_to_string(SCORE)?;
     std::fs::write(SCORE, NEVER)?;
     // Kept from the first time: later this process is protected already.

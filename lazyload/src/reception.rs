@@ -27,7 +27,7 @@ const OPEN_LIMIT: usize = 16;
 const HEAR_AGAIN: Duration = Duration::from_millis(10);
 
 /// What a protocol says first.
-pub trait Greeting {
+pub(crate) trait Greeting {
     /// Takes what has come on the connection, or looks at it, without waiting; true once it is a whole greeting.
     ///
     /// # Errors
@@ -45,7 +45,7 @@ pub trait Greeting {
 /// Those of binding; `NotFound` when the monitor that was named is not there; `Unavailable` when no greeting came in time or
 /// that monitor ended; that of a greeting which was refused after it had brought
 /// a userfaultfd.
-pub fn await_greeting<'a, G: Greeting>(
+pub(crate) fn await_greeting<'a, G: Greeting>(
     (path, access): (&Path, SocketAccess),
     options: &'a ServeOptions,
     greeting_timeout: Duration,

@@ -10,7 +10,7 @@ const PAGE_BYTES: u64 = PAGE as u64;
 
 /// A stretch of run-time addresses that shows consecutive image pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Region {
+pub(crate) struct Region {
     /// First run-time address, a multiple of the page size.
     pub start: u64,
     /// A multiple of the page size, not zero.
@@ -21,17 +21,17 @@ pub struct Region {
 
 impl Region {
     /// The run-time address after the last byte.
-    pub fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.start + self.len_bytes
     }
 
     /// The image page at a run-time address inside the region.
-    pub fn page_at(&self, address: u64) -> u64 {
+    pub(crate) fn page_at(&self, address: u64) -> u64 {
         self.first_page + (address - self.start) / PAGE_BYTES
     }
 
     /// The run-time address of an image page, if the region shows it.
-    pub fn address_of(&self, page: u64) -> Option<u64> {
+    pub(crate) fn address_of(&self, page: u64) -> Option<u64> {
         let place = page.checked_sub(self.first_page)?;
         (place < self.len_bytes / PAGE_BYTES).then(|| self.start + place * PAGE_BYTES)
     }
@@ -60,12 +60,12 @@ impl Region {
 
 /// The regions of one address space, by ascending run-time address.
 #[derive(Clone, Debug, Default)]
-pub struct RegionMap(Vec<Region>);
+pub(crate) struct RegionMap(Vec<Region>);
 
 impl RegionMap {
     /// # Errors
     /// `Invalid` when a region is malformed or two overlap.
-    pub fn new(mut regions: Vec<Region>) -> Result<Self> {
+    pub(crate) fn new(mut regions: Vec<Region>) -> Result<Self> {
         regions.iter().try_for_each(Region::check)?;
         regions.sort_by_key(|region| region.start);
         if let Some(pair) = regions.windows(2).find(|pair| pair[0].end() > pair[1].start) {
@@ -76,25 +76,25 @@ impl RegionMap {
     }
 
     /// All regions.
-    pub fn regions(&self) -> &[Region] {
+    pub(crate) fn regions(&self) -> &[Region] {
         &self.0
     }
 
     /// The region that holds a run-time address.
-    pub fn find(&self, address: u64) -> Option<Region> {
+    pub(crate) fn find(&self, address: u64) -> Option<Region> {
         let after = self.0.partition_point(|region| region.start <= address);
         let region = self.0[after.checked_sub(1)?];
         (address < region.end()).then_some(region)
     }
 
     /// The parts of regions inside `start..end`.
-    pub fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = Region> + '_ {
+    pub(crate) fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = Region> + '_ {
         let first = self.0.partition_point(|region| region.end() <= start);
         self.0[first..].iter().map_while(move |region| region.clip(start, end))
     }
 
     /// Forgets what is shown in `start..end`.
-    pub fn unmap(&mut self, start: u64, end: u64) {
+    pub(crate) fn unmap(&mut self, start: u64, end: u64) {
         if self.overlapping(start, end).next().is_none() {
             return;
         }
@@ -103,7 +103,7 @@ impl RegionMap {
     }
 
     /// Moves what is shown in `source..source + len_bytes` to `target`, over whatever was there.
-    pub fn remap(&mut self, source: u64, target: u64, len_bytes: u64) {
+    pub(crate) fn remap(&mut self, source: u64, target: u64, len_bytes: u64) {
         let (Some(source_end), Some(target_end)) =
             (source.checked_add(len_bytes), target.checked_add(len_bytes))
         else {

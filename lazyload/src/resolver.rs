@@ -11,19 +11,19 @@ use crate::fault::Fill;
 
 /// Reads groups of one image.
 #[derive(Debug)]
-pub struct Resolver {
+pub(crate) struct Resolver {
     image: Image,
     last: Option<(u32, ChunkBytes)>,
 }
 
 impl Resolver {
     /// Over an image.
-    pub fn new(image: Image) -> Self {
+    pub(crate) fn new(image: Image) -> Self {
         Self { image, last: None }
     }
 
     /// One more over the same image.
-    pub fn fork(&self) -> Self {
+    pub(crate) fn fork(&self) -> Self {
         Self { image: self.image.clone(), last: self.last.clone() }
     }
 
@@ -31,7 +31,7 @@ impl Resolver {
     ///
     /// # Errors
     /// Those of reading the group; `Corrupt` when it is shorter than the page table says.
-    pub fn read(&mut self, fill: &Fill) -> Result<(ChunkBytes, Range<usize>)> {
+    pub(crate) fn read(&mut self, fill: &Fill) -> Result<(ChunkBytes, Range<usize>)> {
         let group = match &self.last {
             Some((number, bytes)) if *number == fill.group => bytes.clone(),
             _ => {

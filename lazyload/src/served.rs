@@ -20,13 +20,13 @@ use crate::wake_log::{Entry, Stamp};
 
 const PAGE_BYTES: u64 = PAGE as u64;
 /// Bytes of the larger pages that memory may be made of. The kernel fills such memory by whole pages only.
-pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
+pub(crate) const HUGE_PAGE_BYTES: u64 = 2 << 20;
 /// Events that are read before faults get their turn: a flood of events cannot starve them.
 const EVENTS_PER_TURN: usize = 1024;
 
 /// What happens to an address space whose handler gives up.
 #[derive(Clone, Debug)]
-pub enum Abandon {
+pub(crate) enum Abandon {
     /// The process is killed.
     Kill(Arc<Target>),
     /// What is missing is poisoned.
@@ -35,7 +35,7 @@ pub enum Abandon {
 
 /// How the other side behaves; it differs by protocol.
 #[derive(Clone, Copy, Debug)]
-pub struct Manners {
+pub(crate) struct Manners {
     /// A fault outside every region is answered with zero (mappings that grew) instead of poison.
     pub outside_is_zero: bool,
     /// The owner is let go once nothing is missing, instead of being watched to its end.
@@ -47,7 +47,7 @@ pub struct Manners {
 
 /// One address space being served.
 #[derive(Debug)]
-pub struct Served {
+pub(crate) struct Served {
     fault: UserFault,
     space: AddressSpace,
     resolver: Resolver,
@@ -79,7 +79,7 @@ impl AsFd for Served {
 
 impl Served {
     /// Serves `space` by `fault` out of `resolver`.
-    pub fn new(
+    pub(crate) fn new(
         fault: UserFault,
         space: AddressSpace,
         resolver: Resolver,
@@ -104,23 +104,23 @@ impl Served {
     }
 
     /// Keeps a record for the next capture.
-    pub fn keep_notes(&mut self, notes: Notes) {
+    pub(crate) fn keep_notes(&mut self, notes: Notes) {
         self.notes = Some(notes);
     }
 
     /// Looks whether its process is traced, which is how a dump begins and ends. Tells whether it is.
-    pub fn look_for_tracer(&mut self) -> bool {
+    pub(crate) fn look_for_tracer(&mut self) -> bool {
         !self.is_complete && self.notes.as_mut().is_some_and(Notes::look)
     }
 
     /// The same for memory that is made of larger pages, such as [`HUGE_PAGE_BYTES`].
-    pub fn with_pages_of(mut self, page_bytes: u64) -> Self {
+    pub(crate) fn with_pages_of(mut self, page_bytes: u64) -> Self {
         self.page_bytes = page_bytes;
         self
     }
 
     /// The process that would be killed if this one were abandoned.
-    pub fn target(&self) -> Option<&Target> {
+    pub(crate) fn target(&self) -> Option<&Target> {
         match &self.abandon {
             Abandon::Kill(target) => Some(target),
             Abandon::Poison => None,
@@ -128,44 +128,44 @@ impl Served {
     }
 
     /// The same, while it is worth watching for its end.
-    pub fn watched_target(&self) -> Option<&Target> {
+    pub(crate) fn watched_target(&self) -> Option<&Target> {
         self.target().filter(|_| self.is_target_alive)
     }
 
     /// The process to kill has ended; the address space usually ends with it, unless it was forked off.
-    pub fn target_ended(&mut self) {
+    pub(crate) fn target_ended(&mut self) {
         self.is_target_alive = false;
         self.end_if_gone();
     }
 
     /// Whether nothing is left to do for it.
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.has_ended
     }
 
     /// Whether a fault waits for its answer.
-    pub fn has_waiting(&self) -> bool {
+    pub(crate) fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 
     /// Whether something could be loaded ahead.
-    pub fn can_prefetch(&self) -> bool {
+    pub(crate) fn can_prefetch(&self) -> bool {
         self.may_prefetch && !self.has_ended && !self.space.is_complete()
     }
 
     /// Its owner is gone: nothing can go wrong in it any more.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.has_ended = true;
     }
 
     /// Ends it if the address space no longer exists.
-    pub fn end_if_gone(&mut self) {
+    pub(crate) fn end_if_gone(&mut self) {
         self.has_ended |= !self.fault.is_alive();
     }
 
     /// Reads what is queued and applies it. A forked child is given to `adopt` before the next event is read: until it is
     /// in custody, the death of this process would show it zeroes.
-    pub fn drain(
+    pub(crate) fn drain(
         &mut self,
         report: &mut ServeReport,
         mut adopt: impl FnMut(Self) -> Result<()>,
@@ -224,7 +224,7 @@ impl Served {
     ///
     /// # Errors
     /// When a page can neither be filled nor poisoned.
-    pub fn answer_waiting(&mut self, report: &mut ServeReport) -> Result<()> {
+    pub(crate) fn answer_waiting(&mut self, report: &mut ServeReport) -> Result<()> {
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.sort_unstable();
         waiting.dedup();
@@ -398,7 +398,7 @@ impl Served {
     }
 
     /// Loads one stretch that nobody asked for yet.
-    pub fn prefetch(&mut self, report: &mut ServeReport) {
+    pub(crate) fn prefetch(&mut self, report: &mut ServeReport) {
         if !self.can_prefetch() {
             return;
         }
@@ -427,7 +427,7 @@ impl Served {
     /// Once nothing is missing the kernel can answer by itself: what is not there is zero. Nothing that happens to this
     /// process concerns the owner from then on. While the owner is traced this waits: a dump that began before the last page
     /// came must find all on record.
-    pub fn complete_if_full(&mut self) {
+    pub(crate) fn complete_if_full(&mut self) {
         if self.has_ended || !self.space.is_complete() {
             return;
         }
@@ -456,7 +456,7 @@ impl Served {
 
     /// It has ended: takes that down, and tells how many pages its owner was never given. Of a forked child nobody expects
     /// that it uses all it inherits.
-    pub fn conclude(&self) -> u64 {
+    pub(crate) fn conclude(&self) -> u64 {
         if self.is_complete {
             return 0;
         }

@@ -29,7 +29,11 @@ const BACKLOG: i32 = 128;
 const DESCRIPTORS_PER_MESSAGE: usize = 16;
 
 /// Sends all of a short message with descriptors attached.
-pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
+pub(crate) fn send(
+    socket: impl AsFd,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> rustix::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_PER_MESSAGE))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
@@ -46,7 +50,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
 }
 
 /// Waits until a descriptor is readable; false when the deadline came first.
-pub fn wait_readable(descriptor: impl AsFd, deadline: Instant) -> Result<bool> {
+pub(crate) fn wait_readable(descriptor: impl AsFd, deadline: Instant) -> Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let mut polled = [PollFd::new(&descriptor, PollFlags::IN)];
@@ -60,7 +64,7 @@ pub fn wait_readable(descriptor: impl AsFd, deadline: Instant) -> Result<bool> {
 }
 
 /// A duration as the kernel takes it.
-pub fn timespec(duration: Duration) -> Timespec {
+pub(crate) fn timespec(duration: Duration) -> Timespec {
     Timespec {
         tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(duration.subsec_nanos()),
@@ -69,7 +73,7 @@ pub fn timespec(duration: Duration) -> Timespec {
 
 /// A listening socket at a path. The path is free again when the value is dropped.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     listener: UnixListener,
     path: PathBuf,
 }
@@ -87,7 +91,7 @@ impl Listener {
     ///
     /// # Errors
     /// `Conflict` when a process listens there, `Invalid` when something else than a socket has the path.
-    pub fn bind(path: &Path, access: SocketAccess) -> Result<Self> {
+    pub(crate) fn bind(path: &Path, access: SocketAccess) -> Result<Self> {
         let failed = |error| {
             let advice =
                 "the path must be shorter than 100 bytes and its directory must exist and be writable";
@@ -109,19 +113,19 @@ impl Listener {
     }
 
     /// Accepts one connection; `None` when none waits.
-    pub fn accept(&self) -> Result<Option<UnixStream>> {
+    pub(crate) fn accept(&self) -> Result<Option<UnixStream>> {
         accept(&self.listener).map_err(|error| error.object(self.path.display()))
     }
 
     /// From now on nobody can connect. Connections that wait can still be accepted.
-    pub fn refuse(&self) {
+    pub(crate) fn refuse(&self) {
         // The path leads nowhere any more, and a process that has just followed it is refused.
         drop(std::fs::remove_file(&self.path));
         refuse(&self.listener);
     }
 
     /// The error of waiting in vain.
-    pub fn nobody_came(&self, timeout: Duration) -> Error {
+    pub(crate) fn nobody_came(&self, timeout: Duration) -> Error {
         Error::new(Kind::Unavailable, format!("nobody connected within {} s", timeout.as_secs()))
             .object(self.path.display())
             .advice("start the resume on the other side, or allow more time")
@@ -154,7 +158,7 @@ fn open_to(path: &Path, access: SocketAccess) -> std::io::Result<()> {
 
 /// Accepts a connection that waits on a socket which does not block, if there is one, and asks for the credentials of the
 /// process that sends on it.
-pub fn accept(listener: impl AsFd) -> Result<Option<UnixStream>> {
+pub(crate) fn accept(listener: impl AsFd) -> Result<Option<UnixStream>> {
     let failed = |errno: Errno| Error::io("cannot accept a connection", "socket", errno.into());
     let stream = match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
         Ok(stream) => stream,
@@ -167,14 +171,14 @@ pub fn accept(listener: impl AsFd) -> Result<Option<UnixStream>> {
 }
 
 /// Has a listening socket refuse all that connect from now on.
-pub fn refuse(listener: impl AsFd) {
+pub(crate) fn refuse(listener: impl AsFd) {
     if let Err(error) = rustix::net::shutdown(listener, Shutdown::Read) {
         tracing::debug!(%error, "a listening socket goes on accepting until it closes");
     }
 }
 
 /// Refuses whatever else the other side of a connection sends, and takes out the userfaultfds that it has sent.
-pub fn take_memory(stream: &UnixStream) -> Vec<UserFault> {
+pub(crate) fn take_memory(stream: &UnixStream) -> Vec<UserFault> {
     // First: what is sent after this look would be lost without a sign.
     if let Err(error) = rustix::net::shutdown(stream, Shutdown::Read) {
         tracing::debug!(%error, "the other side has closed the connection");
@@ -221,7 +225,7 @@ fn is_in_use(path: &Path) -> rustix::io::Result<bool> {
 }
 
 /// Whether the other side of a connection has closed without having said a word.
-pub fn is_silent_end(stream: &UnixStream) -> bool {
+pub(crate) fn is_silent_end(stream: &UnixStream) -> bool {
     let peeked = receive(stream, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
     peeked.is_ok_and(|peeked| peeked.len_bytes == 0 && peeked.descriptors.is_empty())
 }

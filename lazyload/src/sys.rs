@@ -30,7 +30,7 @@ use userfaultfd::{FeatureFlags, Uffd, UffdBuilder};
 
 /// One message of the kernel about an address space, with addresses as that address space has them.
 #[derive(Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// A thread waits for the page that holds this address.
     Fault { address: u64 },
     /// The owner gave the bytes of `start..end` back; from now on they read as zero.
@@ -45,7 +45,7 @@ pub enum Event {
 
 /// Why filling stopped early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub(crate) enum Stop {
     /// The next page is already there.
     Exists,
     /// An event waits to be read, or the address space is changing: read events, then try again.
@@ -60,7 +60,7 @@ pub enum Stop {
 
 /// How far a fill came: the bytes done, and why it stopped when that is not all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Filled {
+pub(crate) struct Filled {
     /// Whole pages, in bytes.
     pub done_bytes: u64,
     /// `None` when everything asked for is done, or when the kernel wants the rest asked again.
@@ -94,7 +94,7 @@ const POISON: Opcode = opcode::read_write::<Span>(0xAA, 0x08);
 ///
 /// Writing through it reaches only ranges that the owner of that address space registered with it.
 #[derive(Debug)]
-pub struct UserFault(Uffd);
+pub(crate) struct UserFault(Uffd);
 
 impl AsFd for UserFault {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -104,7 +104,7 @@ impl AsFd for UserFault {
 
 impl UserFault {
     /// A new userfaultfd over this process, for faults in user and kernel mode.
-    pub fn create() -> Result<Self> {
+    pub(crate) fn create() -> Result<Self> {
         UffdBuilder::new()
             .close_on_exec(true)
             .non_blocking(true)
@@ -123,7 +123,7 @@ impl UserFault {
     ///
     /// # Errors
     /// `Invalid` when it is not a userfaultfd.
-    pub fn adopt(descriptor: OwnedFd) -> Result<Self> {
+    pub(crate) fn adopt(descriptor: OwnedFd) -> Result<Self> {
         let kind = rustix::fs::readlink(descriptor_path(&descriptor), Vec::new()).map_err(|errno| {
             Error::io("cannot inspect a received descriptor", "/proc/self/fd", errno.into())
         })?;
@@ -136,14 +136,14 @@ impl UserFault {
     }
 
     /// Takes over a descriptor of which whoever sent it knows what it is.
-    pub fn trust(descriptor: OwnedFd) -> Self {
+    pub(crate) fn trust(descriptor: OwnedFd) -> Self {
         // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, and `Uffd` becomes its only owner; on another
         // kind of descriptor every call fails.
         Self(unsafe { Uffd::from_raw_fd(descriptor.into_raw_fd()) })
     }
 
     /// Registers a mapping of this process: from now on its missing pages fault to this descriptor.
-    pub fn register(&self, mapping: &Mapping) -> Result<()> {
+    pub(crate) fn register(&self, mapping: &Mapping) -> Result<()> {
         self.0.register(mapping.address.as_ptr(), mapping.len_bytes).map(drop).map_err(|error| {
             Error::new(Kind::Unavailable, "cannot register memory with a userfaultfd").caused_by(error)
         })
@@ -154,7 +154,7 @@ impl UserFault {
     /// The kernel wakes them too, but before it takes the range from the descriptor. A thread that faults under the lock of
     /// the mapping alone (Linux 6.6 and newer) can begin to wait between the two, and while the owner keeps a copy of the
     /// descriptor, closing this one does not end that wait. So the range is woken once more after the kernel let go of it.
-    pub fn unregister(&self, start: u64, len_bytes: u64) -> Result<()> {
+    pub(crate) fn unregister(&self, start: u64, len_bytes: u64) -> Result<()> {
         self.0.unregister(start as *mut c_void, len_bytes as usize).map_err(|error| {
             Error::new(Kind::Unavailable, "cannot unregister memory from a userfaultfd").caused_by(error)
         })?;
@@ -162,14 +162,14 @@ impl UserFault {
     }
 
     /// Makes the threads that wait in a range try their access again.
-    pub fn wake(&self, start: u64, len_bytes: u64) -> Result<()> {
+    pub(crate) fn wake(&self, start: u64, len_bytes: u64) -> Result<()> {
         self.0
             .wake(start as *mut c_void, len_bytes as usize)
             .map_err(|error| Error::new(Kind::Internal, "cannot wake a faulting thread").caused_by(error))
     }
 
     /// Reads the next event, if one is queued. One at a time, so that a forked child can be made safe before the next.
-    pub fn read(&self) -> Result<Option<Event>> {
+    pub(crate) fn read(&self) -> Result<Option<Event>> {
         let event = self.0.read_event().map_err(|error| {
             Error::new(Kind::Unavailable, "cannot read userfaultfd events").caused_by(error)
         })?;
@@ -182,7 +182,7 @@ impl UserFault {
     }
 
     /// Fills the pages from `address` on with `bytes` and wakes who waits for them. Both are whole pages.
-    pub fn copy(&self, address: u64, bytes: &[u8]) -> Filled {
+    pub(crate) fn copy(&self, address: u64, bytes: &[u8]) -> Filled {
         debug_assert!(bytes.len().is_multiple_of(PAGE) && address.is_multiple_of(PAGE as u64));
         let mut request = Copy {
             target: address,
@@ -198,7 +198,7 @@ impl UserFault {
     }
 
     /// Fills a range of whole pages with zeroes and wakes who waits for them.
-    pub fn zero(&self, start: u64, len_bytes: u64) -> Filled {
+    pub(crate) fn zero(&self, start: u64, len_bytes: u64) -> Filled {
         let mut request = Span { start, len: len_bytes, mode: 0, done: 0 };
         // SAFETY: ZEROPAGE is the opcode of exactly this structure; only missing registered pages are written.
         let outcome = unsafe { rustix::ioctl::ioctl(self, Updater::<ZEROPAGE, Span>::new(&mut request)) };
@@ -206,7 +206,7 @@ impl UserFault {
     }
 
     /// Marks a range of whole pages as lost: who touches them gets SIGBUS instead of wrong bytes.
-    pub fn poison(&self, start: u64, len_bytes: u64) -> Filled {
+    pub(crate) fn poison(&self, start: u64, len_bytes: u64) -> Filled {
         let mut request = Span { start, len: len_bytes, mode: 0, done: 0 };
         // SAFETY: POISON is the opcode of exactly this structure; only missing registered pages are marked.
         let outcome = unsafe { rustix::ioctl::ioctl(self, Updater::<POISON, Span>::new(&mut request)) };
@@ -214,13 +214,13 @@ impl UserFault {
     }
 
     /// Whether the address space still exists. Changes nothing in it.
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         self.probe() != Errno::SRCH.raw_os_error()
     }
 
     /// Whether a thread of the owner is in the middle of a change that it tells of, or has told of and waits for the
     /// event to be read. Changes nothing.
-    pub fn is_changing(&self) -> bool {
+    pub(crate) fn is_changing(&self) -> bool {
         self.probe() == Errno::AGAIN.raw_os_error()
     }
 
@@ -253,7 +253,7 @@ pub fn share_one_heap() {
 }
 
 /// Has reads of a userfaultfd return when there is nothing to read. Holds for all copies of it, in any process.
-pub fn set_nonblocking(descriptor: impl AsFd) -> Result<()> {
+pub(crate) fn set_nonblocking(descriptor: impl AsFd) -> Result<()> {
     rustix::fs::fcntl_getfl(&descriptor)
         .and_then(|flags| rustix::fs::fcntl_setfl(&descriptor, flags | OFlags::NONBLOCK))
         .map_err(|errno| Error::io("cannot make a userfaultfd non-blocking", "userfaultfd", errno.into()))
@@ -296,7 +296,7 @@ impl From<userfaultfd::Event> for Event {
 
 /// What one receive brought.
 #[derive(Debug, Default)]
-pub struct Received {
+pub(crate) struct Received {
     /// Zero when the other side has closed.
     pub len_bytes: usize,
     /// In the order they were sent, closed in children.
@@ -315,7 +315,11 @@ const CONTROL_BYTES: usize = 1280;
 ///
 /// # Errors
 /// `MFILE` when descriptors came for which this process had no room; those that came are closed.
-pub fn receive(socket: impl AsFd, buffer: &mut [u8], flags: RecvFlags) -> rustix::io::Result<Received> {
+pub(crate) fn receive(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    flags: RecvFlags,
+) -> rustix::io::Result<Received> {
     let mut control = Control([MaybeUninit::uninit(); CONTROL_BYTES]);
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all of a message header may be zero: null pointers and no lengths.
@@ -378,14 +382,14 @@ fn read_control(message: &libc::msghdr, len_bytes: usize) -> Received {
 }
 
 /// Has the program of a command killed when the thread that starts it ends.
-pub fn kill_with_parent(command: &mut Command) {
+pub(crate) fn kill_with_parent(command: &mut Command) {
     let ask = || rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into);
     // SAFETY: between fork and exec this makes one system call, and neither allocates nor takes a lock.
     unsafe { command.pre_exec(ask) };
 }
 
 /// The process that connected the other end of a socket; `None` when it is out of sight, as in another pid namespace.
-pub fn peer(socket: impl AsFd) -> rustix::io::Result<Option<Pid>> {
+pub(crate) fn peer(socket: impl AsFd) -> rustix::io::Result<Option<Pid>> {
     let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
     // SAFETY: the option writes at most `len` bytes of plain integers into `credentials`.
@@ -409,7 +413,7 @@ pub fn peer(socket: impl AsFd) -> rustix::io::Result<Option<Pid>> {
 /// Invariant: `address..address + len_bytes` is mapped readable until the value is dropped, is not inherited by a forked
 /// child, and no byte of it changes once it has been seen.
 #[derive(Debug)]
-pub struct Mapping {
+pub(crate) struct Mapping {
     address: NonNull<c_void>,
     len_bytes: usize,
 }
@@ -421,7 +425,7 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Reserves `len_bytes` (whole pages, not zero) of address space; no memory is used until pages are filled.
-    pub fn reserve(len_bytes: usize) -> Result<Self> {
+    pub(crate) fn reserve(len_bytes: usize) -> Result<Self> {
         // SAFETY: a new mapping at an address that the kernel chooses touches no memory of anyone.
         let mapped = unsafe {
             rustix::mm::mmap_anonymous(
@@ -443,12 +447,12 @@ impl Mapping {
     }
 
     /// Where it starts in this process.
-    pub fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         self.address.as_ptr() as u64
     }
 
     /// The bytes. Reading a page that is not filled yet waits for it.
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: the range is mapped readable for the life of `self`, and its owner fills each page once, atomically,
         // before any read of it returns (type invariant).
         unsafe { std::slice::from_raw_parts(self.address.as_ptr().cast::<u8>(), self.len_bytes) }

@@ -26,7 +26,7 @@ const LISTING: usize = 3;
 
 /// A process, by pidfd.
 #[derive(Debug)]
-pub struct Target {
+pub(crate) struct Target {
     pid: Pid,
     descriptor: OwnedFd,
 }
@@ -43,7 +43,7 @@ impl Target {
     ///
     /// # Errors
     /// `NotFound` when there is none with this number.
-    pub fn open(pid: Pid) -> Result<Self> {
+    pub(crate) fn open(pid: Pid) -> Result<Self> {
         let what = "cannot take hold of a process";
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
             Ok(descriptor) => Ok(Self { pid, descriptor }),
@@ -53,17 +53,17 @@ impl Target {
     }
 
     /// Takes over a pidfd that another process opened.
-    pub fn adopt(pid: Pid, descriptor: OwnedFd) -> Self {
+    pub(crate) fn adopt(pid: Pid, descriptor: OwnedFd) -> Self {
         Self { pid, descriptor }
     }
 
     /// The process number.
-    pub fn number(&self) -> i32 {
+    pub(crate) fn number(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
 
     /// Kills the process, and tells whether it was still there.
-    pub fn kill(&self) -> Result<bool> {
+    pub(crate) fn kill(&self) -> Result<bool> {
         match rustix::process::pidfd_send_signal(&self.descriptor, Signal::KILL) {
             Ok(()) => Ok(true),
             Err(Errno::SRCH) => Ok(false),
@@ -83,7 +83,7 @@ impl Target {
     }
 
     /// Whether it has ended; its number may be another process's then.
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         wait_readable(self, Instant::now()).unwrap_or(false)
     }
 
@@ -91,7 +91,7 @@ impl Target {
     ///
     /// # Errors
     /// When one may live on. All others are killed all the same.
-    pub fn kill_tree(&self) -> Result<()> {
+    pub(crate) fn kill_tree(&self) -> Result<()> {
         let mut descendants = Vec::new();
         let killed = kill_tree(self, &mut descendants).1;
         wait_for_ends(descendants.iter().chain([self]));
@@ -101,7 +101,7 @@ impl Target {
 
 /// Kills a process, those known to descend from it and those that descend from any of them now. Waits for nobody's end.
 /// Tells who was still there; those found join the known ones.
-pub fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Result<()>) {
+pub(crate) fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Result<()>) {
     let mut killed = BTreeSet::new();
     let mut kill = |one: &Target| one.kill().map(|was_there| killed.extend(was_there.then(|| one.number())));
     // Children are found before the parent dies: afterwards they would belong to somebody else. But whatever goes
@@ -175,7 +175,7 @@ fn is_refused(opened: &Result<Target>) -> bool {
 }
 
 /// Waits a moment for the end of killed processes.
-pub fn wait_for_ends<'a>(killed: impl Iterator<Item = &'a Target>) {
+pub(crate) fn wait_for_ends<'a>(killed: impl Iterator<Item = &'a Target>) {
     let deadline = Instant::now() + END_TIMEOUT;
     for one in killed {
         // One that takes longer hangs in the kernel, and runs no instruction of its own any more.
@@ -189,7 +189,7 @@ pub fn wait_for_ends<'a>(killed: impl Iterator<Item = &'a Target>) {
 ///
 /// # Errors
 /// When one may have been missed.
-pub fn take_hold_of_descendants(root: &Target, known: &mut Vec<Target>) -> Result<usize> {
+pub(crate) fn take_hold_of_descendants(root: &Target, known: &mut Vec<Target>) -> Result<usize> {
     let found = unknown_descendants(root, known)?;
     let before = known.len();
     for pid in found {
@@ -234,7 +234,7 @@ fn parents() -> Result<Vec<(Pid, Pid)>> {
 }
 
 /// The processes that have memory whose missing pages somebody else brings, and where, as far as can be seen.
-pub fn waiting_for_pages() -> BTreeMap<i32, Vec<Range<u64>>> {
+pub(crate) fn waiting_for_pages() -> BTreeMap<i32, Vec<Range<u64>>> {
     let listed = parents().unwrap_or_default().into_iter().map(|(pid, _)| pid.as_raw_nonzero().get());
     let with_ranges = listed.map(|pid| {
         let maps = std::fs::read(format!("/proc/{pid}/smaps")).unwrap_or_default();
@@ -301,7 +301,7 @@ fn parent_in(stat: &[u8]) -> Option<Pid> {
 
 /// The process group of a process; `None` when the process is gone or the group is of another pid namespace, where it has
 /// no number. (`getpgid` of rustix panics on the 0 that the kernel returns then.)
-pub fn group_of(pid: Pid) -> Option<Pid> {
+pub(crate) fn group_of(pid: Pid) -> Option<Pid> {
     let stat = std::fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     group_in(&stat)
 }
@@ -321,7 +321,7 @@ fn fields_of(stat: &[u8]) -> impl Iterator<Item = &str> {
 ///
 /// # Errors
 /// `Unavailable` when it is gone or cannot be seen from here, as from another pid namespace.
-pub fn peer_of(socket: impl AsFd) -> Result<Target> {
+pub(crate) fn peer_of(socket: impl AsFd) -> Result<Target> {
     let out_of_sight = || Error::new(Kind::Unavailable, "the process that connected is gone or out of sight");
     let pid = sys::peer(&socket).map_err(|errno| out_of_sight().caused_by(std::io::Error::from(errno)))?;
     Target::open(pid.ok_or_else(out_of_sight)?).map_err(|error| out_of_sight().caused_by(error))

@@ -29,7 +29,7 @@ const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// The number of a wake; never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WakeId(u64);
+pub(crate) struct WakeId(u64);
 
 impl WakeId {
     /// A new one.
@@ -38,12 +38,12 @@ impl WakeId {
     }
 
     /// `None` for zero.
-    pub fn from_number(number: u64) -> Option<Self> {
+    pub(crate) fn from_number(number: u64) -> Option<Self> {
         (number != 0).then_some(Self(number))
     }
 
     /// The number.
-    pub fn number(self) -> u64 {
+    pub(crate) fn number(self) -> u64 {
         self.0
     }
 
@@ -55,11 +55,11 @@ impl WakeId {
 /// A point in time as file systems stamp it: nanoseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Stamp(pub i64);
+pub(crate) struct Stamp(pub i64);
 
 impl Stamp {
     /// Now, by the clock of file times, which lags behind the exact one.
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         let now = clock_gettime(ClockId::RealtimeCoarse);
         Self(now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec))
     }
@@ -68,7 +68,7 @@ impl Stamp {
 /// One thing that is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Entry {
+pub(crate) enum Entry {
     /// The first entry: the image that is woken.
     Image(String),
     /// A space that CRIU announced, by the number of its task.
@@ -101,7 +101,7 @@ impl From<Change> for Entry {
 
 impl Entry {
     /// The change that this is, if it is one.
-    pub fn change(&self) -> Option<Change> {
+    pub(crate) fn change(&self) -> Option<Change> {
         match *self {
             Self::Remove { start, end } => Some(Change::Remove { start, end }),
             Self::Unmap { start, end } => Some(Change::Unmap { start, end }),
@@ -113,7 +113,7 @@ impl Entry {
 
 /// A line of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
+pub(crate) struct Line {
     /// When.
     pub at: Stamp,
     /// Which space: they are counted from zero in the order of their first entries.
@@ -124,7 +124,7 @@ pub struct Line {
 
 /// The file of a wake under way.
 #[derive(Debug)]
-pub struct WakeLog {
+pub(crate) struct WakeLog {
     path: PathBuf,
     file: File,
     spaces: std::sync::atomic::AtomicU32,
@@ -135,7 +135,7 @@ impl WakeLog {
     ///
     /// # Errors
     /// Those of making it.
-    pub fn create(store: &Store, image: ImageId) -> Result<(WakeId, Arc<Self>)> {
+    pub(crate) fn create(store: &Store, image: ImageId) -> Result<(WakeId, Arc<Self>)> {
         store.state().create_directory(DIRECTORY)?;
         let directory = store.state_dir().join(DIRECTORY);
         forget_old(&directory);
@@ -156,7 +156,7 @@ impl WakeLog {
     }
 
     /// The log of a new space.
-    pub fn begin(self: &Arc<Self>, at: Stamp, entry: Entry) -> SpaceLog {
+    pub(crate) fn begin(self: &Arc<Self>, at: Stamp, entry: Entry) -> SpaceLog {
         let space = self.spaces.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let log = SpaceLog { log: Arc::clone(self), space };
         log.note(at, entry);
@@ -172,14 +172,14 @@ impl WakeLog {
 
 /// The part of a log that is about one space.
 #[derive(Debug)]
-pub struct SpaceLog {
+pub(crate) struct SpaceLog {
     log: Arc<WakeLog>,
     space: u32,
 }
 
 impl SpaceLog {
     /// Appends an entry. A log that cannot be written is removed: without one, a capture refuses.
-    pub fn note(&self, at: Stamp, entry: Entry) {
+    pub(crate) fn note(&self, at: Stamp, entry: Entry) {
         let is_last = matches!(entry, Entry::Whole | Entry::Ended { .. });
         let noted = self.log.append(self.space, at, entry);
         let noted = noted.and_then(|()| if is_last { self.log.file.sync_data() } else { Ok(()) });
@@ -194,14 +194,14 @@ impl SpaceLog {
     }
 
     /// The log of a space that is forked off this one.
-    pub fn fork(&self, at: Stamp) -> Self {
+    pub(crate) fn fork(&self, at: Stamp) -> Self {
         self.log.begin(at, Entry::Fork { parent: self.space })
     }
 }
 
 /// The file of a wake, read.
 #[derive(Debug)]
-pub struct Wake {
+pub(crate) struct Wake {
     /// The image that was woken.
     pub image: ImageId,
     /// All that is known, in order.
@@ -215,7 +215,7 @@ impl Wake {
     ///
     /// # Errors
     /// `Corrupt` when it is no such file; those of reading it.
-    pub fn read(store: &Store, id: WakeId) -> Result<Option<Self>> {
+    pub(crate) fn read(store: &Store, id: WakeId) -> Result<Option<Self>> {
         let path = store.state_dir().join(DIRECTORY).join(id.file_name());
         let file = match File::open(&path) {
             Ok(file) => file,

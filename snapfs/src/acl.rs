@@ -6,9 +6,9 @@
 //! little-endian.
 
 /// The attribute that says who may do what with a node.
-pub const ACCESS: &[u8] = b"system.posix_acl_access";
+pub(crate) const ACCESS: &[u8] = b"system.posix_acl_access";
 /// The attribute of a directory that new nodes in it begin from.
-pub const DEFAULT: &[u8] = b"system.posix_acl_default";
+pub(crate) const DEFAULT: &[u8] = b"system.posix_acl_default";
 
 const VERSION: u32 = 2;
 const HEADER_LEN: usize = 4;
@@ -32,11 +32,11 @@ struct Entry {
 
 /// A list with exactly one entry each for the owner, the owning group and others, and at most one mask.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acl(Vec<Entry>);
+pub(crate) struct Acl(Vec<Entry>);
 
 impl Acl {
     /// `None` where the bytes are no list.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (version, entries) = bytes.split_first_chunk::<HEADER_LEN>()?;
         let (entries, rest) = entries.as_chunks::<ENTRY_LEN>();
         if u32::from_le_bytes(*version) != VERSION || !rest.is_empty() {
@@ -50,7 +50,7 @@ impl Acl {
     }
 
     /// The bytes.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let entries = self.0.iter().flat_map(|entry| {
             let [tag, permissions] = [entry.tag, entry.permissions].map(u16::to_le_bytes);
             [&tag[..], &permissions[..], &entry.id.to_le_bytes()[..]].concat()
@@ -59,12 +59,12 @@ impl Acl {
     }
 
     /// Whether a mode says all that it says.
-    pub fn is_mode(&self) -> bool {
+    pub(crate) fn is_mode(&self) -> bool {
         self.0.iter().all(|entry| [OWNER, OWNING_GROUP, OTHERS].contains(&entry.tag))
     }
 
     /// The nine permission bits that go with it. Those of the group are the mask's, where there is one.
-    pub fn mode(&self) -> u32 {
+    pub(crate) fn mode(&self) -> u32 {
         let shifted = |tag, shift| {
             let entry = self.0.iter().find(|entry| entry.tag == tag);
             entry.map_or(0, |entry| u32::from(entry.permissions & 7) << shift)
@@ -74,12 +74,12 @@ impl Acl {
 
     /// The list after chmod(2).
     #[must_use]
-    pub fn with_mode(&self, mode: u32) -> Self {
+    pub(crate) fn with_mode(&self, mode: u32) -> Self {
         self.limited(mode, |_, bits| bits)
     }
 
     /// What a new node gets from this default, whose maker asks for `mode`: the list and the mode.
-    pub fn inherited(&self, mode: u32) -> (Self, u32) {
+    pub(crate) fn inherited(&self, mode: u32) -> (Self, u32) {
         let acl = self.limited(mode, |old, bits| old & bits);
         let mode = mode & !PERMISSIONS | acl.mode();
         (acl, mode)

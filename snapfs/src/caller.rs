@@ -10,7 +10,7 @@ const FSETID: u64 = 1 << 4;
 
 /// The process whose system call is served.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// User.
     pub uid: u32,
     /// Group.
@@ -24,13 +24,13 @@ pub struct Caller {
 impl Caller {
     /// Whether it may keep set-user-id and set-group-id bits of files that it changes: CAP_FSETID of this process's user
     /// namespace, as the kernel asks for other file systems.
-    pub fn keeps_set_id(&self) -> bool {
+    pub(crate) fn keeps_set_id(&self) -> bool {
         let held = self.status("CapEff").and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
         held.is_some_and(|held| held & FSETID != 0) && self.is_in_our_user_namespace()
     }
 
     /// Whether it is a member of `group`.
-    pub fn is_in_group(&self, group: u32) -> bool {
+    pub(crate) fn is_in_group(&self, group: u32) -> bool {
         let is_group = |text: &str| text.parse() == Ok(group);
         self.gid == group
             || self.status("Groups").is_some_and(|groups| groups.split_whitespace().any(is_group))

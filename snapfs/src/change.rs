@@ -10,19 +10,19 @@ use store::{Error, Result, Time, TreeId};
 
 /// Number of a node: the inode number that applications see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(pub u64);
+pub(crate) struct NodeId(pub u64);
 
 impl NodeId {
     /// The root directory of the mount.
-    pub const ROOT: Self = Self(1);
+    pub(crate) const ROOT: Self = Self(1);
 }
 
 /// A name in a directory: any bytes but NUL and slash.
-pub type Name = Vec<u8>;
+pub(crate) type Name = Vec<u8>;
 
 /// What `stat` shows of a node, except what follows from its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attributes {
+pub(crate) struct Attributes {
     /// Permission bits, `0o7777`.
     pub mode: u32,
     /// Owner.
@@ -41,7 +41,7 @@ pub struct Attributes {
 
 /// What a newly made node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NewBody {
+pub(crate) enum NewBody {
     /// An empty file.
     File,
     /// An empty directory.
@@ -60,7 +60,7 @@ pub enum NewBody {
 
 impl NewBody {
     /// What mknod(2) makes for this mode; `None` where it makes nothing.
-    pub fn of_mode(mode: u32, rdev: u64) -> Option<Self> {
+    pub(crate) fn of_mode(mode: u32, rdev: u64) -> Option<Self> {
         Some(match FileType::from_raw_mode(mode) {
             FileType::RegularFile => Self::File,
             FileType::CharacterDevice => Self::CharDevice(rdev),
@@ -74,7 +74,7 @@ impl NewBody {
 
 /// One step from one state to the next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// `node` is what stands at `path` in the base; from now on it is kept here.
     Adopt { node: NodeId, path: Vec<u8> },
     /// `node` is the base's hard-linked file `number`; from now on it is kept here.
@@ -103,7 +103,7 @@ pub enum Change {
 
 impl Change {
     /// The node whose absence makes the change meaningless, where there is one.
-    pub fn node(&self) -> Option<NodeId> {
+    pub(crate) fn node(&self) -> Option<NodeId> {
         match self {
             Self::Adopt { node, .. }
             | Self::AdoptLink { node, .. }
@@ -120,7 +120,7 @@ impl Change {
     }
 
     /// Appends the encoded change.
-    pub fn encode(&self, out: &mut Encoder) {
+    pub(crate) fn encode(&self, out: &mut Encoder) {
         match self {
             Self::Adopt { node, path } => out.u8(1).u64(node.0).string(path),
             Self::AdoptLink { node, number } => out.u8(2).u64(node.0).u64(*number),
@@ -150,7 +150,7 @@ impl Change {
     ///
     /// # Errors
     /// `Corrupt` for anything that [`Self::encode`] does not write.
-    pub fn decode(input: &mut Decoder<'_>) -> Result<Self> {
+    pub(crate) fn decode(input: &mut Decoder<'_>) -> Result<Self> {
         let kind = input.u8()?;
         if kind == 11 {
             return Ok(Self::DeadLink { number: input.u64()? });
@@ -184,7 +184,7 @@ impl Change {
 }
 
 /// Encodes a list of changes as one frame's payload.
-pub fn encode_all<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<u8> {
+pub(crate) fn encode_all<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<u8> {
     let mut out = Encoder::new();
     changes.for_each(|change| change.encode(&mut out));
     out.finish()
@@ -194,7 +194,7 @@ pub fn encode_all<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<u8> {
 ///
 /// # Errors
 /// `Corrupt` for anything that [`encode_all`] does not write.
-pub fn decode_all(payload: &[u8]) -> Result<Vec<Change>> {
+pub(crate) fn decode_all(payload: &[u8]) -> Result<Vec<Change>> {
     let mut input = Decoder::new(payload);
     let mut changes = Vec::new();
     while input.remaining() > 0 {

@@ -2,13 +2,13 @@
 //!
 //! Errors of the store are logged here, once: the application behind the kernel can only be told a number.
 
-pub use rustix::io::Errno;
+pub(crate) use rustix::io::Errno;
 
 /// What a file-system operation gives: a value, or the error number for the application.
-pub type Answer<T> = Result<T, Errno>;
+pub(crate) type Answer<T> = Result<T, Errno>;
 
 /// The error number for an error of the store, which is logged.
-pub fn from_store(error: store::Error) -> Errno {
+pub(crate) fn from_store(error: store::Error) -> Errno {
     use store::Kind;
     let errno = match error.kind() {
         Kind::Full => Errno::NOSPC,
@@ -22,6 +22,6 @@ pub fn from_store(error: store::Error) -> Errno {
 }
 
 /// The error number of a failed system call.
-pub fn from_io(error: &std::io::Error) -> Errno {
+pub(crate) fn from_io(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }

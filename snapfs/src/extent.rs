@@ -7,11 +7,11 @@ use crate::ranges::BlockSet;
 use std::ops::Range;
 
 /// Granularity of copy on write in bytes.
-pub const BLOCK: u64 = 4096;
+pub(crate) const BLOCK: u64 = 4096;
 
 /// Who holds the bytes of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub(crate) enum Source {
     /// The data file in the upper, at the same offset.
     Upper,
     /// The file of the base, at the same offset.
@@ -22,7 +22,7 @@ pub enum Source {
 
 /// A range of bytes with one source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
+pub(crate) struct Segment {
     /// Byte range in the file.
     pub range: Range<u64>,
     /// Who holds it.
@@ -31,7 +31,7 @@ pub struct Segment {
 
 /// The length of a file and the source of each of its blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub(crate) struct Layout {
     len_bytes: u64,
     lower_len_bytes: u64,
     /// What hides the base; nearly no file of a mount has it, so it takes memory where it is needed only.
@@ -53,28 +53,28 @@ static NOTHING: Covered = Covered { data: BlockSet::EMPTY, zero: BlockSet::EMPTY
 
 impl Layout {
     /// A file that is the base's `len_bytes` bytes, unchanged.
-    pub fn over(len_bytes: u64) -> Self {
+    pub(crate) fn over(len_bytes: u64) -> Self {
         Self { len_bytes, lower_len_bytes: len_bytes, covered: None }
     }
 
     /// Length of the file in bytes.
-    pub fn len_bytes(&self) -> u64 {
+    pub(crate) fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
 
     /// How much of the base still shows through: bytes from here on never come from it.
-    pub fn lower_len_bytes(&self) -> u64 {
+    pub(crate) fn lower_len_bytes(&self) -> u64 {
         self.lower_len_bytes
     }
 
     /// Whether the content is the base's `base_len_bytes` bytes, untouched.
-    pub fn is_clean(&self, base_len_bytes: u64) -> bool {
+    pub(crate) fn is_clean(&self, base_len_bytes: u64) -> bool {
         let is_covered = !self.covered().data.is_empty() || !self.covered().zero.is_empty();
         !is_covered && self.len_bytes == base_len_bytes && self.lower_len_bytes == base_len_bytes
     }
 
     /// The blocks that `range` touches now come whole from the upper; the file reaches at least to `range.end`.
-    pub fn write(&mut self, range: Range<u64>) {
+    pub(crate) fn write(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
         }
@@ -85,12 +85,12 @@ impl Layout {
     }
 
     /// Whether [`Self::write`] would change nothing: the upper holds all blocks of `range` already.
-    pub fn holds(&self, range: &Range<u64>) -> bool {
+    pub(crate) fn holds(&self, range: &Range<u64>) -> bool {
         range.end <= self.len_bytes && self.covered().data.has_all(&blocks_of(range))
     }
 
     /// Cuts or extends the file; new bytes are zero.
-    pub fn truncate(&mut self, len_bytes: u64) {
+    pub(crate) fn truncate(&mut self, len_bytes: u64) {
         let behind = len_bytes.div_ceil(BLOCK)..u64::MAX;
         if let Some(covered) = &mut self.covered {
             covered.zero.remove(behind.clone());
@@ -102,7 +102,7 @@ impl Layout {
     }
 
     /// Blocks `blocks` become zero. The length stays.
-    pub fn zero(&mut self, blocks: Range<u64>) {
+    pub(crate) fn zero(&mut self, blocks: Range<u64>) {
         let hiding = blocks.start..blocks.end.min(self.lower_blocks());
         self.change_data(blocks, BlockSet::remove);
         self.covered_mut().zero.insert(hiding);
@@ -110,12 +110,12 @@ impl Layout {
     }
 
     /// Whether block `block` is held by the upper.
-    pub fn is_upper(&self, block: u64) -> bool {
+    pub(crate) fn is_upper(&self, block: u64) -> bool {
         self.covered().data.range_at(block).is_some()
     }
 
     /// The sources of `range`, in order and without a gap, cut at the end of the file.
-    pub fn segments(&self, range: Range<u64>) -> Vec<Segment> {
+    pub(crate) fn segments(&self, range: Range<u64>) -> Vec<Segment> {
         let end = range.end.min(self.len_bytes);
         let mut segments = Vec::new();
         let mut at = range.start;
@@ -155,7 +155,7 @@ impl Layout {
     /// The first hole at or behind `offset`; the end of the file is one. `holes` are those of the base's file, sorted,
     /// disjoint, and apart from each other. Costs the logarithm of the number of pieces and of holes, and as much again for
     /// each hole of the base that is filled.
-    pub fn next_hole(&self, offset: u64, holes: &[Range<u64>]) -> u64 {
+    pub(crate) fn next_hole(&self, offset: u64, holes: &[Range<u64>]) -> u64 {
         let mut at = offset;
         while at < self.len_bytes {
             let (stop, source) = self.source_at(at);
@@ -177,7 +177,7 @@ impl Layout {
     }
 
     /// The first byte at or behind `offset` that may not be zero. Holes and cost as for [`Self::next_hole`].
-    pub fn next_data(&self, offset: u64, holes: &[Range<u64>]) -> Option<u64> {
+    pub(crate) fn next_data(&self, offset: u64, holes: &[Range<u64>]) -> Option<u64> {
         let mut at = offset;
         while at < self.len_bytes {
             let (stop, source) = self.source_at(at);
@@ -195,7 +195,7 @@ impl Layout {
 
     /// Sorted, disjoint byte ranges in which the file may differ from a base of `base_len_bytes` bytes, and all bytes
     /// behind the base's end that the upper holds.
-    pub fn dirty(&self, base_len_bytes: u64) -> Vec<Range<u64>> {
+    pub(crate) fn dirty(&self, base_len_bytes: u64) -> Vec<Range<u64>> {
         let covered = self.covered().data.ranges().chain(self.covered().zero.ranges());
         let mut ranges: Vec<Range<u64>> = covered.map(|blocks| bytes_of(&blocks, self.len_bytes)).collect();
         ranges.push(self.lower_len_bytes..base_len_bytes.min(self.len_bytes));
@@ -212,22 +212,22 @@ impl Layout {
     }
 
     /// Block ranges held by the upper, in order.
-    pub fn upper_blocks(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+    pub(crate) fn upper_blocks(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.covered().data.ranges()
     }
 
     /// Block ranges that hide the base behind zeroes, in order.
-    pub fn zero_blocks(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+    pub(crate) fn zero_blocks(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.covered().zero.ranges()
     }
 
     /// Bytes held by the upper, in whole blocks.
-    pub fn upper_bytes(&self) -> u64 {
+    pub(crate) fn upper_bytes(&self) -> u64 {
         self.covered().data.count() * BLOCK
     }
 
     /// Bytes of the base that show through.
-    pub fn shown_bytes(&self) -> u64 {
+    pub(crate) fn shown_bytes(&self) -> u64 {
         // The last block of the base may be a part of one.
         let last = self.lower_len_bytes / BLOCK;
         let is_last_hidden =
@@ -269,12 +269,12 @@ impl Layout {
 }
 
 /// The blocks that a range of bytes touches.
-pub fn blocks_of(range: &Range<u64>) -> Range<u64> {
+pub(crate) fn blocks_of(range: &Range<u64>) -> Range<u64> {
     range.start / BLOCK..range.end.div_ceil(BLOCK)
 }
 
 /// The bytes of blocks, as far as a file of `len_bytes` bytes goes.
-pub fn bytes_of(blocks: &Range<u64>, len_bytes: u64) -> Range<u64> {
+pub(crate) fn bytes_of(blocks: &Range<u64>, len_bytes: u64) -> Range<u64> {
     let bytes = |block: u64| block.saturating_mul(BLOCK).min(len_bytes);
     bytes(blocks.start)..bytes(blocks.end)
 }

@@ -50,7 +50,7 @@ impl Overlay {
     /// `Conflict` when another process writes to the store or the ref names what this mount is not based on, `Invalid` for a
     /// read-only mount or an impossible name, and those of the store. After an error the changes are still in the upper;
     /// after `Unavailable` they are committed too, and the mount has to be made anew.
-    pub fn freeze(&self, name: &str, labels: BTreeMap<String, String>) -> Result<FreezeReport> {
+    pub(crate) fn freeze(&self, name: &str, labels: BTreeMap<String, String>) -> Result<FreezeReport> {
         self.freeze_within(None, name, labels)
     }
 
@@ -58,7 +58,7 @@ impl Overlay {
     ///
     /// # Errors
     /// As [`Self::freeze`].
-    pub fn freeze_within(
+    pub(crate) fn freeze_within(
         &self,
         wait: Option<Duration>,
         name: &str,

@@ -9,7 +9,7 @@ mod answers;
 mod convert;
 mod server;
 
-pub use server::Server;
+pub(crate) use server::Server;
 
 use crate::change::NewBody;
 use crate::errno::Errno;

@@ -19,7 +19,7 @@ struct Task {
 
 /// Lets changes in, or keeps them out.
 #[derive(Default)]
-pub struct Gate {
+pub(crate) struct Gate {
     state: Mutex<State>,
     left: Condvar,
     came: Condvar,
@@ -35,15 +35,15 @@ struct State {
 }
 
 /// A change that is being made; it is over when this is dropped.
-pub struct Inside<'a>(&'a Gate);
+pub(crate) struct Inside<'a>(&'a Gate);
 
 /// Keeps changes out until it is dropped.
 #[derive(Debug)]
-pub struct Closed(Arc<Gate>);
+pub(crate) struct Closed(Arc<Gate>);
 
 impl Gate {
     /// Leave to make a change now; `None` where it has to wait: see [`Self::run`].
-    pub fn enter(&self) -> Option<Inside<'_>> {
+    pub(crate) fn enter(&self) -> Option<Inside<'_>> {
         let mut state = self.state();
         if state.closed > 0 {
             return None;
@@ -54,7 +54,7 @@ impl Gate {
 
     /// Makes a change now, or when the gate opens; after it about `weight_bytes` bytes of files have to be stored again.
     /// Gives whether it was made.
-    pub fn run(&self, weight_bytes: u64, change: impl FnOnce() + Send + 'static) -> bool {
+    pub(crate) fn run(&self, weight_bytes: u64, change: impl FnOnce() + Send + 'static) -> bool {
         let mut state = self.state();
         if state.closed > 0 {
             state.waiting.push_back(Task { weight_bytes, make: Box::new(change) });
@@ -70,7 +70,7 @@ impl Gate {
 
     /// For whoever keeps changes out: makes some of those that wait or come within a time. The weight of all but the last
     /// is at most `weight_bytes`.
-    pub fn let_through(&self, mut weight_bytes: u64, time: Duration) {
+    pub(crate) fn let_through(&self, mut weight_bytes: u64, time: Duration) {
         let until = Instant::now() + time;
         while weight_bytes > 0 {
             let left = until.saturating_duration_since(Instant::now());
@@ -84,13 +84,13 @@ impl Gate {
     }
 
     /// Keeps changes out, and waits for those that are being made.
-    pub fn close(self: &Arc<Self>) -> Closed {
+    pub(crate) fn close(self: &Arc<Self>) -> Closed {
         self.state().closed += 1;
         self.finish_closing()
     }
 
     /// As [`Self::close`]; `None` where somebody else keeps changes out.
-    pub fn try_close(self: &Arc<Self>) -> Option<Closed> {
+    pub(crate) fn try_close(self: &Arc<Self>) -> Option<Closed> {
         let mut state = self.state();
         if state.closed > 0 {
             return None;

@@ -11,10 +11,10 @@ use store::{Identity, Inode, Time, clock};
 
 const NANOS: u64 = 1_000_000_000;
 /// Numbers that follow from a snapshot have this bit, numbers of new nodes do not.
-pub const BASE_BIT: u64 = 1 << 63;
+pub(crate) const BASE_BIT: u64 = 1 << 63;
 
 /// When an inode of a snapshot was last changed.
-pub fn ctime_of(inode: &Inode) -> Time {
+pub(crate) fn ctime_of(inode: &Inode) -> Time {
     inode.metadata.identity.ctime().unwrap_or_else(|| derived_ctime(inode))
 }
 
@@ -25,12 +25,12 @@ fn derived_ctime(inode: &Inode) -> Time {
 }
 
 /// The number of `name` in the directory `parent` of a snapshot, which keeps the number `kept` of it.
-pub fn number_in(parent: NodeId, name: &[u8], kept: Option<u64>) -> NodeId {
+pub(crate) fn number_in(parent: NodeId, name: &[u8], kept: Option<u64>) -> NodeId {
     possible(kept).unwrap_or_else(|| NodeId(hash(parent.0, name) | BASE_BIT))
 }
 
 /// The number of the file that a snapshot's link table has under `link`, and keeps the number `kept` of.
-pub fn number_of_link(link: u64, kept: Option<u64>) -> NodeId {
+pub(crate) fn number_of_link(link: u64, kept: Option<u64>) -> NodeId {
     let seed = 0x6c62_272e_07bb_0142;
     possible(kept).unwrap_or_else(|| NodeId(hash(seed, &link.to_le_bytes()) | BASE_BIT))
 }
@@ -41,14 +41,14 @@ fn possible(kept: Option<u64>) -> Option<NodeId> {
 }
 
 /// `inode` with what it needs to be node `id` of this change time again, where `derived` is its number without that.
-pub fn kept(mut inode: Inode, id: NodeId, derived: NodeId, ctime: Time) -> Inode {
+pub(crate) fn kept(mut inode: Inode, id: NodeId, derived: NodeId, ctime: Time) -> Inode {
     let ctime = (derived_ctime(&inode) != ctime).then_some(ctime);
     inode.metadata.identity = Identity::new(ctime, (derived != id).then_some(id.0));
     inode
 }
 
 /// A number for a new node: at random, because which numbers a snapshot has in use is known only after reading all of it.
-pub fn random_number() -> NodeId {
+pub(crate) fn random_number() -> NodeId {
     NodeId(u64::from_le_bytes(clock::random_bytes()) & !BASE_BIT)
 }
 

@@ -27,11 +27,11 @@ const RESERVE_LEN: u64 = 256 << 10;
 /// How far behind a hole frames are looked for.
 const SEARCH_MAX: u64 = 256 << 20;
 /// Largest payload of a frame; larger ones are refused on both sides.
-pub const PAYLOAD_MAX: usize = 64 << 20;
+pub(crate) const PAYLOAD_MAX: usize = 64 << 20;
 
 /// What the journal's changes are changes to, and in which boot of the machine it was last opened for writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub(crate) struct Header {
     /// The store that holds the base.
     pub store: StoreId,
     /// The snapshot below all changes.
@@ -42,7 +42,7 @@ pub struct Header {
 
 /// An open journal, appended to by one process.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     file: Arc<File>,
     len_bytes: u64,
     durable_len_bytes: u64,
@@ -54,10 +54,10 @@ pub struct Journal {
 }
 
 /// How much this mount had written into its journals when something was said.
-pub type Position = u64;
+pub(crate) type Position = u64;
 
 /// What reading a journal gave.
-pub struct Scan {
+pub(crate) struct Scan {
     /// Where the last whole frame ends.
     end: u64,
     /// Number of whole frames.
@@ -66,7 +66,7 @@ pub struct Scan {
 
 impl Scan {
     /// Length of the whole frames and the header in bytes.
-    pub fn len_bytes(&self) -> u64 {
+    pub(crate) fn len_bytes(&self) -> u64 {
         self.end
     }
 }
@@ -76,7 +76,7 @@ impl Journal {
     ///
     /// # Errors
     /// Those of the file system; nothing of the new one is left then.
-    pub fn prepare(
+    pub(crate) fn prepare(
         path: &Path,
         header: &Header,
         payloads: impl Iterator<Item = Vec<u8>>,
@@ -104,7 +104,11 @@ impl Journal {
     ///
     /// # Errors
     /// Those of the file system; one of the two journals is there then.
-    pub fn replace(path: &Path, header: &Header, payloads: impl Iterator<Item = Vec<u8>>) -> Result<Self> {
+    pub(crate) fn replace(
+        path: &Path,
+        header: &Header,
+        payloads: impl Iterator<Item = Vec<u8>>,
+    ) -> Result<Self> {
         Self::prepare(path, header, payloads)?.take_place(path)
     }
 
@@ -112,7 +116,7 @@ impl Journal {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn create(path: &Path, header: &Header) -> Result<Self> {
+    pub(crate) fn create(path: &Path, header: &Header) -> Result<Self> {
         let failed = |error: std::io::Error| Error::io("cannot make the journal", path.display(), error);
         let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed(errno.into()))?;
@@ -125,7 +129,7 @@ impl Journal {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn open(path: &Path, scan: &Scan) -> Result<Self> {
+    pub(crate) fn open(path: &Path, scan: &Scan) -> Result<Self> {
         let failed = |error: std::io::Error| Error::io("cannot open the journal", path.display(), error);
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = File::from(fs::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?);
@@ -151,7 +155,7 @@ impl Journal {
     ///
     /// # Errors
     /// `ENOSPC` when there is no room left to keep.
-    pub fn reserve(&mut self) -> Result<(), Errno> {
+    pub(crate) fn reserve(&mut self) -> Result<(), Errno> {
         if self.len_bytes + RESERVE_LEN / 2 <= self.reserved_len_bytes {
             return Ok(());
         }
@@ -166,7 +170,7 @@ impl Journal {
     ///
     /// # Errors
     /// The error of write(2); `EIO` when a partly written frame could not be taken back: nothing may follow it then.
-    pub fn append(&mut self, payload: &[u8]) -> Result<(), Errno> {
+    pub(crate) fn append(&mut self, payload: &[u8]) -> Result<(), Errno> {
         if payload.len() > PAYLOAD_MAX {
             return Err(Errno::TOOBIG);
         }
@@ -186,37 +190,37 @@ impl Journal {
     }
 
     /// Length in bytes.
-    pub fn len_bytes(&self) -> u64 {
+    pub(crate) fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
 
     /// How much was written so far, by the journals before this one too.
-    pub fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> Position {
         self.before_bytes + self.len_bytes
     }
 
     /// Whether all that was written up to `position` is durable.
-    pub fn is_durable(&self, position: Position) -> bool {
+    pub(crate) fn is_durable(&self, position: Position) -> bool {
         position <= self.before_bytes + self.durable_len_bytes
     }
 
     /// Positions go on behind those of the journal that this one, all of which is durable, replaces.
-    pub fn follow(&mut self, replaced: &Self) {
+    pub(crate) fn follow(&mut self, replaced: &Self) {
         self.before_bytes = replaced.position();
     }
 
     /// The file and how much of it a sync now would make durable; `None` when all of it already is.
-    pub fn unsynced(&self) -> Option<(Arc<File>, u64)> {
+    pub(crate) fn unsynced(&self) -> Option<(Arc<File>, u64)> {
         (self.durable_len_bytes < self.len_bytes).then(|| (self.file.clone(), self.len_bytes))
     }
 
     /// Whether nothing of it is durable yet, not even its name.
-    pub fn is_unnamed(&self) -> bool {
+    pub(crate) fn is_unnamed(&self) -> bool {
         self.durable_len_bytes == 0
     }
 
     /// Notes that the first `len_bytes` bytes of `file` are durable. Another journal may be in its place by now.
-    pub fn synced(&mut self, file: &Arc<File>, len_bytes: u64) {
+    pub(crate) fn synced(&mut self, file: &Arc<File>, len_bytes: u64) {
         if Arc::ptr_eq(file, &self.file) {
             self.durable_len_bytes = self.durable_len_bytes.max(len_bytes);
         }
@@ -225,14 +229,14 @@ impl Journal {
 
 /// A whole, durable journal that is not in its place yet. Dropping it removes it.
 #[derive(Debug)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     journal: Journal,
     temporary: PathBuf,
 }
 
 impl Prepared {
     /// Its length in bytes.
-    pub fn len_bytes(&self) -> u64 {
+    pub(crate) fn len_bytes(&self) -> u64 {
         self.journal.len_bytes
     }
 
@@ -240,7 +244,7 @@ impl Prepared {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn set_header(&mut self, header: &Header) -> Result<()> {
+    pub(crate) fn set_header(&mut self, header: &Header) -> Result<()> {
         self.write_header(header)?;
         self.journal.file.sync_all().map_err(|error| self.failed(error))
     }
@@ -249,7 +253,7 @@ impl Prepared {
     ///
     /// # Errors
     /// Those of the file system; it is not known then which of the two is there.
-    pub fn take_place(self, path: &Path) -> Result<Journal> {
+    pub(crate) fn take_place(self, path: &Path) -> Result<Journal> {
         std::fs::rename(&self.temporary, path).map_err(|error| self.failed(error))?;
         sync_directory(path.parent().unwrap_or(Path::new(".")))?;
         Ok(Journal { file: self.journal.file.clone(), ..self.journal })
@@ -280,7 +284,7 @@ impl Drop for Prepared {
 ///
 /// # Errors
 /// `Corrupt`, `Invalid` for a newer version, and those of the file system.
-pub fn read_header(path: &Path) -> Result<Option<Header>> {
+pub(crate) fn read_header(path: &Path) -> Result<Option<Header>> {
     let failed = |error: std::io::Error| Error::io("cannot read the journal", path.display(), error);
     let mut bytes = Vec::new();
     match File::open(path) {
@@ -298,7 +302,11 @@ pub fn read_header(path: &Path) -> Result<Option<Header>> {
 ///
 /// # Errors
 /// `Corrupt` when a frame in the middle is damaged, those of the file system, and those of `visit`.
-pub fn scan(path: &Path, boot: &[u8; 16], visit: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<Scan> {
+pub(crate) fn scan(
+    path: &Path,
+    boot: &[u8; 16],
+    visit: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<Scan> {
     let failed = |error: std::io::Error| Error::io("cannot read the journal", path.display(), error);
     let file = File::open(path).map_err(failed)?;
     let len_bytes = file.metadata().map_err(failed)?.len();
@@ -438,13 +446,13 @@ pub(crate) fn parse_header(bytes: &[u8; HEADER_LEN]) -> Result<Header> {
 ///
 /// # Errors
 /// Those of the file system.
-pub fn sync_directory(directory: &Path) -> Result<()> {
+pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
     let failed = |error: std::io::Error| Error::io("cannot sync the directory", directory.display(), error);
     File::open(directory).map_err(failed)?.sync_all().map_err(failed)
 }
 
 /// Where the journal of an upper is.
-pub fn path_in(upper: &Path) -> PathBuf {
+pub(crate) fn path_in(upper: &Path) -> PathBuf {
     upper.join("journal")
 }
 

@@ -20,7 +20,7 @@ const KEPT_MIN: usize = 2;
 
 /// The snapshot below a mount.
 #[derive(Debug)]
-pub struct Base {
+pub(crate) struct Base {
     /// Its id.
     pub id: SnapshotId,
     /// Its record.
@@ -60,7 +60,7 @@ impl Base {
     ///
     /// # Errors
     /// `Invalid` when the snapshot has no tree, and those of the store.
-    pub fn open(store: &Store, id: &SnapshotId) -> Result<Self> {
+    pub(crate) fn open(store: &Store, id: &SnapshotId) -> Result<Self> {
         let pin = store.pin("mount", std::slice::from_ref(id))?;
         let snapshot = store.snapshot(id)?;
         let Some(tree) = &snapshot.tree else {
@@ -82,7 +82,7 @@ impl Base {
     }
 
     /// Lets go of all directories that nobody uses now.
-    pub fn forget_directories(&self) {
+    pub(crate) fn forget_directories(&self) {
         *self.recent() = Recent::default();
     }
 
@@ -93,7 +93,7 @@ impl Base {
 
 /// Where the content of a file of the base is found.
 #[derive(Debug)]
-pub enum LowerContent {
+pub(crate) enum LowerContent {
     /// It is this.
     Known(Content),
     /// In a directory, by its name.
@@ -109,7 +109,7 @@ impl LowerContent {
     ///
     /// # Errors
     /// Those of the store.
-    pub fn find(self) -> Result<Content> {
+    pub(crate) fn find(self) -> Result<Content> {
         let inode = match self {
             Self::Known(content) => return Ok(content),
             Self::Entry(base, directory, name) => {
@@ -128,7 +128,7 @@ impl LowerContent {
 
 /// A directory of the base, read when it is needed.
 #[derive(Debug)]
-pub struct LowerDirectory {
+pub(crate) struct LowerDirectory {
     /// Its id.
     pub id: DirectoryId,
     /// Where it stands in the base: names joined by slashes, empty for the root.
@@ -138,12 +138,12 @@ pub struct LowerDirectory {
 
 impl LowerDirectory {
     /// The directory `id` at `path`, not read yet.
-    pub fn new(id: DirectoryId, path: Vec<u8>) -> Arc<Self> {
+    pub(crate) fn new(id: DirectoryId, path: Vec<u8>) -> Arc<Self> {
         Arc::new(Self { id, path, opened: Mutex::default() })
     }
 
     /// The same directory, standing elsewhere in another base.
-    pub fn moved(&self, path: Vec<u8>) -> Arc<Self> {
+    pub(crate) fn moved(&self, path: Vec<u8>) -> Arc<Self> {
         Arc::new(Self { id: self.id, path, opened: Mutex::default() })
     }
 
@@ -151,7 +151,7 @@ impl LowerDirectory {
     ///
     /// # Errors
     /// Those of the store.
-    pub fn open(&self, base: &Base) -> Result<Arc<Directory>> {
+    pub(crate) fn open(&self, base: &Base) -> Result<Arc<Directory>> {
         let opened = || self.opened.lock().expect("no thread panics while it has it");
         if let Some(directory) = opened().upgrade() {
             return Ok(directory);
@@ -169,13 +169,13 @@ impl LowerDirectory {
     }
 
     /// Where the entry `name` stands in the base.
-    pub fn path_of(&self, name: &[u8]) -> Vec<u8> {
+    pub(crate) fn path_of(&self, name: &[u8]) -> Vec<u8> {
         join(&self.path, name)
     }
 }
 
 /// `name` below the directory at `path`.
-pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+pub(crate) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     let mut joined = Vec::with_capacity(path.len() + 1 + name.len());
     joined.extend_from_slice(path);
     if !path.is_empty() {

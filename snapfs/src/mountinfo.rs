@@ -11,7 +11,7 @@ const PATH: &str = "/proc/self/mountinfo";
 const SOURCE_PREFIX: &[u8] = b"torpor:";
 
 /// The source that a mount with this upper shows.
-pub fn source_of(upper: &Path) -> OsString {
+pub(crate) fn source_of(upper: &Path) -> OsString {
     OsString::from_vec([SOURCE_PREFIX, upper.as_os_str().as_bytes()].concat())
 }
 
@@ -19,7 +19,7 @@ pub fn source_of(upper: &Path) -> OsString {
 ///
 /// # Errors
 /// Those of reading /proc.
-pub fn upper_at(mountpoint: &Path) -> Result<Option<PathBuf>> {
+pub(crate) fn upper_at(mountpoint: &Path) -> Result<Option<PathBuf>> {
     let text = std::fs::read(PATH).map_err(|error| Error::io("cannot read the mount table", PATH, error))?;
     Ok(find(&text, mountpoint))
 }
@@ -28,7 +28,7 @@ pub fn upper_at(mountpoint: &Path) -> Result<Option<PathBuf>> {
 ///
 /// # Errors
 /// Those of reading /proc.
-pub fn is_mounted_with(upper: &Path) -> Result<bool> {
+pub(crate) fn is_mounted_with(upper: &Path) -> Result<bool> {
     let text = std::fs::read(PATH).map_err(|error| Error::io("cannot read the mount table", PATH, error))?;
     let source = source_of(upper);
     let mut lines = text.split(|byte| *byte == b'\n').filter_map(parse_line);

@@ -13,7 +13,7 @@ use store::{Content, Inode, Metadata, Time};
 
 /// Where the version of a node stands that it began from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub(crate) enum Origin {
     /// It is the root.
     Root,
     /// An unchanged node: entry `name` of the base's directory that is node `parent`.
@@ -33,7 +33,7 @@ pub enum Origin {
 
 /// The changed part of a directory over the base's.
 #[derive(Clone, Debug)]
-pub struct DirectoryBody {
+pub(crate) struct DirectoryBody {
     /// What it began from.
     pub lower: Option<Arc<LowerDirectory>>,
     /// Names that are live or changed.
@@ -44,7 +44,7 @@ pub struct DirectoryBody {
 
 /// The content that a file began from.
 #[derive(Clone, Debug)]
-pub enum Lower {
+pub(crate) enum Lower {
     /// So many bytes that stand in a directory of the base, or in its link table: they are looked up at the node's origin
     /// when somebody reads them, so that what is known of a file does not keep its bytes in memory.
     Inline {
@@ -57,10 +57,10 @@ pub enum Lower {
 
 impl Lower {
     /// No bytes.
-    pub const EMPTY: Self = Self::Inline { len_bytes: 0 };
+    pub(crate) const EMPTY: Self = Self::Inline { len_bytes: 0 };
 
     /// What the base has at the node's origin.
-    pub fn of(content: Content) -> Self {
+    pub(crate) fn of(content: Content) -> Self {
         match content.is_inline() {
             true => Self::Inline { len_bytes: content.len_bytes() },
             false => Self::Extents(Box::new(content)),
@@ -68,7 +68,7 @@ impl Lower {
     }
 
     /// Length in bytes.
-    pub fn len_bytes(&self) -> u64 {
+    pub(crate) fn len_bytes(&self) -> u64 {
         match self {
             Self::Inline { len_bytes } => *len_bytes,
             Self::Extents(content) => content.len_bytes(),
@@ -78,7 +78,7 @@ impl Lower {
 
 /// The content of a file.
 #[derive(Clone, Debug)]
-pub struct FileBody {
+pub(crate) struct FileBody {
     /// What it began from.
     pub lower: Lower,
     /// Bytes of holes in `lower`; 0 until it was opened.
@@ -100,7 +100,7 @@ pub struct FileBody {
 
 /// What changed of a file's content since some moment.
 #[derive(Clone, Debug)]
-pub struct Rewritten {
+pub(crate) struct Rewritten {
     /// These blocks did.
     pub blocks: BlockSet,
     /// Nothing behind this is what it was, not even where it is shown again.
@@ -109,7 +109,7 @@ pub struct Rewritten {
 
 /// What a node is.
 #[derive(Clone, Debug)]
-pub enum Body {
+pub(crate) enum Body {
     /// A directory.
     Directory(DirectoryBody),
     /// A regular file.
@@ -128,7 +128,7 @@ pub enum Body {
 
 /// A file-system object.
 #[derive(Clone, Debug)]
-pub struct Node {
+pub(crate) struct Node {
     /// Attributes.
     pub attributes: Attributes,
     /// Extended attributes, sorted by name.
@@ -144,7 +144,7 @@ pub struct Node {
 }
 
 /// What the base keeps of a node's body, with what only the mount knows.
-pub struct LowerPlace {
+pub(crate) struct LowerPlace {
     /// What the node began from.
     pub origin: Origin,
     /// Names that the base has for it.
@@ -157,7 +157,7 @@ pub struct LowerPlace {
 
 impl Node {
     /// An unchanged node of the base.
-    pub fn from_base(inode: Inode, place: LowerPlace) -> Self {
+    pub(crate) fn from_base(inode: Inode, place: LowerPlace) -> Self {
         let ctime = identity::ctime_of(&inode);
         let Metadata { mode, uid, gid, mtime, xattrs, identity: _ } = inode.metadata;
         let body = match inode.node {
@@ -188,7 +188,7 @@ impl Node {
     }
 
     /// A node that the base does not have.
-    pub fn new(body: NewBody, attributes: Attributes) -> Self {
+    pub(crate) fn new(body: NewBody, attributes: Attributes) -> Self {
         let body = match body {
             NewBody::File => Body::File(FileBody {
                 lower: Lower::EMPTY,
@@ -213,7 +213,7 @@ impl Node {
     }
 
     /// The directory part, where it is a directory.
-    pub fn directory(&self) -> Option<&DirectoryBody> {
+    pub(crate) fn directory(&self) -> Option<&DirectoryBody> {
         match &self.body {
             Body::Directory(directory) => Some(directory),
             _ => None,
@@ -221,7 +221,7 @@ impl Node {
     }
 
     /// As [`Self::directory`], to change.
-    pub fn directory_mut(&mut self) -> Option<&mut DirectoryBody> {
+    pub(crate) fn directory_mut(&mut self) -> Option<&mut DirectoryBody> {
         match &mut self.body {
             Body::Directory(directory) => Some(directory),
             _ => None,
@@ -229,7 +229,7 @@ impl Node {
     }
 
     /// The file part, where it is a regular file.
-    pub fn file(&self) -> Option<&FileBody> {
+    pub(crate) fn file(&self) -> Option<&FileBody> {
         match &self.body {
             Body::File(file) => Some(file),
             _ => None,
@@ -237,7 +237,7 @@ impl Node {
     }
 
     /// As [`Self::file`], to change.
-    pub fn file_mut(&mut self) -> Option<&mut FileBody> {
+    pub(crate) fn file_mut(&mut self) -> Option<&mut FileBody> {
         match &mut self.body {
             Body::File(file) => Some(file),
             _ => None,
@@ -245,18 +245,18 @@ impl Node {
     }
 
     /// Whether it has no name left and lives only as long as the kernel holds it.
-    pub fn is_orphan(&self) -> bool {
+    pub(crate) fn is_orphan(&self) -> bool {
         self.attributes.nlink == 0
     }
 
     /// What the store keeps of its attributes, without its identity.
-    pub fn metadata(&self) -> Metadata {
+    pub(crate) fn metadata(&self) -> Metadata {
         let Attributes { mode, uid, gid, mtime, .. } = self.attributes;
         Metadata { mode, uid, gid, mtime, xattrs: self.xattrs.clone(), ..Metadata::default() }
     }
 
     /// Its type.
-    pub fn kind(&self) -> FileKind {
+    pub(crate) fn kind(&self) -> FileKind {
         match &self.body {
             Body::Directory(_) => FileKind::Directory,
             Body::File(_) => FileKind::File,
@@ -269,7 +269,7 @@ impl Node {
     }
 
     /// What `stat` shows.
-    pub fn stat(&self, id: NodeId) -> Stat {
+    pub(crate) fn stat(&self, id: NodeId) -> Stat {
         let (len_bytes, blocks, rdev) = match &self.body {
             Body::Directory(_) => (4096, 8, 0),
             Body::File(file) => (file.layout.len_bytes(), file.blocks(), 0),
@@ -283,14 +283,14 @@ impl Node {
 
 impl FileBody {
     /// These blocks are about to get other content.
-    pub fn note_rewritten(&mut self, blocks: Range<u64>) {
+    pub(crate) fn note_rewritten(&mut self, blocks: Range<u64>) {
         if let Some(rewritten) = &mut self.rewritten {
             rewritten.blocks.insert(blocks);
         }
     }
 
     /// These blocks are about to become zero. Those that are zero already stay as they are, however many they are.
-    pub fn note_zeroed(&mut self, blocks: &Range<u64>) {
+    pub(crate) fn note_zeroed(&mut self, blocks: &Range<u64>) {
         let Some(rewritten) = &mut self.rewritten else { return };
         let bytes = bytes_of(blocks, self.layout.len_bytes());
         let segments = self.layout.segments(bytes).into_iter();
@@ -299,14 +299,14 @@ impl FileBody {
     }
 
     /// The file is about to have this length.
-    pub fn note_cut(&mut self, len_bytes: u64) {
+    pub(crate) fn note_cut(&mut self, len_bytes: u64) {
         if let Some(rewritten) = &mut self.rewritten {
             rewritten.cut_at_bytes = rewritten.cut_at_bytes.min(len_bytes);
         }
     }
 
     /// From here on, what changes is noted. Gives what was noted before.
-    pub fn note_from_here_on(&mut self) -> Option<Box<Rewritten>> {
+    pub(crate) fn note_from_here_on(&mut self) -> Option<Box<Rewritten>> {
         let nothing = Rewritten { blocks: BlockSet::default(), cut_at_bytes: u64::MAX };
         self.rewritten.replace(Box::new(nothing))
     }
@@ -321,7 +321,7 @@ impl FileBody {
 
 /// The type of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileKind {
+pub(crate) enum FileKind {
     /// A directory.
     Directory,
     /// A regular file.
@@ -340,7 +340,7 @@ pub enum FileKind {
 
 impl FileKind {
     /// The type of what the base calls `node`.
-    pub fn of(node: &store::Node) -> Self {
+    pub(crate) fn of(node: &store::Node) -> Self {
         match node {
             store::Node::Directory(_) => Self::Directory,
             store::Node::File(_) => Self::File,
@@ -355,7 +355,7 @@ impl FileKind {
 
 /// What `stat` shows of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stat {
+pub(crate) struct Stat {
     /// Its number.
     pub id: NodeId,
     /// Its type.
@@ -372,7 +372,7 @@ pub struct Stat {
 
 impl Stat {
     /// Of nothing.
-    pub const NOTHING: Self = Self {
+    pub(crate) const NOTHING: Self = Self {
         id: NodeId(0),
         kind: FileKind::File,
         attributes: Attributes {

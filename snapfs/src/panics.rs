@@ -13,7 +13,7 @@ static WATCHED: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 static HOOKED: Once = Once::new();
 
 /// Ends this mount when a serving thread of this process panics.
-pub fn watch(shared: &Arc<Shared>) {
+pub(crate) fn watch(shared: &Arc<Shared>) {
     let mut watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
     watched.retain(|mount| mount.strong_count() > 0);
     watched.push(Arc::downgrade(shared));

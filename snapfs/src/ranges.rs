@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// Block numbers. Looking one up costs the logarithm of the number of ranges; how many there are is known at any time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BlockSet {
+pub(crate) struct BlockSet {
     /// Where each range begins and ends.
     ranges: BTreeMap<u64, u64>,
     count: u64,
@@ -13,41 +13,41 @@ pub struct BlockSet {
 
 impl BlockSet {
     /// None.
-    pub const EMPTY: Self = Self { ranges: BTreeMap::new(), count: 0 };
+    pub(crate) const EMPTY: Self = Self { ranges: BTreeMap::new(), count: 0 };
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
     /// How many there are.
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
     /// The ranges, in order.
-    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.ranges.iter().map(|(&start, &end)| start..end)
     }
 
     /// The range that has `block`.
-    pub fn range_at(&self, block: u64) -> Option<Range<u64>> {
+    pub(crate) fn range_at(&self, block: u64) -> Option<Range<u64>> {
         let (&start, &end) = self.ranges.range(..=block).next_back()?;
         (block < end).then_some(start..end)
     }
 
     /// Whether all of `blocks` are there.
-    pub fn has_all(&self, blocks: &Range<u64>) -> bool {
+    pub(crate) fn has_all(&self, blocks: &Range<u64>) -> bool {
         blocks.is_empty() || self.range_at(blocks.start).is_some_and(|range| blocks.end <= range.end)
     }
 
     /// Where the first range behind `block` begins.
-    pub fn next_start(&self, block: u64) -> Option<u64> {
+    pub(crate) fn next_start(&self, block: u64) -> Option<u64> {
         self.ranges.range(block.saturating_add(1)..).next().map(|(&start, _)| start)
     }
 
     /// Adds blocks.
-    pub fn insert(&mut self, blocks: Range<u64>) {
+    pub(crate) fn insert(&mut self, blocks: Range<u64>) {
         if blocks.is_empty() || self.has_all(&blocks) {
             return;
         }
@@ -66,7 +66,7 @@ impl BlockSet {
     }
 
     /// Takes blocks out.
-    pub fn remove(&mut self, blocks: Range<u64>) {
+    pub(crate) fn remove(&mut self, blocks: Range<u64>) {
         if blocks.is_empty() {
             return;
         }

@@ -18,7 +18,7 @@ use store::{Content, DirectoryId, Result};
 
 /// What a freeze wrote for the nodes that had changed.
 #[derive(Debug, Default)]
-pub struct Frozen {
+pub(crate) struct Frozen {
     /// Files whose content changed.
     pub contents: HashMap<NodeId, Content>,
     /// All changed directories.
@@ -32,7 +32,12 @@ pub struct Frozen {
 /// # Errors
 /// Those of the file system and the store. What was journaled stays, and the next mount finishes this: the caller sees to it
 /// that nothing more is journaled.
-pub fn rebase(overlay: &Overlay, base: Arc<Base>, frozen: Frozen, mut journal: Prepared) -> Result<()> {
+pub(crate) fn rebase(
+    overlay: &Overlay,
+    base: Arc<Base>,
+    frozen: Frozen,
+    mut journal: Prepared,
+) -> Result<()> {
     let header = Header { store: overlay.store().id(), base: base.id, boot: boot_id()? };
     let (store, upper) = (overlay.store(), overlay.upper().path());
     store.hold_for_upper(upper, &[overlay.base().id, base.id])?;

@@ -7,11 +7,11 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 /// A name that a directory and the node that stands there share.
-pub type SharedName = Arc<[u8]>;
+pub(crate) type SharedName = Arc<[u8]>;
 
 /// What a name in a directory stands for, where that is not simply what the base says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slot {
+pub(crate) enum Slot {
     /// What the base says, and it is this live node.
     Known(NodeId),
     /// Differs from the base: this node, or nothing although the base has the name.
@@ -20,7 +20,7 @@ pub enum Slot {
 
 impl Slot {
     /// The node that the name stands for.
-    pub fn node(self) -> Option<NodeId> {
+    pub(crate) fn node(self) -> Option<NodeId> {
         match self {
             Self::Known(id) | Self::Changed(Some(id)) => Some(id),
             Self::Changed(None) => None,
@@ -30,26 +30,26 @@ impl Slot {
 
 /// Slots by name. To be read like the map that it is.
 #[derive(Clone, Debug, Default)]
-pub struct Slots {
+pub(crate) struct Slots {
     slots: BTreeMap<SharedName, Slot>,
     named: usize,
 }
 
 impl Slots {
     /// How many names stand for a node.
-    pub fn named(&self) -> usize {
+    pub(crate) fn named(&self) -> usize {
         self.named
     }
 
     /// Sets what `name` stands for.
-    pub fn insert(&mut self, name: SharedName, slot: Slot) {
+    pub(crate) fn insert(&mut self, name: SharedName, slot: Slot) {
         self.named += usize::from(slot.node().is_some());
         let old = self.slots.insert(name, slot);
         self.named -= usize::from(old.and_then(Slot::node).is_some());
     }
 
     /// Leaves `name` to the base.
-    pub fn remove(&mut self, name: &[u8]) {
+    pub(crate) fn remove(&mut self, name: &[u8]) {
         let old = self.slots.remove(name);
         self.named -= usize::from(old.and_then(Slot::node).is_some());
     }

@@ -22,7 +22,7 @@ const MANY: usize = 4096;
 
 /// Live and changed nodes over a base.
 #[derive(Debug)]
-pub struct State {
+pub(crate) struct State {
     /// The snapshot below.
     pub base: Arc<Base>,
     nodes: HashMap<NodeId, Box<Node>>,
@@ -34,7 +34,7 @@ pub struct State {
 
 impl State {
     /// The unchanged base.
-    pub fn new(base: Arc<Base>) -> Self {
+    pub(crate) fn new(base: Arc<Base>) -> Self {
         let place = LowerPlace { origin: Origin::Root, nlink: 1, parent: NodeId::ROOT, path: Vec::new() };
         let root = Node::from_base(base.tree.root().clone(), place);
         let nodes = HashMap::from([(NodeId::ROOT, Box::new(root))]);
@@ -42,37 +42,37 @@ impl State {
     }
 
     /// The node, where it is live.
-    pub fn node(&self, id: NodeId) -> Option<&Node> {
+    pub(crate) fn node(&self, id: NodeId) -> Option<&Node> {
         self.nodes.get(&id).map(Box::as_ref)
     }
 
     /// As [`Self::node`], to change what no journal keeps.
-    pub fn node_mut(&mut self, id: NodeId) -> Option<&mut Node> {
+    pub(crate) fn node_mut(&mut self, id: NodeId) -> Option<&mut Node> {
         self.nodes.get_mut(&id).map(Box::as_mut)
     }
 
     /// All live nodes.
-    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
         self.nodes.iter().map(|(id, node)| (*id, node.as_ref()))
     }
 
     /// As [`Self::nodes`], to change what no journal keeps.
-    pub fn nodes_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut Node)> {
+    pub(crate) fn nodes_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut Node)> {
         self.nodes.iter_mut().map(|(id, node)| (*id, node.as_mut()))
     }
 
     /// Hard-linked files of the base that have no name left.
-    pub fn dead_links(&self) -> &BTreeSet<u64> {
+    pub(crate) fn dead_links(&self) -> &BTreeSet<u64> {
         &self.dead_links
     }
 
     /// Whether anything differs from the base.
-    pub fn has_changes(&self) -> bool {
+    pub(crate) fn has_changes(&self) -> bool {
         !self.dead_links.is_empty() || self.nodes.values().any(|node| node.dirty && !node.is_orphan())
     }
 
     /// A number that no node has.
-    pub fn new_id(&self) -> NodeId {
+    pub(crate) fn new_id(&self) -> NodeId {
         loop {
             let id = random_number();
             if id > NodeId::ROOT && !self.nodes.contains_key(&id) {
@@ -85,7 +85,7 @@ impl State {
     ///
     /// # Errors
     /// `NotFound` when `parent` is no live directory, and those of the store.
-    pub fn resolve(&mut self, parent: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
+    pub(crate) fn resolve(&mut self, parent: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
         let directory = self.directory(parent)?;
         match directory.slots.get(name) {
             Some(Slot::Known(id)) => return Ok(Some(*id)),
@@ -138,7 +138,7 @@ impl State {
     }
 
     /// `wanted`, or the next number that no live node has.
-    pub fn free_id(&self, mut wanted: NodeId) -> NodeId {
+    pub(crate) fn free_id(&self, mut wanted: NodeId) -> NodeId {
         while self.nodes.contains_key(&wanted) {
             wanted.0 = wanted.0.wrapping_add(1).max(BASE_BIT);
         }
@@ -147,7 +147,13 @@ impl State {
 
     /// The number that a listing shows for an entry of the base in `parent` that is not live. `link`: its number in the
     /// link table, where it stands in that; `kept`: the inode number that the base keeps of it.
-    pub fn listed_id(&self, parent: NodeId, name: &[u8], link: Option<u64>, kept: Option<u64>) -> NodeId {
+    pub(crate) fn listed_id(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        link: Option<u64>,
+        kept: Option<u64>,
+    ) -> NodeId {
         match link {
             Some(link) => match self.links.get(&link) {
                 Some(id) => *id,
@@ -158,7 +164,7 @@ impl State {
     }
 
     /// The changes after which `id` and all directories above it are kept in the journal. Empty when they are already.
-    pub fn adopt(&self, id: NodeId, changes: &mut Vec<Change>) {
+    pub(crate) fn adopt(&self, id: NodeId, changes: &mut Vec<Change>) {
         let begin = changes.len();
         let mut next = Some(id);
         while let Some(id) = next.take() {
@@ -184,7 +190,7 @@ impl State {
     ///
     /// # Errors
     /// `Corrupt` when the change cannot follow the state, and those of the store.
-    pub fn apply(&mut self, change: Change) -> Result<()> {
+    pub(crate) fn apply(&mut self, change: Change) -> Result<()> {
         match change {
             Change::Adopt { node, path } => self.apply_adopt(node, path),
             Change::AdoptLink { node, number } => {
@@ -246,7 +252,7 @@ impl State {
     }
 
     /// Whether the bytes of a file cannot be found without `change`: after a power cut, for one that was synced.
-    pub fn is_needed_for_bytes(&self, change: &Change) -> bool {
+    pub(crate) fn is_needed_for_bytes(&self, change: &Change) -> bool {
         match change {
             Change::Write { node, range } => {
                 !self.node(*node).and_then(Node::file).is_some_and(|file| file.layout.holds(range))
@@ -343,14 +349,14 @@ impl State {
     }
 
     /// The kernel forgot `id` that many times. Gives the orphan that went with it, if one did: its data file is garbage.
-    pub fn forget(&mut self, id: NodeId, lookups: u64) -> Option<NodeId> {
+    pub(crate) fn forget(&mut self, id: NodeId, lookups: u64) -> Option<NodeId> {
         let node = self.nodes.get_mut(&id)?;
         node.lookups = node.lookups.saturating_sub(lookups);
         self.release(id)
     }
 
     /// Gives back the room of nodes that are gone, when it is most of much. Tells whether it did.
-    pub fn shrink(&mut self) -> bool {
+    pub(crate) fn shrink(&mut self) -> bool {
         let is_mostly_empty = self.nodes.capacity() >= MANY && self.nodes.len() < self.nodes.capacity() / 4;
         if is_mostly_empty {
             self.nodes.shrink_to_fit();
@@ -360,7 +366,7 @@ impl State {
     }
 
     /// Where the content is found that the file `id` began from; `None` where it is no live file.
-    pub fn lower_content(&self, id: NodeId) -> Option<LowerContent> {
+    pub(crate) fn lower_content(&self, id: NodeId) -> Option<LowerContent> {
         let node = self.node(id)?;
         let file = node.file()?;
         let base = || file.kept_base.as_ref().unwrap_or(&self.base).clone();
@@ -377,7 +383,7 @@ impl State {
     }
 
     /// Drops `id` if nothing needs it any more, and directories above it that only it kept. Gives the orphan that went.
-    pub fn release(&mut self, id: NodeId) -> Option<NodeId> {
+    pub(crate) fn release(&mut self, id: NodeId) -> Option<NodeId> {
         let mut orphan = None;
         let mut next = Some(id);
         while let Some(id) = next.take() {
@@ -410,7 +416,7 @@ impl State {
     }
 
     /// The changes that make the unchanged base into this state, in pieces of bounded size, in an order that `apply` takes.
-    pub fn checkpoint(&self) -> Vec<Vec<Change>> {
+    pub(crate) fn checkpoint(&self) -> Vec<Vec<Change>> {
         let kept = || self.nodes.iter().filter(|(_, node)| node.dirty && !node.is_orphan());
         let mut pieces: Vec<Vec<Change>> = Vec::new();
         for (id, node) in kept() {
@@ -434,7 +440,7 @@ impl State {
     ///
     /// # Errors
     /// `Corrupt`.
-    pub fn check_shape(&self) -> Result<()> {
+    pub(crate) fn check_shape(&self) -> Result<()> {
         let mut seen = BTreeSet::new();
         let mut pending = vec![NodeId::ROOT];
         while let Some(id) = pending.pop() {
@@ -450,7 +456,7 @@ impl State {
     }
 
     /// Drops what the journal ended up not needing: nodes without a name.
-    pub fn drop_orphans(&mut self) {
+    pub(crate) fn drop_orphans(&mut self) {
         let orphans: Vec<NodeId> =
             self.nodes().filter(|(_, node)| node.is_orphan()).map(|(id, _)| id).collect();
         for id in orphans {

@@ -7,7 +7,7 @@ use store::Time;
 const SECOND: u32 = 1_000_000_000;
 
 /// For the standard library; 1970 where that cannot hold it.
-pub fn to_system(time: Time) -> SystemTime {
+pub(crate) fn to_system(time: Time) -> SystemTime {
     let (seconds, nanos) = (time.seconds.unsigned_abs(), Duration::from_nanos(time.nanos.into()));
     let whole = match time.seconds {
         0.. => UNIX_EPOCH.checked_add(Duration::from_secs(seconds)),
@@ -17,7 +17,7 @@ pub fn to_system(time: Time) -> SystemTime {
 }
 
 /// For the store, of a time that the FUSE library made: before 1970 it takes nanoseconds off that should be added.
-pub fn from_library(time: SystemTime) -> Time {
+pub(crate) fn from_library(time: SystemTime) -> Time {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => {
             let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
@@ -31,7 +31,7 @@ pub fn from_library(time: SystemTime) -> Time {
 }
 
 /// `nanos`, less than a second, after `time`; the last time that there is where that is behind it.
-pub fn later(time: Time, nanos: u32) -> Time {
+pub(crate) fn later(time: Time, nanos: u32) -> Time {
     let sum = time.nanos + nanos;
     match (sum < SECOND, time.seconds.checked_add(1)) {
         (true, _) => Time { nanos: sum, ..time },

@@ -23,7 +23,7 @@ const OPEN_MAX: usize = 512;
 
 /// An upper, locked.
 #[derive(Debug)]
-pub struct Upper {
+pub(crate) struct Upper {
     path: PathBuf,
     data: OwnedFd,
     open: Mutex<HashMap<NodeId, Arc<File>>>,
@@ -69,7 +69,7 @@ fn set_aside(upper: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Those of taking the lock and of reading the mount table.
-pub fn await_release(path: &Path) -> Result<()> {
+pub(crate) fn await_release(path: &Path) -> Result<()> {
     let Ok(path) = path.canonicalize() else { return Ok(()) };
     let is_held = || match FileLock::take(&path.join(LOCK), "a mount") {
         Err(error) if error.kind() == Kind::Conflict => Ok(true),
@@ -87,7 +87,7 @@ impl Upper {
     ///
     /// # Errors
     /// `Conflict` when another mount has it, and those of the file system.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let data_path = path.join("data");
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&data_path);
         made.map_err(|error| Error::io("cannot make the upper", path.display(), error))?;
@@ -115,24 +115,24 @@ impl Upper {
     }
 
     /// Where it is, with no symbolic link in it.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Where its journal is.
-    pub fn journal_path(&self) -> PathBuf {
+    pub(crate) fn journal_path(&self) -> PathBuf {
         journal::path_in(&self.path)
     }
 
     /// Notes, as well as it can be noted, that a sync failed: what is not known to be durable may be lost.
-    pub fn mark_poisoned(&self) {
+    pub(crate) fn mark_poisoned(&self) {
         if let Err(error) = std::fs::write(self.path.join(POISONED), []) {
             tracing::error!(%error, upper = %self.path.display(), "the next mount will not know of a failed sync");
         }
     }
 
     /// Whether a sync failed and no mount has settled it since.
-    pub fn is_poisoned(&self) -> bool {
+    pub(crate) fn is_poisoned(&self) -> bool {
         self.path.join(POISONED).exists()
     }
 
@@ -140,7 +140,7 @@ impl Upper {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn unmark_poisoned(&self) -> Result<()> {
+    pub(crate) fn unmark_poisoned(&self) -> Result<()> {
         let path = self.path.join(POISONED);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -154,7 +154,7 @@ impl Upper {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn data_file(&self, node: NodeId) -> Answer<Option<Arc<File>>> {
+    pub(crate) fn data_file(&self, node: NodeId) -> Answer<Option<Arc<File>>> {
         if let Some(file) = self.cached(node) {
             return Ok(Some(file));
         }
@@ -174,7 +174,7 @@ impl Upper {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn make_data_file(&self, node: NodeId) -> Answer<Arc<File>> {
+    pub(crate) fn make_data_file(&self, node: NodeId) -> Answer<Arc<File>> {
         if let Some(file) = self.data_file(node)? {
             return Ok(file);
         }
@@ -201,7 +201,7 @@ impl Upper {
     }
 
     /// Removes the data file of `node`, if it has one. Who still reads it can go on.
-    pub fn remove_data_file(&self, node: NodeId) {
+    pub(crate) fn remove_data_file(&self, node: NodeId) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
         match fs::unlinkat(&self.data, name_of(node), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -214,7 +214,7 @@ impl Upper {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn remove_data_files_except(&self, kept: &HashSet<NodeId>) -> Result<()> {
+    pub(crate) fn remove_data_files_except(&self, kept: &HashSet<NodeId>) -> Result<()> {
         let path = self.path.join("data");
         let failed = |error: std::io::Error| Error::io("cannot list the upper", path.display(), error);
         for entry in std::fs::read_dir(&path).map_err(failed)? {
@@ -231,7 +231,7 @@ impl Upper {
     ///
     /// # Errors
     /// Those of the file system: what was written may be lost then, whatever a later call says.
-    pub fn sync_data_file(&self, node: NodeId) -> Answer<()> {
+    pub(crate) fn sync_data_file(&self, node: NodeId) -> Answer<()> {
         if let Some(file) = self.data_file(node)? {
             fs::fdatasync(&file)?;
         }
@@ -242,7 +242,7 @@ impl Upper {
     ///
     /// # Errors
     /// As [`Self::sync_data_file`].
-    pub fn sync_all_data(&self) -> Answer<()> {
+    pub(crate) fn sync_all_data(&self) -> Answer<()> {
         fs::syncfs(&self.data)
     }
 
@@ -260,12 +260,12 @@ impl Upper {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn space(&self) -> Answer<fs::StatVfs> {
+    pub(crate) fn space(&self) -> Answer<fs::StatVfs> {
         fs::fstatvfs(&self.data)
     }
 
     /// Lets go of the lock: another process may use the upper from now on.
-    pub fn unlock(&self) {
+    pub(crate) fn unlock(&self) {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
@@ -278,7 +278,7 @@ fn name_of(node: NodeId) -> String {
 ///
 /// # Errors
 /// `Unavailable` where /proc is not there.
-pub fn boot_id() -> Result<[u8; 16]> {
+pub(crate) fn boot_id() -> Result<[u8; 16]> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
     let text =
         std::fs::read_to_string(PATH).map_err(|error| Error::io("cannot read the boot id", PATH, error))?;

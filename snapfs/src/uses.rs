@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// Uses of something, and who waits for their end.
 #[derive(Debug, Default)]
-pub struct Uses {
+pub(crate) struct Uses {
     /// Whether there was one since the watcher looked last.
     is_noted: AtomicBool,
     is_over: Mutex<bool>,
@@ -16,7 +16,7 @@ pub struct Uses {
 
 impl Uses {
     /// Notes a use. Costs a read of memory, but for the first in each interval.
-    pub fn note(&self) {
+    pub(crate) fn note(&self) {
         if !self.is_noted.load(Ordering::Relaxed) && !self.is_noted.swap(true, Ordering::AcqRel) {
             let _watcher_waits = self.lock();
             self.changed.notify_all();
@@ -25,7 +25,7 @@ impl Uses {
 
     /// Calls `tidy` at the end of each interval that follows a use, with whether there was none in the interval; then waits
     /// for the next use. Returns at [`Self::end`].
-    pub fn watch(&self, interval: Duration, mut tidy: impl FnMut(bool)) {
+    pub(crate) fn watch(&self, interval: Duration, mut tidy: impl FnMut(bool)) {
         let mut is_over = self.lock();
         let mut is_idle = false;
         loop {
@@ -50,7 +50,7 @@ impl Uses {
     }
 
     /// Ends [`Self::watch`] when what this gives is dropped.
-    pub fn end_at_drop(&self) -> impl Drop + '_ {
+    pub(crate) fn end_at_drop(&self) -> impl Drop + '_ {
         struct End<'a>(&'a Uses);
         impl Drop for End<'_> {
             fn drop(&mut self) {

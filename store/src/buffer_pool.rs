@@ -5,7 +5,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 /// Some buffers of one length, no more than a stated number.
 #[derive(Clone)]
-pub struct SpareBuffers {
+pub(crate) struct SpareBuffers {
     give: Sender<Vec<u8>>,
     take: Receiver<Vec<u8>>,
     len_bytes: usize,
@@ -13,18 +13,18 @@ pub struct SpareBuffers {
 
 impl SpareBuffers {
     /// Keeps up to `count` buffers with room for `len_bytes`.
-    pub fn new(count: usize, len_bytes: usize) -> Self {
+    pub(crate) fn new(count: usize, len_bytes: usize) -> Self {
         let (give, take) = bounded(count);
         Self { give, take, len_bytes }
     }
 
     /// An empty buffer with room.
-    pub fn take(&self) -> Vec<u8> {
+    pub(crate) fn take(&self) -> Vec<u8> {
         self.take.try_recv().unwrap_or_else(|_| Vec::with_capacity(self.len_bytes))
     }
 
     /// Keeps a buffer, unless there are enough or it is too short.
-    pub fn give(&self, mut buffer: Vec<u8>) {
+    pub(crate) fn give(&self, mut buffer: Vec<u8>) {
         if buffer.capacity() >= self.len_bytes {
             buffer.clear();
             let _ = self.give.try_send(buffer);

@@ -46,7 +46,7 @@ const GEAR_BEFORE: [u64; 256] = {
 ///
 /// Unless `data` reaches to the end of the stream it must be at least [`MAX_LEN`] long, else the cut would depend on how
 /// much was read.
-pub fn cut(data: &[u8]) -> usize {
+pub(crate) fn cut(data: &[u8]) -> usize {
     if data.len() <= MIN_LEN {
         return data.len();
     }
@@ -87,7 +87,7 @@ fn scan(bytes: &[u8], mut hash: u64, below: u64) -> Result<usize, u64> {
 }
 
 /// Cuts a whole byte string.
-pub fn chunks(data: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn chunks(data: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = data;
     std::iter::from_fn(move || {
         if rest.is_empty() {

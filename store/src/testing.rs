@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 /// A new store on a tier in memory; its local state goes with the directory.
-pub fn memory_store() -> (Store, tempfile::TempDir) {
+pub(crate) fn memory_store() -> (Store, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let config = StoreConfig {
         cache_bytes: 1 << 20,
@@ -19,7 +19,11 @@ pub fn memory_store() -> (Store, tempfile::TempDir) {
 }
 
 /// A record with a checksum of its own reads back, and is refused when cut anywhere or with any bit flipped.
-pub fn assert_sealed<T: PartialEq + Debug>(bytes: &[u8], value: &T, decode: impl Fn(&[u8]) -> Result<T>) {
+pub(crate) fn assert_sealed<T: PartialEq + Debug>(
+    bytes: &[u8],
+    value: &T,
+    decode: impl Fn(&[u8]) -> Result<T>,
+) {
     assert_eq!(&decode(bytes).unwrap(), value);
     for len in 0..bytes.len() {
         assert!(decode(&bytes[..len]).is_err(), "cut at {len}");
@@ -32,7 +36,11 @@ pub fn assert_sealed<T: PartialEq + Debug>(bytes: &[u8], value: &T, decode: impl
 
 /// A record that is guarded by its id alone reads back and is refused when cut anywhere; with a bit flipped it is refused
 /// or means something else, and no decoder panics.
-pub fn assert_total<T: PartialEq + Debug>(bytes: &[u8], value: &T, decode: impl Fn(&[u8]) -> Result<T>) {
+pub(crate) fn assert_total<T: PartialEq + Debug>(
+    bytes: &[u8],
+    value: &T,
+    decode: impl Fn(&[u8]) -> Result<T>,
+) {
     assert_eq!(&decode(bytes).unwrap(), value);
     for len in 0..bytes.len() {
         assert!(decode(&bytes[..len]).is_err(), "cut at {len}");
@@ -44,7 +52,7 @@ pub fn assert_total<T: PartialEq + Debug>(bytes: &[u8], value: &T, decode: impl 
 }
 
 /// The bytes with one bit changed.
-pub fn flipped(bytes: &[u8], bit: usize) -> Vec<u8> {
+pub(crate) fn flipped(bytes: &[u8], bit: usize) -> Vec<u8> {
     let mut damaged = bytes.to_vec();
     damaged[bit / 8] ^= 1 << (bit % 8);
     damaged

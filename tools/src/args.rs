@@ -23,7 +23,7 @@ Environment: TORPOR_STORE, TORPOR_CONFIG and TORPOR_DOMAIN stand for --store,
 /// Content-addressed snapshots of file trees and memory: back up, mount, freeze, capture, resume.
 #[derive(Debug, Parser)]
 #[command(name = "snapctl", version, after_help = AFTER_HELP, propagate_version = false)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     pub global: GlobalArguments,
     #[command(subcommand)]
@@ -33,7 +33,7 @@ pub struct Arguments {
 /// Flags that every verb takes.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
-pub struct GlobalArguments {
+pub(crate) struct GlobalArguments {
     /// Directory of the store
     #[arg(long, global = true, value_name = "PATH", env = "TORPOR_STORE", value_hint = ValueHint::DirPath)]
     pub store: Option<PathBuf>,
@@ -60,7 +60,7 @@ pub struct GlobalArguments {
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Make a new, empty store
     Init,
     /// Store a directory as a new snapshot of a ref
@@ -129,7 +129,7 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
-pub struct BackupArguments {
+pub(crate) struct BackupArguments {
     /// Directory to store
     #[arg(value_name = "PATH", value_hint = ValueHint::DirPath)]
     pub source: PathBuf,
@@ -160,7 +160,7 @@ pub struct BackupArguments {
 }
 
 #[derive(Debug, Args)]
-pub struct RestoreArguments {
+pub(crate) struct RestoreArguments {
     /// What to restore
     #[arg(value_name = "SPEC[:PATH]")]
     pub source: PathSpec,
@@ -170,20 +170,20 @@ pub struct RestoreArguments {
 }
 
 #[derive(Debug, Args)]
-pub struct SnapshotsArguments {
+pub(crate) struct SnapshotsArguments {
     /// Only this ref's
     #[arg(value_name = "REF")]
     pub name: Option<String>,
 }
 
 #[derive(Debug, Args)]
-pub struct ShowArguments {
+pub(crate) struct ShowArguments {
     #[arg(value_name = "SPEC")]
     pub spec: String,
 }
 
 #[derive(Debug, Args)]
-pub struct LsArguments {
+pub(crate) struct LsArguments {
     /// Directory or file to list
     #[arg(value_name = "SPEC[:PATH]")]
     pub target: PathSpec,
@@ -196,14 +196,14 @@ pub struct LsArguments {
 }
 
 #[derive(Debug, Args)]
-pub struct CatArguments {
+pub(crate) struct CatArguments {
     /// File to write out
     #[arg(value_name = "SPEC:PATH")]
     pub target: PathSpec,
 }
 
 #[derive(Debug, Args)]
-pub struct DiffArguments {
+pub(crate) struct DiffArguments {
     #[arg(value_name = "SPEC_A")]
     pub before: String,
     #[arg(value_name = "SPEC_B")]
@@ -214,7 +214,7 @@ pub struct DiffArguments {
 }
 
 #[derive(Debug, Args)]
-pub struct MountArguments {
+pub(crate) struct MountArguments {
     #[arg(value_name = "SPEC")]
     pub spec: String,
     /// Directory to mount on
@@ -235,7 +235,7 @@ pub struct MountArguments {
 }
 
 #[derive(Debug, Args)]
-pub struct UmountArguments {
+pub(crate) struct UmountArguments {
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub mountpoint: PathBuf,
     /// Detach it even when its process is gone or it is in use
@@ -244,7 +244,7 @@ pub struct UmountArguments {
 }
 
 #[derive(Debug, Args)]
-pub struct FreezeArguments {
+pub(crate) struct FreezeArguments {
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub mountpoint: PathBuf,
     /// Ref to move [default: the ref that was mounted]
@@ -257,7 +257,7 @@ pub struct FreezeArguments {
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("source").required(true))]
-pub struct CaptureArguments {
+pub(crate) struct CaptureArguments {
     /// Ref to move to the new snapshot; made if it is new
     #[arg(value_name = "REF")]
     pub name: String,
@@ -293,7 +293,7 @@ pub struct CaptureArguments {
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("target").required(true))]
-pub struct ResumeArguments {
+pub(crate) struct ResumeArguments {
     #[arg(value_name = "SPEC")]
     pub spec: String,
     /// Directory to make for `criu restore --lazy-pages`, removed at the end; a plain `criu restore` refuses it, and
@@ -335,7 +335,7 @@ pub struct ResumeArguments {
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("what").required(true).multiple(true))]
-pub struct ForgetArguments {
+pub(crate) struct ForgetArguments {
     /// Ref whose history to shorten
     #[arg(value_name = "REF")]
     pub name: String,
@@ -351,7 +351,7 @@ pub struct ForgetArguments {
 
 /// Rules of retention; a snapshot stays when any rule keeps it.
 #[derive(Debug, Args)]
-pub struct KeepArguments {
+pub(crate) struct KeepArguments {
     /// Keep the newest N
     #[arg(long, value_name = "N", group = "what", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_last: Option<u32>,
@@ -377,7 +377,7 @@ pub struct KeepArguments {
 }
 
 #[derive(Debug, Args)]
-pub struct GcArguments {
+pub(crate) struct GcArguments {
     /// Only say what the next cycle would do
     #[arg(long, conflicts_with = "cycles")]
     pub dry_run: bool,
@@ -387,14 +387,14 @@ pub struct GcArguments {
 }
 
 #[derive(Debug, Args)]
-pub struct CheckArguments {
+pub(crate) struct CheckArguments {
     /// Read and verify every byte, too
     #[arg(long)]
     pub read_data: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct ScrubArguments {
+pub(crate) struct ScrubArguments {
     /// Only the N-th of M parts of all packs: M runs with N from 1 to M scrub everything once
     #[arg(long, value_name = "N/M", value_parser = spec::parse_subset)]
     pub subset: Option<store::scrub::Subset>,
@@ -407,32 +407,32 @@ pub struct ScrubArguments {
 }
 
 #[derive(Debug, Args)]
-pub struct StatsArguments {
+pub(crate) struct StatsArguments {
     /// Only what this snapshot or ref holds
     #[arg(value_name = "REF")]
     pub spec: Option<String>,
 }
 
 #[derive(Debug, Args)]
-pub struct IndexArguments {
+pub(crate) struct IndexArguments {
     #[command(subcommand)]
     pub action: IndexAction,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum IndexAction {
+pub(crate) enum IndexAction {
     /// Make the index again from the packs
     Rebuild,
 }
 
 #[derive(Debug, Args)]
-pub struct TierArguments {
+pub(crate) struct TierArguments {
     #[command(subcommand)]
     pub action: TierAction,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum TierAction {
+pub(crate) enum TierAction {
     /// Show every tier, what it holds and its limit
     Status,
     /// Bring every tier below its limit and pinned snapshots to the hot tier; or one snapshot to a tier
@@ -446,13 +446,13 @@ pub enum TierAction {
 }
 
 #[derive(Debug, Args)]
-pub struct SpecArguments {
+pub(crate) struct SpecArguments {
     #[arg(value_name = "SPEC")]
     pub spec: String,
 }
 
 #[derive(Debug, Args)]
-pub struct TierMoveArguments {
+pub(crate) struct TierMoveArguments {
     /// Snapshot to move; without it every tier is brought below its limit
     #[arg(value_name = "SPEC", requires = "to", conflicts_with = "every")]
     pub spec: Option<String>,
@@ -468,7 +468,7 @@ pub struct TierMoveArguments {
 }
 
 #[derive(Debug, Args)]
-pub struct TierRecompressArguments {
+pub(crate) struct TierRecompressArguments {
     /// Leave alone what was read later than so long ago: 12h, 7d
     #[arg(long, value_name = "DURATION", value_parser = human::parse_duration)]
     pub unread: Option<std::time::Duration>,
@@ -499,13 +499,13 @@ impl From<TierName> for store::TierClass {
 }
 
 #[derive(Debug, Args)]
-pub struct CacheArguments {
+pub(crate) struct CacheArguments {
     #[command(subcommand)]
     pub action: CacheAction,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum CacheAction {
+pub(crate) enum CacheAction {
     /// Show what the cache holds
     Info,
     /// Fetch what a snapshot needs and the hot tier lacks
@@ -515,20 +515,20 @@ pub enum CacheAction {
 }
 
 #[derive(Debug, Args)]
-pub struct CacheTrimArguments {
+pub(crate) struct CacheTrimArguments {
     /// Bytes to leave: 0, 500M, 10G
     #[arg(long, value_name = "BYTES", value_parser = human::parse_size)]
     pub to: u64,
 }
 
 #[derive(Debug, Args)]
-pub struct DomainArguments {
+pub(crate) struct DomainArguments {
     #[command(subcommand)]
     pub action: DomainAction,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum DomainAction {
+pub(crate) enum DomainAction {
     /// Create a domain, its keys wrapped by the key that the configuration names under [keys]
     Create {
         #[arg(value_name = "NAME")]
@@ -569,7 +569,7 @@ pub enum DomainAction {
 }
 
 #[derive(Debug, Args)]
-pub struct DoctorArguments {
+pub(crate) struct DoctorArguments {
     /// Look at this tier only: hot, warm or cold
     #[arg(long, value_name = "TIER", value_parser = ["hot", "warm", "cold"])]
     tier: Option<String>,
@@ -580,19 +580,19 @@ pub struct DoctorArguments {
 
 impl DoctorArguments {
     /// Whether a tier is meant.
-    pub fn names(&self, tier: &str) -> bool {
+    pub(crate) fn names(&self, tier: &str) -> bool {
         self.tier.as_deref().is_none_or(|only| only == tier)
     }
 }
 
 #[derive(Debug, Args)]
-pub struct ManArguments {
+pub(crate) struct ManArguments {
     /// Where to; made if it is new
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub directory: PathBuf,
 }
 
 #[derive(Debug, Args)]
-pub struct CompletionsArguments {
+pub(crate) struct CompletionsArguments {
     pub shell: clap_complete::Shell,
 }

@@ -28,7 +28,7 @@ enum Word {
 ///
 /// # Errors
 /// What the process reported, or that it ended without a word.
-pub fn start<T: DeserializeOwned>(log: &Path) -> anyhow::Result<T> {
+pub(crate) fn start<T: DeserializeOwned>(log: &Path) -> anyhow::Result<T> {
     let failed = |source| Error::io("cannot start the background process", "snapctl", source);
     let log_file = File::options().create(true).append(true).open(log).map_err(|source| {
         Error::io("cannot open the log of the background process", log.display(), source)
@@ -67,7 +67,7 @@ pub fn start<T: DeserializeOwned>(log: &Path) -> anyhow::Result<T> {
 ///
 /// # Errors
 /// As `setsid` and `chdir`.
-pub fn detach() -> Result<()> {
+pub(crate) fn detach() -> Result<()> {
     rustix::process::setsid()
         .map_err(|source| Error::io("cannot start a session", "the background process", source.into()))?;
     std::env::set_current_dir("/").map_err(|source| Error::io("cannot change directory", "/", source))
@@ -77,7 +77,7 @@ pub fn detach() -> Result<()> {
 ///
 /// # Errors
 /// When the caller is gone.
-pub fn ready(value: &impl Serialize) -> anyhow::Result<()> {
+pub(crate) fn ready(value: &impl Serialize) -> anyhow::Result<()> {
     say(&Word::Ready(serde_json::to_value(value)?))
 }
 
@@ -85,7 +85,7 @@ pub fn ready(value: &impl Serialize) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When the caller is gone.
-pub fn failed(error: &anyhow::Error) -> anyhow::Result<()> {
+pub(crate) fn failed(error: &anyhow::Error) -> anyhow::Result<()> {
     say(&Word::Failed(Relayed::of(error)))
 }
 

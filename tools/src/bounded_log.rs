@@ -19,7 +19,7 @@ const DROPPED: &[u8] = b"(earlier lines were dropped: the log had become too lon
 static SHORTENING: Mutex<()> = Mutex::new(());
 
 /// Writes to standard error, and bounds the file that it is.
-pub struct BoundedLog;
+pub(crate) struct BoundedLog;
 
 impl Write for BoundedLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

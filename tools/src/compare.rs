@@ -13,7 +13,7 @@ use crate::walk;
 
 /// How something differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Added,
     Removed,
     /// Other bytes, another target, another device.
@@ -23,7 +23,7 @@ pub enum Kind {
 }
 
 /// One difference; at least one side is there.
-pub struct Change {
+pub(crate) struct Change {
     pub kind: Kind,
     pub path: Vec<u8>,
     pub before: Option<Inode>,
@@ -31,7 +31,7 @@ pub struct Change {
 }
 
 /// The differences of two trees of one store, in the order of paths.
-pub struct Comparison<'a> {
+pub(crate) struct Comparison<'a> {
     store: &'a Store,
     before: &'a Tree,
     after: &'a Tree,
@@ -60,7 +60,7 @@ impl Cursor {
 }
 
 impl<'a> Comparison<'a> {
-    pub fn new(store: &'a Store, before: &'a Tree, after: &'a Tree) -> store::Result<Comparison<'a>> {
+    pub(crate) fn new(store: &'a Store, before: &'a Tree, after: &'a Tree) -> store::Result<Comparison<'a>> {
         let prune = before.links()? == after.links()?;
         let mut comparison =
             Comparison { store, before, after, prune, stack: Vec::new(), pending: VecDeque::new() };

@@ -18,7 +18,7 @@ use store::{
     Breaker, DataTier, Error, Kind, LEVELS, LocalTier, MirrorTier, Result, StoreConfig, Tier, TierClass,
 };
 
-pub use cold::Cold;
+pub(crate) use cold::Cold;
 use cold::ColdFile;
 use size::Size;
 
@@ -30,7 +30,7 @@ const CACHE_BYTES_RANGE: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 40);
 
 /// A validated configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
+pub(crate) struct Config {
     /// Directory of the hot tier; absolute.
     pub hot: PathBuf,
     /// Directory of the warm tier, if there is one; absolute.
@@ -57,7 +57,7 @@ pub struct Config {
 
 /// Whether and how a store is shared with other hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sharing {
+pub(crate) struct Sharing {
     /// The cold tier holds the records of a store that many hosts share.
     pub shared: bool,
     /// Prefix of the refs that this host alone changes, where the shared place has no compare-and-swap.
@@ -69,7 +69,7 @@ pub struct Sharing {
 /// Bytes that the packs of each tier may take; none: as many as fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Limits {
+pub(crate) struct Limits {
     hot: Option<Size>,
     warm: Option<Size>,
     cold: Option<Size>,
@@ -78,7 +78,7 @@ pub struct Limits {
 /// zstd levels that the packs of each tier are recompressed at; none: they stay as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Levels {
+pub(crate) struct Levels {
     hot: Option<i32>,
     warm: Option<i32>,
     cold: Option<i32>,
@@ -86,7 +86,7 @@ pub struct Levels {
 
 impl Config {
     /// Reads files and environment and settles what is meant.
-    pub fn load(arguments: &GlobalArguments) -> Result<Config> {
+    pub(crate) fn load(arguments: &GlobalArguments) -> Result<Config> {
         let files = match &arguments.config {
             Some(path) => ConfigFile::read(path)?,
             None => read_default_files()?,
@@ -131,7 +131,7 @@ impl Config {
     }
 
     /// The same in the store's own terms.
-    pub fn store(&self) -> Result<StoreConfig> {
+    pub(crate) fn store(&self) -> Result<StoreConfig> {
         let local = StoreConfig::directory(&self.hot);
         let mut config = match &self.cold {
             Some(cold) => self.with_cold(local, cold.tier()?),

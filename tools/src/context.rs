@@ -20,7 +20,7 @@ const MOUNT_CACHE_BYTES: u64 = 16 << 20;
 const WAIT: Duration = Duration::from_secs(10);
 
 /// One run of snapctl.
-pub struct Context {
+pub(crate) struct Context {
     global: GlobalArguments,
     pub output: Output,
     pub progress: Progress,
@@ -29,7 +29,7 @@ pub struct Context {
 
 impl Context {
     /// Sets up a run as the global flags say.
-    pub fn new(global: GlobalArguments) -> Result<Context> {
+    pub(crate) fn new(global: GlobalArguments) -> Result<Context> {
         telemetry::install(global.quiet, global.verbose)?;
         Ok(Context {
             output: Output::new(global.json, global.quiet),
@@ -40,7 +40,7 @@ impl Context {
     }
 
     /// What is meant. Verbs that need no store do not ask, and work whatever the configuration is like.
-    pub fn config(&self) -> Result<Config> {
+    pub(crate) fn config(&self) -> Result<Config> {
         Config::load(&self.global)
     }
 
@@ -52,36 +52,36 @@ impl Context {
     }
 
     /// How long to wait for a lock that another process holds, if the flags say it.
-    pub fn wait(&self) -> Option<Duration> {
+    pub(crate) fn wait(&self) -> Option<Duration> {
         self.global.wait.map(|seconds| Duration::from_secs(seconds.into()))
     }
 
     /// Opens the configured store.
-    pub fn store(&self) -> Result<Store> {
+    pub(crate) fn store(&self) -> Result<Store> {
         Store::open(&self.store_config()?)
     }
 
     /// Opens the configured store for somebody who reads each chunk about once: of what is decoded, little is kept.
-    pub fn streaming_store(&self) -> Result<Store> {
+    pub(crate) fn streaming_store(&self) -> Result<Store> {
         let mut config = self.store_config()?;
         config.cache_bytes = config.cache_bytes.min(STREAMING_CACHE_BYTES);
         Store::open(&config)
     }
 
     /// Opens the configured store in its plain domain, whatever domain is named: for what concerns all domains.
-    pub fn whole_store(&self) -> Result<Store> {
+    pub(crate) fn whole_store(&self) -> Result<Store> {
         let mut config = self.store_config()?;
         config.domains.name = None;
         Store::open(&config)
     }
 
     /// Whether to say errors only.
-    pub fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         self.global.quiet
     }
 
     /// Opens the configured store for a mount, which stays for long and whose reads the kernel caches.
-    pub fn store_to_mount(&self) -> Result<Store> {
+    pub(crate) fn store_to_mount(&self) -> Result<Store> {
         let configured = self.config()?;
         let mut config = self.store_config()?;
         config.cache_bytes = configured.cache_bytes.unwrap_or(MOUNT_CACHE_BYTES);
@@ -89,7 +89,7 @@ impl Context {
     }
 
     /// Whether to say more than usual.
-    pub fn is_verbose(&self) -> bool {
+    pub(crate) fn is_verbose(&self) -> bool {
         self.global.verbose > 0
     }
 }

@@ -23,7 +23,7 @@ const QUOTED: usize = 6;
 
 /// A restore under way. When it fails this process ends, and with it whatever was restored in part: the supervisor sees to
 /// that.
-pub struct Restore {
+pub(crate) struct Restore {
     /// The word to begin.
     pub start: Sender<()>,
     thread: JoinHandle<()>,
@@ -34,7 +34,12 @@ impl Restore {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn prepare(arguments: &ResumeArguments, images: &Path, work: &Path, json: bool) -> Result<Restore> {
+    pub(crate) fn prepare(
+        arguments: &ResumeArguments,
+        images: &Path,
+        work: &Path,
+        json: bool,
+    ) -> Result<Restore> {
         let mut command = respawn::foreign(CRIU);
         command
             .args(["restore", "--lazy-pages", "--restore-detached", "-o", LOG, "--images-dir"])
@@ -55,7 +60,7 @@ impl Restore {
     ///
     /// # Errors
     /// When the thread is gone.
-    pub fn wait(self) -> Result<()> {
+    pub(crate) fn wait(self) -> Result<()> {
         drop(self.start);
         self.thread.join().map_err(|_| Error::new(Kind::Internal, "the thread that runs criu ended early"))
     }
@@ -97,7 +102,7 @@ fn quoted(log: &Path) -> String {
 ///
 /// # Errors
 /// When there is none.
-pub fn check() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     let found = respawn::foreign(CRIU).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
     match found {
         Ok(_) => Ok(()),
@@ -106,7 +111,7 @@ pub fn check() -> Result<()> {
 }
 
 /// The image directory of a resume, which is removed when the resume ends, however that comes about: nobody else can use it.
-pub struct ImageDirectory {
+pub(crate) struct ImageDirectory {
     path: PathBuf,
     names: Vec<String>,
 }
@@ -114,7 +119,7 @@ pub struct ImageDirectory {
 impl ImageDirectory {
     /// The directory that is going to be made for an image; `None` when something is in it already, which is somebody
     /// else's.
-    pub fn of(path: &Path, image: &store::Image) -> Option<Self> {
+    pub(crate) fn of(path: &Path, image: &store::Image) -> Option<Self> {
         let is_ours = match fs::read_dir(path) {
             Ok(mut entries) => entries.next().is_none(),
             Err(error) => error.kind() == io::ErrorKind::NotFound,

@@ -10,11 +10,11 @@ use store::Kind;
 use crate::human;
 
 /// Exit code of every error but an absence.
-pub const FAILED: u8 = 2;
+pub(crate) const FAILED: u8 = 2;
 
 /// How a command ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Exit code 0.
     Done,
     /// The answer is no: exit code 1.
@@ -26,7 +26,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         match self {
             Outcome::Done => 0,
             Outcome::No => 1,
@@ -38,7 +38,7 @@ impl Outcome {
 
 /// Whoever read our standard output has closed it: nothing more is wanted, and nothing is wrong.
 #[derive(Debug)]
-pub struct OutputClosed;
+pub(crate) struct OutputClosed;
 
 impl fmt::Display for OutputClosed {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -50,7 +50,7 @@ impl std::error::Error for OutputClosed {}
 
 /// What the user named is not there: the answer is no. Unlike something missing inside the store, which is damage.
 #[derive(Debug)]
-pub struct Absent(store::Error);
+pub(crate) struct Absent(store::Error);
 
 impl fmt::Display for Absent {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -61,7 +61,7 @@ impl fmt::Display for Absent {
 impl std::error::Error for Absent {}
 
 /// For results about something that the user named.
-pub trait Asked<T> {
+pub(crate) trait Asked<T> {
     /// Makes NotFound the answer no; other errors stay what they are.
     fn asked(self) -> anyhow::Result<T>;
 }
@@ -77,7 +77,7 @@ impl<T> Asked<T> for store::Result<T> {
 
 /// An error that another process of ours reported, to be passed on as it is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Relayed {
+pub(crate) struct Relayed {
     kind: String,
     message: String,
     exit_code: u8,
@@ -85,7 +85,7 @@ pub struct Relayed {
 
 impl Relayed {
     /// What another process is to be told.
-    pub fn of(error: &anyhow::Error) -> Relayed {
+    pub(crate) fn of(error: &anyhow::Error) -> Relayed {
         Relayed { kind: kind_word(error).to_owned(), message: message_of(error), exit_code: code_of(error) }
     }
 }
@@ -99,7 +99,7 @@ impl fmt::Display for Relayed {
 impl std::error::Error for Relayed {}
 
 /// Ends the run: reports an error, if there is one, and gives the code.
-pub fn finish(result: anyhow::Result<Outcome>, json: bool) -> ExitCode {
+pub(crate) fn finish(result: anyhow::Result<Outcome>, json: bool) -> ExitCode {
     match result {
         Ok(outcome) => ExitCode::from(outcome.code()),
         Err(error) if error.is::<OutputClosed>() => ExitCode::SUCCESS,
@@ -112,7 +112,7 @@ pub fn finish(result: anyhow::Result<Outcome>, json: bool) -> ExitCode {
 
 /// Ends a run that was not understood, or that asked for help. Whether JSON was asked for is not known then, only whether the
 /// flag was typed.
-pub fn usage(error: &clap::Error) -> ExitCode {
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let typed_json = std::env::args_os().any(|argument| argument == "--json");
     if error.use_stderr() && typed_json {
         let message = error.render().to_string();
@@ -177,6 +177,6 @@ fn report(error: &anyhow::Error, json: bool) {
 }
 
 /// Writes a line to standard error. When even that is closed, nobody is left to tell.
-pub fn complain(line: &str) {
+pub(crate) fn complain(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }

@@ -9,7 +9,7 @@ use store::Time;
 const SECONDS_PER_DAY: i64 = 86_400;
 
 /// `1.5 GiB`; exact below 1 KiB.
-pub fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
         return format!("{bytes} B");
@@ -24,19 +24,19 @@ pub fn size(bytes: u64) -> String {
 }
 
 /// `3.2x`: how many times `stored` fits into `plain`; `-` when nothing is stored.
-pub fn ratio(plain: u64, stored: u64) -> String {
+pub(crate) fn ratio(plain: u64, stored: u64) -> String {
     if stored == 0 { "-".to_owned() } else { format!("{:.2}x", plain as f64 / stored as f64) }
 }
 
 /// `2026-11-22 07:34:05`, UTC.
-pub fn time(time: Time) -> String {
+pub(crate) fn time(time: Time) -> String {
     let (year, month, day) = civil_date(time.seconds.div_euclid(SECONDS_PER_DAY));
     let second = time.seconds.rem_euclid(SECONDS_PER_DAY);
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
 }
 
 /// `2026-11-22T07:34:05.000000001Z`, for JSON.
-pub fn rfc3339(time_utc: Time) -> String {
+pub(crate) fn rfc3339(time_utc: Time) -> String {
     let text = time(time_utc).replacen(' ', "T", 1);
     format!("{text}.{:09}Z", time_utc.nanos)
 }
@@ -56,7 +56,7 @@ fn civil_date(days: i64) -> (i64, u32, u32) {
 }
 
 /// `30d`, `12h`, `1y6m`: numbers with the units h, d, w, m (30 days), y (365 days).
-pub fn parse_duration(typed: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(typed: &str) -> Result<Duration, String> {
     let refuse = || format!("`{typed}` is no duration; write 12h, 30d, 2w, 6m, 1y or several in a row");
     let mut hours = 0_u64;
     let mut number = None;
@@ -86,11 +86,11 @@ pub fn parse_duration(typed: &str) -> Result<Duration, String> {
 }
 
 /// The forms of a size, for messages.
-pub const SIZE_FORMS: &str =
+pub(crate) const SIZE_FORMS: &str =
     "a number of bytes, or digits and one of K, M, G, T, Ki, Mi, Gi, Ti as in 500M or 2Gi";
 
 /// The message for text that is no size.
-pub fn no_size(typed: &str) -> String {
+pub(crate) fn no_size(typed: &str) -> String {
     format!("`{typed}` is not a size; write {SIZE_FORMS}")
 }
 
@@ -98,7 +98,7 @@ pub fn no_size(typed: &str) -> String {
 ///
 /// # Errors
 /// The text and the forms that are accepted.
-pub fn parse_size(typed: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(typed: &str) -> Result<u64, String> {
     let digits = typed.trim_end_matches(|sign: char| !sign.is_ascii_digit());
     let unit = typed[digits.len()..].trim_end_matches('B');
     let (base, letter) = match unit.strip_suffix('i') {
@@ -121,12 +121,12 @@ pub fn parse_size(typed: &str) -> Result<u64, String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn parse_rate(typed: &str) -> Result<std::num::NonZeroU64, String> {
+pub(crate) fn parse_rate(typed: &str) -> Result<std::num::NonZeroU64, String> {
     std::num::NonZeroU64::new(parse_size(typed)?).ok_or_else(|| "a rate of 0 moves nothing".to_owned())
 }
 
 /// A text of several lines for a terminal: what it quotes cannot move the cursor or change colours.
-pub fn lines(text: &str) -> String {
+pub(crate) fn lines(text: &str) -> String {
     let escaped = |character: char| match character {
         '\n' => character.to_string(),
         control if control.is_control() => control.escape_default().to_string(),
@@ -137,7 +137,7 @@ pub fn lines(text: &str) -> String {
 
 /// A file name or path for a terminal: control characters, backslashes and bytes that are not UTF-8 are escaped, so that a
 /// name can neither move the cursor nor look like two lines.
-pub fn name(bytes: &[u8]) -> String {
+pub(crate) fn name(bytes: &[u8]) -> String {
     let mut shown = String::with_capacity(bytes.len());
     for part in bytes.utf8_chunks() {
         for character in part.valid().chars() {
@@ -155,7 +155,7 @@ pub fn name(bytes: &[u8]) -> String {
 }
 
 /// `drwxr-xr-x`: kind letter and permission bits, as ls writes them.
-pub fn mode(kind: char, bits: u32) -> String {
+pub(crate) fn mode(kind: char, bits: u32) -> String {
     let mut text = String::with_capacity(10);
     text.push(kind);
     for (shift, special, set) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {

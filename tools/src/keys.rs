@@ -13,14 +13,14 @@ use toml::{Table, Value};
 /// What one file says of keys.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(try_from = "Table")]
-pub struct Keys {
+pub(crate) struct Keys {
     sources: KeySources,
     verify_keys: BTreeMap<String, VerifyKey>,
 }
 
 impl Keys {
     /// What this file says, and where it says nothing, what `below` says.
-    pub fn over(mut self, below: Keys) -> Keys {
+    pub(crate) fn over(mut self, below: Keys) -> Keys {
         self.sources.common = self.sources.common.or(below.sources.common);
         for (name, source) in below.sources.own {
             self.sources.own.entry(name).or_insert(source);
@@ -32,7 +32,7 @@ impl Keys {
     }
 
     /// The same in the store's terms, to work in the domain `name`.
-    pub fn settle(self, name: Option<String>) -> DomainConfig {
+    pub(crate) fn settle(self, name: Option<String>) -> DomainConfig {
         DomainConfig { name, keys: self.sources, verify_keys: self.verify_keys }
     }
 }

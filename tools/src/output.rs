@@ -13,29 +13,29 @@ use store::Error;
 use crate::exit::OutputClosed;
 
 /// A value that can be shown both ways.
-pub trait Show: Serialize {
+pub(crate) trait Show: Serialize {
     /// Writes it for people.
     fn show(&self, out: &mut dyn Write) -> io::Result<()>;
 }
 
 /// Standard output, buffered; flushed by `finish`.
-pub struct Output {
+pub(crate) struct Output {
     stdout: BufWriter<Stdout>,
     json: bool,
     quiet: bool,
 }
 
 impl Output {
-    pub fn new(json: bool, quiet: bool) -> Output {
+    pub(crate) fn new(json: bool, quiet: bool) -> Output {
         Output { stdout: BufWriter::with_capacity(1 << 16, io::stdout()), json, quiet }
     }
 
-    pub fn is_json(&self) -> bool {
+    pub(crate) fn is_json(&self) -> bool {
         self.json
     }
 
     /// What was asked for: always written.
-    pub fn answer(&mut self, value: &impl Show) -> anyhow::Result<()> {
+    pub(crate) fn answer(&mut self, value: &impl Show) -> anyhow::Result<()> {
         let written = if self.json {
             serde_json::to_writer(&mut self.stdout, value)
                 .map_err(io::Error::from)
@@ -47,35 +47,35 @@ impl Output {
     }
 
     /// What a command did: left out when quiet, but not from JSON.
-    pub fn report(&mut self, value: &impl Show) -> anyhow::Result<()> {
+    pub(crate) fn report(&mut self, value: &impl Show) -> anyhow::Result<()> {
         if self.quiet && !self.json { Ok(()) } else { self.answer(value) }
     }
 
     /// Data as it is.
-    pub fn data(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+    pub(crate) fn data(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.stdout.write_all(bytes).map_err(output_error)
     }
 
     /// For what has to be said while the command goes on.
-    pub fn announcer(&self) -> Announcer {
+    pub(crate) fn announcer(&self) -> Announcer {
         Announcer { json: self.json, quiet: self.quiet }
     }
 
     /// Hands everything over; an error shows that somebody did not get all of it.
-    pub fn finish(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn finish(&mut self) -> anyhow::Result<()> {
         self.stdout.flush().map_err(output_error)
     }
 }
 
 /// Lets another thread report at once, while the command goes on.
-pub struct Announcer {
+pub(crate) struct Announcer {
     json: bool,
     quiet: bool,
 }
 
 impl Announcer {
     /// Reports and hands over. That nobody could hear it must not stop what is announced.
-    pub fn report(&self, value: &impl Show) {
+    pub(crate) fn report(&self, value: &impl Show) {
         let mut output = Output::new(self.json, self.quiet);
         if let Err(error) = output.report(value).and_then(|()| output.finish()) {
             tracing::warn!(%error, "an announcement was not heard");
@@ -92,14 +92,14 @@ fn output_error(source: io::Error) -> anyhow::Error {
 }
 
 /// Rows under headings, columns as wide as needed. A column marked right is aligned at its right.
-pub struct Table {
+pub(crate) struct Table {
     headings: Vec<(&'static str, bool)>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// Headings; one that begins with `>` is aligned right.
-    pub fn new(headings: &[&'static str]) -> Table {
+    pub(crate) fn new(headings: &[&'static str]) -> Table {
         let headings = headings.iter().map(|heading| match heading.strip_prefix('>') {
             Some(heading) => (heading, true),
             None => (*heading, false),
@@ -107,16 +107,16 @@ impl Table {
         Table { headings: headings.collect(), rows: Vec::new() }
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    pub fn row(&mut self, cells: Vec<String>) {
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
         assert_eq!(cells.len(), self.headings.len(), "a row has a cell for each heading");
         self.rows.push(cells);
     }
 
-    pub fn show(&self, out: &mut dyn Write) -> io::Result<()> {
+    pub(crate) fn show(&self, out: &mut dyn Write) -> io::Result<()> {
         let widths: Vec<usize> = (0..self.headings.len())
             .map(|column| {
                 let cells = self.rows.iter().map(|row| row[column].chars().count());

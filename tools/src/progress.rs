@@ -15,7 +15,7 @@ const SOME_BYTES: &str = "{msg:<12} {spinner} {bytes}  {bytes_per_sec}  {elapsed
 const ITEMS: &str = "{msg:<12} [{bar:30}] {pos}/{len}  {eta} left";
 
 /// What the libraries report to. One phase at a time; beginning the next ends the one before.
-pub struct Progress {
+pub(crate) struct Progress {
     bar: Mutex<Option<ProgressBar>>,
     draw: bool,
     notes: bool,
@@ -24,13 +24,13 @@ pub struct Progress {
 impl Progress {
     /// A bar is drawn only for a person who watches: on a terminal, and when neither `json` nor `quiet` nor more
     /// log lines (`verbose`) were asked for. Notes are left out only when `quiet`.
-    pub fn new(json: bool, quiet: bool, verbose: bool) -> Progress {
+    pub(crate) fn new(json: bool, quiet: bool, verbose: bool) -> Progress {
         let draw = !json && !quiet && !verbose && std::io::stderr().is_terminal();
         Progress { bar: Mutex::new(None), draw, notes: !quiet }
     }
 
     /// Takes the bar off the screen, so that something else can be written there.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         if let Some(bar) = self.bar().take() {
             bar.finish_and_clear();
         }

@@ -9,7 +9,7 @@ const VARIABLE: &str = "TORPOR_ROLE";
 
 /// What a process of this program is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// The one that the user started.
     Typed,
     /// The one that goes on serving a mount.
@@ -20,7 +20,7 @@ pub enum Role {
 
 impl Role {
     /// The role of this process.
-    pub fn current() -> Role {
+    pub(crate) fn current() -> Role {
         match std::env::var(VARIABLE).as_deref() {
             Ok("background") => Role::Background,
             Ok("handler") => Role::Handler,
@@ -33,7 +33,7 @@ impl Role {
 ///
 /// # Errors
 /// When the path of this program cannot be told.
-pub fn command(role: Role) -> Result<Command> {
+pub(crate) fn command(role: Role) -> Result<Command> {
     let program = std::env::current_exe()
         .map_err(|source| Error::io("cannot find this program again", "/proc/self/exe", source))?;
     let word = match role {
@@ -47,7 +47,7 @@ pub fn command(role: Role) -> Result<Command> {
 }
 
 /// The command that starts another program, which is to know nothing of roles.
-pub fn foreign(program: &str) -> Command {
+pub(crate) fn foreign(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env_remove(VARIABLE);
     command

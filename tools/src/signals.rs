@@ -15,17 +15,17 @@ use store::Error;
 use crate::exit::complain;
 
 /// What a signal does.
-pub type Action = Box<dyn Fn() + Send>;
+pub(crate) type Action = Box<dyn Fn() + Send>;
 
 /// The listening thread's handle.
-pub struct Signals {
+pub(crate) struct Signals {
     action: Arc<Mutex<Option<Action>>>,
     arriving: Handle,
 }
 
 impl Signals {
     /// Starts the thread that waits for signals; it lives as long as the process.
-    pub fn listen() -> store::Result<Signals> {
+    pub(crate) fn listen() -> store::Result<Signals> {
         let failed = |source| Error::io("cannot listen for signals", "SIGINT, SIGTERM, SIGHUP", source);
         let mut arriving = SignalIterator::new([SIGINT, SIGTERM, SIGHUP, SIGXFSZ]).map_err(failed)?;
         let action = Arc::new(Mutex::new(None::<Action>));
@@ -49,7 +49,7 @@ impl Signals {
     ///
     /// # Errors
     /// When one cannot be caught.
-    pub fn listen_to(&self, signals: &[i32]) -> store::Result<()> {
+    pub(crate) fn listen_to(&self, signals: &[i32]) -> store::Result<()> {
         let add = |signal: &i32| {
             let failed = |source| Error::io("cannot listen for a signal", signal, source);
             self.arriving.add_signal(*signal).map_err(failed)
@@ -58,7 +58,7 @@ impl Signals {
     }
 
     /// From now on a signal does this, on the listening thread, and the process goes on.
-    pub fn on_stop(&self, action: impl Fn() + Send + 'static) {
+    pub(crate) fn on_stop(&self, action: impl Fn() + Send + 'static) {
         *self.lock() = Some(Box::new(action));
     }
 
@@ -66,7 +66,7 @@ impl Signals {
     ///
     /// # Errors
     /// Those of `begin`; signals do what they did before.
-    pub fn on_stop_of<T, E>(&self, begin: impl FnOnce() -> Result<(T, Action), E>) -> Result<T, E> {
+    pub(crate) fn on_stop_of<T, E>(&self, begin: impl FnOnce() -> Result<(T, Action), E>) -> Result<T, E> {
         let mut action = self.lock();
         let (made, on_stop) = begin()?;
         *action = Some(on_stop);

@@ -13,7 +13,7 @@ use store::scrub::Subset;
 
 /// A snapshot and, perhaps, something in its tree. The first colon divides them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PathSpec {
+pub(crate) struct PathSpec {
     /// Names the snapshot.
     pub spec: String,
     /// Path inside the tree as bytes; empty means the root.
@@ -24,7 +24,7 @@ pub struct PathSpec {
 
 impl PathSpec {
     /// Parses what was typed. The path may hold any bytes, the SPEC is text.
-    pub fn parse(typed: &OsStr) -> Result<PathSpec, String> {
+    pub(crate) fn parse(typed: &OsStr) -> Result<PathSpec, String> {
         let bytes = typed.as_bytes();
         let (spec, path) = match bytes.iter().position(|byte| *byte == b':') {
             Some(colon) => (&bytes[..colon], Some(&bytes[colon + 1..])),
@@ -55,7 +55,7 @@ fn normalize(path: &[u8]) -> Result<Vec<u8>, String> {
 ///
 /// # Errors
 /// When it is anything else.
-pub fn owner(typed: &str) -> Result<(u32, u32), String> {
+pub(crate) fn owner(typed: &str) -> Result<(u32, u32), String> {
     let numbers = typed.split_once(':').and_then(|(user, group)| user.parse().ok().zip(group.parse().ok()));
     numbers
         .filter(|(user, group)| ![*user, *group].contains(&u32::MAX))
@@ -66,14 +66,14 @@ pub fn owner(typed: &str) -> Result<(u32, u32), String> {
 ///
 /// # Errors
 /// When it is anything else.
-pub fn mode(typed: &str) -> Result<u32, String> {
+pub(crate) fn mode(typed: &str) -> Result<u32, String> {
     let bits = u32::from_str_radix(typed, 8).ok().filter(|bits| *bits <= 0o777 && !typed.starts_with('+'));
     bits.ok_or_else(|| "write permission bits in octal, such as 660".to_owned())
 }
 
 /// Lets clap hand over the raw bytes that were typed.
 #[derive(Clone)]
-pub struct PathSpecParser;
+pub(crate) struct PathSpecParser;
 
 impl TypedValueParser for PathSpecParser {
     type Value = PathSpec;
@@ -106,7 +106,7 @@ impl clap::builder::ValueParserFactory for PathSpec {
 
 /// One note on a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Label {
+pub(crate) struct Label {
     /// Not empty.
     pub key: String,
     /// May be empty.
@@ -127,12 +127,12 @@ impl FromStr for Label {
 }
 
 /// Labels as a snapshot holds them; of one key given twice, the last stands.
-pub fn labels(typed: Vec<Label>) -> BTreeMap<String, String> {
+pub(crate) fn labels(typed: Vec<Label>) -> BTreeMap<String, String> {
     typed.into_iter().map(|label| (label.key, label.value)).collect()
 }
 
 /// Reads `N/M`, the N-th of M parts.
-pub fn parse_subset(typed: &str) -> Result<Subset, String> {
+pub(crate) fn parse_subset(typed: &str) -> Result<Subset, String> {
     let parts =
         typed.split_once('/').and_then(|(number, count)| Some((number.parse().ok()?, count.parse().ok()?)));
     let (number, count) = parts.ok_or_else(|| "a part is N/M, such as 1/7".to_owned())?;

@@ -16,7 +16,7 @@ const NAMES_FILES: &str = "fuser";
 const NOISE: &str = "aws_sdk_s3::http_response_checksum=error,aws_smithy_checksums=error";
 
 /// Installs the subscriber of this process; once, at the start.
-pub fn install(quiet: bool, verbose: u8) -> Result<()> {
+pub(crate) fn install(quiet: bool, verbose: u8) -> Result<()> {
     let filter = match std::env::var(VARIABLE) {
         Ok(text) if !text.is_empty() => EnvFilter::try_new(discreet(&text)).map_err(|source| {
             Error::new(Kind::Invalid, "cannot parse the log filter")

@@ -6,7 +6,7 @@ use store::{Directory, Entry, EntryInode, Error, Inode, Kind, Node, Tree};
 use crate::exit::Asked as _;
 
 /// A thing found in a tree: its path as bytes, what it is, how many names it has.
-pub struct Found {
+pub(crate) struct Found {
     pub path: Vec<u8>,
     pub inode: Inode,
     pub link_count: u32,
@@ -16,7 +16,7 @@ pub struct Found {
 ///
 /// # Errors
 /// Absent when nothing does; those of reading the tree.
-pub fn find(tree: &Tree, path: &[u8], shown: &str) -> anyhow::Result<Inode> {
+pub(crate) fn find(tree: &Tree, path: &[u8], shown: &str) -> anyhow::Result<Inode> {
     let found = tree.lookup_path(path)?.ok_or_else(|| {
         Error::new(Kind::NotFound, "the snapshot has no such path")
             .object(shown)
@@ -26,7 +26,7 @@ pub fn find(tree: &Tree, path: &[u8], shown: &str) -> anyhow::Result<Inode> {
 }
 
 /// The inode of an entry, a hard link followed, and the number of its names.
-pub fn inode_of(tree: &Tree, entry: Entry) -> store::Result<(Inode, u32)> {
+pub(crate) fn inode_of(tree: &Tree, entry: Entry) -> store::Result<(Inode, u32)> {
     match entry.inode {
         EntryInode::Own(inode) => Ok((inode, 1)),
         EntryInode::Link(number) => {
@@ -37,12 +37,12 @@ pub fn inode_of(tree: &Tree, entry: Entry) -> store::Result<(Inode, u32)> {
 }
 
 /// `prefix/name`, or `name` at the root.
-pub fn join(prefix: &[u8], name: &[u8]) -> Vec<u8> {
+pub(crate) fn join(prefix: &[u8], name: &[u8]) -> Vec<u8> {
     if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
 }
 
 /// One letter for what a node is, as `ls -l` writes it.
-pub fn letter(node: &Node) -> char {
+pub(crate) fn letter(node: &Node) -> char {
     match node {
         Node::Directory(_) => 'd',
         Node::File(_) => '-',
@@ -55,7 +55,7 @@ pub fn letter(node: &Node) -> char {
 }
 
 /// One word for what a node is, as JSON has it.
-pub fn word(node: &Node) -> &'static str {
+pub(crate) fn word(node: &Node) -> &'static str {
     match node {
         Node::Directory(_) => "directory",
         Node::File(_) => "file",
@@ -68,7 +68,7 @@ pub fn word(node: &Node) -> &'static str {
 }
 
 /// Bytes of a file, or of a symlink's target; 0 for the rest.
-pub fn len_bytes(node: &Node) -> u64 {
+pub(crate) fn len_bytes(node: &Node) -> u64 {
     match node {
         Node::File(content) => content.len_bytes(),
         Node::Symlink(target) => target.len() as u64,
@@ -77,7 +77,7 @@ pub fn len_bytes(node: &Node) -> u64 {
 }
 
 /// What is below a directory, each directory before what it holds, names in order.
-pub struct Walk<'a> {
+pub(crate) struct Walk<'a> {
     tree: &'a Tree,
     recursive: bool,
     stack: Vec<Level>,
@@ -91,7 +91,7 @@ struct Level {
 
 impl<'a> Walk<'a> {
     /// Begins below `directory`, whose path is `path`.
-    pub fn new(tree: &'a Tree, directory: Directory, path: Vec<u8>, recursive: bool) -> Walk<'a> {
+    pub(crate) fn new(tree: &'a Tree, directory: Directory, path: Vec<u8>, recursive: bool) -> Walk<'a> {
         Walk { tree, recursive, stack: vec![Level { directory, path, next: 0 }] }
     }
 

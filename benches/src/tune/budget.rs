@@ -201,7 +201,7 @@ const POLICIES: [(&str, Policy); 14] = {
 };
 
 /// Bytes against fetches, after the last sleep.
-pub fn budget(servers: &[Server]) {
+pub(super) fn budget(servers: &[Server]) {
     let mut rows = Vec::new();
     for (runtime, of_it) in by_runtime(servers) {
         for (name, policy) in POLICIES {
@@ -251,7 +251,7 @@ pub fn budget(servers: &[Server]) {
 }
 
 /// Memory in which one page of twenty changes in every sleep, anywhere: frames as sleeps go by.
-pub fn chain() {
+pub(super) fn chain() {
     const PAGES: usize = 2048;
     const STEPS: [usize; 6] = [1, 6, 12, 25, 50, 100];
     let mut rows = Vec::new();

@@ -15,10 +15,10 @@ const HIBERNATE: &str = include_str!("hibernate.py");
 const SLEEPS: usize = 6;
 
 /// Address space and page number.
-pub type Key = (u64, u64);
+pub(super) type Key = (u64, u64);
 
 /// What a process had in memory when it went to sleep, without zero pages.
-pub struct Memory {
+pub(super) struct Memory {
     /// Ascending.
     pub keys: Vec<Key>,
     bytes: Vec<u8>,
@@ -27,7 +27,7 @@ pub struct Memory {
 }
 
 /// One server and all its sleeps.
-pub struct Server {
+pub(super) struct Server {
     pub name: String,
     pub port: u16,
     pub sleeps: Vec<Memory>,
@@ -39,27 +39,27 @@ pub struct Server {
 
 impl Memory {
     /// Pages of one space, from address 0 on.
-    pub fn of_bytes(bytes: Vec<u8>) -> Self {
+    pub(super) fn of_bytes(bytes: Vec<u8>) -> Self {
         Self { keys: (0..(bytes.len() / PAGE) as u64).map(|page| (0, page)).collect(), bytes, zero: 0 }
     }
 
     /// The bytes of the page of this index.
-    pub fn page(&self, index: usize) -> &[u8] {
+    pub(super) fn page(&self, index: usize) -> &[u8] {
         &self.bytes[index * PAGE..][..PAGE]
     }
 
     /// The index of a page.
-    pub fn find(&self, key: Key) -> Option<usize> {
+    pub(super) fn find(&self, key: Key) -> Option<usize> {
         self.keys.binary_search(&key).ok()
     }
 
     /// The bytes of these pages, one after the other.
-    pub fn gather(&self, indices: &[usize]) -> Vec<u8> {
+    pub(super) fn gather(&self, indices: &[usize]) -> Vec<u8> {
         indices.iter().flat_map(|index| self.page(*index)).copied().collect()
     }
 
     /// The pages that are not equal to the parent's at the same place.
-    pub fn new_since(&self, parent: &Memory) -> Vec<usize> {
+    pub(super) fn new_since(&self, parent: &Memory) -> Vec<usize> {
         let is_same = |index: &usize| {
             parent.find(self.keys[*index]).is_some_and(|found| parent.page(found) == self.page(*index))
         };
@@ -67,25 +67,25 @@ impl Memory {
     }
 
     /// All pages.
-    pub fn all(&self) -> Vec<usize> {
+    pub(super) fn all(&self) -> Vec<usize> {
         (0..self.keys.len()).collect()
     }
 }
 
 impl Server {
     /// Its runtime and framework.
-    pub fn runtime(&self) -> &str {
+    pub(super) fn runtime(&self) -> &str {
         self.name.rsplit_once('-').map_or(&self.name, |(runtime, _)| runtime)
     }
 
     /// Each sleep with the one before.
-    pub fn pairs(&self) -> impl Iterator<Item = (&Memory, &Memory)> {
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&Memory, &Memory)> {
         self.sleeps.windows(2).map(|pair| (&pair[0], &pair[1]))
     }
 }
 
 /// Makes what is missing and reads all of it.
-pub fn prepare(data: &Path, packages: &Path, scratch: &Path) -> Result<Vec<Server>> {
+pub(super) fn prepare(data: &Path, packages: &Path, scratch: &Path) -> Result<Vec<Server>> {
     let count = match std::env::var("TORPOR_TUNE_SLEEPS") {
         Ok(count) => count.parse()?,
         Err(_) => SLEEPS,
@@ -138,7 +138,7 @@ fn read(store: &Store, images: &Path) -> Result<(Memory, Image)> {
 }
 
 /// What there is.
-pub fn describe(servers: &[Server]) {
+pub(super) fn describe(servers: &[Server]) {
     let mut rows = Vec::new();
     for (runtime, of_it) in by_runtime(servers) {
         let sleeps: usize = of_it.iter().map(|server| server.sleeps.len()).sum();

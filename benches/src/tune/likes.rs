@@ -27,7 +27,7 @@ fn with_dictionary(groups: &[Vec<u8>], dictionary: &[u8]) -> usize {
 }
 
 /// Dictionaries trained per image and per runtime.
-pub fn dictionary(servers: &[Server]) {
+pub(super) fn dictionary(servers: &[Server]) {
     let mut rows = Vec::new();
     for (runtime, of_it) in by_runtime(servers) {
         let [one, other, ..] = of_it.as_slice() else { continue };
@@ -76,7 +76,7 @@ fn saving(bytes: usize, of: usize) -> String {
 }
 
 /// Deltas against the parent: what the base is decides.
-pub fn delta(servers: &[Server]) {
+pub(super) fn delta(servers: &[Server]) {
     let mut rows = Vec::new();
     for (runtime, of_it) in by_runtime(servers) {
         let pairs: Vec<_> = of_it.iter().flat_map(|server| server.pairs()).collect();
@@ -143,13 +143,13 @@ pub fn delta(servers: &[Server]) {
 }
 
 /// A body compressed after a prefix that is not stored with it.
-pub fn with_prefix(plain: &[u8], prefix: &[u8], level: i32) -> usize {
+pub(super) fn with_prefix(plain: &[u8], prefix: &[u8], level: i32) -> usize {
     let compressor = zstd::bulk::Compressor::with_dictionary(level, prefix);
     compressor.and_then(|mut compressor| compressor.compress(plain)).map_or(plain.len(), |body| body.len())
 }
 
 /// Equal pages anywhere else: in the parent at other addresses, in other servers, in files.
-pub fn elsewhere(servers: &[Server], packages: &Path) -> Result<()> {
+pub(super) fn elsewhere(servers: &[Server], packages: &Path) -> Result<()> {
     let mut files = HashSet::new();
     for directory in [packages, Path::new("/usr/lib/x86_64-linux-gnu"), Path::new("/usr/bin")] {
         hash_files(directory, &mut files)?;

@@ -23,7 +23,7 @@ use crate::measure::{Result, circumstances};
 use data::Server;
 
 /// Runs every experiment.
-pub fn run(arguments: &[String]) -> Result<()> {
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let [data, packages, only @ ..] = arguments else { return Err("tune needs DATA and PACKAGES".into()) };
     let scratch = tempfile::Builder::new().prefix("torpor-tune-").tempdir()?;
     let mut servers = data::prepare(Path::new(data), Path::new(packages), scratch.path())?;

@@ -9,30 +9,30 @@ use super::{by_runtime, kib, percent, table};
 use crate::measure::{median, time};
 
 /// Bytes of a frame besides its body: header, one slot, half of the alignment; and its entries in directory and index.
-pub const FRAME_OVERHEAD: usize = 88 + 36 + 32 + 12 + 40 + 24;
+pub(super) const FRAME_OVERHEAD: usize = 88 + 36 + 32 + 12 + 40 + 24;
 /// The level of new frames.
-pub const LEVEL: i32 = 3;
+pub(super) const LEVEL: i32 = 3;
 
 /// Cuts pages into groups of so many, in order of address, none over two spaces.
-pub fn groups(memory: &Memory, pages: &[usize], group_pages: usize) -> Vec<Vec<usize>> {
+pub(super) fn groups(memory: &Memory, pages: &[usize], group_pages: usize) -> Vec<Vec<usize>> {
     let of_one_space = pages.chunk_by(|a, b| memory.keys[*a].0 == memory.keys[*b].0);
     of_one_space.flat_map(|pages| pages.chunks(group_pages).map(<[usize]>::to_vec)).collect()
 }
 
 /// A compressed body, raw when that saves less than a 32nd.
-pub fn compressed_len(plain: &[u8], level: i32) -> usize {
+pub(super) fn compressed_len(plain: &[u8], level: i32) -> usize {
     let len = zstd::bulk::compress(plain, level).map_or(plain.len(), |body| body.len());
     if len + plain.len() / 32 >= plain.len() { plain.len() } else { len }
 }
 
 /// Bytes of these pages as frames of groups.
-pub fn stored(memory: &Memory, pages: &[usize], group_pages: usize, level: i32) -> usize {
+pub(super) fn stored(memory: &Memory, pages: &[usize], group_pages: usize, level: i32) -> usize {
     let groups = groups(memory, pages, group_pages);
     groups.iter().map(|group| compressed_len(&memory.gather(group), level) + FRAME_OVERHEAD).sum()
 }
 
 /// Equality with the parent by units of several pages.
-pub fn unit(servers: &[Server]) {
+pub(super) fn unit(servers: &[Server]) {
     let mut rows = Vec::new();
     for (runtime, of_it) in by_runtime(servers) {
         let pairs: Vec<_> = of_it.iter().flat_map(|server| server.pairs()).collect();
@@ -64,7 +64,7 @@ fn unit_of((space, page): Key, unit: u64) -> Key {
 }
 
 /// Pages per group: what is stored, and what a resume fetches until its first reply.
-pub fn group(servers: &[Server]) {
+pub(super) fn group(servers: &[Server]) {
     let mut rows = Vec::new();
     for (runtime, of_it) in by_runtime(servers) {
         for group_pages in [4, 8, 16, 32, 64] {
@@ -120,7 +120,7 @@ fn decode_seconds(plain: &[u8]) -> f64 {
 }
 
 /// zstd level of groups of 16 pages.
-pub fn level(servers: &[Server]) {
+pub(super) fn level(servers: &[Server]) {
     let mut rows = Vec::new();
     for (runtime, of_it) in by_runtime(servers) {
         let plain: Vec<Vec<u8>> = of_it
@@ -168,6 +168,6 @@ pub fn level(servers: &[Server]) {
 }
 
 /// Plain bytes of so many pages.
-pub fn plain_len(pages: usize) -> usize {
+pub(super) fn plain_len(pages: usize) -> usize {
     pages * PAGE
 }

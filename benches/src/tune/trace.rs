@@ -21,7 +21,7 @@ use crate::resume::{ask, poll};
 const REQUESTS: usize = 30;
 
 /// Wakes each server from its last sleep and notes what it touches.
-pub fn record(servers: &mut [Server], scratch: &Path) -> Result<()> {
+pub(super) fn record(servers: &mut [Server], scratch: &Path) -> Result<()> {
     for server in servers {
         let Some(memory) = server.sleeps.last() else { continue };
         let directory = scratch.join(format!("trace-{}", server.name));

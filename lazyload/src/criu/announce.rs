@@ -23,7 +23,7 @@ const TASK_LIMIT: i32 = 1 << 22;
 
 /// The first announcement of a restore. It stays in the socket.
 #[derive(Debug, Default)]
-pub struct FirstWord;
+pub(crate) struct FirstWord;
 
 impl Greeting for FirstWord {
     fn hear(&mut self, connection: &Connection<'_>) -> Result<bool> {
@@ -53,7 +53,7 @@ impl Greeting for FirstWord {
 
 /// One thing that was said.
 #[derive(Debug)]
-pub enum Announcement {
+pub(crate) enum Announcement {
     /// A task; its descriptor also stays in the socket until [`Announcements::take_descriptor`].
     Task { task: u32, sender: Option<Pid>, descriptor: OwnedFd },
     /// A task without memory.
@@ -66,7 +66,7 @@ pub enum Announcement {
 
 /// Reads announcements from a connection.
 #[derive(Debug, Default)]
-pub struct Announcements {
+pub(crate) struct Announcements {
     word: Vec<u8>,
     /// The task whose descriptor comes next.
     expected: Option<u32>,
@@ -77,7 +77,7 @@ impl Announcements {
     ///
     /// # Errors
     /// `Invalid` when the other side breaks the protocol.
-    pub fn next(&mut self, stream: &UnixStream) -> Result<Option<Announcement>> {
+    pub(crate) fn next(&mut self, stream: &UnixStream) -> Result<Option<Announcement>> {
         match self.expected {
             Some(task) => peek_descriptor(stream, task),
             None => self.read_word(stream),
@@ -111,7 +111,7 @@ impl Announcements {
     }
 
     /// Takes the descriptor that was announced last out of the socket, once it is safe elsewhere.
-    pub fn take_descriptor(&mut self, stream: &UnixStream) -> Result<()> {
+    pub(crate) fn take_descriptor(&mut self, stream: &UnixStream) -> Result<()> {
         quiet(receive(stream, &mut [0], RecvFlags::DONTWAIT))?;
         self.expected = None;
         Ok(())

@@ -28,7 +28,7 @@ const WIPE_ON_FORK: u64 = 1 << 18;
 
 /// A private mapping of no file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AnonymousMapping {
+pub(crate) struct AnonymousMapping {
     /// Its addresses.
     pub range: Range<u64>,
     /// CRIU registers it for lazy restore.
@@ -38,7 +38,7 @@ pub struct AnonymousMapping {
 }
 
 /// The private anonymous mappings of a task, from `mm-*.img`. Ascending, disjoint.
-pub fn anonymous_mappings(bytes: &[u8]) -> Result<Vec<AnonymousMapping>> {
+pub(crate) fn anonymous_mappings(bytes: &[u8]) -> Result<Vec<AnonymousMapping>> {
     let record = mappings_record(bytes)?;
     let mut found: Vec<AnonymousMapping> = Vec::new();
     for field in Fields::new(record) {
@@ -64,21 +64,21 @@ pub fn anonymous_mappings(bytes: &[u8]) -> Result<Vec<AnonymousMapping>> {
 }
 
 /// The mappings of a task that CRIU registers for lazy restore.
-pub fn lazy_mappings(bytes: &[u8]) -> Result<Vec<AnonymousMapping>> {
+pub(crate) fn lazy_mappings(bytes: &[u8]) -> Result<Vec<AnonymousMapping>> {
     let mut found = anonymous_mappings(bytes)?;
     found.retain(|mapping| mapping.is_lazy);
     Ok(found)
 }
 
 /// Where a task's arguments and its environment are: what `ps` and `/proc/PID/environ` show.
-pub fn arguments_and_environment(bytes: &[u8]) -> Result<[Range<u64>; 2]> {
+pub(crate) fn arguments_and_environment(bytes: &[u8]) -> Result<[Range<u64>; 2]> {
     let record = mappings_record(bytes)?;
     let bound = |number| Ok::<u64, Error>(integer(record, number)?.unwrap_or(0).min(ADDRESS_LIMIT));
     Ok([bound(8)?..bound(9)?, bound(10)?..bound(11)?])
 }
 
 /// The one record of `mm-*.img`.
-pub fn mappings_record(bytes: &[u8]) -> Result<&[u8]> {
+pub(crate) fn mappings_record(bytes: &[u8]) -> Result<&[u8]> {
     match records(bytes, ImageFile::Mappings)?[..] {
         [record] => Ok(record),
         _ => Err(corrupt("a task has not exactly one list of mappings")),
@@ -86,7 +86,7 @@ pub fn mappings_record(bytes: &[u8]) -> Result<&[u8]> {
 }
 
 /// The process numbers of all tasks, from `pstree.img`.
-pub fn tasks(bytes: &[u8]) -> Result<Vec<u32>> {
+pub(crate) fn tasks(bytes: &[u8]) -> Result<Vec<u32>> {
     let number = |record: &[u8]| {
         let pid = integer(record, 1)?.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
         pid.ok_or_else(|| corrupt("a task has no process number"))
@@ -98,7 +98,7 @@ pub fn tasks(bytes: &[u8]) -> Result<Vec<u32>> {
 ///
 /// # Errors
 /// `Invalid` when the images are of a version that is not understood.
-pub fn check_inventory(bytes: &[u8]) -> Result<()> {
+pub(crate) fn check_inventory(bytes: &[u8]) -> Result<()> {
     let records = records(bytes, ImageFile::Inventory)?;
     let version = records.first().map_or(Ok(None), |record| integer(record, 1))?;
     if version == Some(IMAGE_VERSION) {
@@ -112,7 +112,7 @@ pub fn check_inventory(bytes: &[u8]) -> Result<()> {
 }
 
 /// The last integer with this field number: of repeated scalars protobuf takes the last.
-pub fn integer(record: &[u8], number: u32) -> Result<Option<u64>> {
+pub(crate) fn integer(record: &[u8], number: u32) -> Result<Option<u64>> {
     let mut found = None;
     for field in Fields::new(record) {
         match field? {
@@ -126,7 +126,7 @@ pub fn integer(record: &[u8], number: u32) -> Result<Option<u64>> {
     Ok(found)
 }
 
-pub fn range(start: u64, end: Option<u64>) -> Result<Range<u64>> {
+pub(crate) fn range(start: u64, end: Option<u64>) -> Result<Range<u64>> {
     let end = end.filter(|end| *end > start && *end <= ADDRESS_LIMIT && end.is_multiple_of(PAGE_BYTES));
     match end {
         Some(end) if start.is_multiple_of(PAGE_BYTES) => Ok(start..end),
@@ -135,7 +135,7 @@ pub fn range(start: u64, end: Option<u64>) -> Result<Range<u64>> {
     }
 }
 
-pub fn corrupt(what: &str) -> Error {
+pub(crate) fn corrupt(what: &str) -> Error {
     Error::new(Kind::Corrupt, what)
 }
 

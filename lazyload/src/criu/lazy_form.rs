@@ -29,7 +29,7 @@ const EAGER_PAGES: u64 = 512;
 ///
 /// # Errors
 /// Those of reading the task's files.
-pub fn lazy_page_map(store: &Store, image: &Image, task: u32) -> Result<PageMap> {
+pub(super) fn lazy_page_map(store: &Store, image: &Image, task: u32) -> Result<PageMap> {
     let map = PageMap::parse(&read_file(store, image, &page_map_name(task))?)?;
     let shown = arguments_and_environment(&read_file(store, image, &mappings_name(task))?)?;
     let mut eager: Vec<u64> = shown
@@ -69,7 +69,7 @@ fn parts(entry: PageEntry, eager: &[u64]) -> Vec<PageEntry> {
 }
 
 /// Refuses a directory that was not written from this image: its tasks would get each other's pages.
-pub fn check_same(store: &Store, image: &Image, images: &Path) -> Result<()> {
+pub(super) fn check_same(store: &Store, image: &Image, images: &Path) -> Result<()> {
     let tells_apart =
         |name: &str| name == PROCESS_TREE || TASK_FILES.iter().any(|kind| name.starts_with(kind));
     for (name, content) in image.blobs().iter().filter(|(name, _)| tells_apart(name)) {
@@ -93,7 +93,7 @@ pub fn check_same(store: &Store, image: &Image, images: &Path) -> Result<()> {
 ///
 /// # Errors
 /// `Invalid` when a task cannot carry one; those of reading and writing the directory.
-pub fn set_marks(image: &Image, images: &Path, mark: WakeId) -> Result<()> {
+pub(super) fn set_marks(image: &Image, images: &Path, mark: WakeId) -> Result<()> {
     let names = image.blobs().iter().map(|(name, _)| name);
     for name in names.filter(|name| task_of_mappings(name).is_some()) {
         let path = images.join(name);

@@ -19,7 +19,7 @@ const AT_IGNORE: u64 = 1;
 const AT_FLAGS: u64 = 8;
 
 /// The wake that a task's memory comes from, from its `mm-*.img`.
-pub fn mark_of(bytes: &[u8]) -> Result<Option<WakeId>> {
+pub(crate) fn mark_of(bytes: &[u8]) -> Result<Option<WakeId>> {
     let words = words(mappings_record(bytes)?)?;
     let mut pairs = words.chunks_exact(2).map(|pair| (pair[0].value, pair[1].value));
     Ok(pairs.find_map(|(kind, value)| (kind == AT_IGNORE).then_some(WakeId::from_number(value)?)))
@@ -29,7 +29,7 @@ pub fn mark_of(bytes: &[u8]) -> Result<Option<WakeId>> {
 ///
 /// # Errors
 /// `Invalid` when the vector has no place for a mark.
-pub fn marked(bytes: &[u8], mark: Option<WakeId>) -> Result<Vec<u8>> {
+pub(crate) fn marked(bytes: &[u8], mark: Option<WakeId>) -> Result<Vec<u8>> {
     let record = mappings_record(bytes)?;
     let words = words(record)?;
     let is_place = |pair: &&[Word]| match (pair[0].value, pair[1].value) {

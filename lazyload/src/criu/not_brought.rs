@@ -20,7 +20,7 @@ use crate::wake_log::{Entry, Line, Stamp, Wake};
 const PAGE_BYTES: u64 = PAGE as u64;
 
 /// One task of a dump.
-pub struct DumpedTask<'a> {
+pub(super) struct DumpedTask<'a> {
     /// Its number.
     pub number: u32,
     /// The bytes of its `mm-*.img`.
@@ -33,7 +33,7 @@ pub struct DumpedTask<'a> {
 
 /// A page that a dump lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lacking {
+pub(super) struct Lacking {
     /// Its number in the dump.
     pub page: u64,
     /// The space of the image and the page in it.
@@ -45,7 +45,7 @@ pub struct Lacking {
 
 /// Pages that a dump lacks, by ascending number, and the image that has them.
 #[derive(Debug)]
-pub struct NotBrought {
+pub(super) struct NotBrought {
     pub image: Image,
     pub pages: Vec<Lacking>,
 }
@@ -54,7 +54,7 @@ pub struct NotBrought {
 ///
 /// # Errors
 /// `Invalid` when that cannot be known; those of reading the record and the image.
-pub fn not_brought(
+pub(super) fn not_brought(
     store: &Store,
     parent: Option<&Image>,
     task: &DumpedTask<'_>,

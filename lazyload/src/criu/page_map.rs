@@ -19,7 +19,7 @@ const PRESENT: u64 = 4;
 
 /// Consecutive pages of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageEntry {
+pub(crate) struct PageEntry {
     /// Address of the first page.
     pub start: u64,
     /// At least one.
@@ -34,20 +34,20 @@ pub struct PageEntry {
 
 impl PageEntry {
     /// Page numbers: addresses divided by the page size.
-    pub fn pages(&self) -> Range<u64> {
+    pub(crate) fn pages(&self) -> Range<u64> {
         let first = self.start / PAGE_BYTES;
         first..first + self.page_count
     }
 
     /// The same kind of entry for other pages.
-    pub fn with_pages(self, pages: Range<u64>) -> Self {
+    pub(crate) fn with_pages(self, pages: Range<u64>) -> Self {
         Self { start: pages.start * PAGE_BYTES, page_count: pages.end - pages.start, ..self }
     }
 }
 
 /// Which pages of a task were dumped, and the number of the file that holds their bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PageMap {
+pub(crate) struct PageMap {
     /// The `N` of `pages-N.img`.
     pub pages_id: u32,
     /// Ascending, disjoint.
@@ -56,7 +56,7 @@ pub struct PageMap {
 
 impl PageMap {
     /// Reads `pagemap-*.img`.
-    pub fn parse(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
         let records = records(bytes, ImageFile::PageMap)?;
         let (head, rest) = records.split_first().ok_or_else(|| corrupt("a page map has no head"))?;
         let pages_id = integer(head, 1)?.ok_or_else(|| corrupt("a page map names no pages file"))?;
@@ -73,7 +73,7 @@ impl PageMap {
     }
 
     /// The bytes of such a file.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let head = {
             let mut record = Vec::new();
             put_integer(&mut record, 1, self.pages_id.into());
@@ -96,17 +96,17 @@ impl PageMap {
     }
 
     /// Length of the pages file.
-    pub fn pages_file_bytes(&self) -> u64 {
+    pub(crate) fn pages_file_bytes(&self) -> u64 {
         self.entries.iter().filter(|entry| entry.is_present).map(|entry| entry.page_count * PAGE_BYTES).sum()
     }
 
     /// The address after the highest page, or zero.
-    pub fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.entries.last().map_or(0, |entry| entry.pages().end * PAGE_BYTES)
     }
 
     /// Adds a page behind the last one, joined with it where it is of the same kind.
-    pub fn push(&mut self, page: u64, kind: PageEntry) {
+    pub(crate) fn push(&mut self, page: u64, kind: PageEntry) {
         let next = kind.with_pages(page..page + 1);
         match self.entries.last_mut() {
             Some(last) if last.pages().end == page && last.with_pages(page..page + 1) == next => {

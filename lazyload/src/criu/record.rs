@@ -10,7 +10,7 @@ const INVENTORY_MAGIC: u32 = 0x5831_3116;
 
 /// Which image file bytes are expected to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ImageFile {
+pub(super) enum ImageFile {
     /// The version of the images.
     Inventory,
     /// The list of tasks.
@@ -36,7 +36,7 @@ impl ImageFile {
 ///
 /// # Errors
 /// `Corrupt` when it is another kind of file, or ends within a record.
-pub fn records(bytes: &[u8], file: ImageFile) -> Result<Vec<&[u8]>> {
+pub(super) fn records(bytes: &[u8], file: ImageFile) -> Result<Vec<&[u8]>> {
     let mut rest = bytes;
     for magic in file.magics() {
         if number(&mut rest)? != *magic {
@@ -57,7 +57,7 @@ pub fn records(bytes: &[u8], file: ImageFile) -> Result<Vec<&[u8]>> {
 }
 
 /// The bytes of an image file that holds these messages.
-pub fn image_file(file: ImageFile, messages: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
+pub(super) fn image_file(file: ImageFile, messages: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
     let mut bytes: Vec<u8> = file.magics().iter().flat_map(|magic| magic.to_le_bytes()).collect();
     for message in messages {
         bytes.extend((message.len() as u32).to_le_bytes());

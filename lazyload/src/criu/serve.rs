@@ -139,7 +139,7 @@ fn target_of(sender: Option<Pid>) -> Result<Target> {
 }
 
 /// What a task's memory is to be, before its first page is served.
-pub fn address_space(store: &Store, image: &Image, task: u32) -> Result<AddressSpace> {
+pub(super) fn address_space(store: &Store, image: &Image, task: u32) -> Result<AddressSpace> {
     let mappings = lazy_mappings(&read_file(store, image, &mappings_name(task))?)?;
     let map = PageMap::parse(&read_file(store, image, &page_map_name(task))?)?;
     let region = |mapping: &AnonymousMapping| Region {

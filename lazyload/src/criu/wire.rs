@@ -6,7 +6,7 @@ use store::{Error, Kind, Result};
 
 /// The value of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Value<'a> {
+pub(super) enum Value<'a> {
     /// An integer of any width.
     Varint(u64),
     /// A string, bytes, a packed list or a message.
@@ -17,18 +17,18 @@ pub enum Value<'a> {
 
 /// Iterates over the fields of one message. After an error it ends.
 #[derive(Clone, Debug)]
-pub struct Fields<'a> {
+pub(super) struct Fields<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
     /// Over the bytes of a message.
-    pub fn new(message: &'a [u8]) -> Self {
+    pub(super) fn new(message: &'a [u8]) -> Self {
         Self { rest: message }
     }
 
     /// How many bytes of the message are not read yet.
-    pub fn left_bytes(&self) -> usize {
+    pub(super) fn left_bytes(&self) -> usize {
         self.rest.len()
     }
 
@@ -92,7 +92,7 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 /// Appends a field that holds an integer.
-pub fn put_integer(message: &mut Vec<u8>, number: u32, value: u64) {
+pub(super) fn put_integer(message: &mut Vec<u8>, number: u32, value: u64) {
     put_varint(message, u64::from(number) << 3);
     put_varint(message, value);
 }

@@ -37,11 +37,11 @@ struct GuestRegion {
 
 /// Where the machine's memory lies in its process and which part of the image each region shows, and the bytes of the pages
 /// that it is made of.
-pub type Memory = (RegionMap, u64);
+pub(crate) type Memory = (RegionMap, u64);
 
 /// What a machine has said so far.
 #[derive(Debug)]
-pub struct Handshake {
+pub(crate) struct Handshake {
     image_bytes: u64,
     text: Vec<u8>,
     descriptors: usize,
@@ -51,12 +51,12 @@ pub struct Handshake {
 
 impl Handshake {
     /// With a machine whose image spans `image_bytes`.
-    pub fn new(image_bytes: u64) -> Self {
+    pub(crate) fn new(image_bytes: u64) -> Self {
         Self { image_bytes, text: Vec::new(), descriptors: 0, regions: None, memory: None }
     }
 
     /// The machine's memory, and its userfaultfd with its place in custody. `None` before the handshake is whole.
-    pub fn finish(self) -> Option<(Memory, UserFault, Option<Held>)> {
+    pub(crate) fn finish(self) -> Option<(Memory, UserFault, Option<Held>)> {
         let ((fault, held), regions) = self.memory.zip(self.regions)?;
         Some((regions, fault, held))
     }

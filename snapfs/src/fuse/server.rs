@@ -11,14 +11,14 @@ use store::{Error, Result};
 const THREADS: usize = 4;
 
 /// A mount that answers on a kernel connection.
-pub struct Server(Session<Adapter>);
+pub(crate) struct Server(Session<Adapter>);
 
 impl Server {
     /// Takes over a connection that was just mounted, and agrees with the kernel on the protocol.
     ///
     /// # Errors
     /// When the kernel's protocol is too old, and those of reading from the connection.
-    pub fn new(overlay: Arc<Overlay>, connection: OwnedFd, allow_other: bool) -> Result<Self> {
+    pub(crate) fn new(overlay: Arc<Overlay>, connection: OwnedFd, allow_other: bool) -> Result<Self> {
         let mut config = Config::default();
         config.n_threads = Some(THREADS);
         config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
@@ -34,7 +34,7 @@ impl Server {
     ///
     /// # Errors
     /// When a serving thread ended early.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         self.0.run().map_err(|error| Error::io("serving the mount failed", "/dev/fuse", error))
     }
 }

@@ -22,7 +22,7 @@ type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A time to set.
 #[derive(Clone, Copy, Debug)]
-pub enum SetTime {
+pub(crate) enum SetTime {
     /// The time of the operation.
     Now,
     /// This time.
@@ -31,7 +31,7 @@ pub enum SetTime {
 
 /// What to set; the rest stays.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct SetAttributes {
+pub(crate) struct SetAttributes {
     /// Permission bits.
     pub mode: Option<u32>,
     /// Owner.
@@ -51,7 +51,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `ESTALE`.
-    pub fn stat(&self, id: NodeId) -> Answer<Stat> {
+    pub(crate) fn stat(&self, id: NodeId) -> Answer<Stat> {
         stat_of(&self.lock().state, id)
     }
 
@@ -60,7 +60,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `ESTALE`, `EISDIR` and `EINVAL` for the length of what is no file, `ENOSPC`, `EROFS`, `EIO`.
-    pub fn set_attributes(&self, id: NodeId, set: SetAttributes, caller: &Caller) -> Answer<Stat> {
+    pub(crate) fn set_attributes(&self, id: NodeId, set: SetAttributes, caller: &Caller) -> Answer<Stat> {
         let _changing = self.begin_change()?;
         let _file = self.own_file(id);
         let mut inner = self.lock();
@@ -101,7 +101,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `EINVAL` where it is none, `ESTALE`.
-    pub fn readlink(&self, id: NodeId) -> Answer<Vec<u8>> {
+    pub(crate) fn readlink(&self, id: NodeId) -> Answer<Vec<u8>> {
         match &node_of(&self.lock().state, id)?.body {
             Body::Symlink(target) => Ok(target.clone()),
             _ => Err(Errno::INVAL),
@@ -113,7 +113,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `ENODATA`, `EOPNOTSUPP`, `ESTALE`.
-    pub fn xattr(&self, id: NodeId, name: &[u8]) -> Answer<Vec<u8>> {
+    pub(crate) fn xattr(&self, id: NodeId, name: &[u8]) -> Answer<Vec<u8>> {
         let inner = self.lock();
         let node = node_of(&inner.state, id)?;
         let absent = if name == SELINUX { Errno::OPNOTSUPP } else { Errno::NODATA };
@@ -125,7 +125,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `ESTALE`.
-    pub fn xattr_names(&self, id: NodeId) -> Answer<Vec<u8>> {
+    pub(crate) fn xattr_names(&self, id: NodeId) -> Answer<Vec<u8>> {
         let inner = self.lock();
         let node = node_of(&inner.state, id)?;
         let terminated = node.xattrs.iter().flat_map(|(name, _)| name.iter().copied().chain([0]));
@@ -136,7 +136,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `EEXIST`, `ENODATA` by the flags; `EINVAL` for a list that is none; `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
-    pub fn set_xattr(
+    pub(crate) fn set_xattr(
         &self,
         id: NodeId,
         name: &[u8],
@@ -170,7 +170,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `ENODATA`; `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
-    pub fn remove_xattr(&self, id: NodeId, name: &[u8]) -> Answer<()> {
+    pub(crate) fn remove_xattr(&self, id: NodeId, name: &[u8]) -> Answer<()> {
         self.change_xattrs(id, |node| {
             let mut xattrs = node.xattrs.clone();
             xattrs.remove(find_xattr(node, name).map_err(|_| Errno::NODATA)?);

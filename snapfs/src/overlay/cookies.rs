@@ -12,7 +12,7 @@ use store::Directory;
 
 /// Where a listing begins, and after which of its lines it goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub(super) enum Place {
     /// Nothing was listed.
     Begin,
     /// "." was listed.
@@ -29,7 +29,7 @@ const FIRST: u64 = 3;
 
 /// The cookies of one directory.
 #[derive(Debug)]
-pub struct Cookies {
+pub(super) struct Cookies {
     lower: Option<Directory>,
     lower_len: u64,
     /// Other names that were listed.
@@ -39,7 +39,7 @@ pub struct Cookies {
 
 impl Cookies {
     /// Of a directory that begins as `lower`.
-    pub fn new(lower: Option<Directory>) -> Self {
+    pub(super) fn new(lower: Option<Directory>) -> Self {
         let lower_len = lower.as_ref().map_or(0, Directory::len) as u64;
         Self { lower, lower_len, names: Vec::new(), numbers: HashMap::new() }
     }
@@ -48,7 +48,7 @@ impl Cookies {
     ///
     /// # Errors
     /// `EIO` where the base's directory is damaged.
-    pub fn of(&mut self, place: &Place) -> Answer<u64> {
+    pub(super) fn of(&mut self, place: &Place) -> Answer<u64> {
         let name = match place {
             Place::Begin => return Ok(0),
             Place::Dot => return Ok(DOT),
@@ -74,7 +74,7 @@ impl Cookies {
     ///
     /// # Errors
     /// `EINVAL` for one that was never given, `EIO` where the base's directory is damaged.
-    pub fn place(&self, cookie: u64) -> Answer<Place> {
+    pub(super) fn place(&self, cookie: u64) -> Answer<Place> {
         let position = match cookie {
             0 => return Ok(Place::Begin),
             DOT => return Ok(Place::Dot),
@@ -91,7 +91,7 @@ impl Cookies {
 
 /// Directories that are open, with how many readers each has, and with cookies once it was read.
 #[derive(Debug, Default)]
-pub struct OpenDirectories(Mutex<HashMap<NodeId, OpenDirectory>>);
+pub(super) struct OpenDirectories(Mutex<HashMap<NodeId, OpenDirectory>>);
 
 #[derive(Debug, Default)]
 struct OpenDirectory {
@@ -101,12 +101,12 @@ struct OpenDirectory {
 
 impl OpenDirectories {
     /// One reader more.
-    pub fn open(&self, id: NodeId) {
+    pub(super) fn open(&self, id: NodeId) {
         self.lock().entry(id).or_default().readers += 1;
     }
 
     /// One reader less; the cookies go with the last.
-    pub fn close(&self, id: NodeId) {
+    pub(super) fn close(&self, id: NodeId) {
         let mut open = self.lock();
         if let Some(directory) = open.get_mut(&id) {
             directory.readers -= 1;
@@ -120,7 +120,7 @@ impl OpenDirectories {
     ///
     /// # Errors
     /// `EBADF` when nobody has it open, and those of `work`.
-    pub fn with<T>(
+    pub(super) fn with<T>(
         &self,
         id: NodeId,
         lower: Option<&Directory>,

@@ -19,7 +19,7 @@ const COPY_PIECE: u64 = 1 << 20;
 
 /// What to seek.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seek {
+pub(crate) enum Seek {
     /// The next byte that may not be zero.
     Data,
     /// The next hole; the end of the file is one.
@@ -28,7 +28,7 @@ pub enum Seek {
 
 impl Seek {
     /// What lseek(2) asks for; `None` for what the kernel does by itself.
-    pub fn of_whence(whence: i32) -> Option<Self> {
+    pub(crate) fn of_whence(whence: i32) -> Option<Self> {
         match whence {
             3 => Some(Self::Data),
             4 => Some(Self::Hole),
@@ -42,7 +42,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `ESTALE`, `EISDIR`, `EINVAL`, `EIO`.
-    pub fn read(&self, id: NodeId, offset: u64, len: usize) -> Answer<Vec<u8>> {
+    pub(crate) fn read(&self, id: NodeId, offset: u64, len: usize) -> Answer<Vec<u8>> {
         let _file = self.share_file(id);
         self.read_locked(id, offset..offset.saturating_add(len as u64))
     }
@@ -51,7 +51,7 @@ impl Overlay {
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn read_into(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Answer<usize> {
+    pub(crate) fn read_into(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Answer<usize> {
         let _file = self.share_file(id);
         let range = offset..offset.saturating_add(buffer.len() as u64);
         let segments = file_of(&self.lock().state, id)?.layout.segments(range);
@@ -121,7 +121,7 @@ impl Overlay {
     /// `ESTALE`, `EISDIR`, `EINVAL`, `EFBIG`, `ENOSPC`, `EROFS`, `EIO`; nothing that was there before is changed then,
     /// but bytes of `range` itself may be.
     /// Gives whether it took such bits away.
-    pub fn write(&self, id: NodeId, offset: u64, data: &[u8], drops_set_id: bool) -> Answer<bool> {
+    pub(crate) fn write(&self, id: NodeId, offset: u64, data: &[u8], drops_set_id: bool) -> Answer<bool> {
         let _changing = self.begin_change()?;
         let _file = self.own_file(id);
         self.write_locked(id, offset, data, drops_set_id)
@@ -205,7 +205,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `ENXIO` where there is none, and as [`Self::read`].
-    pub fn seek(&self, id: NodeId, offset: u64, what: Seek) -> Answer<u64> {
+    pub(crate) fn seek(&self, id: NodeId, offset: u64, what: Seek) -> Answer<u64> {
         let _file = self.share_file(id);
         let shows_base = {
             let inner = self.lock();
@@ -230,7 +230,7 @@ impl Overlay {
     ///
     /// # Errors
     /// As [`Self::read`] and [`Self::write`], when nothing was copied: the caller must hear of what was.
-    pub fn copy(&self, from: (NodeId, u64), to: (NodeId, u64), len_bytes: u64) -> Answer<u64> {
+    pub(crate) fn copy(&self, from: (NodeId, u64), to: (NodeId, u64), len_bytes: u64) -> Answer<u64> {
         let len_bytes = len_bytes.min(COPY_MAX);
         let mut done = 0;
         while done < len_bytes {

@@ -16,7 +16,7 @@ const BATCH_LEN: usize = 128;
 
 /// One line of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub(crate) struct Listed {
     /// The name.
     pub name: Name,
     /// The node's number.
@@ -46,7 +46,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `ENOTDIR`, `ESTALE`.
-    pub fn open_listing(&self, id: NodeId) -> Answer<bool> {
+    pub(crate) fn open_listing(&self, id: NodeId) -> Answer<bool> {
         let is_fixed = {
             let inner = self.lock();
             directory_of(&inner.state, id)?;
@@ -57,7 +57,7 @@ impl Overlay {
     }
 
     /// Ends what [`Self::open_listing`] began.
-    pub fn close_listing(&self, id: NodeId) {
+    pub(crate) fn close_listing(&self, id: NodeId) {
         self.open_directories.close(id);
     }
 
@@ -65,7 +65,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `EBADF` when it is not open, `EINVAL` for a cookie that was never given, `ENOTDIR`, `ESTALE`, `EIO`.
-    pub fn list(&self, id: NodeId, cookie: u64) -> Answer<Vec<Listed>> {
+    pub(crate) fn list(&self, id: NodeId, cookie: u64) -> Answer<Vec<Listed>> {
         self.uses.note();
         let mut place = None;
         loop {

@@ -15,10 +15,10 @@ mod open;
 mod space;
 mod sync;
 
-pub use attributes::{SetAttributes, SetTime};
-pub use data::Seek;
-pub use listing::Listed;
-pub use namespace::RenameMode;
+pub(crate) use attributes::{SetAttributes, SetTime};
+pub(crate) use data::Seek;
+pub(crate) use listing::Listed;
+pub(crate) use namespace::RenameMode;
 pub use open::base_of;
 
 use crate::change::{Change, NodeId, encode_all};
@@ -45,7 +45,7 @@ const READERS_MAX: usize = 1024;
 
 /// A mount's file system.
 #[derive(Debug)]
-pub struct Overlay {
+pub(crate) struct Overlay {
     store: Store,
     upper: Upper,
     read_only: bool,
@@ -108,7 +108,7 @@ impl Opened {
 
 /// How much differs from the base.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Dirty {
+pub(crate) struct Dirty {
     /// Nodes that differ, or may.
     pub files: u64,
     /// Bytes that the upper holds.
@@ -117,32 +117,32 @@ pub struct Dirty {
 
 impl Overlay {
     /// The store below.
-    pub fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         &self.store
     }
 
     /// The upper.
-    pub fn upper(&self) -> &Upper {
+    pub(crate) fn upper(&self) -> &Upper {
         &self.upper
     }
 
     /// Whether nothing can be changed.
-    pub fn is_read_only(&self) -> bool {
+    pub(crate) fn is_read_only(&self) -> bool {
         self.read_only
     }
 
     /// The snapshot below, now.
-    pub fn base(&self) -> Arc<Base> {
+    pub(crate) fn base(&self) -> Arc<Base> {
         self.lock().state.base.clone()
     }
 
     /// Whether anything differs from the base.
-    pub fn has_changes(&self) -> bool {
+    pub(crate) fn has_changes(&self) -> bool {
         self.lock().state.has_changes()
     }
 
     /// How much differs from the base.
-    pub fn dirty(&self) -> Dirty {
+    pub(crate) fn dirty(&self) -> Dirty {
         let inner = self.lock();
         let changed = inner.state.nodes().filter(|(_, node)| node.dirty && !node.is_orphan());
         changed.fold(Dirty::default(), |dirty, (_, node)| Dirty {

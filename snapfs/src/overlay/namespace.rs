@@ -16,7 +16,7 @@ const SET_GROUP: u32 = 0o2000;
 
 /// What a rename does with a name that is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RenameMode {
+pub(crate) enum RenameMode {
     /// The old node loses the name.
     Replace,
     /// It is refused.
@@ -27,7 +27,7 @@ pub enum RenameMode {
 
 impl RenameMode {
     /// What the flags of renameat2(2) but `RENAME_WHITEOUT` ask for; `None` where that is not supported.
-    pub fn of_flags(flags: u32) -> Option<Self> {
+    pub(crate) fn of_flags(flags: u32) -> Option<Self> {
         match RenameFlags::from_bits_retain(flags) {
             flags if flags.is_empty() => Some(Self::Replace),
             RenameFlags::NOREPLACE => Some(Self::NoReplace),
@@ -52,7 +52,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `ENAMETOOLONG`, `ENOTDIR`, `ESTALE`, `EIO`.
-    pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Answer<Option<Stat>> {
+    pub(crate) fn lookup(&self, parent: NodeId, name: &[u8]) -> Answer<Option<Stat>> {
         check_name(name)?;
         let _opened = self.warm(parent, name)?;
         let mut inner = self.lock();
@@ -61,7 +61,7 @@ impl Overlay {
     }
 
     /// The kernel gave up `lookups` of its holds on `id`.
-    pub fn forget(&self, id: NodeId, lookups: u64) {
+    pub(crate) fn forget(&self, id: NodeId, lookups: u64) {
         self.uses.note();
         let mut inner = self.lock();
         let orphan = inner.state.forget(id, lookups);
@@ -72,7 +72,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `EEXIST`, `ENOENT` in a removed directory, `ENAMETOOLONG`, `ENOSPC`, `EROFS`, `EIO`.
-    pub fn make(
+    pub(crate) fn make(
         &self,
         parent: NodeId,
         name: &[u8],
@@ -116,7 +116,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `EEXIST`, `EPERM` for a directory, `ENOENT` when it has no name left, and as [`Self::make`].
-    pub fn link(&self, id: NodeId, parent: NodeId, name: &[u8]) -> Answer<Stat> {
+    pub(crate) fn link(&self, id: NodeId, parent: NodeId, name: &[u8]) -> Answer<Stat> {
         check_name(name)?;
         let _changing = self.begin_change()?;
         let _opened = self.warm(parent, name)?;
@@ -149,7 +149,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `ENOENT`, `EISDIR`, and as [`Self::make`].
-    pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Answer<()> {
+    pub(crate) fn unlink(&self, parent: NodeId, name: &[u8]) -> Answer<()> {
         self.remove(parent, name, |state, id| match node_of(state, id)?.directory() {
             Some(_) => Err(Errno::ISDIR),
             None => Ok(()),
@@ -160,7 +160,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `ENOENT`, `ENOTDIR`, `ENOTEMPTY`, and as [`Self::make`].
-    pub fn rmdir(&self, parent: NodeId, name: &[u8]) -> Answer<()> {
+    pub(crate) fn rmdir(&self, parent: NodeId, name: &[u8]) -> Answer<()> {
         self.remove(parent, name, check_empty)
     }
 
@@ -194,7 +194,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `ENOENT`, `EEXIST`, `ENOTEMPTY`, `EISDIR`, `ENOTDIR`, and as [`Self::make`].
-    pub fn rename(
+    pub(crate) fn rename(
         &self,
         from: (NodeId, &[u8]),
         to: (NodeId, &[u8]),

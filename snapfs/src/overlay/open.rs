@@ -25,7 +25,7 @@ impl Overlay {
     /// # Errors
     /// `Conflict` when the upper is in use or holds changes to something else, `Corrupt` when its journal is damaged, and
     /// those of the store and the file system.
-    pub fn open(store: &Store, snapshot: &SnapshotId, upper: &Path, read_only: bool) -> Result<Self> {
+    pub(crate) fn open(store: &Store, snapshot: &SnapshotId, upper: &Path, read_only: bool) -> Result<Self> {
         let upper = Upper::open(upper)?;
         let boot = boot_id()?;
         let base = Arc::new(Base::open(store, snapshot)?);

@@ -13,7 +13,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `EOPNOTSUPP` for other modes, `EFBIG`, `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
-    pub fn allocate(&self, id: NodeId, range: Range<u64>, mode: FallocateFlags) -> Answer<()> {
+    pub(crate) fn allocate(&self, id: NodeId, range: Range<u64>, mode: FallocateFlags) -> Answer<()> {
         let _changing = self.begin_change()?;
         let _file = self.own_file(id);
         if range.end > i64::MAX as u64 {
@@ -99,7 +99,7 @@ impl Overlay {
     ///
     /// # Errors
     /// Those of that file system.
-    pub fn space(&self) -> Answer<StatVfs> {
+    pub(crate) fn space(&self) -> Answer<StatVfs> {
         self.upper.space()
     }
 }

@@ -20,7 +20,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `EIO` and whatever the disk says; nothing may change after that, because what was lost is not known.
-    pub fn sync(&self, id: NodeId, bytes_only: bool) -> Answer<()> {
+    pub(crate) fn sync(&self, id: NodeId, bytes_only: bool) -> Answer<()> {
         if self.read_only {
             return Ok(());
         }
@@ -59,7 +59,7 @@ impl Overlay {
     ///
     /// # Errors
     /// As [`Self::sync`].
-    pub fn sync_names(&self) -> Answer<()> {
+    pub(crate) fn sync_names(&self) -> Answer<()> {
         if self.read_only {
             return Ok(());
         }
@@ -120,7 +120,7 @@ impl Overlay {
 
     /// Writes the journal anew where it has grown long, unless changes stand still already. Called between operations, with
     /// no lock held.
-    pub fn compact_if_long(&self) {
+    pub(crate) fn compact_if_long(&self) {
         if !self.is_long.load(Ordering::Acquire) {
             return;
         }
@@ -169,7 +169,7 @@ impl Overlay {
     ///
     /// # Errors
     /// As [`Self::sync`].
-    pub fn close(&self) -> Answer<()> {
+    pub(crate) fn close(&self) -> Answer<()> {
         let _stopped = self.stop_changes();
         let synced = if self.read_only { Ok(()) } else { self.sync_everything() };
         if !self.read_only && synced.is_ok() && !self.has_changes() {

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 /// What a backup counted.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub(super) struct Counts {
     pub files: u64,
     pub directories: u64,
     pub unchanged_files: u64,
@@ -30,7 +30,7 @@ pub struct Counts {
 }
 
 /// A whole tree, what was counted, and how files looked.
-pub struct Assembled {
+pub(super) struct Assembled {
     pub root: TreeRoot,
     pub counts: Counts,
     pub looks: Vec<Look>,
@@ -47,7 +47,7 @@ struct Open {
 }
 
 /// What is being put together.
-pub struct Assembler<'a> {
+pub(super) struct Assembler<'a> {
     writer: &'a mut Writer,
     parent: Option<&'a Tree>,
     progress: &'a dyn Progress,
@@ -71,7 +71,7 @@ enum Read {
 }
 
 impl<'a> Assembler<'a> {
-    pub fn new(
+    pub(super) fn new(
         writer: &'a mut Writer,
         source: &Path,
         parent: Option<&'a Tree>,
@@ -97,7 +97,7 @@ impl<'a> Assembler<'a> {
     ///
     /// # Errors
     /// Those of the store, and what the walk could not go on after. A file that cannot be read is noted and left out.
-    pub fn run(mut self, segments: &Receiver<Segment>) -> Result<Assembled> {
+    pub(super) fn run(mut self, segments: &Receiver<Segment>) -> Result<Assembled> {
         let buffers = self.buffers.clone();
         for Segment { events, pieces } in segments {
             let mut incoming = Incoming::new(pieces, &buffers);

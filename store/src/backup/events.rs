@@ -9,16 +9,16 @@ use crate::id::DirectoryId;
 use crate::tree::{Directory, Inode, Metadata};
 
 /// The number of an inode on the host, for those that have several names.
-pub type InodeKey = (u64, u64);
+pub(super) type InodeKey = (u64, u64);
 
 /// A directory of the parent snapshot that a directory of the host is compared with.
-pub struct Old {
+pub(super) struct Old {
     pub id: DirectoryId,
     pub directory: Directory,
 }
 
 /// An entry that is not a directory.
-pub struct Leaf {
+pub(super) struct Leaf {
     pub name: Name,
     /// Set when the inode has more than one name.
     pub linked: Option<InodeKey>,
@@ -26,7 +26,7 @@ pub struct Leaf {
 }
 
 /// How much is known of a leaf.
-pub enum Form {
+pub(super) enum Form {
     /// It is the entry at this position of the old directory. A regular file has its length, and all have their look.
     Same { position: usize, file_len: Option<u64>, look: Option<Look> },
     /// All.
@@ -40,7 +40,7 @@ pub enum Form {
 }
 
 /// One step of a walk.
-pub enum Event {
+pub(super) enum Event {
     Enter {
         name: Name,
         metadata: Metadata,
@@ -54,7 +54,7 @@ pub enum Event {
 }
 
 /// Something that the user is told of one path.
-pub enum Remark {
+pub(super) enum Remark {
     /// A name that cannot be read is left out.
     Unreadable(String),
     /// An extended attribute that cannot be read is left out.
@@ -64,14 +64,14 @@ pub enum Remark {
 }
 
 /// Some steps of a walk, and what was read of the files among them.
-pub struct Segment {
+pub(super) struct Segment {
     pub events: Vec<Event>,
     pub pieces: Option<Pieces>,
 }
 
 /// A segment being filled.
 #[derive(Default)]
-pub struct Draft {
+pub(super) struct Draft {
     pub events: Vec<Event>,
     pub jobs: Vec<Job>,
     pub len_bytes: u64,

@@ -17,7 +17,7 @@ const NO_CHARACTER: Unit = 0x11_0000;
 
 /// Patterns to match paths with.
 #[derive(Debug)]
-pub struct Exclude {
+pub(super) struct Exclude {
     rules: Vec<Rule>,
 }
 
@@ -54,7 +54,7 @@ impl Exclude {
     ///
     /// # Errors
     /// `Invalid`, with the pattern and what is wrong with it.
-    pub fn new(patterns: &[String]) -> Result<Self> {
+    pub(super) fn new(patterns: &[String]) -> Result<Self> {
         let parse = |text: &String| {
             Rule::parse(text).map_err(|wrong| {
                 Error::invalid(format!("not a pattern, {wrong}")).object(format!("`{text}`")).advice(
@@ -66,12 +66,12 @@ impl Exclude {
     }
 
     /// Whether whatever stands at this path below the source is left out.
-    pub fn matches(&self, relative: &Path) -> bool {
+    pub(super) fn matches(&self, relative: &Path) -> bool {
         self.find(relative, false)
     }
 
     /// Whether it is left out when it is a directory.
-    pub fn matches_directory(&self, relative: &Path) -> bool {
+    pub(super) fn matches_directory(&self, relative: &Path) -> bool {
         self.find(relative, true)
     }
 

@@ -14,7 +14,7 @@ use std::path::Path;
 const OPEN_DEPTH: usize = 64;
 
 /// A directory of the host whose subdirectories are still to be walked.
-pub struct Level {
+pub(super) struct Level {
     /// Itself, or why it could not be opened again.
     pub directory: Result<OwnedFd, Errno>,
     stat: Stat,
@@ -22,7 +22,7 @@ pub struct Level {
 }
 
 /// A name that stood for a directory when it was looked at.
-pub struct Subdirectory {
+pub(super) struct Subdirectory {
     pub name: Name,
     pub stat: Stat,
     /// What the parent snapshot has under this name.
@@ -30,25 +30,25 @@ pub struct Subdirectory {
 }
 
 impl Level {
-    pub fn new(directory: OwnedFd, stat: &Stat, subdirectories: Vec<Subdirectory>) -> Self {
+    pub(super) fn new(directory: OwnedFd, stat: &Stat, subdirectories: Vec<Subdirectory>) -> Self {
         Self { directory: Ok(directory), stat: *stat, subdirectories: subdirectories.into_iter() }
     }
 }
 
 /// From the source down to the deepest.
-pub struct Levels(Vec<Level>);
+pub(super) struct Levels(Vec<Level>);
 
 impl Levels {
-    pub fn new(top: Level) -> Self {
+    pub(super) fn new(top: Level) -> Self {
         Self(vec![top])
     }
 
-    pub fn deepest(&mut self) -> Option<&mut Level> {
+    pub(super) fn deepest(&mut self) -> Option<&mut Level> {
         self.0.last_mut()
     }
 
     /// Goes down. The level above is closed when it lies deep.
-    pub fn enter(&mut self, below: Level) {
+    pub(super) fn enter(&mut self, below: Level) {
         if self.0.len() > OPEN_DEPTH
             && let Some(above) = self.0.last_mut()
         {
@@ -58,7 +58,7 @@ impl Levels {
     }
 
     /// Goes up. `relative`: the path below the source of the level that becomes the deepest.
-    pub fn leave(&mut self, relative: &Path) {
+    pub(super) fn leave(&mut self, relative: &Path) {
         let left = self.0.pop();
         let Some(last) = self.0.len().checked_sub(1) else { return };
         if self.0[last].directory.is_err() {

@@ -22,22 +22,22 @@ use std::io;
 /// A piece is given away when it is about this long.
 const PIECE_LEN: usize = 1 << 20;
 /// Room of a buffer: a piece, and the beginning of a chunk whose end is not read yet.
-pub const BUFFER_LEN: usize = PIECE_LEN + chunker::MAX_LEN;
+pub(super) const BUFFER_LEN: usize = PIECE_LEN + chunker::MAX_LEN;
 /// Pieces of one batch that wait for the assembler.
-pub const PIECES_AHEAD: usize = 2;
+pub(super) const PIECES_AHEAD: usize = 2;
 /// Buffers kept for use again.
-pub const SPARE_BUFFERS: usize = 16;
+pub(super) const SPARE_BUFFERS: usize = 16;
 /// A file that says it is empty and is not, as those of `/proc`, is read up to this length.
 const UNSIZED_MAX: u64 = 64 << 20;
 
 /// A file to be read.
-pub struct Job {
+pub(super) struct Job {
     pub pin: OwnedFd,
     pub key: Key,
 }
 
 /// What a stretch of bytes is.
-pub enum Item {
+pub(super) enum Item {
     /// A chunk.
     Chunk { id: ChunkId, len: usize },
     /// All of a short file.
@@ -51,7 +51,7 @@ pub enum Item {
 }
 
 /// How the reading of a file ended.
-pub enum Outcome {
+pub(super) enum Outcome {
     Read(Box<Seen>),
     /// The file went before it was opened.
     Vanished,
@@ -60,7 +60,7 @@ pub enum Outcome {
 }
 
 /// What was seen of the file whose bytes were read.
-pub struct Seen {
+pub(super) struct Seen {
     /// When it was opened.
     pub stat: Stat,
     pub attributes: ReadXattrs,
@@ -72,22 +72,22 @@ pub struct Seen {
 
 /// Bytes of files and what they are.
 #[derive(Default)]
-pub struct Piece {
+pub(super) struct Piece {
     pub bytes: Vec<u8>,
     pub items: Vec<Item>,
 }
 
 /// The pieces of one batch in order.
-pub type Pieces = Receiver<Piece>;
+pub(super) type Pieces = Receiver<Piece>;
 
 /// Files whose pieces belong together.
-pub struct Batch {
+pub(super) struct Batch {
     pub jobs: Vec<Job>,
     pub pieces: Sender<Piece>,
 }
 
 /// One reading thread.
-pub struct Reader<'a> {
+pub(super) struct Reader<'a> {
     domain: &'a Domain,
     cache: &'a StatCache,
     buffers: SpareBuffers,
@@ -124,13 +124,13 @@ impl From<Errno> for Stop {
 }
 
 impl<'a> Reader<'a> {
-    pub fn new(domain: &'a Domain, cache: &'a StatCache, buffers: SpareBuffers) -> Self {
+    pub(super) fn new(domain: &'a Domain, cache: &'a StatCache, buffers: SpareBuffers) -> Self {
         let (host, piece, uncut) = (Host::new(), Piece::default(), 0);
         Self { domain, cache, buffers, host, piece, uncut, has_extents: false, zeroes_are_holes: false }
     }
 
     /// Serves batches until there are no more.
-    pub fn run(mut self, batches: &Receiver<Batch>) {
+    pub(super) fn run(mut self, batches: &Receiver<Batch>) {
         for Batch { jobs, pieces } in batches {
             self.piece = Piece { bytes: self.buffers.take(), items: Vec::new() };
             self.uncut = 0;

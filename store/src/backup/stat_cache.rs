@@ -16,7 +16,7 @@ type Hash = [u8; 16];
 
 /// Keys are hashes already.
 #[derive(Default)]
-pub struct FirstWord(u64);
+pub(super) struct FirstWord(u64);
 
 impl Hasher for FirstWord {
     fn write(&mut self, bytes: &[u8]) {
@@ -36,18 +36,18 @@ type Looks = HashMap<Hash, Hash, BuildHasherDefault<FirstWord>>;
 
 /// The hash of a path.
 #[derive(Clone, Copy, Debug)]
-pub struct Key(Hash);
+pub(super) struct Key(Hash);
 
 /// How a file looked: the hash of its path, and of what would be another if it had changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Look {
+pub(super) struct Look {
     key: Hash,
     look: Hash,
 }
 
 /// Old looks to compare with.
 #[derive(Default)]
-pub struct StatCache {
+pub(super) struct StatCache {
     old: Looks,
     /// Files changed since then may change again within the same tick of the clock and are not kept.
     settled_before: i64,
@@ -86,30 +86,35 @@ fn file_of(hasher: &blake3::Hasher, name: &str) -> String {
 
 impl StatCache {
     /// What was kept at the backup that made `parent`; nothing when that is not there or damaged.
-    pub fn load(state: &LocalState, hasher: blake3::Hasher, name: &str, parent: Option<&SnapshotId>) -> Self {
+    pub(super) fn load(
+        state: &LocalState,
+        hasher: blake3::Hasher,
+        name: &str,
+        parent: Option<&SnapshotId>,
+    ) -> Self {
         let settled_before = crate::clock::now().seconds - 1;
         let old = state.read(&file_of(&hasher, name)).ok().and_then(|bytes| decode(&bytes, parent?).ok());
         Self { old: old.unwrap_or_default(), settled_before, hasher }
     }
 
     /// What stands for a path below the source.
-    pub fn key(&self, relative: &[u8]) -> Key {
+    pub(super) fn key(&self, relative: &[u8]) -> Key {
         Key(hash(&self.hasher, &[relative]))
     }
 
     /// How the file at this path looks.
-    pub fn look(&self, key: Key, stat: &Stat) -> Look {
+    pub(super) fn look(&self, key: Key, stat: &Stat) -> Look {
         Look { key: key.0, look: look(&self.hasher, stat) }
     }
 
     /// Whether it looked like this at the last backup.
-    pub fn is_unchanged(&self, look: &Look) -> bool {
+    pub(super) fn is_unchanged(&self, look: &Look) -> bool {
         self.old.get(&look.key) == Some(&look.look)
     }
 
     /// Whether a look may be kept for the next backup. The next change of a file that changed just now might leave the same
     /// times.
-    pub fn is_settled(&self, stat: &Stat) -> bool {
+    pub(super) fn is_settled(&self, stat: &Stat) -> bool {
         stat.st_ctime < self.settled_before
     }
 
@@ -117,7 +122,13 @@ impl StatCache {
     ///
     /// # Errors
     /// As the system calls.
-    pub fn save(&self, new: &[Look], state: &LocalState, name: &str, snapshot: &SnapshotId) -> Result<()> {
+    pub(super) fn save(
+        &self,
+        new: &[Look],
+        state: &LocalState,
+        name: &str,
+        snapshot: &SnapshotId,
+    ) -> Result<()> {
         let mut body = Encoder::with_capacity(40 + new.len() * 32);
         body.bytes(snapshot.as_bytes()).count(new.len());
         for Look { key, look } in new {

@@ -35,7 +35,7 @@ const REPLACED_MAX: usize = 8;
 const REPLACED: &str = "it is replaced again and again";
 
 /// A walk under way.
-pub struct Walk<'a> {
+pub(super) struct Walk<'a> {
     /// What the user named, or the directory that it lies in, to name paths with.
     pub source: PathBuf,
     pub exclude: &'a Exclude,
@@ -49,7 +49,7 @@ pub struct Walk<'a> {
 }
 
 /// What changes during a walk.
-pub struct State {
+pub(super) struct State {
     host: Host,
     /// The path below the source of what is looked at.
     relative: PathBuf,
@@ -59,13 +59,13 @@ pub struct State {
 }
 
 impl State {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { host: Host::new(), relative: PathBuf::new(), draft: Draft::default(), met: HashSet::new() }
     }
 }
 
 /// Where a walk begins.
-pub enum Root {
+pub(super) enum Root {
     Directory(OwnedFd),
     /// Its name, what is pinned, and how that looks.
     Other(Name, OwnedFd, Box<Stat>),
@@ -90,7 +90,7 @@ struct IsDirectory(Stat);
 
 impl Walk<'_> {
     /// Walks it all.
-    pub fn run(mut self, root: Root) {
+    pub(super) fn run(mut self, root: Root) {
         let walked = match root {
             Root::Directory(directory) => self.tree(directory),
             Root::Other(name, pin, stat) => self.single(name, pin, &stat),

@@ -14,15 +14,15 @@ use std::sync::Once;
 use zeroize::Zeroize;
 
 /// Length of a key in bytes.
-pub const KEY_LEN: usize = 32;
+pub(crate) const KEY_LEN: usize = 32;
 /// Length of a nonce in bytes; long enough to be drawn at random for ever.
-pub const NONCE_LEN: usize = 24;
+pub(crate) const NONCE_LEN: usize = 24;
 /// Length of an authentication tag in bytes.
-pub const TAG_LEN: usize = 16;
+pub(crate) const TAG_LEN: usize = 16;
 /// Bytes that sealing adds.
 pub const SEAL_LEN: usize = NONCE_LEN + TAG_LEN;
 /// Length of a signature in bytes.
-pub const SIGNATURE_LEN: usize = 64;
+pub(crate) const SIGNATURE_LEN: usize = 64;
 
 /// A secret key.
 pub struct SecretKey(Box<[u8; KEY_LEN]>);
@@ -105,21 +105,21 @@ impl std::fmt::Debug for SecretKey {
 }
 
 /// The key that a domain signs with.
-pub struct SignKey(SigningKey);
+pub(crate) struct SignKey(SigningKey);
 
 impl SignKey {
     /// The key of a seed.
-    pub fn of(seed: &SecretKey) -> Self {
+    pub(crate) fn of(seed: &SecretKey) -> Self {
         Self(SigningKey::from_bytes(seed.bytes()))
     }
 
     /// Signs.
-    pub fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_LEN] {
+    pub(crate) fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_LEN] {
         self.0.sign(message).to_bytes()
     }
 
     /// What its signatures are checked with.
-    pub fn verify_key(&self) -> VerifyKey {
+    pub(crate) fn verify_key(&self) -> VerifyKey {
         VerifyKey(self.0.verifying_key().to_bytes())
     }
 }

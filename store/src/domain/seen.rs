@@ -15,13 +15,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// A state of a record that came before another: the first bytes of its hash.
-pub type Step = [u8; 16];
+pub(crate) type Step = [u8; 16];
 
 /// Predecessors that a record lists, newest first; so many changes may pass unseen until another history looks like news.
-pub const TRAIL_LEN: usize = 64;
+pub(crate) const TRAIL_LEN: usize = 64;
 
 /// What a trail lists of the record with this hash.
-pub fn step_of(hash: &[u8; 32]) -> Step {
+pub(crate) fn step_of(hash: &[u8; 32]) -> Step {
     let mut step = Step::default();
     step.copy_from_slice(&hash[..16]);
     step

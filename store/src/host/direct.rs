@@ -18,7 +18,7 @@ const CALL_LEN: usize = 4 << 20;
 ///
 /// # Errors
 /// As `write(2)`.
-pub fn append(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn append(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     match bytes.len() < MIN_LEN {
         true => file.write_all(bytes),
         false => append_past(file, bytes),

@@ -14,7 +14,7 @@ use std::io;
 use std::path::Path;
 
 /// Names and values of extended attributes, by name.
-pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Longest list of names, and longest value, of extended attributes (XATTR_LIST_MAX, XATTR_SIZE_MAX).
 const XATTR_MAX: usize = 64 << 10;
@@ -22,11 +22,11 @@ const XATTR_MAX: usize = 64 << 10;
 const LIST_LEN: usize = 32 << 10;
 
 /// A name of a directory.
-pub type Name = Vec<u8>;
+pub(crate) type Name = Vec<u8>;
 
 /// A descriptor to read or set attributes with.
 #[derive(Clone, Copy)]
-pub enum Handle<'a> {
+pub(crate) enum Handle<'a> {
     /// Of an open file or directory.
     Open(BorrowedFd<'a>),
     /// Of what [`pin_at`] has pinned.
@@ -35,27 +35,27 @@ pub enum Handle<'a> {
 
 /// Extended attributes as far as they could be read.
 #[derive(Debug, Default)]
-pub struct ReadXattrs {
+pub(crate) struct ReadXattrs {
     pub xattrs: Xattrs,
     /// Those that could not be read: the name, empty when the names could not be listed, and why.
     pub failed: Vec<(Name, Errno)>,
 }
 
 /// Buffers that are used again and again.
-pub struct Host {
+pub(crate) struct Host {
     list: Vec<u8>,
     xattr_names: Vec<u8>,
     xattr_value: Vec<u8>,
 }
 
 impl Host {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let [list, xattr_names] = [LIST_LEN, 1024].map(Vec::with_capacity);
         Self { list, xattr_names, xattr_value: Vec::new() }
     }
 
     /// The names in a directory in order.
-    pub fn names(&mut self, directory: impl AsFd) -> io::Result<Vec<Name>> {
+    pub(crate) fn names(&mut self, directory: impl AsFd) -> io::Result<Vec<Name>> {
         let mut names = Vec::new();
         let mut entries = RawDir::new(directory, self.list.spare_capacity_mut());
         while let Some(entry) = entries.next() {
@@ -70,7 +70,7 @@ impl Host {
     }
 
     /// Extended attributes in order of their names. One that cannot be read costs no other.
-    pub fn xattrs(&mut self, handle: Handle<'_>) -> ReadXattrs {
+    pub(crate) fn xattrs(&mut self, handle: Handle<'_>) -> ReadXattrs {
         let mut read = ReadXattrs::default();
         match self.list_xattrs(handle) {
             Ok(()) => {}
@@ -115,22 +115,22 @@ impl Host {
 }
 
 /// What kind of file this is the look of.
-pub fn file_type(stat: &Stat) -> FileType {
+pub(crate) fn file_type(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
 }
 
 /// Whether two looks are of one inode.
-pub fn is_same_inode(one: &Stat, other: &Stat) -> bool {
+pub(crate) fn is_same_inode(one: &Stat, other: &Stat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 
 /// Pins what the user named, a symbolic link followed.
-pub fn pin(path: &Path) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn pin(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Pins what stands under a name of a directory, without following or opening it.
-pub fn pin_at(directory: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn pin_at(directory: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
@@ -138,25 +138,25 @@ pub fn pin_at(directory: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedFd> 
 ///
 /// # Errors
 /// As `open(2)`; see [`require_proc`].
-pub fn open_pinned(pin: impl AsFd) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn open_pinned(pin: impl AsFd) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let path = path_of(pin.as_fd());
     keeping_access_time(flags, |flags| rustix::fs::open(path.as_str(), flags, Mode::empty()))
 }
 
 /// Opens a directory below another.
-pub fn open_directory_at(parent: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn open_directory_at(parent: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     keeping_access_time(flags, |flags| rustix::fs::openat(&parent, name, flags, Mode::empty()))
 }
 
 /// How a name of a directory looks.
-pub fn stat_at(directory: impl AsFd, name: &[u8]) -> rustix::io::Result<Stat> {
+pub(crate) fn stat_at(directory: impl AsFd, name: &[u8]) -> rustix::io::Result<Stat> {
     rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// The target of a pinned symbolic link.
-pub fn read_link(pin: impl AsFd) -> rustix::io::Result<Vec<u8>> {
+pub(crate) fn read_link(pin: impl AsFd) -> rustix::io::Result<Vec<u8>> {
     rustix::fs::readlinkat(pin, "", Vec::new()).map(std::ffi::CString::into_bytes)
 }
 
@@ -164,7 +164,7 @@ pub fn read_link(pin: impl AsFd) -> rustix::io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// `Unavailable` when it is not.
-pub fn require_proc() -> Result<()> {
+pub(crate) fn require_proc() -> Result<()> {
     match rustix::fs::stat("/proc/self/fd") {
         Ok(_) => Ok(()),
         Err(error) => Err(Error::io("cannot open files by their descriptors", "/proc/self/fd", error.into())
@@ -174,7 +174,7 @@ pub fn require_proc() -> Result<()> {
 
 /// A path of what a descriptor stands for, also where the system call takes no descriptor that only pins. It is right while
 /// the descriptor is open, and follows nothing further.
-pub fn path_of(fd: BorrowedFd<'_>) -> String {
+pub(crate) fn path_of(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 

@@ -22,7 +22,7 @@ fn path(state: &LocalState, number: u32) -> PathBuf {
 }
 
 /// Keeps the space, as far as it is not kept yet. A disk that has none to give is left as it is.
-pub fn keep(state: &LocalState) {
+pub(crate) fn keep(state: &LocalState) {
     let disk = state.disk();
     for number in 0..FILES {
         let path = path(state, number);
@@ -42,7 +42,7 @@ pub fn keep(state: &LocalState) {
 }
 
 /// Gives the space back to the disk; false when none was kept.
-pub fn give_back(state: &LocalState) -> bool {
+pub(crate) fn give_back(state: &LocalState) -> bool {
     let disk = state.disk();
     let given = (0..FILES).filter(|number| disk.unlink(&path(state, *number)).is_ok());
     given.count() > 0

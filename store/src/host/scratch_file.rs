@@ -11,7 +11,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// As the system calls.
-pub fn unnamed_file(directory: &Path) -> Result<File> {
+pub(crate) fn unnamed_file(directory: &Path) -> Result<File> {
     let failed = |error| Error::io("cannot make a scratch file", directory.display(), error);
     create_private_directories(directory).map_err(failed)?;
     let name: [u8; 8] = clock::random_bytes();

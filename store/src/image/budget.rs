@@ -17,11 +17,11 @@ const SPREAD_LIMIT: u64 = 2;
 const FEW_FRAMES: u64 = 32;
 
 /// A group and the base that it is a delta against: the frames that reading it fetches.
-pub type Frames = (ChunkId, Option<ChunkId>);
+pub(super) type Frames = (ChunkId, Option<ChunkId>);
 
 /// The groups without which the frames of an image are within the limit, counting those that their pages fill when they are
 /// written again.
-pub fn sparsest(spaces: &[Space], groups: &[Frames]) -> BTreeSet<u32> {
+pub(super) fn sparsest(spaces: &[Space], groups: &[Frames]) -> BTreeSet<u32> {
     beyond(|fewest| FEW_FRAMES.max(fewest * SPREAD_LIMIT), spaces, groups)
 }
 

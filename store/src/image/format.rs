@@ -12,7 +12,7 @@ use crate::writer::blob;
 use std::collections::{BTreeMap, HashMap};
 
 /// First bytes of a page table.
-pub const IMAGE_MAGIC: &[u8; 4] = b"TIMG";
+pub(crate) const IMAGE_MAGIC: &[u8; 4] = b"TIMG";
 /// Encoded length of a run.
 const RUN_LEN: usize = 18;
 /// Format version of a page table with deltas; one without is still of version 1.
@@ -20,7 +20,7 @@ const DELTA_VERSION: u16 = 2;
 
 /// An image, taken apart.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Parts {
+pub(crate) struct Parts {
     pub kind: ImageKind,
     pub spaces: Vec<Space>,
     pub groups: Vec<ChunkId>,
@@ -30,7 +30,7 @@ pub struct Parts {
 }
 
 /// The bytes of a page table.
-pub fn encode(parts: &Parts) -> Vec<u8> {
+pub(crate) fn encode(parts: &Parts) -> Vec<u8> {
     let mut out = Encoder::new();
     let version = if parts.bases.is_empty() { FORMAT_VERSION } else { DELTA_VERSION };
     out.bytes(IMAGE_MAGIC).u16(version).u8(parts.kind as u8).u8(0);
@@ -121,7 +121,7 @@ fn decode_ids(fields: &mut Decoder<'_>) -> Result<Vec<ChunkId>> {
 }
 
 /// Parses a page table; everything that a later read relies on is checked here.
-pub fn decode(bytes: &[u8]) -> Result<Parts> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Parts> {
     let mut fields = Decoder::new(bytes);
     if fields.take(4)? != IMAGE_MAGIC {
         return Err(Error::corrupt("not a memory image (wrong magic)"));

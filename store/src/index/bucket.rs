@@ -7,7 +7,7 @@ use super::prefix::Prefix;
 use super::row::ENTRY_LEN;
 
 /// Length of a bucket in bytes: one cache line.
-pub const BUCKET_LEN: usize = 64;
+pub(super) const BUCKET_LEN: usize = 64;
 /// Entries of a bucket, on average.
 const BUCKET_ENTRIES: usize = 34;
 /// Bytes of the number of the first entry.
@@ -37,12 +37,12 @@ impl Prefix {
 }
 
 /// Number of buckets over so many entries.
-pub fn bucket_count(entry_count: usize) -> usize {
+pub(super) fn bucket_count(entry_count: usize) -> usize {
     entry_count.div_ceil(BUCKET_ENTRIES)
 }
 
 /// The buckets over sorted entries.
-pub fn build(entries: &[[u8; ENTRY_LEN]]) -> Vec<[u8; BUCKET_LEN]> {
+pub(super) fn build(entries: &[[u8; ENTRY_LEN]]) -> Vec<[u8; BUCKET_LEN]> {
     let count = bucket_count(entries.len());
     let mut buckets: Vec<[u8; BUCKET_LEN]> = Vec::with_capacity(count);
     let empty = |first: u32| {
@@ -63,13 +63,13 @@ pub fn build(entries: &[[u8; ENTRY_LEN]]) -> Vec<[u8; BUCKET_LEN]> {
 }
 
 /// A byte of a prefix's bucket.
-pub fn touch(buckets: &[[u8; BUCKET_LEN]], prefix: Prefix) -> u8 {
+pub(super) fn touch(buckets: &[[u8; BUCKET_LEN]], prefix: Prefix) -> u8 {
     buckets.get(prefix.slice(buckets.len()).0).map_or(0, |bucket| bucket[0])
 }
 
 /// Where to begin looking for a prefix among the entries; `None`: it is not there, for certain. All bits are looked at: a
 /// branch on each, which nobody can foretell, would make the next run's bucket wait for this one's.
-pub fn look(buckets: &[[u8; BUCKET_LEN]], prefix: Prefix) -> Option<usize> {
+pub(super) fn look(buckets: &[[u8; BUCKET_LEN]], prefix: Prefix) -> Option<usize> {
     let (index, fraction) = prefix.slice(buckets.len());
     let bucket = buckets.get(index)?;
     if prefix.bits().fold(1, |all, bit| all & (bucket[bit / 8] >> (bit % 8))) & 1 == 0 {

@@ -10,7 +10,7 @@ use crate::pack::PackDirectory;
 use crate::wire::{ENVELOPE_LEN, Encoder, Record, envelope};
 
 /// A run that is built in memory is closed when it has this many entries: 44 MiB.
-pub const PIECE_ENTRIES: usize = 2 << 20;
+pub(super) const PIECE_ENTRIES: usize = 2 << 20;
 
 /// Gathers the directories of packs for one run. Memory: 24 bytes an entry.
 pub struct RunBuilder {

@@ -22,7 +22,7 @@ use std::path::Path;
 /// No run is made longer than this by joining: 512 MiB of entries.
 pub const MAX_RUN_ENTRIES: usize = (512 << 20) / ENTRY_LEN;
 /// Runs that are shorter than half of that are joined when there are more of them.
-pub const MAX_SHORT_RUNS: usize = 8;
+pub(super) const MAX_SHORT_RUNS: usize = 8;
 /// Longer runs are made in a scratch file.
 const MAX_IN_MEMORY_ENTRIES: usize = (16 << 20) / ENTRY_LEN;
 
@@ -152,7 +152,7 @@ fn merge_entries(
 
 /// A run as the plan sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Candidate {
+pub(super) struct Candidate {
     /// How many entries it has.
     pub entry_count: usize,
     /// Whether it has to be written anew: it names packs that go, or is not stored, or is of an old layout.
@@ -163,7 +163,7 @@ pub struct Candidate {
 /// itself. Of the others the shortest are joined, when there are more than `max_short`, with what is about as long: so an entry is
 /// rewritten a logarithmic number of times, and the number of runs is logarithmic too, until they reach
 /// [`MAX_RUN_ENTRIES`] and are left alone.
-pub fn plan(runs: &[Candidate], max_short: usize) -> Vec<Vec<usize>> {
+pub(super) fn plan(runs: &[Candidate], max_short: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..runs.len()).collect();
     order.sort_by_key(|index| (runs[*index].entry_count, *index));
     let mut groups: Vec<(usize, Vec<usize>)> = Vec::new();

@@ -6,7 +6,7 @@ use crate::pack::{ALIGNMENT, FrameExtent};
 /// Length of a row in bytes.
 pub const ENTRY_LEN: usize = 22;
 /// Length of a row of the first layout.
-pub const OLD_ENTRY_LEN: usize = 24;
+pub(super) const OLD_ENTRY_LEN: usize = 24;
 /// Pack numbers and frame offsets have 3 bytes.
 const SHORT_LIMIT: u64 = 1 << 24;
 

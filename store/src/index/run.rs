@@ -61,7 +61,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// The layout of a run with buckets.
-    pub fn new(entry_count: usize, bucket_count: usize, pack_count: usize) -> Self {
+    pub(super) fn new(entry_count: usize, bucket_count: usize, pack_count: usize) -> Self {
         let entries = ENTRIES_START..ENTRIES_START + entry_count * ENTRY_LEN;
         let start = entries.end.next_multiple_of(BUCKET_LEN);
         let buckets = start..start + bucket_count * BUCKET_LEN;

@@ -124,7 +124,7 @@ impl Workspace {
 ///
 /// # Errors
 /// `Internal` when the encoder fails or its output does not decode to the input.
-pub fn compress(plain: &[u8], level: i32) -> Result<(Codec, Vec<u8>)> {
+pub(crate) fn compress(plain: &[u8], level: i32) -> Result<(Codec, Vec<u8>)> {
     WORKSPACE.with_borrow_mut(|workspace| {
         workspace.compress(plain, level)?;
         if workspace.stored.len() + plain.len() / 32 >= plain.len() {
@@ -151,7 +151,7 @@ fn expect_one_frame(stored: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// `Corrupt` for anything else.
-pub fn decompress(codec: Codec, stored: &[u8], plain_len: usize) -> Result<Vec<u8>> {
+pub(crate) fn decompress(codec: Codec, stored: &[u8], plain_len: usize) -> Result<Vec<u8>> {
     let plain = match codec {
         Codec::Raw => stored.to_vec(),
         Codec::Zstd => WORKSPACE.with_borrow_mut(|workspace| {
@@ -174,7 +174,7 @@ pub fn decompress(codec: Codec, stored: &[u8], plain_len: usize) -> Result<Vec<u
 ///
 /// # Errors
 /// `Internal` when the encoder fails or its output does not decode to the input.
-pub fn compress_delta(plain: &[u8], base: &[u8], level: i32, alone: usize) -> Result<Option<Vec<u8>>> {
+pub(crate) fn compress_delta(plain: &[u8], base: &[u8], level: i32, alone: usize) -> Result<Option<Vec<u8>>> {
     let failed = |code| {
         Error::new(Kind::Internal, format!("zstd failed to compress a delta: {}", get_error_name(code)))
     };
@@ -201,7 +201,7 @@ pub fn compress_delta(plain: &[u8], base: &[u8], level: i32, alone: usize) -> Re
 ///
 /// # Errors
 /// `Corrupt` for anything else.
-pub fn decompress_delta(stored: &[u8], base: &[u8], plain_len: usize) -> Result<Vec<u8>> {
+pub(crate) fn decompress_delta(stored: &[u8], base: &[u8], plain_len: usize) -> Result<Vec<u8>> {
     expect_one_frame(stored)?;
     let decompress = || -> std::result::Result<Vec<u8>, ErrorCode> {
         let mut context = DCtx::create();

@@ -10,7 +10,7 @@ use crate::wire::{Decoder, Encoder, FORMAT_VERSION, checksum};
 use std::ops::Range;
 
 /// First bytes of the trailer.
-pub const TRAILER_MAGIC: &[u8; 8] = b"TORPEND\n";
+pub(super) const TRAILER_MAGIC: &[u8; 8] = b"TORPEND\n";
 /// Length of the trailer, the last bytes of a pack.
 pub const TRAILER_LEN: usize = 72;
 /// Length of a frame's entry in bytes.

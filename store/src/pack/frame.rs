@@ -21,10 +21,10 @@ pub const FRAME_HEADER_LEN: usize = 88;
 /// Length of one slot of the header in bytes.
 pub const SLOT_LEN: usize = 36;
 /// A slot's number is 16 bits wide in the index.
-pub const MAX_SLOTS: usize = u16::MAX as usize;
+pub(super) const MAX_SLOTS: usize = u16::MAX as usize;
 
 /// A frame's length in units of [`ALIGNMENT`] is 16 bits wide in the index.
-pub const MAX_FRAME_LEN: usize = u16::MAX as usize * ALIGNMENT;
+pub(super) const MAX_FRAME_LEN: usize = u16::MAX as usize * ALIGNMENT;
 
 /// Chunks on their way into a frame.
 #[derive(Debug)]

@@ -7,18 +7,18 @@ use crate::tier::Tier;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 
 /// Its key on the hot tier.
-pub const KEY: &str = "superblock";
+pub(crate) const KEY: &str = "superblock";
 
 /// Incompatible feature: there may be domains besides the plain one. A build that does not know them would collect what
 /// they hold.
-pub const DOMAINS: u64 = 1;
+pub(crate) const DOMAINS: u64 = 1;
 /// The incompatible features of this build.
 const KNOWN_INCOMPATIBLE: u64 = DOMAINS;
 
 /// Identity and feature sets. A build opens a store only if it knows every incompatible feature, and writes to it only
 /// if it also knows every read-only-compatible one; compatible features may be ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Superblock {
+pub(crate) struct Superblock {
     /// Names the store for life.
     pub id: StoreId,
     /// Feature bits that old builds may ignore.
@@ -31,12 +31,12 @@ pub struct Superblock {
 
 impl Superblock {
     /// The superblock of a new store.
-    pub fn new(id: StoreId) -> Self {
+    pub(crate) fn new(id: StoreId) -> Self {
         Self { id, compatible: 0, read_only_compatible: 0, incompatible: 0 }
     }
 
     /// The record's bytes.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut body = Encoder::new();
         body.bytes(self.id.as_bytes())
             .u64(self.compatible)
@@ -49,7 +49,7 @@ impl Superblock {
     ///
     /// # Errors
     /// `Corrupt`; `Invalid` when the store has a feature this build lacks.
-    pub fn decode(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
         let mut fields = Decoder::new(unseal(Record::Superblock, bytes)?);
         let id = StoreId::from_bytes(fields.array()?);
         let (compatible, read_only_compatible, incompatible) = (fields.u64()?, fields.u64()?, fields.u64()?);
@@ -66,7 +66,7 @@ impl Superblock {
     ///
     /// # Errors
     /// `Invalid`.
-    pub fn check_writable(&self) -> Result<()> {
+    pub(crate) fn check_writable(&self) -> Result<()> {
         match self.read_only_compatible {
             0 => Ok(()),
             unknown => Err(Error::invalid(format!(
@@ -80,7 +80,7 @@ impl Superblock {
     ///
     /// # Errors
     /// `NotFound` when there is no store, else as [`Self::decode`].
-    pub fn read(tier: &dyn Tier) -> Result<Self> {
+    pub(crate) fn read(tier: &dyn Tier) -> Result<Self> {
         match tier.get(KEY) {
             Ok(object) => Self::decode(&object).map_err(|error| error.object(tier.describe())),
             Err(error) if error.kind() == Kind::NotFound => Err(Error::new(Kind::NotFound, "no store here")

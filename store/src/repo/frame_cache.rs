@@ -28,11 +28,11 @@ impl Weighter<Key, Arc<Frame>> for ByLength {
 }
 
 /// Decoded frames by pack and offset.
-pub struct FrameCache(Cache<Key, Arc<Frame>, ByLength>);
+pub(crate) struct FrameCache(Cache<Key, Arc<Frame>, ByLength>);
 
 impl FrameCache {
     /// A cache that holds at most about `capacity_bytes` of plain bytes.
-    pub fn new(capacity_bytes: u64) -> Self {
+    pub(crate) fn new(capacity_bytes: u64) -> Self {
         let options = OptionsBuilder::new()
             .estimated_items_capacity((capacity_bytes / TYPICAL_FRAME).max(16) as usize)
             .weight_capacity(capacity_bytes)
@@ -44,17 +44,17 @@ impl FrameCache {
     }
 
     /// The frame, when it is in memory.
-    pub fn get(&self, pack: PackId, offset: u64) -> Option<Arc<Frame>> {
+    pub(crate) fn get(&self, pack: PackId, offset: u64) -> Option<Arc<Frame>> {
         self.0.get(&(pack, offset))
     }
 
     /// How many bytes may be in memory.
-    pub fn capacity_bytes(&self) -> u64 {
+    pub(crate) fn capacity_bytes(&self) -> u64 {
         self.0.capacity()
     }
 
     /// Drops all frames. One that is being loaded stays.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.0.retain(|_, _| false);
     }
 
@@ -62,7 +62,7 @@ impl FrameCache {
     ///
     /// # Errors
     /// Those of `load`; nothing is kept then.
-    pub fn get_or_load(
+    pub(crate) fn get_or_load(
         &self,
         pack: PackId,
         offset: u64,

@@ -366,11 +366,11 @@ fn copies_differ(id: PackId, target: &DataTier) -> Error {
 
 /// Which packs this process has noted as used lately, so that not every read does.
 #[derive(Debug, Default)]
-pub struct Touched(Mutex<HashMap<PackId, i64>>);
+pub(crate) struct Touched(Mutex<HashMap<PackId, i64>>);
 
 impl Touched {
     /// Notes that a pack on `tier` was read now.
-    pub fn note(&self, tier: &dyn Tier, pack: PackId) {
+    pub(crate) fn note(&self, tier: &dyn Tier, pack: PackId) {
         let now = crate::clock::now().seconds;
         let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if noted.get(&pack).is_some_and(|then| now.abs_diff(*then) < TOUCH_SECONDS) {

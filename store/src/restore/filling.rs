@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 const OPEN_MAX: usize = 128;
 
 /// A directory being filled. It is given up by every holder with [`super::make::Maker::release`].
-pub struct Filling {
+pub(super) struct Filling {
     /// Its name in its parent; of the topmost one its path as the caller gave it.
     name: Name,
     pub parent: Option<Arc<Filling>>,
@@ -45,19 +45,19 @@ enum Hold {
 
 impl Filling {
     /// The topmost directory, which stays open.
-    pub fn top(path: &OsStr, metadata: Option<Metadata>, fd: OwnedFd, stat: Stat) -> Arc<Self> {
+    pub(super) fn top(path: &OsStr, metadata: Option<Metadata>, fd: OwnedFd, stat: Stat) -> Arc<Self> {
         let hold = Arc::new(Mutex::new(Hold::Open(Arc::new(fd))));
         let name = path.as_bytes().to_vec();
         Arc::new(Self { name, parent: None, metadata, was_there: true, stat: Some(stat), hold })
     }
 
     /// A directory that could not be made: nothing below it can.
-    pub fn lost(parent: Arc<Filling>, name: Name) -> Arc<Self> {
+    pub(super) fn lost(parent: Arc<Filling>, name: Name) -> Arc<Self> {
         let hold = Arc::new(Mutex::new(Hold::Lost));
         Arc::new(Self { name, parent: Some(parent), metadata: None, was_there: false, stat: None, hold })
     }
 
-    pub fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         let mut names = vec![self.name.as_slice()];
         let mut above = self.parent.as_deref();
         while let Some(directory) = above {
@@ -67,7 +67,7 @@ impl Filling {
         names.into_iter().rev().map(OsStr::from_bytes).collect()
     }
 
-    pub fn is_lost(&self) -> bool {
+    pub(super) fn is_lost(&self) -> bool {
         matches!(*self.hold(), Hold::Lost)
     }
 
@@ -97,27 +97,27 @@ impl Drop for Filling {
 }
 
 /// A name in a directory that is being filled.
-pub struct Place {
+pub(super) struct Place {
     pub directory: Arc<Filling>,
     pub name: Name,
 }
 
 impl Place {
-    pub fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.directory.path().join(OsStr::from_bytes(&self.name))
     }
 }
 
 /// Which directories are open.
 #[derive(Default)]
-pub struct Descriptors {
+pub(super) struct Descriptors {
     /// In the order in which they were opened; some are done since.
     open: Mutex<VecDeque<Weak<Mutex<Hold>>>>,
 }
 
 impl Descriptors {
     /// A directory that was just made, or was there and is taken over.
-    pub fn made(
+    pub(super) fn made(
         &self,
         place: Place,
         metadata: Metadata,
@@ -146,7 +146,7 @@ impl Descriptors {
     }
 
     /// The descriptor of a directory.
-    pub fn of(&self, directory: &Arc<Filling>) -> Result<Arc<OwnedFd>, Failure> {
+    pub(super) fn of(&self, directory: &Arc<Filling>) -> Result<Arc<OwnedFd>, Failure> {
         let mut closed = Vec::new();
         let mut at = directory;
         let mut held = loop {
@@ -165,7 +165,7 @@ impl Descriptors {
     }
 
     /// The descriptor of a directory that nobody else holds any more, to end it; none for a lost one.
-    pub fn last_of(&self, directory: &mut Filling) -> Result<Option<Arc<OwnedFd>>, Failure> {
+    pub(super) fn last_of(&self, directory: &mut Filling) -> Result<Option<Arc<OwnedFd>>, Failure> {
         match std::mem::replace(&mut *directory.hold(), Hold::Closed) {
             Hold::Open(fd) => return Ok(Some(fd)),
             Hold::Lost => return Ok(None),

@@ -33,7 +33,7 @@ const FETCH_BUDGET: u64 = 32 << 20;
 type Chunks = HashMap<ChunkId, ChunkBytes>;
 
 /// What all workers share.
-pub struct Maker<'a> {
+pub(super) struct Maker<'a> {
     store: &'a Store,
     progress: &'a dyn Progress,
     /// Whether an earlier restore left something in the target.
@@ -45,18 +45,18 @@ pub struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    pub fn new(store: &'a Store, is_again: bool, progress: &'a dyn Progress) -> Self {
+    pub(super) fn new(store: &'a Store, is_again: bool, progress: &'a dyn Progress) -> Self {
         let (descriptors, report, failure, has_failed) = Default::default();
         Self { store, progress, is_again, descriptors, report, failure, has_failed }
     }
 
     /// Makes what comes, until the first failure that ends the restore; what comes after it is dropped.
-    pub fn run(&self, batches: &Receiver<Vec<Task>>) {
+    pub(super) fn run(&self, batches: &Receiver<Vec<Task>>) {
         batches.iter().for_each(|batch| self.batch(batch));
     }
 
     /// Stops the plan after a failure of a worker, which [`Self::finish`] tells.
-    pub fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         match self.has_failed() {
             true => Err(Error::new(crate::error::Kind::Internal, "a worker of the restore failed")),
             false => Ok(()),
@@ -64,7 +64,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Gives the report, or the failure that ended the restore.
-    pub fn finish(self, planned: Result<()>) -> Result<RestoreReport> {
+    pub(super) fn finish(self, planned: Result<()>) -> Result<RestoreReport> {
         let failure = self.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
         if let Some(error) = failure.or(planned.err()) {
             return Err(error.further_advice("then restore again to the same target: that goes on from here"));
@@ -87,7 +87,7 @@ impl<'a> Maker<'a> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 
-    pub fn refuse(&self, place: &Place, refusal: Refusal) {
+    pub(super) fn refuse(&self, place: &Place, refusal: Refusal) {
         let Refusal { what, is_permission } = refusal;
         self.report().refused.push(Refused { path: place.path(), what, is_permission });
     }
@@ -103,7 +103,7 @@ impl<'a> Maker<'a> {
 
     /// Gives up a hold on a directory. Whoever was the last sets its metadata: nothing in it changes any more. After a
     /// failure directories stay their maker's alone.
-    pub fn release(&self, directory: Arc<Filling>) {
+    pub(super) fn release(&self, directory: Arc<Filling>) {
         let mut held = Some(directory);
         while let Some(mut done) = held.and_then(Arc::into_inner) {
             if !self.has_failed() {
@@ -134,7 +134,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Makes a directory and opens it. One that cannot be made is told and counts as lost.
-    pub fn directory(&self, place: Place, metadata: Metadata) -> Result<Arc<Filling>> {
+    pub(super) fn directory(&self, place: Place, metadata: Metadata) -> Result<Arc<Filling>> {
         match self.make_directory(&place) {
             Ok((fd, stat, was_there)) => {
                 self.count_directory();
@@ -178,7 +178,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Tells of names in a directory that was there before which nobody stored.
-    pub fn tell_strangers(
+    pub(super) fn tell_strangers(
         &self,
         directory: &Arc<Filling>,
         is_stored: impl Fn(&[u8]) -> Result<bool>,
@@ -262,7 +262,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Whether a file that an earlier restore left is whole; anything else in its place is removed.
-    pub fn is_there(&self, leaf: &Leaf) -> bool {
+    pub(super) fn is_there(&self, leaf: &Leaf) -> bool {
         let Leaf { place, inode, content, first } = leaf;
         let wanted = Wanted { inode, content: content.as_ref(), is_linked: first.is_some() };
         let look = || {
@@ -389,7 +389,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Begins a long file; none when that was refused, or when it is there.
-    pub fn open(&self, leaf: Leaf, len_bytes: u64) -> Result<Option<Arc<Opened>>> {
+    pub(super) fn open(&self, leaf: Leaf, len_bytes: u64) -> Result<Option<Arc<Opened>>> {
         let opened = match self.is_again && self.is_there(&leaf) {
             true => Ok(None),
             false => self.descriptors.of(&leaf.place.directory).and_then(|directory| {
@@ -415,7 +415,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Gives up a hold on a long file. Whoever was the last ends it.
-    pub fn close(&self, opened: Arc<Opened>) {
+    pub(super) fn close(&self, opened: Arc<Opened>) {
         let Some(Opened { file, leaf, is_lost }) = Arc::into_inner(opened) else { return };
         if is_lost.into_inner() || self.has_failed() {
             self.remove(&leaf.place);
@@ -428,7 +428,7 @@ impl<'a> Maker<'a> {
 
     /// Gives a file that is made another name. Where that is refused, as by the largest number of links, the name gets a
     /// file of its own with the same bytes, and that is told; then further names are linked to that, which is given.
-    pub fn link(
+    pub(super) fn link(
         &self,
         first: &First,
         place: Place,
@@ -488,7 +488,7 @@ impl<'a> Maker<'a> {
         Ok(())
     }
 
-    pub fn count_directory(&self) {
+    pub(super) fn count_directory(&self) {
         self.report().directories += 1;
     }
 }

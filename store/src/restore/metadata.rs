@@ -17,7 +17,7 @@ const DEFAULT_LIST: &[u8] = b"system.posix_acl_default";
 
 /// Sets everything; gives how the file looks then. Owner first (it clears set-id bits and capabilities), then attributes, mode
 /// and time. What runs with its owner's rights is not given those of whoever restores it.
-pub fn set(metadata: &Metadata, handle: Handle<'_>, tell: &mut dyn FnMut(Refusal)) -> Option<Stat> {
+pub(super) fn set(metadata: &Metadata, handle: Handle<'_>, tell: &mut dyn FnMut(Refusal)) -> Option<Stat> {
     let fd = fd_of(handle);
     let look = || rustix::fs::fstat(fd);
     let mut step = |what: &str, done: io::Result<()>| match done {
@@ -73,7 +73,7 @@ pub fn set(metadata: &Metadata, handle: Handle<'_>, tell: &mut dyn FnMut(Refusal
 }
 
 /// Removes attributes that nobody stored off a directory that was there before, and what it would pass on to new files.
-pub fn strip(metadata: &Metadata, directory: BorrowedFd<'_>, tell: &mut dyn FnMut(Refusal)) {
+pub(super) fn strip(metadata: &Metadata, directory: BorrowedFd<'_>, tell: &mut dyn FnMut(Refusal)) {
     let is_ours = |name: &[u8]| {
         name.starts_with(b"user.")
             || name.starts_with(b"trusted.")
@@ -96,7 +96,7 @@ pub fn strip(metadata: &Metadata, directory: BorrowedFd<'_>, tell: &mut dyn FnMu
 
 /// Makes a directory that was there before the caller's alone while it is filled, as new ones are. Where that is not
 /// allowed, its owner may still not redirect anything, and what is set at the end says so.
-pub fn take_over(directory: Handle<'_>, stat: &Stat) {
+pub(super) fn take_over(directory: Handle<'_>, stat: &Stat) {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     let taken = match stat.st_uid == uid.as_raw() {
         true => Ok(()),

@@ -28,14 +28,14 @@ struct Link {
 
 /// The names of files with several, which are linked when all files are there.
 #[derive(Default)]
-pub struct Links {
+pub(super) struct Links {
     /// Where the first name of each went.
     firsts: HashMap<u64, Arc<First>>,
     others: Vec<Link>,
 }
 
 /// A plan under way.
-pub struct Plan<'a> {
+pub(super) struct Plan<'a> {
     store: &'a Store,
     tree: &'a Tree,
     maker: &'a Maker<'a>,
@@ -46,13 +46,18 @@ pub struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    pub fn new(store: &'a Store, tree: &'a Tree, maker: &'a Maker<'a>, tasks: Sender<Vec<Task>>) -> Self {
+    pub(super) fn new(
+        store: &'a Store,
+        tree: &'a Tree,
+        maker: &'a Maker<'a>,
+        tasks: Sender<Vec<Task>>,
+    ) -> Self {
         let (batch, links) = Default::default();
         Self { store, tree, maker, tasks, batch, batch_len: 0, links }
     }
 
     /// Hands out everything; gives the links that are to be made when all files are there.
-    pub fn run(mut self, inode: &Inode, target: &Target) -> Result<Links> {
+    pub(super) fn run(mut self, inode: &Inode, target: &Target) -> Result<Links> {
         let directory = target.top.clone();
         match &target.name {
             None => self.directories(inode, directory)?,
@@ -182,7 +187,7 @@ impl<'a> Plan<'a> {
 
 impl Links {
     /// Makes the links when all workers have ended. Until then no directory that a link goes into or out of is done.
-    pub fn make(self, tree: &Tree, maker: &Maker<'_>) -> Result<()> {
+    pub(super) fn make(self, tree: &Tree, maker: &Maker<'_>) -> Result<()> {
         let Self { mut firsts, others } = self;
         let mut done = Vec::new();
         for Link { number, place } in others {

@@ -17,7 +17,7 @@ use std::os::unix::fs::FileExt;
 const PIECE_LEN: usize = 256 << 10;
 
 /// What stands under a name.
-pub enum Present {
+pub(super) enum Present {
     Nothing,
     /// The file itself with all its bytes and attributes.
     Equal(Stat),
@@ -28,7 +28,7 @@ pub enum Present {
 }
 
 /// A file as it should be.
-pub struct Wanted<'a> {
+pub(super) struct Wanted<'a> {
     pub inode: &'a Inode,
     pub content: Option<&'a ContentReader>,
     /// Whether it may have several names.
@@ -36,7 +36,7 @@ pub struct Wanted<'a> {
 }
 
 /// Looks and compares; reads all bytes of a file that looks right.
-pub fn look(
+pub(super) fn look(
     store: &Store,
     directory: &OwnedFd,
     name: &[u8],

@@ -18,13 +18,13 @@ pub struct Refused {
 
 /// The same before its path is added.
 #[derive(Debug)]
-pub struct Refusal {
+pub(super) struct Refusal {
     pub what: String,
     pub is_permission: bool,
 }
 
 /// Why something was not made.
-pub enum Failure {
+pub(super) enum Failure {
     /// The target refuses this path: the others go on.
     Refused(Refusal),
     /// The restore ends.
@@ -44,29 +44,29 @@ impl From<Refusal> for Failure {
 }
 
 impl Refusal {
-    pub fn new(what: impl Into<String>) -> Self {
+    pub(super) fn new(what: impl Into<String>) -> Self {
         Self { what: what.into(), is_permission: false }
     }
 
     /// Of what is below a directory that could not be made.
-    pub fn lost() -> Self {
+    pub(super) fn lost() -> Self {
         Self::new("left out: its directory could not be restored")
     }
 
     /// The system's error of one step.
-    pub fn of(what: &str, error: Errno) -> Self {
+    pub(super) fn of(what: &str, error: Errno) -> Self {
         Self::new(format!("{what}: {error}"))
     }
 
     /// The system's error of what this user, or this file system, may not allow.
-    pub fn of_permission(what: &str, error: Errno) -> Self {
+    pub(super) fn of_permission(what: &str, error: Errno) -> Self {
         let is_permission = matches!(error, Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP);
         Self { is_permission, ..Self::of(what, error) }
     }
 }
 
 /// An error of writing bytes: a full disk or quota ends the restore.
-pub fn of_data(what: &'static str) -> impl Fn(Errno) -> Failure {
+pub(super) fn of_data(what: &'static str) -> impl Fn(Errno) -> Failure {
     move |error| match error {
         Errno::NOSPC | Errno::DQUOT => full(what, error),
         _ => Refusal::of(what, error).into(),
@@ -75,7 +75,7 @@ pub fn of_data(what: &'static str) -> impl Fn(Errno) -> Failure {
 
 /// An error of making a name in a directory. A file system also says that it is full when one directory is: then there are
 /// blocks and inodes left.
-pub fn of_name(what: &'static str, directory: impl AsFd) -> impl Fn(Errno) -> Failure {
+pub(super) fn of_name(what: &'static str, directory: impl AsFd) -> impl Fn(Errno) -> Failure {
     move |error| {
         let has_room = || {
             rustix::fs::fstatvfs(&directory)

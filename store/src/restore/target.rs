@@ -26,10 +26,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// The directory that a file system of its own begins with.
-pub const LOST_AND_FOUND: &[u8] = b"lost+found";
+pub(super) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 /// What is restored, and where.
-pub struct Request<'a> {
+pub(super) struct Request<'a> {
     pub store: &'a Store,
     pub snapshot: &'a SnapshotId,
     pub path: &'a [u8],
@@ -37,7 +37,7 @@ pub struct Request<'a> {
 }
 
 /// An open place, taken for one restore.
-pub struct Target {
+pub(super) struct Target {
     /// The directory to fill, or the one that a single file goes into.
     pub top: Arc<Filling>,
     /// The single file's name.
@@ -56,7 +56,7 @@ impl Target {
     ///
     /// # Errors
     /// `Conflict` when it is in use, or another restore fills it; as the system calls.
-    pub fn take(request: &Request<'_>, inode: &Inode, progress: &dyn Progress) -> Result<Self> {
+    pub(super) fn take(request: &Request<'_>, inode: &Inode, progress: &dyn Progress) -> Result<Self> {
         let is_directory = matches!(inode.node, Node::Directory(_));
         let target = request.target;
         let is_new = !target.is_dir();
@@ -111,7 +111,7 @@ impl Target {
     }
 
     /// Ends the topmost directory and gives the report. When everything is there, the record goes.
-    pub fn end(self, maker: Maker<'_>, planned: Result<()>) -> Result<RestoreReport> {
+    pub(super) fn end(self, maker: Maker<'_>, planned: Result<()>) -> Result<RestoreReport> {
         let Self { top, name, record, state, lock, before, .. } = self;
         maker.release(top);
         let report = maker.finish(planned).inspect_err(|_| {

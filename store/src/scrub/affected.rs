@@ -11,7 +11,7 @@ use crate::tree::{Content, EntryInode, Extent, Inode, Node, Tree, read_extents};
 use std::collections::BTreeMap;
 
 /// A search of the snapshots of a domain for what lost chunks affect.
-pub struct Search<'a> {
+pub(super) struct Search<'a> {
     store: &'a Store,
     lost: &'a RowMarks,
     /// Directories below which nothing is affected, whatever the tree.
@@ -30,12 +30,12 @@ struct Level {
 
 impl<'a> Search<'a> {
     /// A search for what needs one of the lost chunks.
-    pub fn new(store: &'a Store, lost: &'a RowMarks) -> Self {
+    pub(super) fn new(store: &'a Store, lost: &'a RowMarks) -> Self {
         Self { store, lost, sound: RowMarks::new(store.index()) }
     }
 
     /// What of a snapshot cannot be read; `None` when all can.
-    pub fn look(&mut self, id: SnapshotId, refs: &[String]) -> Option<AffectedSnapshot> {
+    pub(super) fn look(&mut self, id: SnapshotId, refs: &[String]) -> Option<AffectedSnapshot> {
         // A record that cannot be read is found with the records.
         let snapshot = self.store.snapshot(&id).ok()?;
         let domain = self.store.domain().name().to_owned();

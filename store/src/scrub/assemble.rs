@@ -16,7 +16,7 @@ use crate::repo::disk_cache::FlatCache;
 use std::collections::BTreeMap;
 
 /// What a pack can be put together from.
-pub struct Sources<'a> {
+pub(super) struct Sources<'a> {
     pub census: &'a Census,
     pub id: PackId,
     /// What tiers have of it.
@@ -34,7 +34,7 @@ struct Piece {
 
 /// A frame that is whole nowhere.
 #[derive(Debug)]
-pub struct LostFrame {
+pub(super) struct LostFrame {
     /// Where it lies. Of several in a row of which nothing is known: where the first begins.
     pub extent: FrameExtent,
     /// Its chunks, as far as they are known.
@@ -42,7 +42,7 @@ pub struct LostFrame {
 }
 
 /// What became of it.
-pub enum Assembled {
+pub(super) enum Assembled {
     /// The bytes of the pack.
     Whole(Vec<u8>),
     /// Not all of it is there.
@@ -56,7 +56,7 @@ pub enum Assembled {
 
 impl Sources<'_> {
     /// Puts the pack together, or says what is lost.
-    pub fn assemble(&self) -> Assembled {
+    pub(super) fn assemble(&self) -> Assembled {
         let directory = self.copies.iter().find_map(|copy| directory_of(self.id, copy).ok());
         let pieces = match &directory {
             Some(directory) => self.by_directory(directory),

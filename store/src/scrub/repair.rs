@@ -18,7 +18,7 @@ const QUARANTINE: &str = "quarantine/";
 const STAGED: &str = ".whole";
 
 /// Keeps bytes of a damaged object aside on its tier, once. Gives their key.
-pub fn keep_aside(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<String> {
+pub(super) fn keep_aside(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<String> {
     for number in 0_u32.. {
         let aside = format!("{QUARANTINE}{key}.{number}");
         if tier.put_if_absent(&aside, bytes)? || *tier.get(&aside)? == *bytes {
@@ -29,7 +29,7 @@ pub fn keep_aside(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<String> {
 }
 
 /// The key of whole bytes on their way to a place that cannot be changed in one step.
-pub fn staged_key(pack: PackId) -> String {
+pub(super) fn staged_key(pack: PackId) -> String {
     format!("{QUARANTINE}{}{STAGED}", pack.key())
 }
 
@@ -38,7 +38,13 @@ pub fn staged_key(pack: PackId) -> String {
 /// # Errors
 /// `Conflict` while somebody writes, or when the copy is not what was read; `Corrupt` when the tier gives other bytes than
 /// it was given; as the tier.
-pub fn replace(store: &Store, tier: &dyn Tier, id: PackId, copy: &PackCopy, whole: &[u8]) -> Result<String> {
+pub(super) fn replace(
+    store: &Store,
+    tier: &dyn Tier,
+    id: PackId,
+    copy: &PackCopy,
+    whole: &[u8],
+) -> Result<String> {
     // A writer that makes room moves packs: it must not move the damaged copy while the whole one takes its place.
     let _locks = lock_writers(store)?;
     if store.is_shared() && !tier.guarantees()?.compare_and_swap {
@@ -74,7 +80,7 @@ pub fn replace(store: &Store, tier: &dyn Tier, id: PackId, copy: &PackCopy, whol
 ///
 /// # Errors
 /// As the tiers.
-pub fn staged(store: &Store) -> Result<BTreeMap<PackId, Vec<usize>>> {
+pub(super) fn staged(store: &Store) -> Result<BTreeMap<PackId, Vec<usize>>> {
     let mut staged: BTreeMap<PackId, Vec<usize>> = BTreeMap::new();
     for (number, tier) in store.tiers().into_iter().enumerate() {
         for info in tier.list(QUARANTINE)? {
@@ -91,7 +97,7 @@ pub fn staged(store: &Store) -> Result<BTreeMap<PackId, Vec<usize>>> {
 ///
 /// # Errors
 /// As [`replace`].
-pub fn put_back(store: &Store, tier: &dyn Tier, id: PackId, whole: &[u8]) -> Result<()> {
+pub(super) fn put_back(store: &Store, tier: &dyn Tier, id: PackId, whole: &[u8]) -> Result<()> {
     let _locks = lock_writers(store)?;
     tier.put_if_absent(&id.key(), whole)?;
     expect_bytes(tier, &id.key(), whole)?;
@@ -115,7 +121,7 @@ fn expect_bytes(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// `Conflict` when somebody changed the record; as the tier.
-pub fn note_lost(home: &dyn Tier, pack: PackId, offsets: &[u64]) -> Result<()> {
+pub(super) fn note_lost(home: &dyn Tier, pack: PackId, offsets: &[u64]) -> Result<()> {
     let key = lost_frames::key_of(pack);
     let current = match home.get(&key) {
         Err(error) if error.kind() == Kind::NotFound => None,

@@ -14,7 +14,7 @@ pub const INLINE_MAX: usize = 4096;
 /// Longer lists of extents are stored apart.
 const LISTED_MAX: usize = 8;
 /// First bytes of a stored list of extents.
-pub const EXTENTS_MAGIC: &[u8; 4] = b"TEXT";
+pub(super) const EXTENTS_MAGIC: &[u8; 4] = b"TEXT";
 
 const INLINE: u8 = 0;
 const LISTED: u8 = 1;

@@ -9,7 +9,7 @@ use crate::writer::blob::Blob;
 use std::cmp::Ordering;
 
 /// First bytes of a directory node.
-pub const DIRECTORY_MAGIC: &[u8; 4] = b"TDIR";
+pub(super) const DIRECTORY_MAGIC: &[u8; 4] = b"TDIR";
 /// Bytes before the offset table.
 const HEADER_LEN: usize = 12;
 

@@ -10,12 +10,12 @@ use crate::writer::blob;
 use std::collections::BTreeMap;
 
 /// First bytes of a tree's root record.
-pub const ROOT_MAGIC: &[u8; 4] = b"TREE";
+pub(crate) const ROOT_MAGIC: &[u8; 4] = b"TREE";
 /// First bytes of a link table.
-pub const LINKS_MAGIC: &[u8; 4] = b"TLNK";
+pub(crate) const LINKS_MAGIC: &[u8; 4] = b"TLNK";
 
 /// Version of records in which an inode has an identity. Others have version 1, as they had before there were any.
-pub const IDENTITY_VERSION: u16 = 2;
+pub(crate) const IDENTITY_VERSION: u16 = 2;
 /// Set in an inode's mode: the time of its last change of anything follows.
 const HAS_CTIME: u32 = 1 << 31;
 /// Set in an inode's mode: its number follows.
@@ -30,7 +30,7 @@ const FIFO: u8 = 6;
 const SOCKET: u8 = 7;
 
 /// The version of a record in which an inode has an identity or none has.
-pub fn version(has_identity: bool) -> u16 {
+pub(crate) fn version(has_identity: bool) -> u16 {
     if has_identity { IDENTITY_VERSION } else { FORMAT_VERSION }
 }
 
@@ -65,7 +65,7 @@ fn decode_metadata(fields: &mut Decoder<'_>) -> Result<Metadata> {
 }
 
 /// Appends an inode as one with this identity.
-pub fn encode_inode(out: &mut Encoder, inode: &Inode, identity: &Identity) {
+pub(crate) fn encode_inode(out: &mut Encoder, inode: &Inode, identity: &Identity) {
     encode_metadata(out, &inode.metadata, identity);
     match &inode.node {
         Node::Directory(id) => out.u8(DIRECTORY).bytes(id.as_bytes()),
@@ -83,7 +83,7 @@ pub fn encode_inode(out: &mut Encoder, inode: &Inode, identity: &Identity) {
 }
 
 /// Takes an inode.
-pub fn decode_inode(fields: &mut Decoder<'_>) -> Result<Inode> {
+pub(crate) fn decode_inode(fields: &mut Decoder<'_>) -> Result<Inode> {
     let metadata = decode_metadata(fields)?;
     let node = match fields.u8()? {
         DIRECTORY => Node::Directory(DirectoryId::from_bytes(fields.array()?)),
@@ -109,7 +109,7 @@ pub(crate) fn encode_tree(writer: &mut Writer, root: &TreeRoot) -> Result<TreeId
 }
 
 /// A root record: the root directory's inode and the link table's id.
-pub fn encode_root(inode: &Inode, table: Option<&ChunkId>) -> Vec<u8> {
+pub(crate) fn encode_root(inode: &Inode, table: Option<&ChunkId>) -> Vec<u8> {
     let mut out = Encoder::new();
     out.bytes(ROOT_MAGIC).u16(version(inode.has_identity())).u16(0);
     out.u8(table.is_some().into()).bytes(table.unwrap_or(&ChunkId::from_bytes([0; 32])).as_bytes());
@@ -118,7 +118,7 @@ pub fn encode_root(inode: &Inode, table: Option<&ChunkId>) -> Vec<u8> {
 }
 
 /// The inverse of [`encode_root`].
-pub fn decode_root(bytes: &[u8]) -> Result<(Inode, Option<ChunkId>)> {
+pub(crate) fn decode_root(bytes: &[u8]) -> Result<(Inode, Option<ChunkId>)> {
     let mut fields = Decoder::new(bytes);
     expect_versions(&mut fields, ROOT_MAGIC, "tree", IDENTITY_VERSION)?;
     fields.u16()?;
@@ -133,7 +133,7 @@ pub fn decode_root(bytes: &[u8]) -> Result<(Inode, Option<ChunkId>)> {
 }
 
 /// A link table's bytes.
-pub fn encode_links(links: &BTreeMap<u64, LinkedInode>) -> Vec<u8> {
+pub(crate) fn encode_links(links: &BTreeMap<u64, LinkedInode>) -> Vec<u8> {
     let mut out = Encoder::new();
     let has_identity = links.values().any(|linked| linked.inode.has_identity());
     out.bytes(LINKS_MAGIC).u16(version(has_identity)).u16(0).count(links.len());
@@ -145,7 +145,7 @@ pub fn encode_links(links: &BTreeMap<u64, LinkedInode>) -> Vec<u8> {
 }
 
 /// A link table.
-pub fn decode_links(bytes: &[u8]) -> Result<BTreeMap<u64, LinkedInode>> {
+pub(crate) fn decode_links(bytes: &[u8]) -> Result<BTreeMap<u64, LinkedInode>> {
     let mut fields = Decoder::new(bytes);
     expect_versions(&mut fields, LINKS_MAGIC, "link table", IDENTITY_VERSION)?;
     fields.u16()?;

@@ -12,7 +12,7 @@ const HOLE_LEN: u64 = 64 << 10;
 const READ_LEN: u64 = 1 << 20;
 
 /// Gives the new bytes of the file at an offset.
-pub type ReadAt<'a> = dyn FnMut(u64, &mut [u8]) -> Result<()> + 'a;
+pub(crate) type ReadAt<'a> = dyn FnMut(u64, &mut [u8]) -> Result<()> + 'a;
 
 /// Stores the file that `base` became: `len_bytes` long, different from `base` in the `dirty` ranges, which are sorted and
 /// disjoint. What lies past the end of `base` and is not dirty is a hole.

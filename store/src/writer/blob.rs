@@ -21,7 +21,7 @@ const MAX_DEPTH: usize = 4;
 
 /// A record's bytes: shared with the cache, or put together.
 #[derive(Clone, Debug)]
-pub enum Blob {
+pub(crate) enum Blob {
     /// One chunk.
     Shared(crate::pack::ChunkBytes),
     /// Several, joined.
@@ -30,7 +30,7 @@ pub enum Blob {
 
 impl Blob {
     /// Bytes that stay in memory for it.
-    pub fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         match self {
             Self::Shared(bytes) => bytes.held_bytes(),
             Self::Joined(bytes) => bytes.len(),
@@ -52,7 +52,7 @@ impl Deref for Blob {
 ///
 /// # Errors
 /// As [`Writer::put_chunk`].
-pub fn put(writer: &mut Writer, bytes: &[u8]) -> Result<ChunkId> {
+pub(crate) fn put(writer: &mut Writer, bytes: &[u8]) -> Result<ChunkId> {
     if bytes.len() <= MAX_SINGLE_LEN {
         return writer.put_meta(bytes);
     }
@@ -69,7 +69,7 @@ pub fn put(writer: &mut Writer, bytes: &[u8]) -> Result<ChunkId> {
 ///
 /// # Errors
 /// `NotFound`, `Corrupt`.
-pub fn read(store: &Store, id: &ChunkId) -> Result<Blob> {
+pub(crate) fn read(store: &Store, id: &ChunkId) -> Result<Blob> {
     let mut visit = |_: &ChunkId| {};
     read_visiting(store, id, &mut visit)
 }
@@ -78,7 +78,7 @@ pub fn read(store: &Store, id: &ChunkId) -> Result<Blob> {
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_visiting(store: &Store, id: &ChunkId, visit: &mut dyn FnMut(&ChunkId)) -> Result<Blob> {
+pub(crate) fn read_visiting(store: &Store, id: &ChunkId, visit: &mut dyn FnMut(&ChunkId)) -> Result<Blob> {
     visit(id);
     let mut blob = Blob::Shared(store.read_chunk(id)?);
     for _ in 0..MAX_DEPTH {

@@ -8,21 +8,21 @@ use std::collections::HashMap;
 
 /// Checksums of the chunks of this session, where duplicates are compared.
 #[derive(Debug, Default)]
-pub struct Compared {
+pub(super) struct Compared {
     is_on: bool,
     fresh: HashMap<ChunkId, u64>,
 }
 
 impl Compared {
     /// Notes a chunk of this session, which cannot be read yet.
-    pub fn note(&mut self, id: ChunkId, bytes: &[u8]) {
+    pub(super) fn note(&mut self, id: ChunkId, bytes: &[u8]) {
         if self.is_on {
             self.fresh.insert(id, checksum(bytes));
         }
     }
 
     /// The chunks of this session can be read from now on.
-    pub fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.fresh.clear();
     }
 }

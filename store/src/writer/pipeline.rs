@@ -31,7 +31,7 @@ const PACKS_IN_FLIGHT: usize = 2;
 const PACK_LEN: usize = TARGET_LEN + (2 << 20);
 
 /// Names packs in one writer's incarnation.
-pub struct PackNames {
+pub(crate) struct PackNames {
     /// Who writes.
     pub writer: WriterId,
     /// Its incarnation.
@@ -50,7 +50,7 @@ impl PackNames {
 
 /// How new packs are made, and where they land.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// zstd level.
     pub level: i32,
     /// Number of the tier.
@@ -58,7 +58,7 @@ pub struct Shape {
 }
 
 /// The open end of the store.
-pub struct Pipeline {
+pub(super) struct Pipeline {
     placement: Arc<Placement>,
     shape: Shape,
     /// Lengths that frames of each kind are closed at.
@@ -85,7 +85,12 @@ impl Pipeline {
     ///
     /// # Errors
     /// `Unavailable` when the system gives no thread.
-    pub fn new(placement: Arc<Placement>, shape: Shape, sealer: Sealer, names: PackNames) -> Result<Self> {
+    pub(super) fn new(
+        placement: Arc<Placement>,
+        shape: Shape,
+        sealer: Sealer,
+        names: PackNames,
+    ) -> Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let data_target = match placement.tiers()[shape.tier].class {
             TierClass::Hot => DATA_FRAME_TARGET,
@@ -118,7 +123,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// Those of earlier frames and packs: after one, the pipeline is not to be used again.
-    pub fn push(&mut self, kind: PackKind, id: ChunkId, bytes: &[u8]) -> Result<()> {
+    pub(super) fn push(&mut self, kind: PackKind, id: ChunkId, bytes: &[u8]) -> Result<()> {
         if self.drafts[kind as usize].plain.len() + bytes.len() > MAX_FRAME_PLAIN {
             self.close_frame(kind)?;
         }
@@ -146,7 +151,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// As [`Self::push`].
-    pub fn push_alone(&mut self, id: ChunkId, bytes: &[u8], base: Option<Base>) -> Result<()> {
+    pub(super) fn push_alone(&mut self, id: ChunkId, bytes: &[u8], base: Option<Base>) -> Result<()> {
         let mut draft = FrameDraft::new(PackKind::Data);
         draft.push(id, bytes);
         draft.base = base;
@@ -157,7 +162,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// As [`Self::push`].
-    pub fn deltas(&mut self) -> Result<&HashMap<ChunkId, ChunkId>> {
+    pub(super) fn deltas(&mut self) -> Result<&HashMap<ChunkId, ChunkId>> {
         while !self.compressing.is_empty() {
             self.pack_next_frame()?;
         }
@@ -193,7 +198,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// As [`Self::push`].
-    pub fn push_resealed(&mut self, kind: PackKind, bytes: Vec<u8>, store: Store) -> Result<()> {
+    pub(super) fn push_resealed(&mut self, kind: PackKind, bytes: Vec<u8>, store: Store) -> Result<()> {
         let sealer = self.sealer.clone();
         self.encode(kind, move || reseal(&bytes, &store.domain, &sealer, &|base| store.read_base(base)))
     }
@@ -242,7 +247,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// As the tier. After an error nothing of this pipeline may be committed.
-    pub fn flush(&mut self) -> Result<Vec<PackDirectory>> {
+    pub(super) fn flush(&mut self) -> Result<Vec<PackDirectory>> {
         self.close_frame(PackKind::Data)?;
         self.close_frame(PackKind::Meta)?;
         self.deltas()?;
@@ -256,12 +261,12 @@ impl Pipeline {
     }
 
     /// Bytes of all packs closed so far.
-    pub fn stored_bytes(&self) -> u64 {
+    pub(super) fn stored_bytes(&self) -> u64 {
         self.stored_bytes
     }
 
     /// The incarnation of the writer, for the name of its index run.
-    pub fn names(&self) -> &PackNames {
+    pub(super) fn names(&self) -> &PackNames {
         &self.names
     }
 }

@@ -7,19 +7,19 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Named threads behind one queue.
-pub struct Pool {
+pub(super) struct Pool {
     jobs: Sender<Job>,
 }
 
 /// The outcome of a job, once it is there.
-pub struct Ticket<T>(Receiver<Result<T>>);
+pub(super) struct Ticket<T>(Receiver<Result<T>>);
 
 impl Pool {
     /// `threads` threads and a queue of as many jobs.
     ///
     /// # Errors
     /// `Unavailable` when the system gives no thread.
-    pub fn new(name: &str, threads: usize) -> Result<Self> {
+    pub(super) fn new(name: &str, threads: usize) -> Result<Self> {
         let (jobs, queue) = bounded::<Job>(threads);
         for _ in 0..threads {
             let queue = queue.clone();
@@ -31,7 +31,10 @@ impl Pool {
     }
 
     /// Queues a job.
-    pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> Result<T> + Send + 'static) -> Ticket<T> {
+    pub(super) fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Ticket<T> {
         let (done, outcome) = bounded(1);
         let job = Box::new(move || {
             // The submitter may have given up on the outcome; that is its right.
@@ -48,13 +51,13 @@ impl<T> Ticket<T> {
     ///
     /// # Errors
     /// The job's own; `Internal` when its thread died.
-    pub fn wait(self) -> Result<T> {
+    pub(super) fn wait(self) -> Result<T> {
         let died = |error| Error::new(Kind::Internal, "a worker thread died").caused_by(error);
         self.0.recv().map_err(died)?
     }
 
     /// Whether [`Self::wait`] would return at once.
-    pub fn is_ready(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
         !self.0.is_empty()
     }
 }

@@ -9,13 +9,13 @@ use crate::id::{PackId, WriterId};
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 
 /// Held by whoever adds snapshots.
-pub const AUTHOR_LOCK: &str = "lock";
+pub(crate) const AUTHOR_LOCK: &str = "lock";
 /// Held by whoever puts what is stored into other packs.
-pub const REWRITER_LOCK: &str = "rewriter.lock";
+pub(crate) const REWRITER_LOCK: &str = "rewriter.lock";
 
 /// What a writer is for. Of each kind one works at a time on a host, beside that of the other.
 #[derive(Clone, Copy, Debug)]
-pub enum Role {
+pub(crate) enum Role {
     /// Adds snapshots.
     Author,
     /// Puts what is stored already into other packs, which are made like this.
@@ -24,7 +24,7 @@ pub enum Role {
 
 impl Role {
     /// The lock that it holds.
-    pub fn lock(self) -> &'static str {
+    pub(crate) fn lock(self) -> &'static str {
         match self {
             Role::Author => AUTHOR_LOCK,
             Role::Rewriter(_) => REWRITER_LOCK,
@@ -35,7 +35,7 @@ impl Role {
     ///
     /// # Errors
     /// As the system calls.
-    pub fn next_names(self, state: &LocalState) -> Result<PackNames> {
+    pub(crate) fn next_names(self, state: &LocalState) -> Result<PackNames> {
         match self {
             Role::Author => next_incarnation(state, "writer", 0),
             Role::Rewriter(shape) => next_incarnation(state, "rewriter", PackId::first_sequence(shape.level)),

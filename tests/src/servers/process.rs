@@ -122,7 +122,7 @@ pub fn http_get(port: u16, path: &str) -> Option<String> {
 }
 
 /// The whole answer to a request.
-pub fn http(port: u16, request: &str) -> Option<String> {
+pub(super) fn http(port: u16, request: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     stream.write_all(request.as_bytes()).ok()?;

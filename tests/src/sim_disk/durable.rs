@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Names of one directory.
-pub type Names = BTreeMap<Arc<str>, Inode>;
+pub(super) type Names = BTreeMap<Arc<str>, Inode>;
 
 /// A file's bytes: durable, seen, and the ranges where they differ.
 #[derive(Clone, Debug, Default)]
@@ -37,7 +37,7 @@ pub struct Seen {
 }
 
 /// A name's targets since its directory was synced; the first is durable.
-pub type Targets = Vec<Option<Inode>>;
+pub(super) type Targets = Vec<Option<Inode>>;
 
 /// The state of a disk after some of its changes.
 #[derive(Debug)]

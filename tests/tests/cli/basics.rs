@@ -10,7 +10,7 @@ use tests::snapctl::Place;
 use crate::sample;
 
 /// Every command that `snapctl --help` lists, in its order, but for `help` itself.
-pub fn verbs() -> Vec<String> {
+pub(crate) fn verbs() -> Vec<String> {
     let help = Place::new().run(["--help"]).expect(0).text();
     let listed =
         help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());

@@ -12,17 +12,17 @@ use crate::mounts::Mounted;
 use crate::sample;
 
 /// A small file system of its own, unmounted when dropped.
-pub struct Disk(pub PathBuf);
+pub(crate) struct Disk(pub PathBuf);
 
 impl Disk {
-    pub fn new(place: &Place, size: &str) -> Disk {
+    pub(crate) fn new(place: &Place, size: &str) -> Disk {
         let path = place.path("disk");
         fs::create_dir(&path).unwrap();
         mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], &path);
         Disk(path)
     }
 
-    pub fn remount(&self, option: &str) {
+    pub(crate) fn remount(&self, option: &str) {
         mount(&["-o", &format!("remount,{option}")], &self.0);
     }
 }
@@ -34,7 +34,7 @@ impl Drop for Disk {
     }
 }
 
-pub fn mount(arguments: &[&str], path: &Path) {
+pub(crate) fn mount(arguments: &[&str], path: &Path) {
     let output = Command::new("mount").args(arguments).arg(path).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

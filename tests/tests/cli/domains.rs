@@ -12,13 +12,13 @@ use tests::tenants::write_key;
 use crate::sample;
 
 /// A place whose store has the encrypted domain `acme`, its key named by the configuration.
-pub struct Tenant {
+pub(crate) struct Tenant {
     pub place: Place,
     pub key: PathBuf,
 }
 
 impl Tenant {
-    pub fn new() -> Tenant {
+    pub(crate) fn new() -> Tenant {
         let place = Place::with_store();
         let key = place.path("kek");
         write_key(&key, [41; 32]);
@@ -28,19 +28,19 @@ impl Tenant {
         tenant
     }
 
-    pub fn configure(&self, text: &str) {
+    pub(crate) fn configure(&self, text: &str) {
         let path = self.place.path("home/config/torpor/config.toml");
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
 
     /// Runs a command with the user's configuration.
-    pub fn run<I: IntoIterator<Item: AsRef<OsStr>>>(&self, arguments: I) -> Run {
+    pub(crate) fn run<I: IntoIterator<Item: AsRef<OsStr>>>(&self, arguments: I) -> Run {
         self.place.run(arguments)
     }
 
     /// Runs a command in the domain `acme`.
-    pub fn inside<I: IntoIterator<Item: AsRef<OsStr>>>(&self, arguments: I) -> Run {
+    pub(crate) fn inside<I: IntoIterator<Item: AsRef<OsStr>>>(&self, arguments: I) -> Run {
         let variables =
             [("TORPOR_STORE", self.place.store.as_os_str()), ("TORPOR_DOMAIN", OsStr::new("acme"))];
         self.place.run_with(&variables, arguments)

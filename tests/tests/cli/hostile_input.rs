@@ -38,7 +38,7 @@ fn image_file(magics: &[u32], messages: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// A dump of one task with eight lazy pages, as CRIU writes it, by file name.
-pub fn dump() -> BTreeMap<&'static str, Vec<u8>> {
+pub(crate) fn dump() -> BTreeMap<&'static str, Vec<u8>> {
     const COMMON: u32 = 0x5456_4319;
     let area = message(&[
         (1, START),
@@ -71,7 +71,7 @@ pub fn dump() -> BTreeMap<&'static str, Vec<u8>> {
 }
 
 /// Writes a dump to a new directory.
-pub fn write_dump(directory: &Path, files: &BTreeMap<&'static str, Vec<u8>>) {
+pub(crate) fn write_dump(directory: &Path, files: &BTreeMap<&'static str, Vec<u8>>) {
     fs::create_dir(directory).unwrap();
     for (name, bytes) in files {
         fs::write(directory.join(name), bytes).unwrap();

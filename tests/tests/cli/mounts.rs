@@ -13,7 +13,7 @@ use tests::snapctl::{Place, fingerprint};
 use crate::{disk, sample};
 
 /// A place with the sample as `web` and a directory to mount on; whatever is mounted there goes with it.
-pub struct Mounted {
+pub(crate) struct Mounted {
     /// Its store.
     pub place: Place,
     /// The mount point.
@@ -21,12 +21,12 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    pub fn new() -> Mounted {
+    pub(crate) fn new() -> Mounted {
         Mounted::on(Place::with_store())
     }
 
     /// The same on a store that is there.
-    pub fn on(place: Place) -> Mounted {
+    pub(crate) fn on(place: Place) -> Mounted {
         let source = place.path("source");
         sample::make(&source);
         place.run(["backup".as_ref(), source.as_os_str(), "web".as_ref()]).expect(0);
@@ -44,7 +44,7 @@ impl Mounted {
     }
 
     /// Runs a command with the mount point put where `DIR` stands.
-    pub fn run(&self, typed: &[&str]) -> tests::snapctl::Run {
+    pub(crate) fn run(&self, typed: &[&str]) -> tests::snapctl::Run {
         self.place.run(self.arguments(typed))
     }
 

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::process::Command;
 
 /// Length of the file that does not compress, in bytes: several chunks.
-pub const NOISE_LEN_BYTES: usize = 1_500_000;
+pub(crate) const NOISE_LEN_BYTES: usize = 1_500_000;
 
 /// Bytes that look random; the same for the same seed.
-pub fn noise(seed: u64, len_bytes: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len_bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len_bytes + 8);
     while bytes.len() < len_bytes {
@@ -25,7 +25,7 @@ pub fn noise(seed: u64, len_bytes: usize) -> Vec<u8> {
 }
 
 /// Makes the tree.
-pub fn make(root: &Path) {
+pub(crate) fn make(root: &Path) {
     fs::create_dir_all(root.join("docs/deep/er")).unwrap();
     fs::create_dir(root.join("empty")).unwrap();
     fs::write(root.join("hello.txt"), "hello, store\n").unwrap();
@@ -43,7 +43,7 @@ pub fn make(root: &Path) {
 }
 
 /// One line for each thing below a directory that `restore` must bring back, with its bytes as a checksum.
-pub fn listing(root: &Path) -> String {
+pub(crate) fn listing(root: &Path) -> String {
     let script = "find . -mindepth 1 -printf '%P %y %m %U %G %n %l ' \\( -type d -printf '\\n' -o -printf '%s %T@ ' \
                   \\( -type f -exec md5sum {} \\; -o -printf '\\n' \\) \\) | LC_ALL=C sort";
     let output = Command::new("sh").args(["-c", script]).current_dir(root).output().unwrap();
@@ -52,7 +52,7 @@ pub fn listing(root: &Path) -> String {
 }
 
 /// Demands that two trees are the same.
-pub fn assert_same(one: &Path, other: &Path) {
+pub(crate) fn assert_same(one: &Path, other: &Path) {
     let (one, other) = (listing(one), listing(other));
     assert!(!one.is_empty());
     assert_eq!(one, other);

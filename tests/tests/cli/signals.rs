@@ -10,7 +10,7 @@ use tests::snapctl::{Place, fingerprint};
 use crate::sample;
 
 /// Waits until the process holds the writer's lock.
-pub fn await_lock(place: &Place, child: &mut Child) {
+pub(crate) fn await_lock(place: &Place, child: &mut Child) {
     let lock = place.store.join("local/lock");
     let wanted = format!("(pid {})", child.id());
     let deadline = Instant::now() + Duration::from_secs(60);

@@ -9,7 +9,7 @@ use tests::model::{Memory, Pages, Random, assert_clean, memory_of_store, put_mem
 const MAX_OPERATIONS: u64 = 400;
 
 /// A process's memory after so many visits: noise, a few bytes of which change each time.
-pub fn memory(visits: u64) -> Memory {
+pub(crate) fn memory(visits: u64) -> Memory {
     let mut random = Random::new(11);
     let mut pages: Vec<Vec<u8>> = (0..20).map(|_| random.bytes(PAGE)).collect();
     for visit in 1..=visits {
@@ -21,7 +21,11 @@ pub fn memory(visits: u64) -> Memory {
     Memory { spaces: [(0, space)].into(), blobs: Default::default() }
 }
 
-pub fn sleep(writer: &mut Writer, visits: u64, parent: Option<SnapshotId>) -> store::Result<SnapshotId> {
+pub(crate) fn sleep(
+    writer: &mut Writer,
+    visits: u64,
+    parent: Option<SnapshotId>,
+) -> store::Result<SnapshotId> {
     let store = writer.store().clone();
     let image = parent.map(|parent| store.snapshot(&parent)).transpose()?.and_then(|parent| parent.image);
     let image = image.map(|image| store.image(&image)).transpose()?;
@@ -30,7 +34,7 @@ pub fn sleep(writer: &mut Writer, visits: u64, parent: Option<SnapshotId>) -> st
     writer.commit("vm", SnapshotDraft { image, parent, labels, ..SnapshotDraft::default() })
 }
 
-pub fn assert_awake(store: &Store, snapshot: &SnapshotId, context: &str) {
+pub(crate) fn assert_awake(store: &Store, snapshot: &SnapshotId, context: &str) {
     let record = store.snapshot(snapshot).unwrap_or_else(|error| panic!("{context}: {error}"));
     let found =
         memory_of_store(store, &record.image.unwrap()).unwrap_or_else(|error| panic!("{context}: {error}"));
@@ -38,7 +42,7 @@ pub fn assert_awake(store: &Store, snapshot: &SnapshotId, context: &str) {
     assert_clean(store, context);
 }
 
-pub fn delta_count(store: &Store, snapshot: &SnapshotId) -> usize {
+pub(crate) fn delta_count(store: &Store, snapshot: &SnapshotId) -> usize {
     let image = store.image(&store.snapshot(snapshot).unwrap().image.unwrap()).unwrap();
     (0..image.group_count() as u32).filter(|group| image.group_base(*group).is_some()).count()
 }

@@ -15,7 +15,7 @@ use crate::support::{Fixture, Running, json, wait_for};
 const PAGES: u64 = 16_384;
 
 /// A saved machine and its image.
-pub struct Saved {
+pub(crate) struct Saved {
     pub fixture: Fixture,
     pub memory: PathBuf,
     pub state: PathBuf,
@@ -23,7 +23,7 @@ pub struct Saved {
 }
 
 impl Saved {
-    pub fn new(pages: u64) -> Self {
+    pub(crate) fn new(pages: u64) -> Self {
         let fixture = Fixture::new();
         let (memory, state) = (fixture.path("memory"), fixture.path("state"));
         let mut save = Command::new(env!("CARGO_BIN_EXE_vmm"));
@@ -53,7 +53,7 @@ fn capture(
 }
 
 /// Resumes the machine while a thread of this process serves it.
-pub fn resume(saved: &Saved, prefetch: bool, arguments: &[&str]) -> (Result<ServeReport>, Running) {
+pub(crate) fn resume(saved: &Saved, prefetch: bool, arguments: &[&str]) -> (Result<ServeReport>, Running) {
     let socket = saved.fixture.path("socket");
     let (image, store) = (saved.image.clone(), saved.fixture.store.clone());
     let options =

@@ -13,7 +13,7 @@ use store::{Image, Kind, PAGE, Result, Unwatched};
 use crate::support::{Fixture, PATIENCE, wait_for, wait_while};
 
 /// A stamped process, while it runs or sleeps. Killed with its family when dropped.
-pub struct Stamper {
+pub(crate) struct Stamper {
     pub socket: PathBuf,
     pub pid: i32,
     /// Whoever is its parent: the test at first, the restoring CRIU later.
@@ -25,7 +25,7 @@ pub struct Stamper {
 }
 
 impl Stamper {
-    pub fn start(fixture: &Fixture, pages: usize, flags: &[&str]) -> Self {
+    pub(crate) fn start(fixture: &Fixture, pages: usize, flags: &[&str]) -> Self {
         let socket = fixture.path("stamper");
         // A program of its own: one that is replaced while it runs cannot be dumped.
         let program = fixture.path("program");
@@ -45,7 +45,7 @@ impl Stamper {
     }
 
     /// One question and its answer; `None` when the process ends before it answers.
-    pub fn try_ask(&self, who: &str, line: &str) -> Option<String> {
+    pub(crate) fn try_ask(&self, who: &str, line: &str) -> Option<String> {
         let path = format!("{}{who}", self.socket.display());
         let mut stream = UnixStream::connect(path).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
@@ -60,39 +60,39 @@ impl Stamper {
     }
 
     /// Asks once, from a thread.
-    pub fn question(&self, line: &'static str) -> std::thread::JoinHandle<Option<String>> {
+    pub(crate) fn question(&self, line: &'static str) -> std::thread::JoinHandle<Option<String>> {
         let (socket, pid) = (self.socket.clone(), self.pid);
         let asking = Self { socket, pid, parent: None, family: Vec::new(), restore_log: None };
         std::thread::spawn(move || asking.try_ask("", line))
     }
 
     /// Whether its parent has seen it end.
-    pub fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         self.parent.as_mut().is_none_or(|parent| parent.try_wait().expect("waited for").is_some())
     }
 
-    pub fn ask(&self, line: &str) -> String {
+    pub(crate) fn ask(&self, line: &str) -> String {
         wait_for(line, || self.try_ask("", line))
     }
 
     /// Lets the children of a brood look at their memory.
-    pub fn release_brood(&self) {
+    pub(crate) fn release_brood(&self) {
         std::fs::write(format!("{}.go", self.socket.display()), "").expect("written");
     }
 
     /// Whether it has forked a child that runs.
-    pub fn has_child(&self) -> bool {
+    pub(crate) fn has_child(&self) -> bool {
         let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid));
         children.is_ok_and(|children| !children.trim().is_empty())
     }
 
     /// The page that it found wrong, if it ever did.
-    pub fn bad_page(&self) -> Option<String> {
+    pub(crate) fn bad_page(&self) -> Option<String> {
         std::fs::read_to_string(format!("{}.bad", self.socket.display())).ok()
     }
 
     /// Dumps it into a new directory and waits until its number is free again.
-    pub fn dump(&mut self, images: &Path) {
+    pub(crate) fn dump(&mut self, images: &Path) {
         std::fs::create_dir(images).expect("a directory for the dump");
         let status =
             criu().arg("dump").arg("-t").arg(self.pid.to_string()).arg("-D").arg(images).args(LOG).status();
@@ -103,7 +103,7 @@ impl Stamper {
     }
 
     /// Dumps it into a new directory and has it run on.
-    pub fn dump_and_leave_running(&self, images: &Path) {
+    pub(crate) fn dump_and_leave_running(&self, images: &Path) {
         std::fs::create_dir(images).expect("a directory for the dump");
         let mut command = criu();
         command.arg("dump").arg("--leave-running").arg("-t").arg(self.pid.to_string()).arg("-D").arg(images);
@@ -111,13 +111,13 @@ impl Stamper {
     }
 
     /// Waits until the numbers of all tasks are free: whoever adopts the children of a killed process reaps them later.
-    pub fn wait_until_free(&self) {
+    pub(crate) fn wait_until_free(&self) {
         let status = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/status")).ok();
         wait_while(|| self.family.iter().find_map(status).map_or(Ok(()), Err));
     }
 
     /// Kills all tasks and waits until they are gone.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         let pid = rustix::process::Pid::from_raw(self.pid).expect("a process number");
         rustix::process::kill_process_group(pid, rustix::process::Signal::KILL).expect("killed");
         self.reap();
@@ -125,7 +125,7 @@ impl Stamper {
     }
 
     /// Starts a lazy restore; the restoring CRIU stays as its parent.
-    pub fn restore(&mut self, images: &Path, more: &[&str]) {
+    pub(crate) fn restore(&mut self, images: &Path, more: &[&str]) {
         let mut command = criu();
         command
             .arg("restore")
@@ -139,7 +139,7 @@ impl Stamper {
     }
 
     /// Waits for the parent to notice its end.
-    pub fn reap(&mut self) -> bool {
+    pub(crate) fn reap(&mut self) -> bool {
         let Some(mut parent) = self.parent.take() else { return true };
         wait_for("the process is gone", || parent.try_wait().expect("waited for")).success()
     }
@@ -190,13 +190,13 @@ fn tasks(images: &Path) -> Vec<i32> {
 
 const LOG: [&str; 3] = ["-o", "dump.log", "-v4"];
 
-pub fn criu() -> Command {
+pub(crate) fn criu() -> Command {
     let mut command = Command::new("criu");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 
-pub fn log(images: &Path) -> String {
+pub(crate) fn log(images: &Path) -> String {
     errors(&images.join("dump.log"))
 }
 
@@ -206,7 +206,7 @@ fn errors(log: &Path) -> String {
     text.lines().filter(|line| line.contains("Error")).collect::<Vec<_>>().join("\n")
 }
 
-pub fn capture(fixture: &Fixture, images: &Path, parent: Option<&Image>) -> (Image, Captured) {
+pub(crate) fn capture(fixture: &Fixture, images: &Path, parent: Option<&Image>) -> (Image, Captured) {
     let mut captured = None;
     let image = fixture.commit("process", |writer| {
         let found = criu::capture(writer, images, parent, &Unwatched).expect("captured");
@@ -217,7 +217,7 @@ pub fn capture(fixture: &Fixture, images: &Path, parent: Option<&Image>) -> (Ima
 }
 
 /// Materializes an image and restores it while this process serves; runs `then` with the restored process.
-pub fn resume<T: Send>(
+pub(crate) fn resume<T: Send>(
     fixture: &Fixture,
     image: &Image,
     stamper: &mut Stamper,
@@ -230,7 +230,7 @@ pub fn resume<T: Send>(
 }
 
 /// Restores a materialized directory while this process serves.
-pub fn restore<T: Send>(
+pub(crate) fn restore<T: Send>(
     image: &Image,
     stamper: &mut Stamper,
     (images, prefetch, more): (&Path, bool, &[&str]),
@@ -284,7 +284,7 @@ fn a_process_goes_on_with_every_page_and_sleeps_again_for_what_it_changed() {
 }
 
 /// Whether some mapping of a process still waits for pages.
-pub fn has_missing_pages(pid: i32) -> bool {
+pub(crate) fn has_missing_pages(pid: i32) -> bool {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("the process runs");
     maps.lines().any(|line| line.starts_with("VmFlags:") && line.split_whitespace().any(|flag| flag == "um"))
 }

@@ -15,39 +15,39 @@ use store::{
 };
 
 /// How long anything in these tests may take before it counts as hung.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long a program of these tests runs at most, on a machine that is busy with other things too.
 const HUNG: Duration = Duration::from_secs(300);
 
 /// A store in a directory of its own.
-pub struct Fixture {
+pub(crate) struct Fixture {
     pub directory: tempfile::TempDir,
     pub store: Store,
 }
 
 impl Fixture {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::init(&StoreConfig::directory(&directory.path().join("store"))).expect("a store");
         Self { directory, store }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    pub fn store_path(&self) -> PathBuf {
+    pub(crate) fn store_path(&self) -> PathBuf {
         self.path("store")
     }
 
     /// The writer. A program that another test is just starting may hold the last one's lock for a moment.
-    pub fn writer(&self) -> Writer {
+    pub(crate) fn writer(&self) -> Writer {
         wait_for("the writer", || self.store.writer("test").ok())
     }
 
     /// Commits what `fill` captures and opens the image.
-    pub fn commit(&self, name: &str, fill: impl FnOnce(&mut Writer) -> ImageId) -> Image {
+    pub(crate) fn commit(&self, name: &str, fill: impl FnOnce(&mut Writer) -> ImageId) -> Image {
         let mut writer = self.writer();
         let image = fill(&mut writer);
         let draft = SnapshotDraft { image: Some(image), ..SnapshotDraft::default() };
@@ -56,7 +56,7 @@ impl Fixture {
     }
 
     /// An image of one space that holds these pages.
-    pub fn raw_image(&self, pages: &[[u8; PAGE]]) -> (Image, ImageStats) {
+    pub(crate) fn raw_image(&self, pages: &[[u8; PAGE]]) -> (Image, ImageStats) {
         let mut stats = None;
         let image = self.commit("raw", |writer| {
             let mut builder = ImageBuilder::new(writer, ImageKind::Raw, None);
@@ -73,7 +73,7 @@ impl Fixture {
 
     /// A copy of this store in which a part of each pack of stored memory is broken, opened anew. The part is given in
     /// fractions of the pack.
-    pub fn broken_copy(&self, image: &Image, part: Range<f64>) -> (tempfile::TempDir, Image) {
+    pub(crate) fn broken_copy(&self, image: &Image, part: Range<f64>) -> (tempfile::TempDir, Image) {
         let copy = tempfile::tempdir().expect("a directory");
         let status =
             Command::new("cp").arg("-a").arg(self.store_path()).arg(copy.path()).status().expect("cp");
@@ -111,35 +111,35 @@ fn break_data_packs(directory: &Path, part: &Range<f64>) -> usize {
 }
 
 /// A running program whose output is read line by line. Killed when dropped.
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
     lines: std::io::Lines<BufReader<ChildStdout>>,
 }
 
 impl Running {
-    pub fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("started");
         kill_when_hung(&child);
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         Self { child, lines }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Whether it has not ended.
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("looked at").is_none()
     }
 
     /// The next line of output; `None` at its end.
-    pub fn line(&mut self) -> Option<String> {
+    pub(crate) fn line(&mut self) -> Option<String> {
         self.lines.next().map(|line| line.expect("output is text"))
     }
 
     /// Waits for its end and returns how it ended with the last line it wrote.
-    pub fn finish(mut self) -> (std::process::ExitStatus, Option<String>) {
+    pub(crate) fn finish(mut self) -> (std::process::ExitStatus, Option<String>) {
         let mut last = None;
         while let Some(line) = self.line() {
             last = Some(line);
@@ -148,7 +148,7 @@ impl Running {
     }
 
     /// Waits for its end, within bounds.
-    pub fn wait(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
         wait_for("a program ends", || self.child.try_wait().expect("waited for"))
     }
 }
@@ -181,7 +181,7 @@ fn kill_when_hung(child: &Child) {
 }
 
 /// The serving side as a process; returns once it listens, with the number of the process that serves.
-pub fn start_handler(
+pub(crate) fn start_handler(
     flags: &[&str],
     kind: &str,
     fixture: &Fixture,
@@ -197,17 +197,17 @@ pub fn start_handler(
 }
 
 /// The JSON of a program's last line.
-pub fn json(line: Option<String>) -> Value {
+pub(crate) fn json(line: Option<String>) -> Value {
     serde_json::from_str(&line.expect("a last line")).expect("a line of JSON")
 }
 
 /// Asks until there is an answer.
-pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     wait_while(|| ask().ok_or_else(|| what.to_owned()))
 }
 
 /// Asks until there is an answer; each refusal says what it is waited for.
-pub fn wait_while<T>(mut ask: impl FnMut() -> Result<T, String>) -> T {
+pub(crate) fn wait_while<T>(mut ask: impl FnMut() -> Result<T, String>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match ask() {
@@ -219,21 +219,21 @@ pub fn wait_while<T>(mut ask: impl FnMut() -> Result<T, String>) -> T {
 }
 
 /// Numbers that look random and are the same in every run.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
 
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
-    pub fn page(&mut self) -> [u8; PAGE] {
+    pub(crate) fn page(&mut self) -> [u8; PAGE] {
         let mut page = [0; PAGE];
         page.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&self.next().to_le_bytes()));
         page

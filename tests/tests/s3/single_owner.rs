@@ -8,7 +8,7 @@ use tests::conformance::suite_of_one_owner;
 use tests::servers::{Rclone, settings};
 
 /// A tier below a new prefix, with no record in it.
-pub fn fresh(endpoint: &str) -> Arc<dyn Tier> {
+pub(crate) fn fresh(endpoint: &str) -> Arc<dyn Tier> {
     let tier = S3Tier::new(&settings(endpoint, &prefix("owner"))).unwrap();
     assert_eq!(tier.guarantees().unwrap(), Guarantees::NONE);
     Arc::new(tier)

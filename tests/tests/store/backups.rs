@@ -246,7 +246,7 @@ fn mode_of(path: &Path) -> u32 {
 }
 
 /// Gives this thread alone the rights of another user.
-pub fn become_user(uid: u32) {
+pub(crate) fn become_user(uid: u32) {
     rustix::thread::set_thread_groups(&[]).unwrap();
     rustix::thread::set_thread_gid(rustix::fs::Gid::from_raw(uid)).unwrap();
     rustix::thread::set_thread_uid(rustix::fs::Uid::from_raw(uid)).unwrap();

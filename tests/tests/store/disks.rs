@@ -9,17 +9,17 @@ use store::{Kind, LocalTier, SnapshotDraft, Store, StoreConfig, Unwatched};
 use tests::model::{Histories, Item, Random, State, assert_clean, assert_holds, put_files, sample_files};
 
 /// A small file system of its own.
-pub struct Disk(tempfile::TempDir);
+pub(crate) struct Disk(tempfile::TempDir);
 
 impl Disk {
-    pub fn new(options: &str) -> Self {
+    pub(crate) fn new(options: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let options = std::ffi::CString::new(options).unwrap();
         mount("tmpfs", directory.path(), "tmpfs", MountFlags::empty(), &*options).unwrap();
         Self(directory)
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 }

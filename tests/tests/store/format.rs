@@ -24,7 +24,7 @@ use tests::model::{assert_clean, files_of_host, files_of_store, memory_of_store}
 const GOLDEN_HASH: &str = "e9f3b8841f56e8d38d06aa604fcb48899a43ef0056cb0371213691a0967d9aef";
 
 /// A table of the document: a record of fixed length, or the fixed head of one.
-pub struct Table {
+pub(crate) struct Table {
     len: usize,
     has_more: bool,
     fields: Vec<(String, Range<usize>)>,
@@ -37,11 +37,11 @@ impl Table {
         found.unwrap_or_else(|| panic!("no field {field:?} in the document")).1.clone()
     }
 
-    pub fn bytes<'a>(&self, record: &'a [u8], field: &str) -> &'a [u8] {
+    pub(crate) fn bytes<'a>(&self, record: &'a [u8], field: &str) -> &'a [u8] {
         &record[self.range(field)]
     }
 
-    pub fn number(&self, record: &[u8], field: &str) -> u64 {
+    pub(crate) fn number(&self, record: &[u8], field: &str) -> u64 {
         let bytes = self.bytes(record, field);
         let mut wide = [0; 8];
         wide[..bytes.len()].copy_from_slice(bytes);
@@ -50,7 +50,7 @@ impl Table {
 }
 
 /// The document, by the names of its tables.
-pub struct Document(BTreeMap<String, Table>);
+pub(crate) struct Document(BTreeMap<String, Table>);
 
 impl std::ops::Index<&str> for Document {
     type Output = Table;
@@ -72,7 +72,7 @@ fn cells(line: &str) -> Option<Vec<&str>> {
 }
 
 /// Reads every `### Name, N bytes` and the table below it; offsets and sizes must add up to N.
-pub fn document() -> Document {
+pub(crate) fn document() -> Document {
     let mut tables = BTreeMap::new();
     let text = text();
     for section in text.split("\n### ").skip(1) {

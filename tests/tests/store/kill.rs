@@ -13,7 +13,7 @@ use tests::model::{Random, assert_clean, files_of_store, sample_files};
 const SEED: u64 = 77;
 
 /// A process that commits version `first`, the next, and so on, to `one` ref or to `many`.
-pub fn start(directory: &Path, seed: u64, first: u64, refs: &str) -> Child {
+pub(crate) fn start(directory: &Path, seed: u64, first: u64, refs: &str) -> Child {
     Command::new(env!("CARGO_BIN_EXE_write_loop"))
         .arg(directory)
         .args([&seed.to_string(), &first.to_string(), refs])
@@ -45,7 +45,7 @@ fn run_and_kill(directory: &Path, first: u64, random: &mut Random) -> Vec<(u64, 
 }
 
 /// `ack <version> <snapshot>`.
-pub fn parse(line: &str) -> (u64, SnapshotId) {
+pub(crate) fn parse(line: &str) -> (u64, SnapshotId) {
     let mut words = line.strip_prefix("ack ").expect("an acknowledgement").split(' ');
     (words.next().unwrap().parse().unwrap(), words.next().unwrap().parse().unwrap())
 }

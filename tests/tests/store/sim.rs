@@ -25,7 +25,7 @@ const STEPS: [Step; 8] = [
 ];
 
 /// Tries all of `count` cases, on all cores; gives how many crash points there were in them.
-pub fn try_all(what: &str, count: usize, case: impl Fn(usize) -> u64 + Sync) -> u64 {
+pub(crate) fn try_all(what: &str, count: usize, case: impl Fn(usize) -> u64 + Sync) -> u64 {
     let start = Instant::now();
     let (next, points) = (AtomicUsize::new(0), AtomicU64::new(0));
     let work = || {
@@ -48,7 +48,7 @@ pub fn try_all(what: &str, count: usize, case: impl Fn(usize) -> u64 + Sync) -> 
 }
 
 /// A store with a little of everything, all of it durable: what every sequence begins with.
-pub fn begun() -> (SimDisk, Acks) {
+pub(crate) fn begun() -> (SimDisk, Acks) {
     let mut life = Life::on(SimDisk::new(), Acks::default(), 0);
     for step in [
         Step::Commit("web"),

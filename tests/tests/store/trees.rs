@@ -14,7 +14,7 @@ use store::{
 };
 use tests::model::{Body, Files, Random, assert_clean, files_of_host, files_of_store};
 
-pub fn back_up(store: &Store, source: &Path, name: &str) -> BackupReport {
+pub(crate) fn back_up(store: &Store, source: &Path, name: &str) -> BackupReport {
     let mut writer = store.writer("test").unwrap();
     store::backup(&mut writer, source, name, &BackupOptions::default(), &Unwatched).unwrap()
 }
@@ -37,7 +37,7 @@ fn there_and_back(source: &Path) -> (tempfile::TempDir, Files) {
     (target, before)
 }
 
-pub fn assert_same(one: &Files, other: &Files) {
+pub(crate) fn assert_same(one: &Files, other: &Files) {
     assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
     for (path, item) in one {
         assert!(*item == other[path], "{:?}: {item:?} is not {:?}", OsStr::from_bytes(path), other[path]);

@@ -13,7 +13,7 @@ const LAYERED: &[&str] = &["store/src/"];
 const TESTS: [&str; 3] = ["testing.rs", "tests.rs", "hostile.rs"];
 
 /// What breaks the layers of the tree.
-pub fn violations(files: &[SourceFile]) -> Vec<String> {
+pub(crate) fn violations(files: &[SourceFile]) -> Vec<String> {
     LAYERED.iter().flat_map(|folder| of_crate(folder, files)).collect()
 }
 

@@ -4,7 +4,7 @@
 //! character literal from a lifetime.
 
 /// `text` with every comment, string and character literal blanked out; lines stay where they are.
-pub fn code_of(text: &str) -> String {
+pub(crate) fn code_of(text: &str) -> String {
     let mut rest = text;
     let mut code = String::with_capacity(text.len());
     while let Some(sign) = rest.chars().next() {

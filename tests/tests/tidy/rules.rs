@@ -3,13 +3,13 @@
 use crate::lexer::code_of;
 
 /// A text file of the tree, path relative to the workspace root.
-pub struct SourceFile {
+pub(crate) struct SourceFile {
     pub path: String,
     pub text: String,
 }
 
 /// What the tree is excused from: `(path, why)` or `(path, how much)`.
-pub struct Exceptions {
+pub(crate) struct Exceptions {
     pub unsafe_files: &'static [(&'static str, &'static str)],
     pub long_files: &'static [(&'static str, usize)],
     pub sleeping_files: &'static [(&'static str, &'static str)],
@@ -92,7 +92,7 @@ const REQUIRED_FILES: &[&str] = &[
 const README_COMMANDS: [&str; 2] = ["cargo xtask demo", "cargo xtask test"];
 
 /// Every rule over every file.
-pub fn violations(files: &[SourceFile], exceptions: &Exceptions) -> Vec<String> {
+pub(crate) fn violations(files: &[SourceFile], exceptions: &Exceptions) -> Vec<String> {
     let mut found = stale_exceptions(files, exceptions);
     found.extend(missing_files(files));
     for file in files {
@@ -119,19 +119,19 @@ pub fn violations(files: &[SourceFile], exceptions: &Exceptions) -> Vec<String> 
 }
 
 /// The documents that the tree promises are there.
-pub fn missing_files(files: &[SourceFile]) -> Vec<String> {
+pub(crate) fn missing_files(files: &[SourceFile]) -> Vec<String> {
     let there = |path: &str| files.iter().any(|file| file.path == path && !file.text.is_empty());
     let missing = REQUIRED_FILES.iter().filter(|path| !there(path));
     missing.map(|path| format!("{path}: missing")).collect()
 }
 
 /// Every Rust file begins with what it is.
-pub fn head(file: &SourceFile) -> Vec<String> {
+pub(crate) fn head(file: &SourceFile) -> Vec<String> {
     if file.text.starts_with("//! ") { Vec::new() } else { vec![at(file, 1, "no `//!` head")] }
 }
 
 /// No file is too long to be one concept.
-pub fn sizes(file: &SourceFile, long_files: &[(&str, usize)]) -> Vec<String> {
+pub(crate) fn sizes(file: &SourceFile, long_files: &[(&str, usize)]) -> Vec<String> {
     let lines = file.text.lines().count();
     let code = code_of(&file.text);
     let tests_line = code.lines().position(|line| line.starts_with("mod tests {")).unwrap_or(lines);
@@ -152,7 +152,7 @@ pub fn sizes(file: &SourceFile, long_files: &[(&str, usize)]) -> Vec<String> {
 }
 
 /// Rust and TOML are ASCII.
-pub fn ascii(file: &SourceFile) -> Vec<String> {
+pub(crate) fn ascii(file: &SourceFile) -> Vec<String> {
     lines(&file.text)
         .filter_map(|(number, line)| {
             let sign = line.chars().find(|sign| !sign.is_ascii())?;
@@ -162,7 +162,7 @@ pub fn ascii(file: &SourceFile) -> Vec<String> {
 }
 
 /// `unsafe` stands only where a table says why, and each has its SAFETY comment.
-pub fn unsafe_code(file: &SourceFile, unsafe_files: &[(&str, &str)]) -> Vec<String> {
+pub(crate) fn unsafe_code(file: &SourceFile, unsafe_files: &[(&str, &str)]) -> Vec<String> {
     let code = code_of(&file.text);
     let text: Vec<&str> = file.text.lines().collect();
     let mut found = Vec::new();
@@ -183,7 +183,7 @@ pub fn unsafe_code(file: &SourceFile, unsafe_files: &[(&str, &str)]) -> Vec<Stri
 }
 
 /// One owner per outside world.
-pub fn owners(file: &SourceFile) -> Vec<String> {
+pub(crate) fn owners(file: &SourceFile) -> Vec<String> {
     let code = code_of(&file.text);
     let mut found = Vec::new();
     for (name, places) in OWNERS {
@@ -197,7 +197,7 @@ pub fn owners(file: &SourceFile) -> Vec<String> {
 }
 
 /// Nothing is left for later in code, no test is skipped, and nothing waits by sleeping.
-pub fn forbidden_code(file: &SourceFile, sleeping_files: &[(&str, &str)]) -> Vec<String> {
+pub(crate) fn forbidden_code(file: &SourceFile, sleeping_files: &[(&str, &str)]) -> Vec<String> {
     let code = code_of(&file.text);
     let may_sleep = excuse(sleeping_files, &file.path).is_some();
     let sleeps = if may_sleep { None } else { Some("thread::sleep") };
@@ -211,7 +211,7 @@ pub fn forbidden_code(file: &SourceFile, sleeping_files: &[(&str, &str)]) -> Vec
 }
 
 /// Nothing is left for later in comments and manifests.
-pub fn unfinished(file: &SourceFile) -> Vec<String> {
+pub(crate) fn unfinished(file: &SourceFile) -> Vec<String> {
     let found = lines(&file.text).filter_map(|(number, line)| {
         let word = FORBIDDEN_TEXT.iter().find(|word| has_word(line, word))?;
         Some(at(file, number, &format!("{word}: do it or drop it")))
@@ -220,7 +220,7 @@ pub fn unfinished(file: &SourceFile) -> Vec<String> {
 }
 
 /// Nothing names a path of one machine or the host of a registry.
-pub fn places(file: &SourceFile) -> Vec<String> {
+pub(crate) fn places(file: &SourceFile) -> Vec<String> {
     let found = lines(&file.text).filter_map(|(number, line)| {
         let place = PLACES.iter().find(|place| line.contains(*place))?;
         Some(at(file, number, &format!("{place:?} is a place of one machine or a registry's host")))
@@ -229,7 +229,7 @@ pub fn places(file: &SourceFile) -> Vec<String> {
 }
 
 /// A package's dependencies on other packages of the workspace follow the arrows, and the workspace's lints hold.
-pub fn manifest(file: &SourceFile) -> Vec<String> {
+pub(crate) fn manifest(file: &SourceFile) -> Vec<String> {
     let mut section = "";
     let mut package = "";
     let mut found = Vec::new();
@@ -271,7 +271,7 @@ fn arrow(package: &str, dependency: &str) -> Option<String> {
 }
 
 /// The README's first two commands are the demo and the tests.
-pub fn readme(file: &SourceFile) -> Vec<String> {
+pub(crate) fn readme(file: &SourceFile) -> Vec<String> {
     let mut fenced = false;
     let mut commands = Vec::new();
     for (_, line) in lines(&file.text) {
@@ -291,7 +291,7 @@ pub fn readme(file: &SourceFile) -> Vec<String> {
 }
 
 /// A row of a table that excuses nothing any more.
-pub fn stale_exceptions(files: &[SourceFile], exceptions: &Exceptions) -> Vec<String> {
+pub(crate) fn stale_exceptions(files: &[SourceFile], exceptions: &Exceptions) -> Vec<String> {
     let code = |path: &str| files.iter().find(|file| file.path == path).map(|file| code_of(&file.text));
     let has = |path: &str, word: &str| code(path).is_some_and(|code| has_word(&code, word));
     let long = |path: &str| {
@@ -305,7 +305,7 @@ pub fn stale_exceptions(files: &[SourceFile], exceptions: &Exceptions) -> Vec<St
     stale.map(|path| format!("{path}: its row in a table of exceptions excuses nothing")).collect()
 }
 
-pub fn at(file: &SourceFile, line: usize, what: &str) -> String {
+pub(crate) fn at(file: &SourceFile, line: usize, what: &str) -> String {
     format!("{}:{line}: {what}", file.path)
 }
 
@@ -314,7 +314,7 @@ fn excuse<'a, T>(rows: &'a [(&str, T)], path: &str) -> Option<&'a T> {
 }
 
 /// Lines with their numbers from 1.
-pub fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub(crate) fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().map(|(index, line)| (index + 1, line))
 }
 

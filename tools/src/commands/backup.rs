@@ -53,7 +53,7 @@ impl Show for Stored {
     }
 }
 
-pub fn run(arguments: BackupArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: BackupArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
     check_name(&arguments.name)?;
     let store = context.store()?;

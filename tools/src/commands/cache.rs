@@ -14,14 +14,14 @@ use crate::output::Show;
 
 /// What the cache holds.
 #[derive(Serialize)]
-pub struct Usage {
+pub(super) struct Usage {
     frames: u64,
     bytes: u64,
     limit_bytes: u64,
 }
 
 impl Usage {
-    pub fn of(store: &Store) -> store::Result<Usage> {
+    pub(super) fn of(store: &Store) -> store::Result<Usage> {
         let usage = store.flat_cache().usage()?;
         Ok(Usage { frames: usage.frames, bytes: usage.bytes, limit_bytes: usage.limit_bytes })
     }
@@ -63,7 +63,7 @@ impl Show for Trimmed {
     }
 }
 
-pub fn run(arguments: CacheArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: CacheArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.store()?;
     match arguments.action {
         CacheAction::Info => context.output.answer(&Usage::of(&store)?)?,

@@ -65,7 +65,7 @@ impl Show for Stored {
     }
 }
 
-pub fn run(arguments: CaptureArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: CaptureArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
     store::check_name(&arguments.name)?;
     let store = context.store()?;

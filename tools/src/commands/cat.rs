@@ -11,7 +11,7 @@ use crate::walk;
 
 const BLOCK_BYTES: usize = 1 << 20;
 
-pub fn run(arguments: &CatArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &CatArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     if !arguments.target.has_path {
         let error = Error::new(Kind::Invalid, "name a file: SPEC:PATH").object(&arguments.target.spec);
         return Err(error.advice("write SPEC:PATH").into());

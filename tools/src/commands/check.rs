@@ -88,7 +88,7 @@ impl Show for Checked {
     }
 }
 
-pub fn run(arguments: &CheckArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &CheckArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.whole_store()?;
     let options = CheckOptions { read_data: arguments.read_data };
     let report = store::check(&store, options, &context.progress)?;

@@ -95,7 +95,7 @@ impl Show for Statistics {
     }
 }
 
-pub fn run(arguments: &DiffArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &DiffArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.store()?;
     // Exit code 1 says that they differ, so that one is missing is an error here.
     let before = store.snapshot(&store.resolve(&arguments.before)?)?;

@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::exit::Outcome;
 use crate::output::{Show, Table};
 
-pub fn run(arguments: &DoctorArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &DoctorArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let config = context.config()?;
     let mut worst = Fitness::Many;
     for place in places(&config).into_iter().filter(|place| arguments.names(place.tier)) {
@@ -31,7 +31,7 @@ pub fn run(arguments: &DoctorArguments, context: &mut Context) -> anyhow::Result
 }
 
 /// Examines the bucket of a configuration that has one and leaves the record in it; what it is fit for.
-pub fn prepare_bucket(config: &Config) -> anyhow::Result<Option<Fitness>> {
+pub(super) fn prepare_bucket(config: &Config) -> anyhow::Result<Option<Fitness>> {
     let Some(Cold::Bucket(settings)) = &config.cold else { return Ok(None) };
     let examination = examine_and_record(settings)?;
     Ok(Some(Fitness::of_bucket(&examination)))
@@ -40,7 +40,7 @@ pub fn prepare_bucket(config: &Config) -> anyhow::Result<Option<Fitness>> {
 /// What a place is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Fitness {
+pub(super) enum Fitness {
     /// Many hosts at once; a directory: everything on this host.
     Many,
     /// One host, the only one that writes.

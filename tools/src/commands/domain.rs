@@ -125,7 +125,7 @@ impl Show for Repacked {
     }
 }
 
-pub fn run(arguments: &DomainArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &DomainArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.whole_store()?;
     match &arguments.action {
         DomainAction::Create { name, public } => {

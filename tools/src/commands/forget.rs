@@ -61,7 +61,7 @@ impl Show for Plan {
     }
 }
 
-pub fn run(arguments: &ForgetArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &ForgetArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.store()?;
     let (name, dry_run) = (arguments.name.as_str(), arguments.dry_run);
     let found = get_ref(&store, name)?;

@@ -40,7 +40,7 @@ impl Show for Frozen {
     }
 }
 
-pub fn run(arguments: FreezeArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: FreezeArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let client = snapfs::control::find(&arguments.mountpoint).asked()?;
     let name = match &arguments.name {
         Some(name) => name.clone(),

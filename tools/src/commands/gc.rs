@@ -66,7 +66,7 @@ impl Show for Collected {
     }
 }
 
-pub fn run(arguments: &GcArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &GcArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
     let store = context.whole_store()?;
     let options = CollectOptions { dry_run: arguments.dry_run, cycles: arguments.cycles };

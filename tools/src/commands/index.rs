@@ -21,7 +21,7 @@ impl Show for Rebuilt {
     }
 }
 
-pub fn run(arguments: &IndexArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &IndexArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     match arguments.action {
         IndexAction::Rebuild => {
             let store = context.whole_store()?;

@@ -35,7 +35,7 @@ impl Show for Made {
     }
 }
 
-pub fn run(context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(context: &mut Context) -> anyhow::Result<Outcome> {
     let config = context.config()?;
     let bucket_fit_for = doctor::prepare_bucket(&config)?;
     if bucket_fit_for == Some(Fitness::Nothing) {

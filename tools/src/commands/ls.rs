@@ -44,7 +44,7 @@ impl Show for Item {
     }
 }
 
-pub fn run(arguments: &LsArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &LsArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.store()?;
     let (tree, shown) = open_tree(&store, &arguments.target)?;
     let path = &arguments.target.path;
@@ -64,7 +64,7 @@ pub fn run(arguments: &LsArguments, context: &mut Context) -> anyhow::Result<Out
 ///
 /// # Errors
 /// Absent when there is no such snapshot, Invalid when it is one of memory alone.
-pub fn open_tree(store: &Store, target: &PathSpec) -> anyhow::Result<(Tree, String)> {
+pub(super) fn open_tree(store: &Store, target: &PathSpec) -> anyhow::Result<(Tree, String)> {
     let snapshot = store.snapshot(&store.resolve(&target.spec).asked()?)?;
     let id = snapshot.tree.ok_or_else(|| {
         Error::new(Kind::Invalid, "the snapshot holds memory, not files")
@@ -75,7 +75,7 @@ pub fn open_tree(store: &Store, target: &PathSpec) -> anyhow::Result<(Tree, Stri
 }
 
 /// A path for JSON: as text, and in hex as well when it is not UTF-8.
-pub fn json_path(path: &[u8]) -> (String, Option<String>) {
+pub(super) fn json_path(path: &[u8]) -> (String, Option<String>) {
     let hex = || path.iter().map(|byte| format!("{byte:02x}")).collect();
     let is_text = std::str::from_utf8(path).is_ok();
     (String::from_utf8_lossy(path).into_owned(), (!is_text).then(hex))

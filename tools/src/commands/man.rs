@@ -6,7 +6,7 @@ use store::Error;
 use crate::args::{Arguments, ManArguments};
 use crate::exit::Outcome;
 
-pub fn run(arguments: &ManArguments) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &ManArguments) -> anyhow::Result<Outcome> {
     let directory = &arguments.directory;
     std::fs::create_dir_all(directory)
         .and_then(|()| clap_mangen::generate_to(Arguments::command(), directory))

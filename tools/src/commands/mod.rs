@@ -33,7 +33,7 @@ use crate::context::Context;
 use crate::exit::Outcome;
 
 /// Runs a verb.
-pub fn run(command: Command, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(crate) fn run(command: Command, context: &mut Context) -> anyhow::Result<Outcome> {
     match command {
         Command::Init => init::run(context),
         Command::Backup(arguments) => backup::run(arguments, context),

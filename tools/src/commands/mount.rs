@@ -46,7 +46,7 @@ impl Show for Mounted {
     }
 }
 
-pub fn run(arguments: MountArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: MountArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     if Role::current() == Role::Background {
         return serve_in_background(&arguments, context);
     }

@@ -60,7 +60,7 @@ impl Show for Restored {
 /// So many refusals are named without `--verbose`.
 const NAMED: usize = 20;
 
-pub fn run(arguments: &RestoreArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &RestoreArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
     let store = context.store()?;
     let source = &arguments.source;

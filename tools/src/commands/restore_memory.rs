@@ -39,7 +39,7 @@ impl Show for Restored {
 }
 
 /// Writes the image of a snapshot.
-pub fn run(
+pub(super) fn run(
     arguments: &RestoreArguments,
     context: &mut Context,
     store: &Store,

@@ -77,7 +77,7 @@ impl Show for Done {
     }
 }
 
-pub fn run(arguments: ResumeArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: ResumeArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     // Each page is given once, so that decoded ones need not be kept.
     let store = context.streaming_store()?;
     let (id, image) = open_image(&store, &arguments.spec)?;

@@ -172,7 +172,7 @@ impl Affected {
     }
 }
 
-pub fn run(arguments: &ScrubArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &ScrubArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.whole_store()?;
     let ScrubArguments { subset, rate, repair } = *arguments;
     let options = ScrubOptions { subset, rate, repair };

@@ -101,7 +101,7 @@ impl ImageDescription {
     }
 }
 
-pub fn run(arguments: &ShowArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &ShowArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.store()?;
     let id = store.resolve(&arguments.spec).asked()?;
     let snapshot = store.snapshot(&id)?;

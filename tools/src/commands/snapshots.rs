@@ -53,7 +53,7 @@ impl Item {
 }
 
 /// Digits of an id that a table shows; enough for `SPEC`.
-pub const SHORT_ID: usize = 12;
+pub(super) const SHORT_ID: usize = 12;
 
 /// A table of snapshots for people.
 #[derive(Serialize)]
@@ -75,7 +75,7 @@ impl Show for Item {
     }
 }
 
-pub fn run(arguments: &SnapshotsArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &SnapshotsArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.store()?;
     let mut first_error = None;
     let refs = match &arguments.name {
@@ -128,7 +128,7 @@ fn readable_refs(
 ///
 /// # Errors
 /// Absent when there is none; those of reading it.
-pub fn get_ref(store: &Store, name: &str) -> anyhow::Result<Ref> {
+pub(super) fn get_ref(store: &Store, name: &str) -> anyhow::Result<Ref> {
     let found = store.refs().get(name)?.ok_or_else(|| {
         Error::new(Kind::NotFound, "there is no such ref")
             .object(name)

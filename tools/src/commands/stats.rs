@@ -66,7 +66,7 @@ impl Show for Part {
     }
 }
 
-pub fn run(arguments: &StatsArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &StatsArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.store()?;
     match &arguments.spec {
         None => context.output.answer(&whole(store::stats(&store)?))?,

@@ -131,7 +131,7 @@ impl Show for Pinned {
     }
 }
 
-pub fn run(arguments: TierArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: TierArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     match arguments.action {
         TierAction::Status => {
             let store = context.store()?;

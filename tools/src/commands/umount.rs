@@ -29,7 +29,7 @@ impl Show for Unmounted {
     }
 }
 
-pub fn run(arguments: &UmountArguments, context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: &UmountArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let directory = &arguments.mountpoint;
     let asked = snapfs::control::find(directory).and_then(|client| client.unmount());
     let forced = arguments.force && asked.as_ref().is_err_and(|error| error.kind() != Kind::NotFound);

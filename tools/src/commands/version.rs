@@ -24,7 +24,7 @@ impl Show for Version {
     }
 }
 
-pub fn run(context: &mut Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(context: &mut Context) -> anyhow::Result<Outcome> {
     context.output.answer(&Version {
         version: env!("CARGO_PKG_VERSION"),
         format_version: u32::from(store::wire::FORMAT_VERSION),

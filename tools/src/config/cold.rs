@@ -19,7 +19,7 @@ use super::size::Size;
 
 /// The cold tier's place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cold {
+pub(crate) enum Cold {
     /// A directory; absolute.
     Directory(PathBuf),
     /// A bucket.
@@ -28,7 +28,7 @@ pub enum Cold {
 
 impl Cold {
     /// The tier there. Touches nothing.
-    pub fn tier(&self) -> Result<Arc<dyn Tier>> {
+    pub(crate) fn tier(&self) -> Result<Arc<dyn Tier>> {
         match self {
             Cold::Directory(path) => Ok(Arc::new(LocalTier::new(path))),
             Cold::Bucket(settings) => Ok(Arc::new(S3Tier::new(settings)?)),
@@ -39,7 +39,7 @@ impl Cold {
 /// `tiers.cold` as written: a path, or a table.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Value")]
-pub struct ColdFile(Place);
+pub(super) struct ColdFile(Place);
 
 #[derive(Debug)]
 enum Place {
@@ -104,7 +104,7 @@ fn place(table: Table) -> std::result::Result<Place, String> {
 
 impl ColdFile {
     /// The directory, if it is one.
-    pub fn directory(&self) -> Option<&Path> {
+    pub(super) fn directory(&self) -> Option<&Path> {
         match &self.0 {
             Place::Directory(path) => Some(path),
             Place::Bucket(_) => None,
@@ -112,7 +112,7 @@ impl ColdFile {
     }
 
     /// What is meant, keys and all.
-    pub fn settle(self, variable: &dyn Fn(&str) -> Option<String>) -> Result<Cold> {
+    pub(super) fn settle(self, variable: &dyn Fn(&str) -> Option<String>) -> Result<Cold> {
         match self.0 {
             Place::Directory(path) => Ok(Cold::Directory(path)),
             Place::Bucket(file) => file.settle(variable).map(|settings| Cold::Bucket(Box::new(settings))),

@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 /// A Debian mirror that the machine uses, with the options that say how it is trusted.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Mirror {
+pub(crate) struct Mirror {
     uri: String,
     options: Vec<(String, String)>,
 }
@@ -15,7 +15,7 @@ const TRUST_OPTIONS: [&str; 3] = ["signed-by", "trusted", "check-valid-until"];
 
 impl Mirror {
     /// The one-line source of another suite of the same mirror.
-    pub fn source_line(&self, kind: &str, suite: &str, default_keyring: &str) -> String {
+    pub(crate) fn source_line(&self, kind: &str, suite: &str, default_keyring: &str) -> String {
         let mut options = String::new();
         for (name, value) in &self.options {
             let _infallible = write!(options, "{name}={value} ");
@@ -28,7 +28,7 @@ impl Mirror {
 }
 
 /// The first enabled binary source of `suite` with component main among `(path, text)` of the sources files.
-pub fn find_mirror(files: &[(String, String)], suite: &str) -> Option<Mirror> {
+pub(crate) fn find_mirror(files: &[(String, String)], suite: &str) -> Option<Mirror> {
     files.iter().find_map(|(path, text)| {
         if path.ends_with(".sources") { stanza_mirror(text, suite) } else { line_mirror(text, suite) }
     })

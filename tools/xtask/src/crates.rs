@@ -9,7 +9,7 @@ use crate::shell::{Context, Failure, Result, cargo, in_path, kept_dir, run_quiet
 const PREFIX: &str = "/usr/local/bin";
 
 /// A program, which its package is named after, and the version that the tests were written for.
-pub struct Program {
+pub(crate) struct Program {
     pub name: &'static str,
     version: &'static str,
     /// Flags of `cargo install`, beside the version.
@@ -17,14 +17,14 @@ pub struct Program {
 }
 
 /// Suites of others for file systems: two minutes of two cores each.
-pub const SUITES: [Program; 2] = [
+pub(crate) const SUITES: [Program; 2] = [
     Program { name: "pjdfstest", version: "0.2.2", flags: &[] },
     Program { name: "fsx", version: "0.3.2", flags: &[] },
 ];
 /// Makes Debian packages: a few minutes of two cores.
-pub const CARGO_DEB: Program = Program { name: "cargo-deb", version: "3.8.0", flags: &[] };
+pub(crate) const CARGO_DEB: Program = Program { name: "cargo-deb", version: "3.8.0", flags: &[] };
 /// An object store. Not optimised and without what the tests do not use, since its release build takes an hour.
-pub const GARAGE: Program = Program {
+pub(crate) const GARAGE: Program = Program {
     name: "garage",
     version: "2.5.0",
     flags: &["--debug", "--no-default-features", "--features", "bundled-libs,lmdb"],
@@ -32,12 +32,12 @@ pub const GARAGE: Program = Program {
 
 impl Program {
     /// Whether it is there.
-    pub fn is_installed(&self) -> bool {
+    pub(crate) fn is_installed(&self) -> bool {
         in_path(self.name)
     }
 
     /// Builds it and puts it in its place.
-    pub fn install(&self) -> Result<String> {
+    pub(crate) fn install(&self) -> Result<String> {
         let root = kept_dir(self.name)?;
         let mut install = cargo(&["install", self.name, "--locked", "--version", self.version, "--root"]);
         run_quiet(install.arg(&root).args(self.flags)).map_err(|failure| {
@@ -50,7 +50,7 @@ impl Program {
 }
 
 /// Copies a program to its place; whoever runs the old one keeps it.
-pub fn put(program: &Path) -> Result<()> {
+pub(crate) fn put(program: &Path) -> Result<()> {
     let name = program.file_name().unwrap_or_default();
     let (target, new) =
         (Path::new(PREFIX).join(name), Path::new(PREFIX).join(format!(".{}.new", name.display())));

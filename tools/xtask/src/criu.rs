@@ -16,7 +16,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const BY_HAND: &str = "or install criu 4.2.1 or newer by hand and put it in PATH";
 
 /// What the build needs from apt.
-pub const BUILD_PACKAGES: [&str; 15] = [
+pub(crate) const BUILD_PACKAGES: [&str; 15] = [
     "build-essential",
     "pkgconf",
     "protobuf-compiler",
@@ -35,14 +35,14 @@ pub const BUILD_PACKAGES: [&str; 15] = [
 ];
 
 /// The version of the CRIU that is there, when it is new enough.
-pub fn installed() -> Option<String> {
+pub(crate) fn installed() -> Option<String> {
     let text = output(&mut shell::command("criu", ["--version"])).ok()?;
     let version = version_word(&text)?;
     (parse_version(&version)? >= OLDEST).then_some(version)
 }
 
 /// Downloads, builds and installs CRIU. Needs the build packages.
-pub fn install() -> Result<String> {
+pub(crate) fn install() -> Result<String> {
     let work = kept_dir("criu")?;
     let tarball = match find_tarball(&work)? {
         Some(tarball) => tarball,

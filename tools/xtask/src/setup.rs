@@ -37,7 +37,7 @@ const PROGRAMS: &[Program] = &[
 const LIBRARIES: &[&str] = &["libclang-dev", "ca-certificates"];
 
 /// `cargo xtask setup`; `long`: also what only the long tests need.
-pub fn run(long: bool) -> Result<()> {
+pub(crate) fn run(long: bool) -> Result<()> {
     check_root()?;
     check_devices()?;
     let criu = criu::installed();
@@ -140,7 +140,7 @@ fn install_packages(packages: &[&str], also: &[&'static str]) -> Result<()> {
 }
 
 /// The kernel and the machine in one line, for reports.
-pub fn machine() -> Result<String> {
+pub(crate) fn machine() -> Result<String> {
     let kernel = output(&mut command("uname", ["-sr"]))?;
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let memory = fs::read_to_string("/proc/meminfo").context(|| "cannot read /proc/meminfo".into())?;

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 /// What went wrong, as one text for the person at the terminal.
 #[derive(Debug)]
-pub struct Failure(String);
+pub(crate) struct Failure(String);
 
-pub type Result<T, E = Failure> = std::result::Result<T, E>;
+pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 
 impl Failure {
-    pub fn new(text: impl Into<String>) -> Failure {
+    pub(crate) fn new(text: impl Into<String>) -> Failure {
         Failure(text.into())
     }
 }
@@ -30,7 +30,7 @@ impl fmt::Display for Failure {
 }
 
 /// Gives an I/O error the sentence it lacks.
-pub trait Context<T> {
+pub(crate) trait Context<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T>;
 }
 
@@ -41,20 +41,20 @@ impl<T, E: fmt::Display> Context<T> for std::result::Result<T, E> {
 }
 
 /// Root of the workspace.
-pub fn workspace() -> &'static Path {
+pub(crate) fn workspace() -> &'static Path {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     tools.and_then(Path::parent).expect("xtask lies two levels below the workspace root")
 }
 
 /// Cargo's target directory: where this very program was built.
-pub fn target_dir() -> Result<PathBuf> {
+pub(crate) fn target_dir() -> Result<PathBuf> {
     let program = std::env::current_exe().context(|| "cannot find this program's own path".into())?;
     let profile = program.parent().and_then(Path::parent);
     profile.map(Path::to_path_buf).ok_or_else(|| Failure::new("this program was not built by cargo"))
 }
 
 /// A directory below the target directory for what xtask keeps between runs. Created if missing.
-pub fn kept_dir(name: &str) -> Result<PathBuf> {
+pub(crate) fn kept_dir(name: &str) -> Result<PathBuf> {
     let path = target_dir()?.join("xtask").join(name);
     fs::create_dir_all(&path).context(|| format!("cannot create {}", path.display()))?;
     Ok(path)
@@ -64,7 +64,7 @@ pub fn kept_dir(name: &str) -> Result<PathBuf> {
 const OWN_PROGRAMS: &str = "/usr/local/sbin";
 
 /// A command by name and arguments. It, and what it runs, find what setup installed.
-pub fn command<S: AsRef<OsStr>>(
+pub(crate) fn command<S: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     arguments: impl IntoIterator<Item = S>,
 ) -> Command {
@@ -92,7 +92,7 @@ exec "$@"
 
 /// `command`, but without whatever descriptors this process got from those who started it: CRIU refuses to dump a
 /// process that holds one of another mount namespace, or a socket whose other end lies outside.
-pub fn sealed(command: &Command) -> Command {
+pub(crate) fn sealed(command: &Command) -> Command {
     let mut sealed = Command::new("bash");
     sealed.args(["-c", CLOSE_OTHERS, "bash"]).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
@@ -106,7 +106,7 @@ pub fn sealed(command: &Command) -> Command {
 }
 
 /// The cargo that runs us, at the workspace root.
-pub fn cargo(arguments: &[&str]) -> Command {
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let mut command = command(&program, arguments);
     command.current_dir(workspace());
@@ -114,13 +114,13 @@ pub fn cargo(arguments: &[&str]) -> Command {
 }
 
 /// Runs with the terminal's own stdout and stderr.
-pub fn run(command: &mut Command) -> Result<()> {
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().context(|| format!("cannot start {}", describe(command)))?;
     if status.success() { Ok(()) } else { Err(Failure(format!("{} failed ({status})", describe(command)))) }
 }
 
 /// Runs with all output in a log file of the target directory; a failure shows its last lines.
-pub fn run_quiet(command: &mut Command) -> Result<()> {
+pub(crate) fn run_quiet(command: &mut Command) -> Result<()> {
     let path = kept_dir("log")?.join(format!("{}.log", stem(command)));
     let cannot = || format!("cannot write {}", path.display());
     let mut log = File::options().create(true).append(true).open(&path).context(cannot)?;
@@ -139,7 +139,7 @@ pub fn run_quiet(command: &mut Command) -> Result<()> {
 }
 
 /// Runs and returns stdout; a failure carries stderr.
-pub fn output(command: &mut Command) -> Result<String> {
+pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output =
         command.stdin(Stdio::null()).output().context(|| format!("cannot start {}", describe(command)))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -152,7 +152,7 @@ pub fn output(command: &mut Command) -> Result<String> {
 }
 
 /// Runs `work` as one named step and prints one line: the name, what it says, how long it took.
-pub fn step(name: &str, work: impl FnOnce() -> Result<String>) -> Result<Duration> {
+pub(crate) fn step(name: &str, work: impl FnOnce() -> Result<String>) -> Result<Duration> {
     let start = Instant::now();
     let outcome = work();
     let elapsed = start.elapsed();
@@ -165,7 +165,7 @@ pub fn step(name: &str, work: impl FnOnce() -> Result<String>) -> Result<Duratio
 }
 
 /// A duration for people.
-pub fn seconds(duration: Duration) -> String {
+pub(crate) fn seconds(duration: Duration) -> String {
     if duration < Duration::from_secs(1) {
         format!("{:.1} ms", duration.as_secs_f64() * 1e3)
     } else {
@@ -174,7 +174,7 @@ pub fn seconds(duration: Duration) -> String {
 }
 
 /// True when `program` stands in one of PATH's directories.
-pub fn in_path(program: &str) -> bool {
+pub(crate) fn in_path(program: &str) -> bool {
     std::env::split_paths(&search_path()).any(|directory| directory.join(program).is_file())
 }
 

@@ -8,7 +8,7 @@ const LONG: &str = "TORPOR_LONG";
 
 /// Sets up, builds, tests; `arguments` go to the last and longest `cargo test`, which says how long each suite took. `long`:
 /// with more rounds of what is random, and against servers that take long to build.
-pub fn run_all(long: bool, arguments: &[&str]) -> Result<()> {
+pub(crate) fn run_all(long: bool, arguments: &[&str]) -> Result<()> {
     const SUITES: [&str; 6] = ["test", "--workspace", "--lib", "--bins", "--tests", "--examples"];
     setup::run(long)?;
     let timed = |name: &str, words: &[&str]| {

@@ -24,20 +24,20 @@ use std::time::Duration;
 /// Name of the metadata field that says which call stored an object.
 const MARK: &str = "torpor-call";
 /// Longer objects are read in parts.
-pub const LONGEST_WHOLE: u64 = 64 << 20;
+pub(super) const LONGEST_WHOLE: u64 = 64 << 20;
 
 /// Permissions, as policies name them.
-pub const PUT: &str = "s3:PutObject";
+pub(super) const PUT: &str = "s3:PutObject";
 const DELETE: &str = "s3:DeleteObject";
 const LIST: &str = "s3:ListBucket on the bucket, at least for the prefix";
 const READ: &str = "s3:GetObject";
 
 /// Outcome of one request: an answer, a refusal that is one, or a failure.
-pub type Answer<T> = Result<Result<T, Refusal>, Failure>;
+pub(super) type Answer<T> = Result<Result<T, Refusal>, Failure>;
 
 /// What a write depends on.
 #[derive(Clone, Copy, Debug)]
-pub enum Condition<'a> {
+pub(super) enum Condition<'a> {
     /// Nothing.
     None,
     /// There is no object of this key.
@@ -48,7 +48,7 @@ pub enum Condition<'a> {
 
 impl Condition<'_> {
     /// The headers If-Match and If-None-Match.
-    pub fn headers(self) -> (Option<String>, Option<String>) {
+    pub(super) fn headers(self) -> (Option<String>, Option<String>) {
         match self {
             Self::None => (None, None),
             Self::Absent => (None, Some("*".to_owned())),
@@ -59,7 +59,7 @@ impl Condition<'_> {
 
 /// What is known of an object besides its bytes.
 #[derive(Clone, Debug)]
-pub struct Head {
+pub(super) struct Head {
     /// Its size.
     pub len_bytes: u64,
     /// Names this very version.
@@ -70,7 +70,7 @@ pub struct Head {
 
 /// What a request for a whole object brought.
 #[derive(Debug)]
-pub enum Got {
+pub(super) enum Got {
     /// All of it.
     Whole(Vec<u8>, Head),
     /// Nothing: it is too long for one request.
@@ -79,7 +79,7 @@ pub enum Got {
 
 /// One page of a listing.
 #[derive(Debug)]
-pub struct Page {
+pub(super) struct Page {
     /// Objects, keys without the bucket's prefix.
     pub objects: Vec<ObjectInfo>,
     /// Where the next page begins.
@@ -88,7 +88,7 @@ pub struct Page {
 
 /// The client and where it sends to.
 #[derive(Debug)]
-pub struct Bucket {
+pub(super) struct Bucket {
     /// The client, shared by all requests: its connections are pooled.
     pub client: Client,
     /// The bucket's name.
@@ -102,7 +102,7 @@ impl Bucket {
     ///
     /// # Errors
     /// `Invalid`.
-    pub fn new(settings: &S3Settings) -> Result<Self> {
+    pub(super) fn new(settings: &S3Settings) -> Result<Self> {
         if settings.bucket.is_empty() {
             return Err(Error::invalid("the bucket has no name"));
         }
@@ -139,12 +139,12 @@ impl Bucket {
     }
 
     /// The whole key of an object in the bucket.
-    pub fn key(&self, key: &str) -> String {
+    pub(super) fn key(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
     /// Size, ETag and mark of an object.
-    pub async fn head(&self, key: &str) -> Answer<Head> {
+    pub(super) async fn head(&self, key: &str) -> Answer<Head> {
         let sent = self.client.head_object().bucket(&self.name).key(self.key(key)).send().await;
         let head = match sent {
             Ok(head) => head,
@@ -156,7 +156,7 @@ impl Bucket {
     }
 
     /// A whole object, if it is not longer than [`LONGEST_WHOLE`]; its checksum is compared where the server tells one.
-    pub async fn get(&self, key: &str) -> Answer<Got> {
+    pub(super) async fn get(&self, key: &str) -> Answer<Got> {
         let request = self.client.get_object().bucket(&self.name).key(self.key(key));
         let sent = self.soon(request.checksum_mode(ChecksumMode::Enabled).send()).await?;
         let mut answer = match sent {
@@ -175,7 +175,12 @@ impl Bucket {
 
     /// Exactly the bytes of `range`, which is not empty, of the version with this ETag, if one is given; past the end as
     /// [`Refusal::PastEnd`].
-    pub async fn get_range(&self, key: &str, range: Range<u64>, etag: Option<String>) -> Answer<Vec<u8>> {
+    pub(super) async fn get_range(
+        &self,
+        key: &str,
+        range: Range<u64>,
+        etag: Option<String>,
+    ) -> Answer<Vec<u8>> {
         let (offset, last, len) = (range.start, range.end - 1, range.end - range.start);
         let request = self.client.get_object().bucket(&self.name).key(self.key(key)).set_if_match(etag);
         let request = request.range(format!("bytes={offset}-{last}"));
@@ -212,7 +217,13 @@ impl Bucket {
     }
 
     /// Stores an object in one request.
-    pub async fn put(&self, key: &str, body: SdkBody, mark: &str, condition: Condition<'_>) -> Answer<()> {
+    pub(super) async fn put(
+        &self,
+        key: &str,
+        body: SdkBody,
+        mark: &str,
+        condition: Condition<'_>,
+    ) -> Answer<()> {
         let (if_match, if_none_match) = condition.headers();
         let request = self.client.put_object().bucket(&self.name).key(self.key(key));
         let request = request.set_if_match(if_match).set_if_none_match(if_none_match);
@@ -221,7 +232,7 @@ impl Bucket {
     }
 
     /// Removes an object; absence is fine.
-    pub async fn delete(&self, key: &str) -> Answer<()> {
+    pub(super) async fn delete(&self, key: &str) -> Answer<()> {
         let sent = self.client.delete_object().bucket(&self.name).key(self.key(key)).send().await;
         match sent.map_err(|error| Failure::of(error, DELETE)) {
             Ok(_) | Err(Ok(Refusal::Absent)) => Ok(Ok(())),
@@ -230,13 +241,13 @@ impl Bucket {
     }
 
     /// Removes an object if it has this ETag.
-    pub async fn delete_version(&self, key: &str, etag: &str) -> Answer<()> {
+    pub(super) async fn delete_version(&self, key: &str, etag: &str) -> Answer<()> {
         let request = self.client.delete_object().bucket(&self.name).key(self.key(key)).if_match(etag);
         request.send().await.map_or_else(|error| Failure::of(error, DELETE).map(Err), |_| Ok(Ok(())))
     }
 
     /// One page of the objects below a prefix.
-    pub async fn list(&self, prefix: &str, page: Option<String>) -> Answer<Page> {
+    pub(super) async fn list(&self, prefix: &str, page: Option<String>) -> Answer<Page> {
         let request = self.client.list_objects_v2().bucket(&self.name).prefix(self.key(prefix));
         let answer = match request.set_continuation_token(page).send().await {
             Ok(answer) => answer,
@@ -326,7 +337,7 @@ fn proxy_of(settings: &S3Settings) -> Result<ProxyConfig> {
 }
 
 /// The field of metadata for a mark, for uploads in parts.
-pub fn mark_field(mark: &str) -> (String, String) {
+pub(super) fn mark_field(mark: &str) -> (String, String) {
     (MARK.to_owned(), mark.to_owned())
 }
 

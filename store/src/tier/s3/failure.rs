@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// Why a request did not give what was asked for.
 #[derive(Debug)]
-pub enum Failure {
+pub(super) enum Failure {
     /// Asking again gives the same.
     Final(Error),
     /// The same: these keys may not do it, or may not know that the object is absent.
@@ -26,7 +26,7 @@ pub enum Failure {
 
 /// The answers that are no failures: what is asked about is not so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub(super) enum Refusal {
     /// There is no such object.
     Absent,
     /// There is no such multipart upload (any more).
@@ -39,18 +39,18 @@ pub enum Refusal {
 
 impl Failure {
     /// No answer in time.
-    pub fn timeout(after: Duration) -> Self {
+    pub(super) fn timeout(after: Duration) -> Self {
         let what = format!("no complete answer within {:.1} s", after.as_secs_f64());
         Self::Again { error: Error::new(Kind::Unavailable, what), wait: None, may_be_applied: true }
     }
 
     /// An answer that is not what was asked for, though nothing says so.
-    pub fn wrong_answer(what: impl Into<String>) -> Self {
+    pub(super) fn wrong_answer(what: impl Into<String>) -> Self {
         Self::Again { error: Error::corrupt(what), wait: None, may_be_applied: true }
     }
 
     /// A body that broke off, or failed its checksum.
-    pub fn body(error: impl StdError + Send + Sync + 'static) -> Self {
+    pub(super) fn body(error: impl StdError + Send + Sync + 'static) -> Self {
         let text = format!("{}", DisplayErrorContext(&error));
         let is_mismatch = text.contains("checksum");
         let error = match is_mismatch {
@@ -61,7 +61,7 @@ impl Failure {
     }
 
     /// Names the permission whose lack it may be.
-    pub fn needs(self, action: &str) -> Self {
+    pub(super) fn needs(self, action: &str) -> Self {
         match self {
             Self::Denied(error) => {
                 let advice =
@@ -73,7 +73,7 @@ impl Failure {
     }
 
     /// What happened.
-    pub fn into_error(self) -> Error {
+    pub(super) fn into_error(self) -> Error {
         match self {
             Self::Final(error) | Self::Denied(error) | Self::Again { error, .. } => error,
         }
@@ -81,7 +81,7 @@ impl Failure {
 
     /// Reads the client's error: a refusal that means something to the caller, or a failure. `needs`: the permission that
     /// the request needs.
-    pub fn of<E>(error: SdkError<E, HttpResponse>, needs: &str) -> Result<Refusal, Self>
+    pub(super) fn of<E>(error: SdkError<E, HttpResponse>, needs: &str) -> Result<Refusal, Self>
     where
         E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
     {
@@ -89,7 +89,7 @@ impl Failure {
     }
 
     /// The same of a request for an object, of which a denial may say that there is none.
-    pub fn of_read<E>(error: SdkError<E, HttpResponse>) -> Result<Refusal, Self>
+    pub(super) fn of_read<E>(error: SdkError<E, HttpResponse>) -> Result<Refusal, Self>
     where
         E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
     {

@@ -16,14 +16,19 @@ const LARGEST_OBJECT: u64 = 5 << 40;
 
 impl Shared {
     /// Size and version of an object, `None` when there is none.
-    pub async fn head(&self, key: &str) -> Result<Option<Head>> {
+    pub(super) async fn head(&self, key: &str) -> Result<Option<Head>> {
         let object = self.object(key);
         let head = self.caller.run(call("look at", &object), async |_| self.bucket.head(key).await).await?;
         present(head)
     }
 
     /// Exactly `len` bytes from `offset`, in one request when there are any.
-    pub async fn get_range(&self, key: &str, offset: u64, len: u64) -> Result<Result<Vec<u8>, Refusal>> {
+    pub(super) async fn get_range(
+        &self,
+        key: &str,
+        offset: u64,
+        len: u64,
+    ) -> Result<Result<Vec<u8>, Refusal>> {
         let end = offset.saturating_add(len);
         if len == 0 || end > LARGEST_OBJECT {
             return Ok(match self.head(key).await? {
@@ -39,7 +44,7 @@ impl Shared {
 }
 
 /// A whole object and its head, `None` when there is none.
-pub async fn get(shared: &Arc<Shared>, key: &str) -> Result<Option<(Vec<u8>, Head)>> {
+pub(super) async fn get(shared: &Arc<Shared>, key: &str) -> Result<Option<(Vec<u8>, Head)>> {
     let object = shared.object(key);
     // How long it is shows only in the answer; one that hangs is noticed much sooner.
     let call = Call { verb: "get", object: &object, bytes: LONGEST_WHOLE };
@@ -82,10 +87,10 @@ async fn get_in_parts(shared: &Arc<Shared>, key: &str, head: &Head) -> Result<Ve
 }
 
 /// What became of one range: its bytes, or why there are none.
-pub type Ranged = Result<Result<Vec<u8>, Refusal>>;
+pub(super) type Ranged = Result<Result<Vec<u8>, Refusal>>;
 
 /// Many ranges, as many at once as the bucket may be asked; answers in the order of the requests.
-pub async fn get_many(shared: &Arc<Shared>, requests: &[RangeRequest]) -> Vec<Ranged> {
+pub(super) async fn get_many(shared: &Arc<Shared>, requests: &[RangeRequest]) -> Vec<Ranged> {
     let mut answers: Vec<Option<Ranged>> = requests.iter().map(|_| None).collect();
     let mut waiting = requests.iter().cloned().enumerate();
     let mut running = JoinSet::new();
@@ -115,7 +120,7 @@ pub async fn get_many(shared: &Arc<Shared>, requests: &[RangeRequest]) -> Vec<Ra
 }
 
 /// All objects below a prefix, by key.
-pub async fn list(shared: &Shared, prefix: &str) -> Result<Vec<ObjectInfo>> {
+pub(super) async fn list(shared: &Shared, prefix: &str) -> Result<Vec<ObjectInfo>> {
     let object = shared.object(prefix);
     let mut found: Vec<ObjectInfo> = Vec::new();
     let mut next = None;
@@ -135,7 +140,7 @@ pub async fn list(shared: &Shared, prefix: &str) -> Result<Vec<ObjectInfo>> {
 }
 
 /// An answer that has no meaning where it came.
-pub fn odd_answer(refusal: Refusal) -> Error {
+pub(super) fn odd_answer(refusal: Refusal) -> Error {
     Error::new(Kind::Unavailable, format!("the bucket answers {refusal:?}"))
 }
 
@@ -149,6 +154,6 @@ fn present<T>(answer: Result<T, Refusal>) -> Result<Option<T>> {
 }
 
 /// A task of the runtime panicked or was cut off.
-pub fn crashed(error: JoinError) -> Error {
+pub(super) fn crashed(error: JoinError) -> Error {
     Error::new(Kind::Internal, "a request came to no end").caused_by(error)
 }

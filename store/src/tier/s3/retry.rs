@@ -16,7 +16,7 @@ const LONGEST_ASKED_WAIT: Duration = Duration::from_secs(30);
 
 /// One call of a tier: what errors and events tell of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Call<'a> {
+pub(super) struct Call<'a> {
     /// What it does: "get", "put", ...
     pub verb: &'static str,
     /// Bucket, prefix and key.
@@ -27,7 +27,7 @@ pub struct Call<'a> {
 
 /// What an attempt is told.
 #[derive(Clone, Copy, Debug)]
-pub struct Attempt {
+pub(super) struct Attempt {
     /// An earlier attempt failed after it may have been applied: what is there now may be our own doing.
     pub is_unsure: bool,
 }
@@ -47,14 +47,14 @@ impl Patience {
 
 /// Makes calls with patience, and no more requests at once than allowed.
 #[derive(Debug)]
-pub struct Caller {
+pub(super) struct Caller {
     patience: Patience,
     permits: Semaphore,
 }
 
 impl Caller {
     /// A caller with at most `parallelism` requests under way.
-    pub fn new(patience: Patience, parallelism: usize) -> Self {
+    pub(super) fn new(patience: Patience, parallelism: usize) -> Self {
         Self { patience, permits: Semaphore::new(parallelism) }
     }
 
@@ -62,7 +62,7 @@ impl Caller {
     ///
     /// # Errors
     /// The attempt's own; after the last one it tells how many there were and how long they took.
-    pub async fn run<T, F: Future<Output = Result<T, Failure>>>(
+    pub(super) async fn run<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         call: Call<'_>,
         mut attempt: impl FnMut(Attempt) -> F,

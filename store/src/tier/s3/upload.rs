@@ -20,7 +20,7 @@ const PARTS_AT_ONCE: usize = 4;
 
 /// How a conditional write ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Written {
+pub(super) enum Written {
     /// It is there.
     Stored,
     /// The condition did not hold, and nothing was changed.
@@ -31,7 +31,7 @@ pub enum Written {
 
 /// One object to be written.
 #[derive(Clone, Copy)]
-pub struct Write<'a> {
+pub(super) struct Write<'a> {
     pub key: &'a str,
     pub body: &'a [u8],
     pub condition: Condition<'a>,
@@ -52,7 +52,7 @@ impl Body {
 
 impl Shared {
     /// Writes an object in one request.
-    pub async fn write_whole(&self, write: Write<'_>) -> Result<Written> {
+    pub(super) async fn write_whole(&self, write: Write<'_>) -> Result<Written> {
         let (body, mark) = (Body::new(write.body), new_mark());
         let object = self.object(write.key);
         let call = Call { verb: "put", object: &object, bytes: write.body.len() as u64 };
@@ -127,7 +127,11 @@ fn new_mark() -> String {
 }
 
 /// Writes an object in parts. Nothing of it is seen before the last step; after a failure nothing of it stays.
-pub async fn write_in_parts(shared: &Arc<Shared>, write: Write<'_>, part_bytes: u64) -> Result<Written> {
+pub(super) async fn write_in_parts(
+    shared: &Arc<Shared>,
+    write: Write<'_>,
+    part_bytes: u64,
+) -> Result<Written> {
     let mark = new_mark();
     let upload = begin(shared, write.key, &mark).await?;
     let outcome = async {
@@ -270,7 +274,7 @@ async fn give_back(shared: &Shared, key: &str, upload: &str) -> Result<()> {
 ///
 /// # Errors
 /// When what was begun cannot be given back: every upload that breaks off would leave its parts in the bucket.
-pub async fn begin_and_give_back(shared: &Shared, key: &str) -> Result<()> {
+pub(super) async fn begin_and_give_back(shared: &Shared, key: &str) -> Result<()> {
     match begin(shared, key, &new_mark()).await {
         Ok(upload) => give_back(shared, key, &upload).await,
         Err(error) => {

@@ -38,7 +38,7 @@ set +e
 "#;
 
 /// A shell that runs one command after the other.
-pub struct Host {
+pub(super) struct Host {
     shell: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
@@ -49,7 +49,7 @@ pub struct Host {
 
 impl Host {
     /// A host whose scratch files are in `directory`, which is new; `shared` is the same for all hosts of a task.
-    pub fn start(directory: &Path, shared: &Path) -> Host {
+    pub(super) fn start(directory: &Path, shared: &Path) -> Host {
         let (scratch, answers) = (directory.join("scratch"), directory.join("answers"));
         for path in [&scratch, &answers] {
             fs::create_dir_all(path).unwrap();
@@ -71,7 +71,7 @@ impl Host {
     }
 
     /// Runs a command in the shell and returns its exit code and what it wrote.
-    pub fn run(&mut self, command: &str) -> (i32, String) {
+    pub(super) fn run(&mut self, command: &str) -> (i32, String) {
         let file = self.answers.join(self.commands.to_string());
         self.commands += 1;
         let typed = format!("{{ {command}\n}} < /dev/null > '{}' 2>&1; echo $?\n", file.display());

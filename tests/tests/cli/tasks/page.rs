@@ -4,21 +4,21 @@
 
 /// A section of the page.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Task {
+pub(super) struct Task {
     pub title: String,
     pub steps: Vec<Step>,
 }
 
 /// A block's file, or one command.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step {
+pub(super) enum Step {
     File { path: String, text: String },
     Command(Command),
 }
 
 /// A command with what the page says of its end.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Command {
+pub(super) struct Command {
     /// Number of its line in the page, from 1.
     pub line: usize,
     /// The prompt's word: empty for the host, `other` for the second one.
@@ -30,7 +30,7 @@ pub struct Command {
 }
 
 /// Reads the page.
-pub fn parse(page: &str) -> Result<Vec<Task>, String> {
+pub(super) fn parse(page: &str) -> Result<Vec<Task>, String> {
     let mut tasks: Vec<Task> = Vec::new();
     let mut lines = page.lines().zip(1..);
     while let Some((line, number)) = lines.next() {
@@ -86,7 +86,7 @@ fn console(block: &[(&str, usize)], steps: &mut Vec<Step>) -> Result<(), String>
 }
 
 /// The first line of `expected` that `output` lacks, behind those before it.
-pub fn lacking<'a>(expected: &'a [String], output: &str) -> Option<&'a String> {
+pub(super) fn lacking<'a>(expected: &'a [String], output: &str) -> Option<&'a String> {
     let mut lines = output.lines();
     expected.iter().find(|wanted| !lines.any(|line| matches(wanted, line)))
 }

@@ -6,7 +6,7 @@ use super::*;
 const CASES: u64 = 400;
 
 /// Damages some packs on some tiers.
-pub fn damage(whole: &Whole, tiers: &[MemoryTier], random: &mut Random) {
+pub(super) fn damage(whole: &Whole, tiers: &[MemoryTier], random: &mut Random) {
     let packs = whole.packs();
     for _ in 0..1 + random.below(5) {
         let (tier, pack) = (&tiers[random.below(tiers.len())], packs[random.below(packs.len())]);

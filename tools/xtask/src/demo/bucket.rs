@@ -14,7 +14,7 @@ const BUCKET: &str = "demo";
 const ACCESS_KEY: &str = "demo";
 const SECRET_KEY: &str = "demo-secret";
 
-pub fn share(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
+pub(super) fn share(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
     let start = Instant::now();
     let port = start_server(scene)?;
     scene.happened("bucket", "a SeaweedFS server, and a bucket in it", start.elapsed());

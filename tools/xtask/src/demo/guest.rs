@@ -10,7 +10,7 @@ use crate::shell::{Context, Failure, Result, output, run_quiet};
 /// 128 MiB of stamped pages.
 const PAGES: &str = "32768";
 
-pub fn save_and_resume(scene: &mut Scene) -> Result<()> {
+pub(super) fn save_and_resume(scene: &mut Scene) -> Result<()> {
     let [memory, state, socket, loaded] =
         ["guest.memory", "guest.state", "guest.socket", "guest.loaded"].map(|name| scene.path(name));
     let start = Instant::now();

@@ -12,11 +12,11 @@ use std::process::{Child, Command, Stdio};
 use crate::shell::{Context, Failure, Result, command, run_quiet};
 
 /// First word of the command line of a janitor, for `main`.
-pub const VERB: &str = "demo-janitor";
+pub(crate) const VERB: &str = "demo-janitor";
 const PROCESSES: &str = "processes";
 
 /// Starts the janitor of a scratch directory, in a session that the terminal's signals do not reach.
-pub fn start(scratch: &Path, keep: bool) -> Result<Child> {
+pub(crate) fn start(scratch: &Path, keep: bool) -> Result<Child> {
     let program = std::env::current_exe().context(|| "cannot find this program's own path".into())?;
     let mut janitor = Command::new("setsid");
     janitor.arg(program).arg(VERB).arg(scratch).args(keep.then_some("--keep"));
@@ -24,14 +24,14 @@ pub fn start(scratch: &Path, keep: bool) -> Result<Child> {
 }
 
 /// Has the janitor do its work now.
-pub fn dismiss(janitor: &mut Child) -> Result<()> {
+pub(crate) fn dismiss(janitor: &mut Child) -> Result<()> {
     drop(janitor.stdin.take());
     let status = janitor.wait().context(|| "cannot wait for the demo's janitor".into())?;
     if status.success() { Ok(()) } else { Err(Failure::new("the demo left something behind: see above")) }
 }
 
 /// Writes a process down, to be killed at the end if it is still there.
-pub fn note_process(scratch: &Path, process: u32) -> Result<()> {
+pub(crate) fn note_process(scratch: &Path, process: u32) -> Result<()> {
     let path = scratch.join(PROCESSES);
     let cannot = || format!("cannot write {}", path.display());
     let Some(start) = start_time(process) else { return Ok(()) };
@@ -40,7 +40,7 @@ pub fn note_process(scratch: &Path, process: u32) -> Result<()> {
 }
 
 /// The janitor's life.
-pub fn run(scratch: &Path, keep: bool) -> Result<()> {
+pub(crate) fn run(scratch: &Path, keep: bool) -> Result<()> {
     let mut nothing = Vec::new();
     std::io::stdin().read_to_end(&mut nothing).context(|| "cannot wait for the demo's end".into())?;
     let processes = fs::read_to_string(scratch.join(PROCESSES)).unwrap_or_default();
@@ -60,12 +60,12 @@ pub fn run(scratch: &Path, keep: bool) -> Result<()> {
 }
 
 /// Kills one process by its id.
-pub fn kill(process: &str) -> Result<()> {
+pub(crate) fn kill(process: &str) -> Result<()> {
     run_quiet(&mut command("sh", ["-c", "kill -KILL \"$1\"", "kill", process]))
 }
 
 /// When a process that is not a zombie started, in ticks since boot; its memory is not touched.
-pub fn start_time(process: u32) -> Option<String> {
+pub(crate) fn start_time(process: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;

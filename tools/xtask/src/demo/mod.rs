@@ -14,7 +14,7 @@ mod bucket;
 mod collect;
 mod files;
 mod guest;
-pub mod janitor;
+pub(crate) mod janitor;
 mod process;
 mod scene;
 mod server;
@@ -25,7 +25,7 @@ use crate::shell::{Result, cargo, run as run_command, step};
 use scene::Scene;
 
 /// Sets up, builds, plays every scene; `keep` leaves the scratch directory for a look.
-pub fn run(keep: bool) -> Result<()> {
+pub(crate) fn run(keep: bool) -> Result<()> {
     setup::run(false)?;
     step("programs", || {
         run_command(&mut cargo(&[

@@ -18,7 +18,7 @@ const SMALL_MIB: u32 = 1;
 /// Requests between two sleeps.
 const VISITS: usize = 20;
 
-pub fn sleep_and_wake(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
+pub(super) fn sleep_and_wake(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
     large(scene, runtimes)?;
     small(scene, runtimes)
 }

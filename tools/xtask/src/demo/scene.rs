@@ -12,7 +12,7 @@ use super::janitor;
 use crate::shell::{Context, Result, command, output, seconds, target_dir};
 
 /// The stage.
-pub struct Scene {
+pub(super) struct Scene {
     scratch: PathBuf,
     programs: PathBuf,
     janitor: Child,
@@ -26,10 +26,10 @@ struct Row {
 }
 
 /// One JSON document, as `snapctl --json` gives it.
-pub struct Answer(pub String);
+pub(super) struct Answer(pub String);
 
 impl Scene {
-    pub fn new(keep: bool) -> Result<Scene> {
+    pub(super) fn new(keep: bool) -> Result<Scene> {
         let scratch = std::env::temp_dir().join(format!("torpor-demo-{}", std::process::id()));
         fs::create_dir(&scratch).context(|| format!("cannot create {}", scratch.display()))?;
         let janitor = janitor::start(&scratch, keep)?;
@@ -37,24 +37,24 @@ impl Scene {
     }
 
     /// A path in the scratch directory.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.scratch.join(name)
     }
 
     /// A new directory in the scratch directory.
-    pub fn directory(&self, name: &str) -> Result<PathBuf> {
+    pub(super) fn directory(&self, name: &str) -> Result<PathBuf> {
         let path = self.path(name);
         fs::create_dir(&path).context(|| format!("cannot create {}", path.display()))?;
         Ok(path)
     }
 
     /// A program of the release build.
-    pub fn program(&self, name: &str) -> Command {
+    pub(super) fn program(&self, name: &str) -> Command {
         command(self.programs.join(name), [""; 0])
     }
 
     /// `snapctl` on the demo's store, whatever the machine's own configuration says.
-    pub fn snapctl<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+    pub(super) fn snapctl<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut snapctl = self.program("snapctl");
         let configuration = self.path("config.toml");
         if configuration.exists() {
@@ -69,33 +69,36 @@ impl Scene {
     }
 
     /// From now on the demo's store has a configuration, with `text` in it.
-    pub fn configure(&self, text: &str) -> Result<()> {
+    pub(super) fn configure(&self, text: &str) -> Result<()> {
         let path = self.path("config.toml");
         let text = format!("store = {:?}\n{text}", self.path("store"));
         fs::write(&path, text).context(|| format!("cannot write {}", path.display()))
     }
 
     /// Runs `snapctl` and returns its answer and how long it took.
-    pub fn ask<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<(Answer, Duration)> {
+    pub(super) fn ask<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<(Answer, Duration)> {
         let start = Instant::now();
         let text = output(&mut self.snapctl(arguments))?;
         Ok((Answer(text), start.elapsed()))
     }
 
     /// Notes a process that must not outlive the demo.
-    pub fn note_process(&self, process: u32) -> Result<()> {
+    pub(super) fn note_process(&self, process: u32) -> Result<()> {
         janitor::note_process(&self.scratch, process)
     }
 
     /// Says what happened, now and again in the table.
-    pub fn happened(&mut self, step: &str, what: impl Into<String>, elapsed: Duration) {
+    pub(super) fn happened(&mut self, step: &str, what: impl Into<String>, elapsed: Duration) {
         let row = Row { step: step.into(), what: what.into(), elapsed };
         println!("  {}: {} {}", row.step, row.what, row.time());
         self.rows.push(row);
     }
 
     /// The table of everything that happened.
-    pub fn print_table(&self) {
+    pub(super) fn print_table(&self) {
         let width =
             |cell: fn(&Row) -> usize, heading: usize| self.rows.iter().map(cell).fold(heading, usize::max);
         let step = width(|row| row.step.len(), "step".len());
@@ -108,7 +111,7 @@ impl Scene {
     }
 
     /// Cleans up and says when something could not be.
-    pub fn close(mut self) -> Result<()> {
+    pub(super) fn close(mut self) -> Result<()> {
         janitor::dismiss(&mut self.janitor)
     }
 }
@@ -122,12 +125,12 @@ impl Row {
 
 impl Answer {
     /// A whole number of the answer, by its field's name.
-    pub fn number(&self, field: &str) -> Result<u64> {
+    pub(super) fn number(&self, field: &str) -> Result<u64> {
         self.parse(field)
     }
 
     /// A decimal number of the answer, by its field's name.
-    pub fn decimal(&self, field: &str) -> Result<f64> {
+    pub(super) fn decimal(&self, field: &str) -> Result<f64> {
         self.parse(field)
     }
 
@@ -139,7 +142,7 @@ impl Answer {
 }
 
 /// A count of bytes for people, in decimal units.
-pub fn megabytes(bytes: u64) -> String {
+pub(super) fn megabytes(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),
         1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
@@ -148,7 +151,7 @@ pub fn megabytes(bytes: u64) -> String {
 }
 
 /// What a directory's files take as bytes, symlinks not followed.
-pub fn directory_len_bytes(directory: &Path) -> Result<u64> {
+pub(super) fn directory_len_bytes(directory: &Path) -> Result<u64> {
     let cannot = || format!("cannot read {}", directory.display());
     let mut len_bytes = 0;
     for entry in fs::read_dir(directory).context(cannot)? {

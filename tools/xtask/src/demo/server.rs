@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const POLL_PERIOD: Duration = Duration::from_millis(1);
 
 /// The server: its process, which keeps its id through every sleep, and where it listens.
-pub struct Server {
+pub(super) struct Server {
     pub process: u32,
     port: u16,
     requests: u64,
@@ -25,7 +25,7 @@ pub struct Server {
 
 impl Server {
     /// Starts one that holds `held_mib` MiB and waits for its first reply. The child is for the caller to reap.
-    pub fn start(scene: &Scene, node: &Path, held_mib: u32) -> Result<(Server, Child)> {
+    pub(super) fn start(scene: &Scene, node: &Path, held_mib: u32) -> Result<(Server, Child)> {
         let script = scene.path("server.js");
         fs::write(&script, SCRIPT).context(|| format!("cannot write {}", script.display()))?;
         let log = scene.path("server.log");
@@ -46,7 +46,7 @@ impl Server {
     }
 
     /// Asks until there is a reply; it must go on counting where the server was put to sleep.
-    pub fn first_reply(&mut self) -> Result<()> {
+    pub(super) fn first_reply(&mut self) -> Result<()> {
         let reply = poll("the server does not reply", || ask(self.port))?;
         let requests = reply.number("requests")?;
         if requests != self.requests + 1 {
@@ -57,22 +57,22 @@ impl Server {
     }
 
     /// How many requests it has answered.
-    pub fn requests(&self) -> u64 {
+    pub(super) fn requests(&self) -> u64 {
         self.requests
     }
 
     /// Forgets the requests of a life that was not kept.
-    pub fn go_back_to(&mut self, requests: u64) {
+    pub(super) fn go_back_to(&mut self, requests: u64) {
         self.requests = requests;
     }
 
     /// Ends it without a dump.
-    pub fn kill(&self) -> Result<()> {
+    pub(super) fn kill(&self) -> Result<()> {
         janitor::kill(&self.process.to_string())
     }
 
     /// Has CRIU write the process to `images` and end it. The caller reaps it.
-    pub fn dump(&self, images: &Path) -> Result<()> {
+    pub(super) fn dump(&self, images: &Path) -> Result<()> {
         let process = self.process.to_string();
         run_quiet(
             command(
@@ -84,14 +84,14 @@ impl Server {
     }
 
     /// Waits until the process id is free again, which a restore needs.
-    pub fn wait_until_gone(&self) -> Result<()> {
+    pub(super) fn wait_until_gone(&self) -> Result<()> {
         let path = format!("/proc/{}", self.process);
         poll("the process does not go away", || (!Path::new(&path).exists()).then_some(()))
     }
 }
 
 /// `criu restore` of `images` as a child that ends with the restored process.
-pub fn restore_eagerly(images: &Path) -> Result<Child> {
+pub(super) fn restore_eagerly(images: &Path) -> Result<Child> {
     let arguments = ["restore", "--tcp-close", "--log-file", "restore.log", "--images-dir"];
     let mut restore = command("criu", arguments);
     restore.arg(images);
@@ -104,7 +104,7 @@ fn ask(port: u16) -> Option<Answer> {
 }
 
 /// All that whoever listens on a port of loopback says to a request; `None` when nobody does.
-pub fn answer_of(port: u16, request: &str) -> Option<String> {
+pub(super) fn answer_of(port: u16, request: &str) -> Option<String> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -119,7 +119,7 @@ fn free_port() -> Result<u16> {
 }
 
 /// Ports of loopback that nobody listens on now, each another one.
-pub fn free_ports<const COUNT: usize>() -> Result<[u16; COUNT]> {
+pub(super) fn free_ports<const COUNT: usize>() -> Result<[u16; COUNT]> {
     let cannot = || "cannot bind a port of loopback".to_owned();
     let mut bound = Vec::with_capacity(COUNT);
     let mut ports = [0; COUNT];
@@ -132,7 +132,7 @@ pub fn free_ports<const COUNT: usize>() -> Result<[u16; COUNT]> {
 }
 
 /// A port that nobody listens on yet, and a foreign process's end, tell nobody: they are looked at again and again.
-pub fn poll<T>(complaint: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
+pub(super) fn poll<T>(complaint: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         if let Some(seen) = look() {

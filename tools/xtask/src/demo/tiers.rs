@@ -9,7 +9,7 @@ use super::files::{Runtimes, same_trees};
 use super::scene::{Scene, directory_len_bytes, megabytes};
 use crate::shell::{Context, Failure, Result};
 
-pub fn move_recompress_and_mend(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
+pub(super) fn move_recompress_and_mend(scene: &mut Scene, runtimes: &Runtimes) -> Result<()> {
     let slow = scene.path("slow");
     scene.configure(&format!("[tiers]\nwarm = {slow:?}\n[levels]\nwarm = 9\n"))?;
     let (answer, elapsed) = scene.ask(["tier", "move", "node", "--to", "warm"])?;
