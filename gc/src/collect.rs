@@ -33,6 +33,7 @@ impl Default for CollectOptions {
 
 /// What the last run did, or would do.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct CollectReport {
     /// The run's epoch.
     pub epoch: u64,

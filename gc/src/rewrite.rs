@@ -31,6 +31,7 @@ pub(crate) struct Due {
 
 /// What a rewrite did.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct RewriteReport {
     /// Packs whose chunks, but for deltas that nobody can read, lie in new packs; condemned. With their lengths in bytes.
     pub packs: Vec<(PackId, u64)>,

@@ -30,6 +30,7 @@ const EXACT_HOLES_NAMES: &str = "ext4, XFS, btrfs or tmpfs";
 
 /// What a memory file holds; Firecracker's `snapshot_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MemoryType {
     /// All of the memory: holes are zero.
     Full,

@@ -78,6 +78,7 @@ impl ServeOptions {
 
 /// What was done by the time a serve ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ServeReport {
     /// Address spaces served: one for a virtual machine, one for each process and forked child.
     pub spaces: u64,

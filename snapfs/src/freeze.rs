@@ -28,6 +28,7 @@ use store::{
 
 /// What a freeze did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FreezeReport {
     /// The new snapshot.
     pub snapshot: SnapshotId,

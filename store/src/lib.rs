@@ -10,8 +10,10 @@
 //! # std::fs::write(source.join("hello.txt"), "hello").expect("a new file");
 //! let store = Store::init(&StoreConfig::directory(&scratch.path().join("store")))?;
 //! let mut writer = store.writer("example")?;
-//! backup(&mut writer, &source, "web", &BackupOptions::default(), &Unwatched)?;
-//! restore(&store, &store.resolve("web")?, b"", &target, &Unwatched)?;
+//! let report = backup(&mut writer, &source, "web", &BackupOptions::default(), &Unwatched)?;
+//! assert!(report.unreadable.is_empty());
+//! let report = restore(&store, &store.resolve("web")?, b"", &target, &Unwatched)?;
+//! assert!(report.refused.is_empty());
 //! # assert_eq!(std::fs::read(target.join("hello.txt")).expect("it is restored"), b"hello");
 //! # Ok::<(), store::Error>(())
 //! ```

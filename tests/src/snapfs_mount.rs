@@ -63,7 +63,12 @@ impl World {
     /// Restores a snapshot into a new directory `name`.
     pub fn restore(&self, snapshot: &SnapshotId, name: &str) -> PathBuf {
         let target = self.path(name);
-        store::restore(&self.store, snapshot, b"", &target, &Unwatched).expect("a restore");
+        assert!(
+            store::restore(&self.store, snapshot, b"", &target, &Unwatched)
+                .expect("a restore")
+                .refused
+                .is_empty()
+        );
         target
     }
 

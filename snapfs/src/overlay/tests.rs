@@ -349,7 +349,12 @@ fn a_file_that_changes_between_all_passes_is_frozen_with_the_bytes_it_has_at_the
         let (report, _) = overlay.commit_changes(&mut writer, &name, BTreeMap::new(), passes).unwrap();
         drop(stopped);
         let restored = world.directory.path().join(format!("restored-{seed}"));
-        store::restore(&world.store, &report.snapshot, b"", &restored, &Unwatched).unwrap();
+        assert!(
+            store::restore(&world.store, &report.snapshot, b"", &restored, &Unwatched)
+                .unwrap()
+                .refused
+                .is_empty()
+        );
         for (name, plain) in ["a/file", "new"].iter().zip(&plain) {
             assert!(std::fs::read(restored.join(name)).unwrap() == *plain, "{name}, seed {seed}");
         }

@@ -53,6 +53,8 @@ pub struct BackupOptions {
 
 /// What a backup did.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
+#[must_use = "it names the paths that were left out"]
 pub struct BackupReport {
     /// The snapshot.
     pub snapshot: SnapshotId,

@@ -16,6 +16,7 @@ const MAX_TEXT_LEN: u64 = 256;
 
 /// Where a key-encryption key is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KeySource {
     /// A file of 32 bytes, or of 64 hexadecimal digits, that only its owner may read.
     File(PathBuf),

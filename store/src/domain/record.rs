@@ -19,6 +19,7 @@ const WRAPPED: &[u8] = b"Torpor 1 domain keys\0";
 /// What a domain is; the number is part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum DomainKind {
     /// The one that a store begins with: not encrypted, not signed.
     Plain = 0,

@@ -28,6 +28,7 @@ pub enum LockState {
 
 /// A held lock; dropping it lets go.
 #[derive(Debug)]
+#[must_use = "dropping it gives the lock back"]
 pub struct FileLock {
     disk: Arc<dyn Disk>,
     path: PathBuf,
@@ -156,7 +157,7 @@ mod tests {
             assert!(error.to_string().contains(&expected), "{text:?}: {error}");
         }
         drop(lock);
-        take(&path, "another", Duration::ZERO).unwrap();
+        drop(take(&path, "another", Duration::ZERO).unwrap());
     }
 
     #[test]

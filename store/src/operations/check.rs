@@ -37,6 +37,8 @@ pub struct Problem {
 
 /// What a check saw.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+#[must_use = "it names the damage"]
 pub struct CheckReport {
     /// Refs read.
     pub refs: u64,

@@ -17,6 +17,7 @@ const MAX_ATTEMPTS: usize = 16;
 
 /// What anybody can see of a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DomainSummary {
     /// Its name.
     pub name: String,

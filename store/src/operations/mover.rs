@@ -18,6 +18,7 @@ const PINS: &str = "pins";
 
 /// What a run of the mover did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MoveReport {
     /// Packs that went to slower tiers or were brought near.
     pub moved: Moved,

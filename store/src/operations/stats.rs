@@ -7,6 +7,7 @@ use std::collections::HashSet;
 
 /// Sizes of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StoreStats {
     /// Refs.
     pub refs: u64,

@@ -38,6 +38,7 @@ pub const PACK_HEADER_LEN: usize = ALIGNMENT;
 /// What a pack and its frames hold; the number is part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum PackKind {
     /// Bytes of files and pages of memory.
     Data = 0,

@@ -24,6 +24,7 @@ const TOUCH_SECONDS: i64 = 60;
 
 /// What a cache holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CacheUsage {
     /// Frames.
     pub frames: u64,

@@ -29,6 +29,7 @@ pub struct Placement {
 
 /// What a tier holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TierUsage {
     /// Packs.
     pub packs: u64,

@@ -47,6 +47,8 @@ const WORKERS_MAX: usize = 8;
 
 /// What a restore did.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+#[must_use = "it names the paths that were refused"]
 pub struct RestoreReport {
     /// Names that are not directories.
     pub files: u64,

@@ -87,6 +87,8 @@ pub struct AffectedSnapshot {
 
 /// What a scrub saw and did.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+#[must_use = "it names the damage"]
 pub struct ScrubReport {
     /// Records, refs and index runs, and what is wrong with them.
     pub records: CheckReport,

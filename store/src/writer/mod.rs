@@ -38,6 +38,7 @@ const FRESH_MAX: usize = 1 << 20;
 
 /// What a writer did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WriteStats {
     /// Chunks offered.
     pub chunks: u64,

@@ -151,7 +151,7 @@ fn the_golden_store_opens_checks_clean_and_restores_to_known_bytes() {
         assert_eq!(store.snapshot(&web).unwrap().labels["version"], version.to_string());
         assert!(files_of_store(&store, &web).unwrap() == golden::files(version));
         let target = tempfile::tempdir().unwrap();
-        store::restore(&store, &web, b"", target.path(), &Unwatched).unwrap();
+        assert!(store::restore(&store, &web, b"", target.path(), &Unwatched).unwrap().refused.is_empty());
         assert!(files_of_host(target.path()) == golden::files(version));
         let vm = store.snapshot(&store.resolve(&format!("vm~{back}")).unwrap()).unwrap();
         assert!(memory_of_store(&store, &vm.image.unwrap()).unwrap() == golden::memory(version));

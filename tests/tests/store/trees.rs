@@ -243,7 +243,9 @@ fn holes_stay_holes() {
     let report = back_up(&store, source.path(), "web");
     assert!(report.stats.new_bytes < 4 << 20, "{} bytes of holes stored", report.stats.new_bytes);
     let target = tempfile::tempdir().unwrap();
-    store::restore(&store, &report.snapshot, b"", target.path(), &Unwatched).unwrap();
+    assert!(
+        store::restore(&store, &report.snapshot, b"", target.path(), &Unwatched).unwrap().refused.is_empty()
+    );
     for name in ["all-hole", "huge", "island", "both-ends", "many", "odd", "tail", "small"] {
         let (one, other) = (File::open(at(name)).unwrap(), File::open(target.path().join(name)).unwrap());
         other.sync_all().unwrap();
@@ -288,11 +290,11 @@ fn one_file_and_one_subdirectory_can_be_backed_up_and_restored_alone() {
     let restore = |path: &[u8], name: &str| {
         store::restore(&store, &whole.snapshot, path, &target.path().join(name), &Unwatched)
     };
-    restore(b"sub", "directory").unwrap();
+    assert!(restore(b"sub", "directory").unwrap().refused.is_empty());
     assert_eq!(fs::read_to_string(target.path().join("directory/file")).unwrap(), "inside");
-    restore(b"/sub//file/", "file").unwrap();
+    assert!(restore(b"/sub//file/", "file").unwrap().refused.is_empty());
     assert_eq!(fs::read_to_string(target.path().join("file")).unwrap(), "inside");
-    restore(b"twin", "twin").unwrap();
+    assert!(restore(b"twin", "twin").unwrap().refused.is_empty());
     assert_eq!(fs::read_to_string(target.path().join("twin")).unwrap(), "alone");
     assert_eq!(restore(b"absent", "absent").unwrap_err().kind(), Kind::NotFound);
     assert_eq!(restore(b"sub/file/below", "absent").unwrap_err().kind(), Kind::NotFound);
@@ -324,7 +326,9 @@ fn deep_tree_there_and_back() {
     let files = files_of_store(&store, &report.snapshot).unwrap();
     assert_eq!(files.len(), levels + 2);
     let target = tempfile::tempdir().unwrap();
-    store::restore(&store, &report.snapshot, b"", target.path(), &Unwatched).unwrap();
+    assert!(
+        store::restore(&store, &report.snapshot, b"", target.path(), &Unwatched).unwrap().refused.is_empty()
+    );
     assert_same(&files_of_host(source.path()), &files_of_host(target.path()));
     assert_clean(&store, "a deep tree");
 }

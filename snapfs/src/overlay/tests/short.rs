@@ -59,7 +59,12 @@ fn a_short_content_is_found_however_its_file_is_changed_and_frozen() {
         let report = overlay.freeze("base", BTreeMap::new()).unwrap();
         assert_all(&overlay, &expected, held);
         let restored = world.directory.path().join(to);
-        store::restore(&world.store, &report.snapshot, b"", &restored, &Unwatched).unwrap();
+        assert!(
+            store::restore(&world.store, &report.snapshot, b"", &restored, &Unwatched)
+                .unwrap()
+                .refused
+                .is_empty()
+        );
         for (path, bytes) in &expected {
             assert_eq!(std::fs::read(restored.join(path)).unwrap(), *bytes, "{path} as it was frozen");
         }

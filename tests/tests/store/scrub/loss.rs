@@ -126,7 +126,7 @@ fn lost_metadata_blocks_no_collection_and_comes_back_with_its_source() {
         };
         let refused = collect().unwrap_err();
         assert!(refused.to_string().contains("nothing was deleted"), "{refused}");
-        scrub(&scratch.config, &REPAIR);
+        drop(scrub(&scratch.config, &REPAIR));
         let garbage = State { files: Some(files(77)), memory: None };
         commit(&mut scratch.open().writer("test").unwrap(), "garbage", &garbage);
         scratch.open().forget("garbage", |_| true).unwrap();

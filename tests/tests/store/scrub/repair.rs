@@ -268,19 +268,19 @@ fn a_damaged_note_of_what_is_lost_is_kept_aside_and_written_anew() {
     let mut bytes = whole.bytes(pack);
     bytes[frame.offset as usize + 100] ^= 1;
     overwrite(&tiers[0], &pack.key(), &bytes);
-    scrub(&scratch.config, &REPAIR);
+    drop(scrub(&scratch.config, &REPAIR));
     assert_eq!(noted(&tiers[0], pack), [frame.offset]);
     let key = store::lost_frames::key_of(pack);
     overwrite(&tiers[0], &key, b"rot");
     let refused = gc::collect(&scratch.open(), &gc::CollectOptions::default(), &Unwatched).unwrap_err();
     assert!(refused.to_string().contains("scrub --repair"), "{refused}");
     assert!(scratch.open().writer("test").is_err(), "nobody leans on what may be lost");
-    scrub(&scratch.config, &REPAIR);
+    drop(scrub(&scratch.config, &REPAIR));
     assert_eq!(noted(&tiers[0], pack), [frame.offset]);
     assert_eq!(*tiers[0].get(&format!("quarantine/{key}.0")).unwrap(), *b"rot");
     // Whole again, for whatever reason: the note goes.
     overwrite(&tiers[0], &pack.key(), &whole.bytes(pack));
-    scrub(&scratch.config, &LOOK);
+    drop(scrub(&scratch.config, &LOOK));
     assert_eq!(noted(&tiers[0], pack), [frame.offset]);
     assert!(scrub(&scratch.config, &REPAIR).is_whole());
     assert!(noted(&tiers[0], pack).is_empty());

@@ -189,7 +189,7 @@ fn sources_keep_their_access_times() {
     reset();
     let (scratch, _) = Scratch::in_memory();
     let store = scratch.open();
-    back_up(&store, &mount.0, "web");
+    drop(back_up(&store, &mount.0, "web"));
     assert_eq!(accessed(), [1_000_000_000; 3]);
     // Who is neither the owner nor root may not ask for that and still reads.
     let report = std::thread::scope(|scope| {
