@@ -56,7 +56,7 @@ impl Scene {
         // Not examined: nobody else writes here.
         let record =
             BucketRecord { guarantees: Guarantees::ALL, examined: store::clock::now(), put_us: 0, get_us: 0 };
-        S3Tier::new(&near)?.put_if_absent(BucketRecord::KEY, &record.encode())?;
+        S3Tier::new(&near)?.put_if_absent(store::keys::BUCKET, &record.encode())?;
         let path = scratch.join("store");
         let bucket = DataTier::new(TierClass::Cold, Arc::new(S3Tier::new(&near)?));
         let store = Store::init(&StoreConfig::directory(&path).with_tier(bucket))?;

@@ -25,7 +25,7 @@ fn store_with_domain(path: &Path, key: &Path) -> Result<(Store, Store)> {
     let keys = KeySources { common: Some(KeySource::File(key.to_owned())), ..KeySources::default() };
     let domains = DomainConfig { keys, ..DomainConfig::default() };
     let store = Store::init(&StoreConfig { domains, ..StoreConfig::directory(path) })?;
-    store.create_domain("acme", DomainKind::Encrypted)?;
+    store.domains().create("acme", DomainKind::Encrypted)?;
     let acme = store.in_domain("acme")?;
     Ok((store, acme))
 }

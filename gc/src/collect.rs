@@ -10,8 +10,10 @@ use crate::places::Scene;
 use crate::plan::{Clock, Planned, Verdict};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
-use store::Census;
+use store::COLLECTOR_LOCK;
+use store::DomainInventory;
 use store::condemned::{self, Condemned};
+use store::keys;
 use store::lost_frames::{self, DamagedFrames};
 use store::session::Listed;
 use store::{Derived, Kind, PackId, Progress, Result, SnapshotId, Store, Tier, Work, session};
@@ -72,7 +74,7 @@ pub fn collect(store: &Store, options: &CollectOptions, progress: &dyn Progress)
     let state = store.state();
     let _lock = match options.dry_run {
         true => None,
-        false => Some(store.with_reserve(|| state.lock("gc.lock", "snapctl gc"))?),
+        false => Some(store.with_reserve(|| state.lock(COLLECTOR_LOCK, "snapctl gc"))?),
     };
     if options.dry_run {
         return run(store, true, None, progress);
@@ -117,9 +119,11 @@ fn run(
     let Survey { mut report, lists, sessions, vanished, noted, marked, keys, destroyed } = survey;
     if !dry_run {
         // What is acted on must not be undone by a power cut: whoever wrote it may have died before it was durable.
-        ["refs/", "domains/", "index/"].iter().try_for_each(|prefix| store.home().make_durable(prefix))?;
+        [keys::REFS, keys::DOMAINS, keys::INDEX]
+            .iter()
+            .try_for_each(|prefix| store.home().make_durable(prefix))?;
         store.make_packs_durable()?;
-        destroyed.iter().try_for_each(|domain| store.remove_records_of(domain))?;
+        destroyed.iter().try_for_each(|domain| store.domains().remove_records_of(domain))?;
         let noted_and_gone: Vec<PackId> = noted.intersection(&vanished).copied().collect();
         execute(store, &lists, vanished, &keys, &mut report)?;
         let deleted = report.packs.iter().filter(|pack| pack.verdict == Verdict::Delete);
@@ -167,10 +171,10 @@ fn survey(store: &Store, dry_run: bool, table: Option<&Derived>, progress: &dyn 
     let lists = lists(tier, dry_run)?;
     let packs = store.packs()?;
     let damaged = DamagedFrames::read_all(tier)?;
-    let census = Census::take(store)?;
-    let destroyed = census.destroyed.clone();
-    let domains = census.all_open()?;
-    store.check_no_domain_is_lost()?;
+    let domains = DomainInventory::take(store)?;
+    let destroyed = domains.destroyed.clone();
+    let domains = domains.all_open()?;
+    store.domains().check_none_is_lost()?;
     let mut records: HashMap<SnapshotId, &Store> = HashMap::new();
     for domain in &domains {
         records.extend(domain.snapshot_ids()?.into_iter().map(|id| (id, domain)));

@@ -4,6 +4,7 @@
 use crate::rewrite::{Due, Pace, RewriteReport, packs_by_tier, rewrite};
 use std::collections::HashSet;
 use std::time::Duration;
+use store::COLLECTOR_LOCK;
 use store::pack::{FrameHeader, PackKind, read_kind};
 use store::{Error, Kind, PackId, Result, Store, clock};
 
@@ -18,7 +19,7 @@ pub fn recompress(store: &Store, unread: Option<Duration>, pace: &Pace<'_>) -> R
     store.check_may_collect()?;
     // Without compare-and-swap nothing else keeps apart who raises the epoch.
     let swaps = store.home().guarantees()?.compare_and_swap;
-    let _lock = (!swaps).then(|| store.state().lock("gc.lock", "recompress")).transpose()?;
+    let _lock = (!swaps).then(|| store.state().lock(COLLECTOR_LOCK, "recompress")).transpose()?;
     let due = due(store, unread)?;
     rewrite(store, &due, pace, |writer, kind, frame| match FrameHeader::decode(frame)?.base {
         // A page table counts on it to be one.

@@ -2,6 +2,7 @@
 
 use crate::rewrite::{Due, Pace, RewriteReport, packs_by_tier, rewrite};
 use std::collections::HashSet;
+use store::COLLECTOR_LOCK;
 use store::{PackId, Progress, Result, Store};
 
 /// Seals anew what is sealed under old keys of the domain that `store` is seen from. Needs the rewriter's and the collector's
@@ -11,7 +12,7 @@ use store::{PackId, Progress, Result, Store};
 /// `Conflict` while somebody rewrites or collects; those of the store. What was condemned by then is whole elsewhere.
 pub fn repack_old_epochs(store: &Store, progress: &dyn Progress) -> Result<RewriteReport> {
     store.check_may_collect()?;
-    let _lock = store.state().lock("gc.lock", "repack")?;
+    let _lock = store.state().lock(COLLECTOR_LOCK, "repack")?;
     let (_, current) = store.key_epochs()?;
     let condemned: HashSet<PackId> = store.condemned()?.into_iter().flat_map(|list| list.packs).collect();
     let mut due = Vec::new();

@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroU64;
 use store::Object;
 use store::condemned::{self, Condemned};
+use store::keys;
 use store::pack::{Frame, FrameHeader, PackDirectory, PackKind, directory_of};
 use store::{ChunkId, Error, Kind, PackId, Progress, Result, Store, Throttle, Work, Writer};
 
@@ -232,7 +233,7 @@ pub(crate) fn packs_by_tier(store: &Store) -> Result<Vec<(usize, PackId, u64)>> 
     let mut seen = HashSet::new();
     let mut packs = Vec::new();
     for (number, tier) in store.tiers().iter().enumerate() {
-        for info in tier.list("packs/")? {
+        for info in tier.list(keys::PACKS)? {
             if let Some(id) = PackId::from_key(&info.key).filter(|id| seen.insert(*id)) {
                 packs.push((number, id, info.len_bytes));
             }

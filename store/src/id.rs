@@ -3,6 +3,7 @@
 //! Content ids are BLAKE3 under the domain's key ([`crate::domain`]); a snapshot's id is the plain hash of its record.
 
 use crate::error::{Error, Result};
+use crate::keys;
 use std::fmt;
 use std::str::FromStr;
 
@@ -152,12 +153,12 @@ impl PackId {
 
     /// The key of the pack on every tier.
     pub fn key(&self) -> String {
-        format!("packs/{self}")
+        format!("{}{self}", keys::PACKS)
     }
 
     /// Reads the id back from its key; `None` where the key is not a pack's.
     pub fn from_key(key: &str) -> Option<Self> {
-        let mut parts = key.strip_prefix("packs/")?.split('/');
+        let mut parts = key.strip_prefix(keys::PACKS)?.split('/');
         let writer = parts.next()?.parse().ok()?;
         let (epoch, sequence) = parts.next()?.split_once('-')?;
         let id = Self { writer, epoch: epoch.parse().ok()?, sequence: sequence.parse().ok()? };

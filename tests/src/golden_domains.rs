@@ -52,7 +52,7 @@ pub fn make(directory: &Path, state: &Path) -> Result<()> {
     for (name, kind) in
         DOMAINS.into_iter().zip([DomainKind::Encrypted, DomainKind::Public, DomainKind::Encrypted])
     {
-        store.create_domain(name, kind)?;
+        store.domains().create(name, kind)?;
     }
     write(&mut store.in_domain("public")?.writer("golden")?, 0)?;
     let acme = store.in_domain("acme")?;
@@ -60,7 +60,7 @@ pub fn make(directory: &Path, state: &Path) -> Result<()> {
     writer.put_chunk(b"acme's alone, in the first epoch")?;
     write(&mut writer, 0)?;
     drop(writer);
-    store.rotate_domain("acme", &Rotation::NewEpoch)?;
+    store.domains().rotate("acme", &Rotation::NewEpoch)?;
     write(&mut acme.writer("golden")?, 1)?;
-    store.destroy_domain("gone").map(drop)
+    store.domains().destroy("gone").map(drop)
 }

@@ -44,9 +44,9 @@ impl Tenants {
         }
         let store = Store::init(&tenants.config(None)).expect("an empty tier takes a store");
         for name in ["acme", "other"] {
-            store.create_domain(name, DomainKind::Encrypted).expect("the name is free");
+            store.domains().create(name, DomainKind::Encrypted).expect("the name is free");
         }
-        store.create_domain("public", DomainKind::Public).expect("there is none yet");
+        store.domains().create("public", DomainKind::Public).expect("there is none yet");
         tenants
     }
 

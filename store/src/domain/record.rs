@@ -5,6 +5,7 @@ use super::kek::{Kek, KekId};
 use super::keys::{KEY_LEN, SIGNATURE_LEN, SecretKey, SignKey, VerifyKey};
 use crate::error::{Error, Kind, Result};
 use crate::id::DomainId;
+use crate::keys;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::collections::BTreeMap;
 use zeroize::Zeroizing;
@@ -162,7 +163,7 @@ impl DomainRecord {
 
     /// The key of a domain's record in the store's home.
     pub fn key(name: &str) -> String {
-        format!("domains/{name}")
+        keys::domain(name)
     }
 
     fn cipher(&self) -> u8 {

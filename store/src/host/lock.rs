@@ -8,6 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Held by the one writer of a host that adds snapshots.
+pub const AUTHOR_LOCK: &str = "lock";
+/// Held by the one writer of a host that puts stored frames into other packs.
+pub const REWRITER_LOCK: &str = "rewriter.lock";
+/// Held by the collector of a host, and by operations that must not run beside one.
+pub const COLLECTOR_LOCK: &str = "gc.lock";
+/// Held while packs move between tiers.
+pub const MOVER_LOCK: &str = "mover.lock";
+
 /// How often a lock that is held is tried again.
 const POLL: Duration = Duration::from_millis(20);
 /// How long a holder may take to say its name.

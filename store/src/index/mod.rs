@@ -28,6 +28,7 @@ use crate::host::object::Object;
 use crate::host::scratch_file::unnamed_file;
 use crate::id::WriterId;
 use crate::id::{ChunkId, PackId};
+use crate::keys;
 use crate::pack::read_directory;
 use crate::tier::Tier;
 use merge::Candidate;
@@ -107,7 +108,7 @@ impl Index {
     pub fn refresh(&self, tier: &dyn Tier) -> Result<()> {
         let damaged = self.damaged();
         let known = self.runs();
-        let mut keys: Vec<String> = tier.list("index/")?.into_iter().rev().map(|info| info.key).collect();
+        let mut keys: Vec<String> = tier.list(keys::INDEX)?.into_iter().rev().map(|info| info.key).collect();
         keys.retain(|key| !damaged.contains(key));
         let is_new = |key: &&String| known.iter().all(|run| run.key() != **key);
         let mut opened = open_runs(tier, keys.iter().filter(is_new)).into_iter();
@@ -156,7 +157,7 @@ impl Index {
         let mut builder = RunBuilder::default();
         let mut adopted = 0;
         for tier in tiers {
-            for info in tier.list("packs/")? {
+            for info in tier.list(keys::PACKS)? {
                 let Some(id) = PackId::from_key(&info.key).filter(|id| !covered.contains(id)) else {
                     continue;
                 };

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::host::map::Access;
 use crate::host::object::Object;
 use crate::id::{ChunkId, PackId};
+use crate::keys;
 use crate::pack::{ALIGNMENT, DELTA_SLOT};
 use crate::wire::{Decoder, ENVELOPE_LEN, FORMAT_VERSION, MAGIC, Record, unseal};
 use std::ops::Range;
@@ -145,7 +146,7 @@ impl Run {
 
     /// Whether it is an object of the store and not of this process only.
     pub fn is_stored(&self) -> bool {
-        self.key.starts_with("index/")
+        self.key.starts_with(keys::INDEX)
     }
 
     /// Whether it is of today's layout.

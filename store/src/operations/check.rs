@@ -2,17 +2,19 @@
 //! the index writes beside the old runs before it removes them; all else that can be repaired is [`crate::scrub`]'s.
 
 use crate::error::{Error, Kind, Result};
+use crate::host::lock::COLLECTOR_LOCK;
 use crate::id::{ChunkId, PackId, SnapshotId};
 use crate::index::{RowMarks, Run, RunBuilder, store_run};
-use crate::operations::all_domains::{Census, check_unopened};
+use crate::keys;
+use crate::operations::domain_inventory::{DomainInventory, check_unopened};
 use crate::operations::reachable::Reached;
 use crate::operations::verify_pack::read_whole;
 use crate::pack::{PackDirectory, read_directory};
 use crate::progress::{Progress, Work};
 use crate::records::condemned::{self, Condemned};
-use crate::records::lost_frames::{self, DamagedFrames};
+use crate::records::lost_frames::DamagedFrames;
 use crate::records::session;
-use crate::records::superblock::{self, Superblock};
+use crate::records::superblock::Superblock;
 use crate::repo::store::Store;
 use crate::tier::Tier;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -119,19 +121,19 @@ struct Look {
 impl Look {
     fn new(store: &Store, options: CheckOptions, progress: &dyn Progress) -> Result<Self> {
         let mut report = CheckReport::default();
-        let census = Census::take(store)?;
+        let domains = DomainInventory::take(store)?;
         // Refs and their snapshots are read before the index: what a commit adds meanwhile is then never missed.
-        let snapshots = check_all_records(store, &census, &mut report)?;
+        let snapshots = check_all_records(store, &domains, &mut report)?;
         store.index().refresh(store.home())?;
         // Chunks are marked at rows of the index: those of packs that no run covers get rows of this process only.
         store.index().adopt_uncovered(&store.tiers())?;
         let packs = store.packs()?;
-        let whole = check_packs(store, &census, &packs, options, progress, &mut report)?;
+        let whole = check_packs(store, &domains, &packs, options, progress, &mut report)?;
         let mut is_damaged = false;
-        for (store, snapshots) in census.open.iter().zip(&snapshots) {
+        for (store, snapshots) in domains.open.iter().zip(&snapshots) {
             is_damaged |= Needs::new(store, &whole).check(store, snapshots, &mut report);
         }
-        Ok(Self { report, is_damaged, packs, snapshots: census.open.into_iter().zip(snapshots).collect() })
+        Ok(Self { report, is_damaged, packs, snapshots: domains.open.into_iter().zip(snapshots).collect() })
     }
 
     /// Whether all packs that were looked at are still there, and refs name all the snapshots.
@@ -150,18 +152,18 @@ impl Look {
 }
 
 /// Checks all but packs and what snapshots need: records, refs, domains that do not open, index runs. Gives the snapshots
-/// of the census's open domains with the refs that name them.
+/// of the domains's open domains with the refs that name them.
 pub(crate) fn check_all_records(
     store: &Store,
-    census: &Census,
+    domains: &DomainInventory,
     report: &mut CheckReport,
 ) -> Result<Vec<BTreeMap<SnapshotId, Vec<String>>>> {
     check_records(store, report);
     let mut snapshots = Vec::new();
-    for store in &census.open {
+    for store in &domains.open {
         snapshots.push(check_refs(store, report)?);
     }
-    check_locked(store, census, report)?;
+    check_locked(store, domains, report)?;
     check_runs(store, report)?;
     report.snapshots += snapshots.iter().map(|snapshots| snapshots.len() as u64).sum::<u64>();
     Ok(snapshots)
@@ -171,11 +173,11 @@ pub(crate) fn check_all_records(
 fn check_records(store: &Store, report: &mut CheckReport) {
     let tier = store.home();
     let read = [
-        (superblock::KEY, Superblock::read(tier).map(|_| ())),
-        ("domains/", store.check_no_domain_is_lost()),
-        (condemned::STATE_KEY, condemned::read_epoch(tier).map(|_| ())),
-        (condemned::CONDEMNED_PREFIX, Condemned::read_all(tier).map(|_| ())),
-        (session::PREFIX, session::alive(store.sessions(), false).map(|_| ())),
+        (keys::SUPERBLOCK, Superblock::read(tier).map(|_| ())),
+        (keys::DOMAINS, store.domains().check_none_is_lost()),
+        (keys::COLLECTOR_STATE, condemned::read_epoch(tier).map(|_| ())),
+        (keys::CONDEMNED, Condemned::read_all(tier).map(|_| ())),
+        (keys::SESSIONS, session::alive(store.sessions(), false).map(|_| ())),
     ];
     for (object, outcome) in read {
         if let Err(error) = outcome {
@@ -208,14 +210,14 @@ fn check_refs(store: &Store, report: &mut CheckReport) -> Result<BTreeMap<Snapsh
 }
 
 /// Domains that do not open: for want of a key that is no problem, else it is one. Their records have checksums.
-fn check_locked(store: &Store, census: &Census, report: &mut CheckReport) -> Result<()> {
-    for (name, error) in &census.locked {
+fn check_locked(store: &Store, domains: &DomainInventory, report: &mut CheckReport) -> Result<()> {
+    for (name, error) in &domains.locked {
         report.locked_domains.push(name.clone());
         if error.kind() == Kind::Corrupt {
-            report.problem(format!("domains/{name}"), error);
+            report.problem(keys::domain(name), error);
         }
-        for prefix in ["refs", "snapshots"] {
-            for info in store.home().list(&format!("{prefix}/{name}/"))? {
+        for prefix in [keys::refs_of(name), keys::snapshots_of(name)] {
+            for info in store.home().list(&prefix)? {
                 let read = store.home().get(&info.key).and_then(|bytes| check_unopened(&info.key, &bytes));
                 match read {
                     Err(error) if error.kind() != Kind::NotFound => report.problem(&info.key, &error),
@@ -229,7 +231,7 @@ fn check_locked(store: &Store, census: &Census, report: &mut CheckReport) -> Res
 
 /// Every run of the index, also those that readers pass over.
 fn check_runs(store: &Store, report: &mut CheckReport) -> Result<()> {
-    for info in store.home().list("index/")? {
+    for info in store.home().list(keys::INDEX)? {
         let run = store.home().get(&info.key).and_then(|object| Run::open(&info.key, object));
         match run.and_then(|run| run.verify()) {
             Err(error) if error.kind() != Kind::NotFound => {
@@ -243,14 +245,14 @@ fn check_runs(store: &Store, report: &mut CheckReport) -> Result<()> {
 
 fn check_packs(
     store: &Store,
-    census: &Census,
+    domains: &DomainInventory,
     packs: &[(PackId, u64)],
     options: CheckOptions,
     progress: &dyn Progress,
     report: &mut CheckReport,
 ) -> Result<RowMarks> {
     let lost = DamagedFrames::read_all(store.home()).unwrap_or_else(|error| {
-        report.problem(lost_frames::PREFIX, &error);
+        report.problem(keys::LOST_FRAMES, &error);
         DamagedFrames::default()
     });
     report.damaged_packs = lost.packs().map(|(pack, count)| (pack, count as u64)).collect();
@@ -268,7 +270,7 @@ fn check_packs(
         report.packs += 1;
         let mut has_directory = false;
         for tier in store.tiers() {
-            match check_pack(census, tier, id, options, &lost, report) {
+            match check_pack(domains, tier, id, options, &lost, report) {
                 Ok(Some(directory)) => {
                     has_directory = true;
                     let frames = &directory.frames;
@@ -298,7 +300,7 @@ fn check_packs(
 
 /// The directory of a pack, without what is in frames that are found to be damaged.
 fn check_pack(
-    census: &Census,
+    domains: &DomainInventory,
     tier: &dyn Tier,
     id: PackId,
     options: CheckOptions,
@@ -309,7 +311,7 @@ fn check_pack(
         return unless_absent(read_directory(tier, id));
     }
     let Some(copy) = unless_absent(read_whole(tier, id, &mut |_| {}))? else { return Ok(None) };
-    let examined = copy.examine(census, id);
+    let examined = copy.examine(domains, id);
     report.read_bytes += copy.bytes.len() as u64;
     report.locked_frames += examined.locked_frames;
     let is_known =
@@ -415,8 +417,8 @@ fn is_indexed(store: &Store, chunk: &ChunkId) -> bool {
 /// # Errors
 /// `Conflict` while a collector works; `Corrupt` when a pack's directory cannot be read: nothing is removed then.
 pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64)> {
-    let _lock = store.state().lock("gc.lock", "index rebuild")?;
-    let old = store.home().list("index/")?;
+    let _lock = store.state().lock(COLLECTOR_LOCK, "index rebuild")?;
+    let old = store.home().list(keys::INDEX)?;
     let packs: Vec<PackId> = store.packs()?.into_iter().map(|(pack, _)| pack).collect();
     store.make_packs_durable()?;
     let chunks = index_packs(store, &packs, progress)?;

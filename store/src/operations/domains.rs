@@ -1,12 +1,13 @@
-//! Creating, listing, rotating and destroying domains, and trusting records that are not what this host saw.
+//! The domains of a store: creating, listing, rotating and destroying them, and trusting records that are not what this
+//! host saw last.
 
 use crate::clock;
 use crate::domain::kek::{KekId, KeySource};
 use crate::domain::record::{DomainKind, DomainRecord, KeySet};
 use crate::domain::{DEFAULT, PUBLIC, Seen, VerifyKey, check_name};
 use crate::error::{Error, Kind, Result};
-use crate::id::{DomainId, PackId, SnapshotId};
-use crate::pack::{FRAME_HEADER_LEN, FrameHeader, PACK_HEADER_LEN};
+use crate::id::{DomainId, SnapshotId};
+use crate::keys;
 use crate::records::session;
 use crate::records::superblock::{self, Superblock};
 use crate::repo::store::Store;
@@ -60,34 +61,47 @@ pub enum Rotation {
     Retire(Vec<u32>),
 }
 
+/// The domains of a store: [`Store::domains`].
+#[derive(Clone, Copy, Debug)]
+pub struct Domains<'a> {
+    store: &'a Store,
+}
+
 impl Store {
+    /// The domains of the store.
+    pub fn domains(&self) -> Domains<'_> {
+        Domains { store: self }
+    }
+}
+
+impl Domains<'_> {
     /// The names of all domains that the store has or had.
     ///
     /// # Errors
     /// As the tier.
-    pub fn domain_names(&self) -> Result<Vec<String>> {
-        let infos = self.home().list("domains/")?;
-        Ok(infos.iter().map(|info| info.key["domains/".len()..].to_owned()).collect())
+    pub fn names(self) -> Result<Vec<String>> {
+        let infos = self.store.home().list(keys::DOMAINS)?;
+        Ok(infos.iter().map(|info| info.key[keys::DOMAINS.len()..].to_owned()).collect())
     }
 
     /// Every domain as its record says, or what is wrong with the record. No keys are needed.
     ///
     /// # Errors
     /// As the tier.
-    pub fn domains(&self) -> Result<Vec<(String, Result<DomainSummary>)>> {
-        let names = self.domain_names()?;
-        Ok(names.into_iter().map(|name| (name.clone(), self.domain_summary(&name))).collect())
+    pub fn all(self) -> Result<Vec<(String, Result<DomainSummary>)>> {
+        let names = self.names()?;
+        Ok(names.into_iter().map(|name| (name.clone(), self.summary(&name))).collect())
     }
 
     /// A domain as its record says.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`.
-    pub fn domain_summary(&self, name: &str) -> Result<DomainSummary> {
+    pub fn summary(self, name: &str) -> Result<DomainSummary> {
         if name != DEFAULT {
-            return Ok(DomainSummary::of(name, &self.inner.keyring.read_unseen(name)?.0));
+            return Ok(DomainSummary::of(name, &self.store.inner.keyring.read_unseen(name)?.0));
         }
-        let domain = self.inner.keyring.open(name)?;
+        let domain = self.store.inner.keyring.open(name)?;
         Ok(DomainSummary {
             name: name.to_owned(),
             id: domain.id(),
@@ -105,7 +119,7 @@ impl Store {
     ///
     /// # Errors
     /// `Conflict` when there is or was one of this name; `Invalid` for the name, the kind or the key.
-    pub fn create_domain(&self, name: &str, kind: DomainKind) -> Result<DomainSummary> {
+    pub fn create(self, name: &str, kind: DomainKind) -> Result<DomainSummary> {
         check_name(name)?;
         match (kind, name == PUBLIC) {
             (DomainKind::Encrypted, false) | (DomainKind::Public, true) => {}
@@ -123,24 +137,24 @@ impl Store {
                 .object(name)
                 .advice("choose another: a name is never used twice")
         };
-        let names = self.domain_names()?;
+        let names = self.names()?;
         if names.iter().any(|known| known == name) {
             return Err(taken());
         }
         let tags: HashSet<u32> =
-            names.iter().filter_map(|name| Some(self.domain_summary(name).ok()?.id.tag())).collect();
+            names.iter().filter_map(|name| Some(self.summary(name).ok()?.id.tag())).collect();
         let mut id = DomainId::from_bytes(clock::random_bytes());
         while id.tag() == 0 || tags.contains(&id.tag()) {
             id = DomainId::from_bytes(clock::random_bytes());
         }
-        let kek = self.inner.keyring.sources().kek(name)?;
+        let kek = self.store.inner.keyring.sources().kek(name)?;
         let mut keys = KeySet::random();
         if kind == DomainKind::Public {
             keys.epochs.clear();
         }
         let record = DomainRecord::new(name, id, kind, 1, &keys, &kek)?;
         self.set_feature(superblock::DOMAINS)?;
-        if !self.home().put_if_absent(&DomainRecord::key(name), &record.encode())? {
+        if !self.store.home().put_if_absent(&DomainRecord::key(name), &record.encode())? {
             return Err(taken());
         }
         tracing::info!(domain = name, %id, kind = kind.word(), "created");
@@ -148,16 +162,16 @@ impl Store {
     }
 
     /// Sets a bit of the superblock that every build must know from now on.
-    fn set_feature(&self, bit: u64) -> Result<()> {
-        let tier = self.home();
+    fn set_feature(self, bit: u64) -> Result<()> {
+        let tier = self.store.home();
         for _ in 0..MAX_ATTEMPTS {
-            let bytes = tier.get(superblock::KEY)?;
+            let bytes = tier.get(keys::SUPERBLOCK)?;
             let mut next = Superblock::decode(&bytes)?;
             if next.incompatible & bit != 0 {
                 return Ok(());
             }
             next.incompatible |= bit;
-            if tier.compare_and_swap(superblock::KEY, Some(&bytes), &next.encode())? {
+            if tier.compare_and_swap(keys::SUPERBLOCK, Some(&bytes), &next.encode())? {
                 return Ok(());
             }
         }
@@ -168,21 +182,21 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` without the right key; `Conflict` when others change the record all the time.
-    pub fn rotate_domain(&self, name: &str, rotation: &Rotation) -> Result<DomainSummary> {
+    pub fn rotate(self, name: &str, rotation: &Rotation) -> Result<DomainSummary> {
         check_name(name)?;
         if name == DEFAULT {
             return Err(Error::invalid("the plain domain has no keys").object(name));
         }
         for _ in 0..MAX_ATTEMPTS {
-            let (old, _, bytes) = self.inner.keyring.read(name)?;
-            let mut keys = old.unwrap_keys(name, &self.inner.keyring.sources().kek(name)?)?;
+            let (old, _, bytes) = self.store.inner.keyring.read(name)?;
+            let mut keys = old.unwrap_keys(name, &self.store.inner.keyring.sources().kek(name)?)?;
             let kek = match rotation {
                 Rotation::Rewrap(source) => source.read()?,
-                _ => self.inner.keyring.sources().kek(name)?,
+                _ => self.store.inner.keyring.sources().kek(name)?,
             };
             change_epochs(&mut keys, &old, name, rotation)?;
             let next = DomainRecord::new(name, old.id, old.kind, old.counter + 1, &keys, &kek)?;
-            if self.home().compare_and_swap(&DomainRecord::key(name), Some(&bytes), &next.encode())? {
+            if self.store.home().compare_and_swap(&DomainRecord::key(name), Some(&bytes), &next.encode())? {
                 tracing::info!(domain = name, epoch = next.key_epoch, kek = %next.kek, "rotated");
                 return Ok(DomainSummary::of(name, &next));
             }
@@ -196,7 +210,7 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` for the plain and the public domain; `Conflict` while a session leans on its snapshots.
-    pub fn destroy_domain(&self, name: &str) -> Result<DomainSummary> {
+    pub fn destroy(self, name: &str) -> Result<DomainSummary> {
         check_name(name)?;
         if name == DEFAULT {
             return Err(Error::invalid("the plain domain has no keys to destroy")
@@ -205,7 +219,7 @@ impl Store {
         }
         let mut destroyed = None;
         for _ in 0..MAX_ATTEMPTS {
-            let (old, _, bytes) = self.inner.keyring.read_unseen(name)?;
+            let (old, _, bytes) = self.store.inner.keyring.read_unseen(name)?;
             if old.kind == DomainKind::Public {
                 return Err(Error::invalid(
                     "the public domain keeps no secrets, and other domains may depend on it",
@@ -219,15 +233,15 @@ impl Store {
             }
             self.refuse_while_pinned(name)?;
             let next = old.destroyed();
-            if self.home().compare_and_swap(&DomainRecord::key(name), Some(&bytes), &next.encode())? {
+            if self.store.home().compare_and_swap(&DomainRecord::key(name), Some(&bytes), &next.encode())? {
                 destroyed = Some(next);
                 break;
             }
         }
         let record = destroyed.ok_or_else(|| busy(name))?;
-        self.inner.keyring.close(name);
+        self.store.inner.keyring.close(name);
         self.remove_records_of(name)?;
-        let seen = Seen::of_refs(self.state_dir(), record.id);
+        let seen = Seen::of_refs(self.store.state_dir(), record.id);
         for ref_name in seen.names() {
             seen.trust(&ref_name, None)?;
         }
@@ -236,12 +250,12 @@ impl Store {
     }
 
     /// A mount goes on with the keys in its memory; it must end first.
-    fn refuse_while_pinned(&self, name: &str) -> Result<()> {
-        let prefix = format!("snapshots/{name}/");
-        let infos = self.home().list(&prefix)?;
+    fn refuse_while_pinned(self, name: &str) -> Result<()> {
+        let prefix = keys::snapshots_of(name);
+        let infos = self.store.home().list(&prefix)?;
         let own: HashSet<SnapshotId> =
             infos.iter().filter_map(|info| info.key[prefix.len()..].parse().ok()).collect();
-        for session in session::alive(self.sessions(), false)?.into_iter().map(|listed| listed.record) {
+        for session in session::alive(self.store.sessions(), false)?.into_iter().map(|listed| listed.record) {
             if session.pinned.iter().any(|id| own.contains(id)) {
                 return Err(Error::new(Kind::Conflict, format!("the domain is in use: {}", session.purpose))
                     .object(name)
@@ -257,10 +271,10 @@ impl Store {
     ///
     /// # Errors
     /// As the tier.
-    pub fn remove_records_of(&self, destroyed: &str) -> Result<()> {
-        for prefix in ["refs", "snapshots"] {
-            for info in self.home().list(&format!("{prefix}/{destroyed}/"))? {
-                self.home().delete(&info.key)?;
+    pub fn remove_records_of(self, destroyed: &str) -> Result<()> {
+        for prefix in [keys::refs_of(destroyed), keys::snapshots_of(destroyed)] {
+            for info in self.store.home().list(&prefix)? {
+                self.store.home().delete(&info.key)?;
             }
         }
         Ok(())
@@ -270,102 +284,25 @@ impl Store {
     ///
     /// # Errors
     /// As the tier; as opening the domain.
-    pub fn in_domain_of(&self, snapshot: &SnapshotId) -> Result<Store> {
-        let own = self.domain.snapshot_key(snapshot);
-        if self.home().len_bytes(&own)?.is_none() {
-            for name in self.domain_names()? {
-                if self.home().len_bytes(&format!("snapshots/{name}/{snapshot}"))?.is_some() {
-                    return self.in_domain(&name);
+    pub fn store_of(self, snapshot: &SnapshotId) -> Result<Store> {
+        let own = self.store.domain.snapshot_key(snapshot);
+        if self.store.home().len_bytes(&own)?.is_none() {
+            for name in self.names()? {
+                if self.store.home().len_bytes(&format!("{}{snapshot}", keys::snapshots_of(&name)))?.is_some()
+                {
+                    return self.store.in_domain(&name);
                 }
             }
         }
-        Ok(self.clone())
-    }
-
-    /// Whether this host can change refs of the domain; loads the key that signs.
-    pub fn may_change_refs(&self) -> bool {
-        self.inner.keyring.reload(&self.domain).is_ok() && self.domain.may_sign()
-    }
-
-    /// The key epoch that the frames of a pack of this domain are sealed under: that of its first, since a pack is of one
-    /// domain and epoch. `None` for a pack of another domain.
-    ///
-    /// # Errors
-    /// `NotFound`, `Corrupt`.
-    pub fn key_epoch_of(&self, pack: PackId) -> Result<Option<u32>> {
-        let (tag, epoch) = self.seal_of(pack)?;
-        Ok(epoch.filter(|_| tag == self.domain.id().tag()))
-    }
-
-    /// The key epochs of this domain whose keys are still there, and the current one, as they are by now.
-    ///
-    /// # Errors
-    /// As opening the domain.
-    pub fn key_epochs(&self) -> Result<(Vec<u32>, u32)> {
-        self.inner.keyring.reload(&self.domain)?;
-        Ok(self.domain.key_epochs())
-    }
-
-    /// Whether the frames of a pack are of this domain: its first is.
-    ///
-    /// # Errors
-    /// `NotFound`, `Corrupt`.
-    pub fn owns_pack(&self, pack: PackId) -> Result<bool> {
-        Ok(self.seal_of(pack)?.0 == self.domain.id().tag())
-    }
-
-    /// The domain's tag and the key epoch of a pack's first frame.
-    fn seal_of(&self, pack: PackId) -> Result<(u32, Option<u32>)> {
-        let mut failure = None;
-        for tier in self.tiers() {
-            let read = tier.get_range(&pack.key(), PACK_HEADER_LEN as u64, FRAME_HEADER_LEN as u64);
-            match read.and_then(|bytes| FrameHeader::peek(&bytes)) {
-                Ok(seal) => return Ok(seal),
-                Err(error) if error.kind() == Kind::NotFound => failure = failure.or(Some(error)),
-                Err(error) => failure = Some(error.object(pack)),
-            }
-        }
-        Err(failure.expect("a store has at least one tier"))
-    }
-
-    /// Drops the keys of old epochs under which no frame is sealed any more. Gives the epochs that stay, the current one
-    /// not counted. A writer that began before its epoch was succeeded may still seal under it: while any is open, all
-    /// stay.
-    ///
-    /// # Errors
-    /// As [`Self::rotate_domain`]; when a pack cannot be read.
-    pub fn retire_epochs(&self) -> Result<Vec<u32>> {
-        let (known, current) = self.key_epochs()?;
-        let old: Vec<u32> = known.into_iter().filter(|epoch| *epoch != current).collect();
-        if old.is_empty() {
-            return Ok(old);
-        }
-        // Sessions first: a writer that is not open now takes the current epoch when it begins.
-        let sessions = session::alive(self.sessions(), false)?;
-        if sessions.iter().any(|listed| listed.record.writer_epoch.is_some()) {
-            return Ok(old);
-        }
-        let mut used = HashSet::new();
-        for (pack, _) in self.packs()? {
-            match self.key_epoch_of(pack) {
-                Err(error) if error.kind() == Kind::NotFound => {} // collected meanwhile
-                epoch => used.extend(epoch?),
-            }
-        }
-        let (stay, go): (Vec<u32>, Vec<u32>) = old.into_iter().partition(|epoch| used.contains(epoch));
-        if !go.is_empty() {
-            self.rotate_domain(self.domain.name(), &Rotation::Retire(go))?;
-            self.inner.keyring.reload(&self.domain)?;
-        }
-        Ok(stay)
+        Ok(self.store.clone())
     }
 
     /// Takes a domain as it stands for what this host saw last: its record and, of its refs, the one named, or all.
     ///
     /// # Errors
     /// `NotFound` when there is no such domain; as opening it.
-    pub fn trust_domain(&self, name: &str, ref_name: Option<&str>) -> Result<()> {
-        let keyring = &self.inner.keyring;
+    pub fn trust(self, name: &str, ref_name: Option<&str>) -> Result<()> {
+        let keyring = &self.store.inner.keyring;
         match keyring.read_unseen(name) {
             Ok((record, mark, _)) => {
                 keyring.trust(name, Some(&mark))?;
@@ -373,14 +310,12 @@ impl Store {
                     return Ok(());
                 }
             }
-            Err(error)
-                if error.kind() == Kind::Corrupt && !self.domain_names()?.iter().any(|n| n == name) =>
-            {
+            Err(error) if error.kind() == Kind::Corrupt && !self.names()?.iter().any(|n| n == name) => {
                 return keyring.trust(name, None);
             }
             Err(error) => return Err(error),
         }
-        self.in_domain(name)?.refs().trust(ref_name)
+        self.store.in_domain(name)?.refs().trust(ref_name)
     }
 
     /// Whether every domain that records are there of has a record of its own: a domain whose record was lost must not
@@ -388,14 +323,14 @@ impl Store {
     ///
     /// # Errors
     /// `Corrupt`, naming the domain.
-    pub fn check_no_domain_is_lost(&self) -> Result<()> {
-        let names: HashSet<String> = self.domain_names()?.into_iter().collect();
-        for prefix in ["refs/", "snapshots/"] {
-            for info in self.home().list(prefix)? {
+    pub fn check_none_is_lost(self) -> Result<()> {
+        let names: HashSet<String> = self.names()?.into_iter().collect();
+        for prefix in [keys::REFS, keys::SNAPSHOTS] {
+            for info in self.store.home().list(prefix)? {
                 let name = info.key[prefix.len()..].split('/').next().unwrap_or_default();
                 if !names.contains(name) {
                     return Err(Error::corrupt("a domain has refs or snapshots and no record")
-                        .object(format!("domains/{name}"))
+                        .object(keys::domain(&name))
                         .advice(
                             "bring its record back from a copy; without it nothing of the domain can be read",
                         ));

@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::host::lock::FileLock;
+use crate::host::lock::MOVER_LOCK;
 use crate::id::{ChunkId, PackId, SnapshotId};
 use crate::operations::reachable::Reached;
 use crate::progress::{Progress, Work};
@@ -39,7 +40,7 @@ pub fn rebalance(store: &Store, rate: Option<NonZeroU64>, progress: &dyn Progres
     report.strays = placement.drop_strays()?;
     let mut pinned = HashSet::new();
     for snapshot in pins(store)? {
-        match store.in_domain_of(&snapshot).and_then(|store| packs_of(&store, &snapshot)) {
+        match store.domains().store_of(&snapshot).and_then(|store| packs_of(&store, &snapshot)) {
             Ok(packs) => pinned.extend(packs),
             Err(error) => progress.note(&format!("pin of snapshot {snapshot} has no effect: {error}")),
         }
@@ -80,7 +81,7 @@ pub fn move_snapshot(
     let _lock = lock(store)?;
     let mut kept = HashSet::new();
     for pin in pins(store)? {
-        kept.extend(packs_of(&store.in_domain_of(&pin)?, &pin)?);
+        kept.extend(packs_of(&store.domains().store_of(&pin)?, &pin)?);
     }
     let packs = packs_of(store, snapshot)?;
     let (mut throttle, mut report) = (Throttle::new(rate), MoveReport::default());
@@ -106,7 +107,7 @@ pub fn move_snapshot(
 }
 
 fn lock(store: &Store) -> Result<FileLock> {
-    let lock = store.state().lock("mover.lock", "moving packs")?;
+    let lock = store.state().lock(MOVER_LOCK, "moving packs")?;
     store.placement().recount();
     Ok(lock)
 }

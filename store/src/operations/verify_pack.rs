@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::id::PackId;
-use crate::operations::all_domains::Census;
+use crate::operations::domain_inventory::DomainInventory;
 use crate::pack::{
     self, ALIGNMENT, Frame, FrameHeader, PACK_HEADER_LEN, PackDirectory, PackKind, directory_of,
 };
@@ -112,8 +112,8 @@ pub struct Examined {
 
 impl PackCopy {
     /// Verifies every byte of it.
-    pub fn examine(&self, census: &Census, id: PackId) -> Examined {
-        let mut examined = examine(census, id, &self.bytes);
+    pub fn examine(&self, domains: &DomainInventory, id: PackId) -> Examined {
+        let mut examined = examine(domains, id, &self.bytes);
         for (range, error) in &self.unreadable {
             let what = format!("bytes {} to {} cannot be read: {error}", range.start, range.end);
             examined.faults.push(Fault { offset: range.start, error: Error::corrupt(what) });
@@ -123,7 +123,7 @@ impl PackCopy {
 }
 
 /// Verifies every byte of a pack.
-pub fn examine(census: &Census, id: PackId, bytes: &[u8]) -> Examined {
+pub fn examine(domains: &DomainInventory, id: PackId, bytes: &[u8]) -> Examined {
     let mut examined = Examined::default();
     let directory = directory_of(id, bytes);
     let header = bytes.get(..PACK_HEADER_LEN);
@@ -141,7 +141,7 @@ pub fn examine(census: &Census, id: PackId, bytes: &[u8]) -> Examined {
             for (number, extent) in (0..).zip(&directory.frames) {
                 let frame = &bytes[extent.offset as usize..][..extent.len_bytes as usize];
                 examined.frames += 1;
-                match verify(census, frame) {
+                match verify(domains, frame) {
                     Ok(Verified { header, .. }) if !directory.names_header(number, &header) => {
                         let error = Error::corrupt("frame holds other chunks than the pack directory says");
                         examined.faults.push(Fault { offset: extent.offset, error });
@@ -171,28 +171,28 @@ pub struct Verified {
 ///
 /// # Errors
 /// `Corrupt`; `Invalid` for a newer format.
-pub fn verify(census: &Census, frame: &[u8]) -> Result<Verified> {
+pub fn verify(domains: &DomainInventory, frame: &[u8]) -> Result<Verified> {
     let header = Frame::verify_stored(frame)?;
-    match census.verify(frame) {
+    match domains.verify(frame) {
         Ok(opened) => Ok(Verified { header, is_locked: opened.is_none() }),
-        Err(_) if census.lacks_base_of(&header) => Ok(Verified { header, is_locked: false }),
+        Err(_) if domains.lacks_base_of(&header) => Ok(Verified { header, is_locked: false }),
         Err(error) => Err(error),
     }
 }
 
 /// The whole frame that begins at a byte of a pack, by what it says of itself.
-pub fn frame_at<'a>(census: &Census, pack: &'a [u8], offset: u64) -> Option<(Verified, &'a [u8])> {
+pub fn frame_at<'a>(domains: &DomainInventory, pack: &'a [u8], offset: u64) -> Option<(Verified, &'a [u8])> {
     let rest = pack.get(usize::try_from(offset).ok()?..)?;
     if !rest.starts_with(pack::FRAME_MAGIC) {
         return None;
     }
     let frame = rest.get(..FrameHeader::decode(rest).ok()?.padded_len())?;
-    verify(census, frame).ok().map(|verified| (verified, frame))
+    verify(domains, frame).ok().map(|verified| (verified, frame))
 }
 
 /// Where the next whole frame behind a byte begins: frames begin at multiples of [`ALIGNMENT`].
-pub fn next_frame(census: &Census, pack: &[u8], after: u64) -> Option<u64> {
+pub fn next_frame(domains: &DomainInventory, pack: &[u8], after: u64) -> Option<u64> {
     let first = after as usize / ALIGNMENT + 1;
     let mut starts = (first..pack.len().div_ceil(ALIGNMENT)).map(|unit| (unit * ALIGNMENT) as u64);
-    starts.find(|start| frame_at(census, pack, *start).is_some())
+    starts.find(|start| frame_at(domains, pack, *start).is_some())
 }

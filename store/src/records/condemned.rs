@@ -9,21 +9,17 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::id::{PackId, SnapshotId};
+use crate::keys;
 use crate::tier::Tier;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
-
-/// Key of the logical clock.
-pub const STATE_KEY: &str = "gc/state";
-/// Prefix of the keys of the condemned lists.
-pub const CONDEMNED_PREFIX: &str = "gc/condemned/";
 
 /// The collector's logical clock: how many runs have begun.
 ///
 /// # Errors
 /// As the tier; `Corrupt`.
 pub fn read_epoch(tier: &dyn Tier) -> Result<u64> {
-    match tier.get(STATE_KEY) {
-        Ok(object) => decode_epoch(&object).map_err(|error| error.object(STATE_KEY)),
+    match tier.get(keys::COLLECTOR_STATE) {
+        Ok(object) => decode_epoch(&object).map_err(|error| error.object(keys::COLLECTOR_STATE)),
         Err(error) if error.kind() == Kind::NotFound => Ok(0),
         Err(error) => Err(error),
     }
@@ -49,9 +45,10 @@ fn encode_epoch(epoch: u64) -> Vec<u8> {
 pub fn raise_epoch(tier: &dyn Tier) -> Result<u64> {
     let epoch = read_epoch(tier)?;
     let current = (epoch > 0).then(|| encode_epoch(epoch));
-    let next =
-        epoch.checked_add(1).ok_or_else(|| Error::corrupt("the epoch has run out").object(STATE_KEY))?;
-    match tier.compare_and_swap(STATE_KEY, current.as_deref(), &encode_epoch(next))? {
+    let next = epoch
+        .checked_add(1)
+        .ok_or_else(|| Error::corrupt("the epoch has run out").object(keys::COLLECTOR_STATE))?;
+    match tier.compare_and_swap(keys::COLLECTOR_STATE, current.as_deref(), &encode_epoch(next))? {
         true => Ok(next),
         false => Err(Error::new(Kind::Conflict, "another collector is at work").advice("let it finish")),
     }
@@ -73,7 +70,7 @@ pub struct Condemned {
 
 impl Condemned {
     fn key(epoch: u64) -> String {
-        format!("{CONDEMNED_PREFIX}{epoch:020}")
+        format!("{}{epoch:020}", keys::CONDEMNED)
     }
 
     /// Whether nothing is left of the list.
@@ -120,7 +117,7 @@ impl Condemned {
     /// As the tier; `Corrupt` for a damaged list.
     pub fn read_all(tier: &dyn Tier) -> Result<Vec<Self>> {
         let mut lists = Vec::new();
-        for info in tier.list(CONDEMNED_PREFIX)? {
+        for info in tier.list(keys::CONDEMNED)? {
             match tier.get(&info.key) {
                 Ok(object) => lists.push(Self::decode(&object).map_err(|error| error.object(&info.key))?),
                 Err(error) if error.kind() == Kind::NotFound => {} // emptied since it was listed
@@ -191,7 +188,7 @@ mod tests {
         assert_eq!([raise_epoch(&tier).unwrap(), raise_epoch(&tier).unwrap()], [1, 2]);
         assert_eq!(read_epoch(&tier).unwrap(), 2);
         let last = MemoryTier::new();
-        last.put_if_absent(STATE_KEY, &encode_epoch(u64::MAX)).unwrap();
+        last.put_if_absent(keys::COLLECTOR_STATE, &encode_epoch(u64::MAX)).unwrap();
         assert_eq!(raise_epoch(&last).unwrap_err().kind(), Kind::Corrupt);
     }
 

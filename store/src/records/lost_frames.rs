@@ -6,23 +6,23 @@
 use crate::error::{Error, Kind, Result};
 use crate::id::PackId;
 use crate::index::Location;
+use crate::keys;
 use crate::tier::Tier;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::collections::HashMap;
 
 /// Prefix of the keys of these records.
-pub const PREFIX: &str = "damaged/";
 /// A frame's offset in the record.
 const OFFSET_LEN: usize = 8;
 
 /// The key of a pack's record.
 pub fn key_of(pack: PackId) -> String {
-    format!("{PREFIX}{pack}")
+    format!("{}{pack}", keys::LOST_FRAMES)
 }
 
 /// The pack that a key names; `None` where it is no such record's.
 pub fn pack_of(key: &str) -> Option<PackId> {
-    PackId::from_key(&format!("packs/{}", key.strip_prefix(PREFIX)?))
+    PackId::from_key(&format!("{}{}", keys::PACKS, key.strip_prefix(keys::LOST_FRAMES)?))
 }
 
 /// The frames of one pack that no tier has whole.
@@ -75,7 +75,7 @@ impl DamagedFrames {
     /// As the tier; `Corrupt` for a damaged record: who did not know of it would lean on what is lost.
     pub fn read_all(home: &dyn Tier) -> Result<Self> {
         let mut all = Self::default();
-        for info in home.list(PREFIX)? {
+        for info in home.list(keys::LOST_FRAMES)? {
             match read(home, &info.key) {
                 Ok(Some(damaged)) => {
                     all.0.insert(damaged.pack, damaged.offsets);

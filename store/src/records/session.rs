@@ -16,6 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::host::lock::{FileLock, LockState};
 use crate::host::state::LocalState;
 use crate::id::{SnapshotId, WriterId};
+use crate::keys::SESSIONS;
 use crate::records::condemned::{self, Condemned};
 use crate::tier::{LocalTier, Tier};
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
@@ -28,9 +29,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-/// Prefix of the keys of sessions.
-pub const PREFIX: &str = "sessions/";
 
 /// What a session's object says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -263,10 +261,10 @@ impl Session {
 
     fn open(place: &SessionPlace, record: SessionRecord) -> Result<Self> {
         let name: [u8; 12] = clock::random_bytes();
-        let key = format!("{PREFIX}{}", name.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        let key = format!("{SESSIONS}{}", name.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
         let lock = place.state.lock(&key, &record.purpose)?;
         // A session that outlived its lock file in a power cut would count as another host's, alive for ever.
-        place.state.sync_directory(PREFIX)?;
+        place.state.sync_directory(SESSIONS)?;
         let bytes = record.encode();
         place.home.put_if_absent(&key, &bytes)?;
         let state = Mutex::new(ShownState { record, bytes, has_ended: false });
@@ -312,7 +310,7 @@ fn upper_key(place: &SessionPlace, upper: &Path) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(place.host.as_ref().map_or(&[], |host| host.as_bytes().as_slice()));
     let digits = hasher.update(upper.as_os_str().as_bytes()).finalize().to_hex();
-    format!("{PREFIX}{}", &digits[..24])
+    format!("{SESSIONS}{}", &digits[..24])
 }
 
 /// Where this host keeps the path of an upper that its session does not name.
@@ -338,7 +336,7 @@ pub fn hold_for_upper(
         true => (PathBuf::new(), "changes".to_owned()),
         false => (upper.to_owned(), format!("changes in {}", upper.display())),
     };
-    place.state.create_directory(PREFIX)?;
+    place.state.create_directory(SESSIONS)?;
     if veiled {
         place.state.replace(&veiled_name(&key), upper.as_os_str().as_bytes())?;
     }
@@ -445,7 +443,7 @@ pub struct Listed {
 pub fn alive(place: &SessionPlace, sweep: bool) -> Result<Vec<Listed>> {
     let tier = &*place.home;
     let mut alive = Vec::new();
-    for info in tier.list(PREFIX)? {
+    for info in tier.list(SESSIONS)? {
         let lock = place.state.look_at_lock(&info.key)?;
         if lock == LockState::Free {
             if sweep {

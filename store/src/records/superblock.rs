@@ -3,11 +3,9 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::id::StoreId;
+use crate::keys;
 use crate::tier::Tier;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
-
-/// Its key on the hot tier.
-pub(crate) const KEY: &str = "superblock";
 
 /// Incompatible feature: there may be domains besides the plain one. A build that does not know them would collect what
 /// they hold.
@@ -81,7 +79,7 @@ impl Superblock {
     /// # Errors
     /// `NotFound` when there is no store, else as [`Self::decode`].
     pub(crate) fn read(tier: &dyn Tier) -> Result<Self> {
-        match tier.get(KEY) {
+        match tier.get(keys::SUPERBLOCK) {
             Ok(object) => Self::decode(&object).map_err(|error| error.object(tier.describe())),
             Err(error) if error.kind() == Kind::NotFound => Err(Error::new(Kind::NotFound, "no store here")
                 .object(tier.describe())

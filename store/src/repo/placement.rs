@@ -6,6 +6,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::id::PackId;
+use crate::keys;
 use crate::pack::{self, PackKind, read_directory};
 use crate::repo::config::{DataTier, StoreConfig, TierClass};
 use crate::throttle::Throttle;
@@ -67,7 +68,7 @@ impl Placement {
     /// # Errors
     /// As the tier.
     pub fn usage(&self, number: usize) -> Result<TierUsage> {
-        let infos = self.tiers[number].tier.list("packs/")?;
+        let infos = self.tiers[number].tier.list(keys::PACKS)?;
         let usage =
             TierUsage { packs: infos.len() as u64, bytes: infos.iter().map(|info| info.len_bytes).sum() };
         self.set_used(number, Some(usage.bytes));
@@ -176,7 +177,7 @@ impl Placement {
         moved: &mut Moved,
     ) -> Result<u64> {
         let tier = &self.tiers[number];
-        let infos = tier.tier.list("packs/")?;
+        let infos = tier.tier.list(keys::PACKS)?;
         let mut left: u64 = infos.iter().map(|info| info.len_bytes).sum();
         self.set_used(number, Some(left));
         if left <= target || number + 1 == self.tiers.len() {
@@ -338,7 +339,7 @@ impl Placement {
             return Ok(freed);
         };
         for (number, tier) in near.iter().enumerate() {
-            for info in tier.tier.list("packs/")? {
+            for info in tier.tier.list(keys::PACKS)? {
                 // A pack lands on the bucket first, so what is near and not there was deleted there.
                 if shared.tier.len_bytes(&info.key)?.is_none() {
                     tier.tier.delete(&info.key)?;

@@ -7,6 +7,7 @@ use crate::domain::seen::{Step, TRAIL_LEN, step_of};
 use crate::domain::{CIPHER, Domain, DomainKind, Mark, Secrets};
 use crate::error::{Error, Result};
 use crate::id::{DomainId, SnapshotId};
+use crate::keys;
 use crate::records::snapshot::Snapshot;
 use crate::repo::refs::Ref;
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION, Record, seal, unseal};
@@ -43,7 +44,7 @@ fn bound(record: Record, domain: DomainId) -> Vec<u8> {
 impl Domain {
     /// The prefix of the keys of all its snapshot records.
     pub fn snapshot_prefix(&self) -> String {
-        format!("snapshots/{}/", self.name)
+        keys::snapshots_of(&self.name)
     }
 
     /// The key of a snapshot record.
@@ -53,7 +54,7 @@ impl Domain {
 
     /// The prefix of the keys of all its refs.
     pub fn ref_prefix(&self) -> String {
-        format!("refs/{}/", self.name)
+        keys::refs_of(&self.name)
     }
 
     /// The key of a ref: in an encrypted domain a hash of its name, else the name.

@@ -8,11 +8,12 @@ use crate::host::reserve;
 use crate::host::state::LocalState;
 use crate::id::{PackId, SnapshotId, StoreId};
 use crate::index::Index;
+use crate::keys;
 use crate::pack::{PackDirectory, read_directory};
 use crate::records::condemned::Condemned;
 use crate::records::session::{self, Session, SessionPlace};
 use crate::records::snapshot::Snapshot;
-use crate::records::superblock::{self, Superblock};
+use crate::records::superblock::Superblock;
 use crate::repo::config::StoreConfig;
 use crate::repo::disk_cache::FlatCache;
 use crate::repo::frame_cache::FrameCache;
@@ -62,13 +63,16 @@ impl Store {
                 .object(tier.describe())
                 .advice("use it, or choose another place")
         };
-        if config.home.len_bytes(superblock::KEY)?.is_some() {
+        if config.home.len_bytes(keys::SUPERBLOCK)?.is_some() {
             return Err(there(&*config.home));
         }
         config.state.create_directory("")?;
-        config.home.put_if_absent("domains/default", &Domain::plain(clock::random_bytes()).encode_plain())?;
+        config.home.put_if_absent(
+            &keys::domain(domain::DEFAULT),
+            &Domain::plain(clock::random_bytes()).encode_plain(),
+        )?;
         let superblock = Superblock::new(StoreId::from_bytes(clock::random_bytes()));
-        if !config.home.put_if_absent(superblock::KEY, &superblock.encode())? {
+        if !config.home.put_if_absent(keys::SUPERBLOCK, &superblock.encode())? {
             return Err(there(&*config.home));
         }
         reserve::keep(&config.state);
@@ -321,7 +325,7 @@ impl Store {
     /// # Errors
     /// As the tiers.
     pub fn make_packs_durable(&self) -> Result<()> {
-        self.tiers().iter().try_for_each(|tier| tier.make_durable("packs/"))
+        self.tiers().iter().try_for_each(|tier| tier.make_durable(keys::PACKS))
     }
 
     /// Every pack on any tier with the length in bytes of its longest copy.
@@ -331,7 +335,7 @@ impl Store {
     pub fn packs(&self) -> Result<Vec<(PackId, u64)>> {
         let mut packs: BTreeMap<PackId, u64> = BTreeMap::new();
         for tier in self.tiers() {
-            for info in tier.list("packs/")? {
+            for info in tier.list(keys::PACKS)? {
                 let Some(id) = PackId::from_key(&info.key) else { continue };
                 let len_bytes = packs.entry(id).or_default();
                 *len_bytes = info.len_bytes.max(*len_bytes);

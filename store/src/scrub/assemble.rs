@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackId};
 use crate::index::{Outline, OutlineRow};
-use crate::operations::all_domains::Census;
+use crate::operations::domain_inventory::DomainInventory;
 use crate::operations::verify_pack::{Verified, examine, frame_at, next_frame, verify};
 use crate::pack::{
     EncodedFrame, FrameExtent, PACK_HEADER_LEN, PackBuilder, PackDirectory, PackKind, directory_of,
@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 /// What a pack can be put together from.
 pub(super) struct Sources<'a> {
-    pub census: &'a Census,
+    pub domains: &'a DomainInventory,
     pub id: PackId,
     /// What tiers have of it.
     pub copies: Vec<&'a [u8]>,
@@ -96,7 +96,7 @@ impl Sources<'_> {
     ) -> Option<(Verified, Vec<u8>)> {
         let (start, len) = (extent.offset as usize, extent.len_bytes as usize);
         let try_bytes = |bytes: &[u8]| {
-            let verified = verify(self.census, bytes).ok().filter(accept)?;
+            let verified = verify(self.domains, bytes).ok().filter(accept)?;
             Some((verified, bytes.to_vec()))
         };
         let of_copy = |copy: &&[u8]| try_bytes(copy.get(start..start.checked_add(len)?)?);
@@ -112,7 +112,7 @@ impl Sources<'_> {
         let mut pieces = Vec::new();
         let mut offset = PACK_HEADER_LEN as u64;
         loop {
-            let found = self.copies.iter().find_map(|copy| frame_at(self.census, copy, offset));
+            let found = self.copies.iter().find_map(|copy| frame_at(self.domains, copy, offset));
             let piece = if let Some((verified, bytes)) = found {
                 let extent = FrameExtent { offset, len_bytes: bytes.len() as u32 };
                 Piece { extent, frame: Some((verified, bytes.to_vec())) }
@@ -120,7 +120,7 @@ impl Sources<'_> {
                 let extent = FrameExtent { offset, len_bytes: *len_bytes };
                 Piece { extent, frame: self.frame_of(&extent, &|_| true) }
             } else {
-                let of_copies = self.copies.iter().filter_map(|copy| next_frame(self.census, copy, offset));
+                let of_copies = self.copies.iter().filter_map(|copy| next_frame(self.domains, copy, offset));
                 let of_index = known.range(offset + 1..).next().map(|(offset, _)| *offset);
                 let Some(next) = of_copies.chain(of_index).min() else { return pieces };
                 Piece { extent: FrameExtent { offset, len_bytes: (next - offset) as u32 }, frame: None }
@@ -151,7 +151,7 @@ impl Sources<'_> {
             (None, None) => return Err(Error::corrupt("no part of it is intact on any tier")),
         };
         let (bytes, rebuilt) = built(self.id, kind, pieces);
-        if let Some(fault) = examine(self.census, self.id, &bytes).faults.into_iter().next() {
+        if let Some(fault) = examine(self.domains, self.id, &bytes).faults.into_iter().next() {
             return Err(fault.error);
         }
         let is_all = match directory {

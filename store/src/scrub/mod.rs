@@ -17,10 +17,12 @@ pub use report::{
 };
 
 use crate::error::{Error, Kind, Result};
+use crate::host::lock::{COLLECTOR_LOCK, MOVER_LOCK};
 use crate::id::{ChunkId, PackId, SnapshotId};
 use crate::index::{Location, RowMarks, Run};
-use crate::operations::all_domains::Census;
+use crate::keys;
 use crate::operations::check::{check_all_records, index_packs};
+use crate::operations::domain_inventory::DomainInventory;
 use crate::operations::verify_pack::{self, Examined, PackCopy, read_whole};
 use crate::progress::{Progress, Work};
 use crate::records::lost_frames;
@@ -72,7 +74,7 @@ pub struct ScrubOptions {
 /// A scrub under way.
 struct Scrub<'a> {
     store: &'a Store,
-    census: &'a Census,
+    domains: &'a DomainInventory,
     repair: bool,
     throttle: Throttle,
     /// Packs whose whole bytes an interrupted repair left beside them, and on which tiers.
@@ -113,14 +115,14 @@ impl Drop for Looking<'_> {
 pub fn scrub(store: &Store, options: &ScrubOptions, progress: &dyn Progress) -> Result<ScrubReport> {
     let lock = |name| store.state().lock(name, "scrub");
     let _locks = match options.repair {
-        true => Some((lock("gc.lock")?, lock("mover.lock")?)),
+        true => Some((lock(COLLECTOR_LOCK)?, lock(MOVER_LOCK)?)),
         false => None,
     };
     let _looking = Looking::at(store);
     let mut report = ScrubReport::default();
-    let census = Census::take(store)?;
-    let snapshots = check_all_records(store, &census, &mut report.records)?;
-    for (store, snapshots) in census.open.iter().zip(&snapshots) {
+    let domains = DomainInventory::take(store)?;
+    let snapshots = check_all_records(store, &domains, &mut report.records)?;
+    for (store, snapshots) in domains.open.iter().zip(&snapshots) {
         for (id, refs) in snapshots {
             if let Err(error) = store.snapshot(id) {
                 report.records.problem_affecting(format!("snapshot {id}"), &error, refs.clone());
@@ -131,7 +133,7 @@ pub fn scrub(store: &Store, options: &ScrubOptions, progress: &dyn Progress) -> 
     store.index().adopt_uncovered(&store.tiers())?;
     let mut scrub = Scrub {
         store,
-        census: &census,
+        domains: &domains,
         repair: options.repair,
         throttle: Throttle::new(options.rate),
         staged: repair::staged(store)?,
@@ -154,7 +156,7 @@ impl Scrub<'_> {
             self.store.index().named_packs().into_iter().map(|pack| (pack, 0)).collect();
         packs.extend(self.store.packs()?);
         let mut noted = BTreeMap::new();
-        for info in self.store.home().list(lost_frames::PREFIX)? {
+        for info in self.store.home().list(keys::LOST_FRAMES)? {
             let Some(pack) = lost_frames::pack_of(&info.key) else { continue };
             packs.entry(pack).or_insert(0);
             let offsets = match lost_frames::read(self.store.home(), &info.key) {
@@ -199,7 +201,7 @@ impl Scrub<'_> {
         let staged = self.staged(id);
         let bytes = copies.iter().map(|copy| copy.copy.bytes.as_slice());
         let sources = Sources {
-            census: self.census,
+            domains: self.domains,
             id,
             copies: bytes.chain(staged.iter().map(Vec::as_slice)).collect(),
             outline: match copies.iter().any(|copy| copy.examined.directory.is_some()) {
@@ -222,7 +224,7 @@ impl Scrub<'_> {
             let throttle = &mut self.throttle;
             match read_whole(tier, id, &mut |bytes| throttle.pass(bytes)) {
                 Ok(copy) => {
-                    let examined = copy.examine(self.census, id);
+                    let examined = copy.examine(self.domains, id);
                     self.report.copies += 1;
                     self.report.read_bytes += copy.bytes.len() as u64;
                     self.report.frames += examined.frames;
@@ -241,7 +243,7 @@ impl Scrub<'_> {
     /// Whether the index still names a pack that no tier has.
     fn is_missed(&self, id: PackId) -> Result<bool> {
         let (index, home) = (self.store.index(), self.store.home());
-        let listed = home.list("index/")?;
+        let listed = home.list(keys::INDEX)?;
         let runs = index.runs();
         let mut naming = runs.iter().filter(|run| run.is_stored() && run.packs().any(|pack| pack == id));
         if naming.any(|run| listed.iter().any(|info| info.key == run.key())) {
@@ -389,7 +391,7 @@ impl Scrub<'_> {
     }
 
     fn is_frame_whole(&self, place: &Location) -> bool {
-        let verify = |bytes: &[u8]| verify_pack::verify(self.census, bytes).is_ok();
+        let verify = |bytes: &[u8]| verify_pack::verify(self.domains, bytes).is_ok();
         let (key, offset, len) = (place.pack.key(), place.offset, place.len_bytes);
         let is_on = |tier: &&dyn crate::tier::Tier| {
             tier.get_range(&key, offset, len).is_ok_and(|bytes| verify(&bytes))
@@ -404,7 +406,7 @@ impl Scrub<'_> {
             Ok(0) => {}
             Ok(count) => {
                 self.report.repaired_runs = count;
-                self.report.records.problems.retain(|problem| !problem.object.starts_with("index/"));
+                self.report.records.problems.retain(|problem| !problem.object.starts_with(keys::INDEX));
             }
             Err(error) => {
                 self.report.records.problem("index/", &error.further_advice("the index stays as it is"))
@@ -415,7 +417,7 @@ impl Scrub<'_> {
     fn replace_runs(&self, progress: &dyn Progress) -> Result<u64> {
         let home = self.store.home();
         let (mut damaged, mut covered) = (Vec::new(), BTreeSet::new());
-        for info in home.list("index/")? {
+        for info in home.list(keys::INDEX)? {
             let object = home.get(&info.key)?;
             match Run::open(&info.key, object).and_then(|run| run.verify().map(|()| run)) {
                 Ok(run) => covered.extend(run.packs()),
@@ -444,7 +446,7 @@ impl Scrub<'_> {
         }
         let count = snapshots.iter().map(BTreeMap::len).sum::<usize>();
         progress.begin("find affected files", Work::Items(count as u64));
-        for (store, snapshots) in self.census.open.iter().zip(snapshots) {
+        for (store, snapshots) in self.domains.open.iter().zip(snapshots) {
             let mut search = Search::new(store, &self.lost);
             for (id, refs) in snapshots {
                 match search.look(*id, refs) {

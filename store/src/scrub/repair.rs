@@ -4,12 +4,12 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::host::lock::FileLock;
+use crate::host::lock::{AUTHOR_LOCK, REWRITER_LOCK};
 use crate::id::PackId;
 use crate::operations::verify_pack::PackCopy;
 use crate::records::lost_frames::{self, DamagedPack};
 use crate::repo::store::Store;
 use crate::tier::Tier;
-use crate::writer::{AUTHOR_LOCK, REWRITER_LOCK};
 use std::collections::BTreeMap;
 
 /// Where damaged bytes are kept.

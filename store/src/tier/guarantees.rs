@@ -80,9 +80,6 @@ pub struct BucketRecord {
 }
 
 impl BucketRecord {
-    /// Its key.
-    pub const KEY: &str = "bucket";
-
     /// The record's bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut body = Encoder::new();

@@ -9,6 +9,7 @@ use crate::clock::Time;
 use crate::error::{Error, Kind, Result};
 use crate::host::disk::{self, Disk, DiskFile, HostDisk, Stat, parent, replace_file, sync_directory};
 use crate::host::object::Object;
+use crate::keys;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -102,7 +103,7 @@ impl Tier for LocalTier {
 
     fn get(&self, key: &str) -> Result<Object> {
         let (file, path) = self.open(key)?;
-        let read = match key.starts_with("index/") {
+        let read = match key.starts_with(keys::INDEX) {
             true => file.map(),
             false => disk::read_all(&*file).map(Object::Owned),
         };
@@ -137,7 +138,7 @@ impl Tier for LocalTier {
         self.create_directories(directory)?;
         let failed = |error: io::Error| Error::io("cannot write object", path.display(), error);
         let mut file = self.disk.create_unnamed(directory).map_err(failed)?;
-        let written = match key.starts_with("packs/") {
+        let written = match key.starts_with(keys::PACKS) {
             true => file.write_past_cache(body),
             false => file.write(body),
         };

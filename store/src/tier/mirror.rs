@@ -9,6 +9,7 @@
 use super::{Guarantees, ObjectInfo, RangeRequest, Tier};
 use crate::error::{Error, Kind, Result};
 use crate::host::object::Object;
+use crate::keys;
 use crate::wire;
 use std::sync::Arc;
 
@@ -31,9 +32,9 @@ enum Keep {
 }
 
 fn keep(key: &str) -> Keep {
-    match key.split('/').next() {
-        Some("snapshots" | "index") => Keep::Whole,
-        Some("superblock" | "refs" | "domains" | "bucket") => Keep::LastSeen,
+    match keys::prefix_of(key) {
+        keys::SNAPSHOTS | keys::INDEX => Keep::Whole,
+        keys::SUPERBLOCK | keys::REFS | keys::DOMAINS | keys::BUCKET => Keep::LastSeen,
         _ => Keep::Nothing,
     }
 }
@@ -51,7 +52,7 @@ impl MirrorTier {
     /// The mirror's copy, if it is whole. Index runs are not read through here: whoever opens one checks it.
     fn local_copy(&self, key: &str) -> Option<Object> {
         let object = self.local.get(key).ok()?;
-        if key.starts_with("index/") || wire::is_sealed(&object) {
+        if key.starts_with(keys::INDEX) || wire::is_sealed(&object) {
             return Some(object);
         }
         tracing::warn!(key, "a mirrored record is damaged and fetched again");
@@ -110,7 +111,7 @@ impl Tier for MirrorTier {
         match self.remote.get(key) {
             Ok(object) => {
                 self.remember(key, &object);
-                match key.starts_with("index/") {
+                match key.starts_with(keys::INDEX) {
                     true => self.local.get(key).or(Ok(object)), // mapped, not in memory
                     false => Ok(object),
                 }
@@ -155,7 +156,7 @@ impl Tier for MirrorTier {
             Ok(found) => found,
             Err(error) => return self.stand_in(prefix, error, local),
         };
-        if prefix == "index/" {
+        if prefix == keys::INDEX {
             let is_there = |key: &str| found.binary_search_by(|info| info.key.as_str().cmp(key)).is_ok();
             let mirrored = self.local.list(prefix).unwrap_or_default();
             mirrored.iter().filter(|info| !is_there(&info.key)).for_each(|info| self.forget(&info.key));

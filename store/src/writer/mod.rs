@@ -19,6 +19,7 @@ use crate::host::reserve;
 use crate::host::state::LocalState;
 use crate::id::{ChunkId, ImageId, PackId, SnapshotId, TreeId};
 use crate::index::{self, Location, Run};
+use crate::keys;
 use crate::pack::{MAX_FRAME_PLAIN, PackKind};
 use crate::records::lost_frames::DamagedFrames;
 use crate::records::session::Session;
@@ -28,7 +29,7 @@ use crate::repo::store::Store;
 use compare::Compared;
 use pipeline::Pipeline;
 pub(crate) use pipeline::Shape;
-pub(crate) use state::{AUTHOR_LOCK, REWRITER_LOCK, Role};
+pub(crate) use state::Role;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -414,7 +415,7 @@ impl Writer {
             return Ok(());
         }
         let names = self.pipeline.names();
-        let key = format!("index/{}/{}-{}", names.writer, names.epoch, self.run_count);
+        let key = format!("{}{}/{}-{}", keys::INDEX, names.writer, names.epoch, self.run_count);
         self.run_count += 1;
         let tier = self.store.home();
         if !tier.put_if_absent(&key, &index::encode(&directories)?)? {

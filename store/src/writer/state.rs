@@ -4,14 +4,10 @@
 use super::pipeline::{PackNames, Shape};
 use crate::clock;
 use crate::error::Result;
+use crate::host::lock::{AUTHOR_LOCK, REWRITER_LOCK};
 use crate::host::state::LocalState;
 use crate::id::{PackId, WriterId};
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
-
-/// Held by whoever adds snapshots.
-pub(crate) const AUTHOR_LOCK: &str = "lock";
-/// Held by whoever puts what is stored into other packs.
-pub(crate) const REWRITER_LOCK: &str = "rewriter.lock";
 
 /// What a writer is for. Of each kind one works at a time on a host, beside that of the other.
 #[derive(Clone, Copy, Debug)]

@@ -10,12 +10,13 @@ use std::hint::black_box;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-use store::condemned::{CONDEMNED_PREFIX, Condemned, STATE_KEY, read_epoch};
+use store::condemned::{Condemned, read_epoch};
 use store::lost_frames::DamagedPack;
 use store::domain::{DomainConfig, Keyring};
 use store::index::Run;
 use store::pack::{Frame, FrameHeader, directory_of, read_directory};
-use store::session::{PREFIX as SESSIONS, SessionPlace, alive};
+use store::keys::SESSIONS;
+use store::session::{SessionPlace, alive};
 use store::tier::BucketRecord;
 use store::wire::{Record, seal as sealed};
 use store::{
@@ -44,9 +45,9 @@ pub fn records(bytes: &[u8]) {
         0 => drop(store::fuzzing::superblock(body)),
         1 => drop(store::fuzzing::snapshot(body)),
         2 => drop(Ref::decode(&sealed(Record::Ref, body))),
-        3 => drop(read_epoch(&*holding(STATE_KEY, &sealed(Record::CollectorState, body)))),
+        3 => drop(read_epoch(&*holding(store::keys::COLLECTOR_STATE, &sealed(Record::CollectorState, body)))),
         4 => {
-            let key = format!("{CONDEMNED_PREFIX}1");
+            let key = format!("{}1", store::keys::CONDEMNED);
             drop(Condemned::read_all(&*holding(&key, &sealed(Record::Condemned, body))));
         }
         5 => drop(DamagedPack::decode(&sealed(Record::DamagedPack, body))),
@@ -80,7 +81,7 @@ fn domain(name: &str) -> Store {
     };
     let kind = if name == "public" { DomainKind::Public } else { DomainKind::Encrypted };
     let plain = Store::init(&config(None)).expect("an empty tier takes a store");
-    plain.create_domain(name, kind).expect("the name is free");
+    plain.domains().create(name, kind).expect("the name is free");
     Store::open(&config(Some(name))).expect("its key is at hand")
 }
 

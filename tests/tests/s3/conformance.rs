@@ -2,14 +2,14 @@
 
 use crate::{on_seaweed, prefix};
 use std::sync::Arc;
-use store::tier::{BucketRecord, Examination, examine_bucket};
+use store::tier::{Examination, examine_bucket};
 use store::{S3Settings, S3Tier, Tier};
 use tests::conformance::{Effort, suite_with};
 
 /// Leaves the record of an examination below another prefix, as if it had been examined too.
 fn record(settings: &S3Settings, examination: &Examination) {
     let unproven = S3Tier::new(settings).unwrap();
-    assert!(unproven.put_if_absent(BucketRecord::KEY, &examination.record().encode()).unwrap());
+    assert!(unproven.put_if_absent(store::keys::BUCKET, &examination.record().encode()).unwrap());
 }
 
 /// The suite counts what is in a tier, and the bucket's own record is there too.
@@ -17,7 +17,7 @@ fn fresh(settings: &S3Settings, examination: &Examination) -> Arc<dyn Tier> {
     record(settings, examination);
     let tier = S3Tier::new(settings).unwrap();
     assert_eq!(tier.guarantees().unwrap(), examination.guarantees());
-    tier.delete(BucketRecord::KEY).unwrap();
+    tier.delete(store::keys::BUCKET).unwrap();
     assert_eq!(tier.list("").unwrap(), []);
     Arc::new(tier)
 }

@@ -37,7 +37,7 @@ impl Scene {
         let record =
             BucketRecord { guarantees: Guarantees::ALL, examined: store::clock::now(), put_us: 0, get_us: 0 };
         let unknown = S3Tier::new(&settings).unwrap();
-        assert!(unknown.put_if_absent(BucketRecord::KEY, &record.encode()).unwrap());
+        assert!(unknown.put_if_absent(store::keys::BUCKET, &record.encode()).unwrap());
         let direct = S3Tier::new(&settings).unwrap();
         assert_eq!(direct.guarantees().unwrap(), Guarantees::ALL);
         let proxy = Proxy::new(seaweed_port());

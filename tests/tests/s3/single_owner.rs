@@ -2,7 +2,7 @@
 
 use crate::{examined, prefix};
 use std::sync::Arc;
-use store::tier::{BucketRecord, examine_bucket};
+use store::tier::examine_bucket;
 use store::{Guarantees, Kind, S3Tier, Tier};
 use tests::conformance::suite_of_one_owner;
 use tests::servers::{Rclone, settings};
@@ -32,10 +32,10 @@ fn an_examination_leaves_its_record_and_nothing_else() {
     let record = tier.bucket_record().unwrap().unwrap();
     assert_eq!(record.guarantees, examination.guarantees());
     let keys: Vec<String> = tier.list("").unwrap().into_iter().map(|info| info.key).collect();
-    assert_eq!(keys, [BucketRecord::KEY]);
+    assert_eq!(keys, [store::keys::BUCKET]);
     // A record that is damaged guarantees nothing, and is an error that says what to do.
-    tier.delete(BucketRecord::KEY).unwrap();
-    tier.put_if_absent(BucketRecord::KEY, b"not a record").unwrap();
+    tier.delete(store::keys::BUCKET).unwrap();
+    tier.put_if_absent(store::keys::BUCKET, b"not a record").unwrap();
     let error = S3Tier::new(&settings).unwrap().bucket_record().unwrap_err();
     assert_eq!(error.kind(), Kind::Corrupt);
     assert!(error.to_string().contains("snapctl doctor"), "{error}");

@@ -224,15 +224,15 @@ fn names_and_features_are_kept_as_they_must() {
         ("public", store::DomainKind::Encrypted, Kind::Invalid),
         ("third", store::DomainKind::Encrypted, Kind::Invalid), // no key is named
     ] {
-        assert_eq!(store.create_domain(name, kind).unwrap_err().kind(), expected, "{name}");
+        assert_eq!(store.domains().create(name, kind).unwrap_err().kind(), expected, "{name}");
     }
-    let listed: Vec<String> = store.domains().unwrap().into_iter().map(|(name, _)| name).collect();
+    let listed: Vec<String> = store.domains().all().unwrap().into_iter().map(|(name, _)| name).collect();
     assert_eq!(listed, ["acme", "default", "other", "public"]);
-    assert_eq!(store.rotate_domain("default", &Rotation::NewEpoch).unwrap_err().kind(), Kind::Invalid);
-    assert_eq!(store.rotate_domain("public", &Rotation::NewEpoch).unwrap_err().kind(), Kind::Invalid);
-    assert_eq!(store.destroy_domain("public").unwrap_err().kind(), Kind::Invalid);
-    assert_eq!(store.destroy_domain("default").unwrap_err().kind(), Kind::Invalid);
-    assert_eq!(store.destroy_domain("nobody").unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(store.domains().rotate("default", &Rotation::NewEpoch).unwrap_err().kind(), Kind::Invalid);
+    assert_eq!(store.domains().rotate("public", &Rotation::NewEpoch).unwrap_err().kind(), Kind::Invalid);
+    assert_eq!(store.domains().destroy("public").unwrap_err().kind(), Kind::Invalid);
+    assert_eq!(store.domains().destroy("default").unwrap_err().kind(), Kind::Invalid);
+    assert_eq!(store.domains().destroy("nobody").unwrap_err().kind(), Kind::NotFound);
 }
 
 /// A reader and a writer that began before a rotation go on; the collector and the end of an old key wait for them.
@@ -243,7 +243,7 @@ fn keys_rotate_under_readers_and_writers() {
     let reader = tenants.open("acme");
     let store = tenants.open("default");
     let mut slow = tenants.open("acme").writer("slow").unwrap();
-    store.rotate_domain("acme", &Rotation::NewEpoch).unwrap();
+    store.domains().rotate("acme", &Rotation::NewEpoch).unwrap();
     expected.push((commit_with(&mut slow, 2), 2));
     let old = store.in_domain("acme").unwrap();
     assert_eq!(old.retire_epochs().unwrap(), [1], "a writer of the old epoch is open");
@@ -299,7 +299,7 @@ fn a_damaged_pack_keeps_its_old_key() {
     commit(&tenants.open("acme"), 1);
     commit(&tenants.open("acme"), 2);
     let store = tenants.open("acme");
-    store.rotate_domain("acme", &Rotation::NewEpoch).unwrap();
+    store.domains().rotate("acme", &Rotation::NewEpoch).unwrap();
     let (damaged, _) = store.packs().unwrap()[0];
     let mut bytes = tenants.tier.get(&damaged.key()).unwrap().to_vec();
     bytes[1000] ^= 1;
@@ -318,7 +318,7 @@ fn keys_are_wrapped_anew_without_touching_data() {
     let new = tenants.key("new");
     write_key(&new, [77; 32]);
     let store = tenants.open("default");
-    store.rotate_domain("acme", &Rotation::Rewrap(KeySource::File(new.clone()))).unwrap();
+    store.domains().rotate("acme", &Rotation::Rewrap(KeySource::File(new.clone()))).unwrap();
     let after: Vec<String> = tenants.tier.list("").unwrap().into_iter().map(|info| info.key).collect();
     assert_eq!(before, after);
     assert_eq!(Store::open(&tenants.config(Some("acme"))).unwrap_err().kind(), Kind::Invalid);
@@ -335,11 +335,11 @@ fn a_destroyed_domain_is_gone_and_its_space_is_freed() {
     let (id, _) = commit(&tenants.open("acme"), 2);
     let store = tenants.open("default");
     let pin = tenants.open("acme").pin("mount of secrets", &[id]).unwrap();
-    let error = store.destroy_domain("acme").unwrap_err();
+    let error = store.domains().destroy("acme").unwrap_err();
     assert_eq!(error.kind(), Kind::Conflict);
     assert!(!error.to_string().contains("secrets"), "{error}");
     drop(pin);
-    store.destroy_domain("acme").unwrap();
+    store.domains().destroy("acme").unwrap();
     for keys in [tenants.config(Some("acme")), tenants.config_of_host("elsewhere", Some("acme"), &["acme"])] {
         assert_eq!(Store::open(&keys).unwrap_err().kind(), Kind::NotFound);
     }
@@ -351,13 +351,16 @@ fn a_destroyed_domain_is_gone_and_its_space_is_freed() {
     }
     let report = check(&store);
     assert!(report.problems.is_empty() && report.locked_frames > 0, "{:?}", report.problems);
-    assert_eq!(store.create_domain("acme", store::DomainKind::Encrypted).unwrap_err().kind(), Kind::Conflict);
+    assert_eq!(
+        store.domains().create("acme", store::DomainKind::Encrypted).unwrap_err().kind(),
+        Kind::Conflict
+    );
     // Interrupted after the keys went: the collector finishes it.
     assert!(tenants.tier.put_if_absent("refs/acme/left-over", b"unreadable").unwrap());
     collect(&store).unwrap();
     assert!(tenants.tier.list("refs/acme/").unwrap().is_empty());
     assert_eq!(store.packs().unwrap(), before);
-    store.destroy_domain("acme").unwrap();
+    store.domains().destroy("acme").unwrap();
     assert_sample(&tenants.open("other"), &kept, 1);
     assert_sample(&store, &plain, 1);
 }

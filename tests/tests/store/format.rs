@@ -350,7 +350,7 @@ fn a_bucket_s_record_lies_as_the_document_says() {
             get_us: 700,
         };
         let bytes = record.encode();
-        let read = body(&document, BucketRecord::KEY, Record::Bucket, &bytes);
+        let read = body(&document, store::keys::BUCKET, Record::Bucket, &bytes);
         assert_eq!(read.len(), table.len);
         assert_eq!(table.number(read, "guarantees"), 1 << bit);
         assert_eq!(table.bytes(read, "when it was examined")[..8], 1_800_000_000u64.to_le_bytes());

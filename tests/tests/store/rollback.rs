@@ -109,7 +109,7 @@ fn a_domains_record_put_back_or_dropped_is_found() {
     let store = tenants.open("default");
     let before = tenants.tier.get("domains/acme").unwrap().to_vec();
     tenants.open("acme");
-    store.rotate_domain("acme", &Rotation::NewEpoch).unwrap();
+    store.domains().rotate("acme", &Rotation::NewEpoch).unwrap();
     let right = tenants.tier.get("domains/acme").unwrap().to_vec();
     tenants.open("acme");
     let open = || Store::open(&tenants.config(Some("acme")));
@@ -120,7 +120,7 @@ fn a_domains_record_put_back_or_dropped_is_found() {
     assert_eq!(open().unwrap_err().kind(), Kind::Corrupt);
     // Destroyed, and an old copy put back.
     assert!(tenants.tier.put_if_absent("domains/acme", &right).unwrap());
-    store.destroy_domain("acme").unwrap();
+    store.domains().destroy("acme").unwrap();
     assert_eq!(open().unwrap_err().kind(), Kind::NotFound);
     overwrite(&tenants.tier, "domains/acme", &right);
     assert_eq!(open().unwrap_err().kind(), Kind::Corrupt);
@@ -138,18 +138,18 @@ fn what_is_there_can_be_accepted_deliberately() {
     overwrite(&tenants.tier, &key, &old);
     let error = store.refs().get("web").unwrap_err();
     assert!(error.to_string().contains("snapctl domain trust acme"), "{error}");
-    store.trust_domain("acme", Some("web")).unwrap();
+    store.domains().trust("acme", Some("web")).unwrap();
     assert_eq!(store.refs().get("web").unwrap().unwrap().history.len(), 1);
     commit(&store, "web");
 
     tenants.tier.delete(&key).unwrap();
     assert!(store.refs().list().is_err());
-    store.trust_domain("acme", None).unwrap();
+    store.domains().trust("acme", None).unwrap();
     assert_eq!(store.refs().list().unwrap().len(), 1);
     commit(&store, "web");
     // What nobody signed is not accepted.
     overwrite(&tenants.tier, &key, b"no record");
-    assert!(store.trust_domain("acme", None).is_err());
+    assert!(store.domains().trust("acme", None).is_err());
 }
 
 /// Processes of one host see each other's changes in any order; none of it is an alarm.
@@ -179,7 +179,7 @@ fn honest_changes_are_no_alarm() {
             let store = tenants.open("acme");
             commit(&store, "web");
             if round % 10 == 0 {
-                store.rotate_domain("acme", &Rotation::NewEpoch).unwrap();
+                store.domains().rotate("acme", &Rotation::NewEpoch).unwrap();
             }
         }
         done.store(true, Ordering::Relaxed);

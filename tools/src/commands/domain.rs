@@ -130,27 +130,27 @@ pub(super) fn run(arguments: &DomainArguments, context: &mut Context) -> anyhow:
     match &arguments.action {
         DomainAction::Create { name, public } => {
             let kind = if *public { DomainKind::Public } else { DomainKind::Encrypted };
-            let summary = store.create_domain(name, kind)?;
+            let summary = store.domains().create(name, kind)?;
             context.output.report(&Item::new(&store, &summary))?;
         }
         DomainAction::List => list(&store, context)?,
         DomainAction::Rotate { name, kek: Some(kek), .. } => {
             let kek = std::path::absolute(kek)
                 .map_err(|source| Error::io("no path of a key", kek.display(), source))?;
-            let summary = store.rotate_domain(name, &Rotation::Rewrap(KeySource::File(kek))).asked()?;
+            let summary = store.domains().rotate(name, &Rotation::Rewrap(KeySource::File(kek))).asked()?;
             let mut item = Item::new(&store, &summary);
             // The configuration still names the old key.
             (item.opens, item.error) = (true, None);
             context.output.report(&item)?;
         }
         DomainAction::Rotate { name, repack: false, .. } => {
-            let summary = store.rotate_domain(name, &Rotation::NewEpoch).asked()?;
+            let summary = store.domains().rotate(name, &Rotation::NewEpoch).asked()?;
             context.output.report(&Item::new(&store, &summary))?;
         }
         DomainAction::Rotate { name, .. } => repack(&store, name, context)?,
         DomainAction::Destroy { name, yes_destroy } => {
             if yes_destroy.as_ref() != Some(name) {
-                store.domain_summary(name).asked()?;
+                store.domains().summary(name).asked()?;
                 return Err(Error::new(
                     Kind::Invalid,
                     "destroying a domain cannot be undone: its data becomes unreadable",
@@ -159,11 +159,11 @@ pub(super) fn run(arguments: &DomainArguments, context: &mut Context) -> anyhow:
                 .advice(format!("if that is meant, say it: --yes-destroy {name}"))
                 .into());
             }
-            let summary = store.destroy_domain(name).asked()?;
+            let summary = store.domains().destroy(name).asked()?;
             context.output.report(&Item::new(&store, &summary))?;
         }
         DomainAction::Trust { name, reference } => {
-            store.trust_domain(name, reference.as_deref()).asked()?;
+            store.domains().trust(name, reference.as_deref()).asked()?;
         }
     }
     Ok(Outcome::Done)
@@ -172,7 +172,7 @@ pub(super) fn run(arguments: &DomainArguments, context: &mut Context) -> anyhow:
 fn list(store: &Store, context: &mut Context) -> anyhow::Result<()> {
     let mut listing = Listing(Vec::new());
     let mut first_error = None;
-    for (name, summary) in store.domains()? {
+    for (name, summary) in store.domains().all()? {
         match summary {
             Ok(summary) if context.output.is_json() => context.output.answer(&Item::new(store, &summary))?,
             Ok(summary) => listing.0.push(Item::new(store, &summary)),
@@ -194,7 +194,7 @@ fn repack(store: &Store, name: &str, context: &mut Context) -> anyhow::Result<()
     store.check_may_collect()?;
     let (known, _) = domain.domain().key_epochs();
     if known.len() < 2 {
-        store.rotate_domain(name, &Rotation::NewEpoch)?;
+        store.domains().rotate(name, &Rotation::NewEpoch)?;
     }
     let report = gc::repack_old_epochs(&domain, &context.progress)?;
     let options = CollectOptions { dry_run: false, cycles: CYCLES };

@@ -20,6 +20,7 @@ use super::guarantees::{BucketRecord, Guarantees};
 use super::{ObjectInfo, RangeRequest, Tier, absent, check_key, past_end};
 use crate::error::{Error, Kind, Result};
 use crate::host::object::Object;
+use crate::keys;
 use client::{Bucket, Condition};
 use failure::Refusal;
 use retry::{Call, Caller};
@@ -101,12 +102,11 @@ impl S3Tier {
     /// # Errors
     /// `Corrupt`, or as the bucket answers.
     pub fn bucket_record(&self) -> Result<Option<BucketRecord>> {
-        match self.get(BucketRecord::KEY) {
+        match self.get(keys::BUCKET) {
             Ok(record) => {
                 let read = BucketRecord::decode(&record);
                 let advice = "run `snapctl doctor` to examine the bucket again";
-                read.map(Some)
-                    .map_err(|error| error.object(self.shared.object(BucketRecord::KEY)).advice(advice))
+                read.map(Some).map_err(|error| error.object(self.shared.object(keys::BUCKET)).advice(advice))
             }
             Err(error) if error.kind() == Kind::NotFound => Ok(None),
             Err(error) => Err(error),

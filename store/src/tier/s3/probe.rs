@@ -10,7 +10,7 @@ use super::upload::{Write, Written, begin_and_give_back, write_in_parts};
 use super::{S3Tier, Shared, call, reads};
 use crate::clock;
 use crate::error::{Error, Kind, Result};
-use crate::tier::BucketRecord;
+use crate::keys;
 use crate::tier::examination::{Examination, Finding, Property, median_us};
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
@@ -56,7 +56,7 @@ pub fn examine_and_record(settings: &S3Settings) -> Result<Examination> {
     let examination = examine_bucket(settings)?;
     let record = examination.record().encode();
     let tier = S3Tier::new(settings)?;
-    let write = Write { key: BucketRecord::KEY, body: &record, condition: Condition::None };
+    let write = Write { key: keys::BUCKET, body: &record, condition: Condition::None };
     tier.runtime.block_on(tier.shared.write_whole(write))?;
     Ok(examination)
 }

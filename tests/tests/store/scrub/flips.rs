@@ -5,7 +5,7 @@ use super::*;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use store::Census;
+use store::DomainInventory;
 use store::verify_pack::examine;
 use store::{ChunkId, DirectoryId, GROUP_PAGES, LocalTier, PAGE};
 
@@ -78,22 +78,22 @@ impl Small {
     }
 }
 
-fn is_found(census: &Census, pack: PackId, bytes: &[u8]) -> bool {
-    !examine(census, pack, bytes).faults.is_empty()
+fn is_found(domains: &DomainInventory, pack: PackId, bytes: &[u8]) -> bool {
+    !examine(domains, pack, bytes).faults.is_empty()
 }
 
 #[test]
 fn every_bit_of_small_packs_in_memory() {
     let small = Small::new(7000);
     let store = small.scratch.open();
-    let census = Census::take(&store).unwrap();
+    let domains = DomainInventory::take(&store).unwrap();
     let (mut flips, mut refused) = (0_u64, 0);
     for (pack, right, directory) in small.packs() {
-        assert!(!is_found(&census, pack, &right));
+        assert!(!is_found(&domains, pack, &right));
         let mut bytes = right.clone();
         for bit in 0..right.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(is_found(&census, pack, &bytes), "bit {bit} of {pack}");
+            assert!(is_found(&domains, pack, &bytes), "bit {bit} of {pack}");
             flips += 1;
             if bit % 8 == bit / 8 % 8 {
                 overwrite(&small.tier, &pack.key(), &bytes);
@@ -142,7 +142,7 @@ fn every_byte_of_small_packs_in_a_directory() {
     let mut scratch = Scratch::over(Arc::new(local));
     (scratch.config.cache_bytes, scratch.config.flat_cache_bytes) = (0, 0);
     let store = scratch.open();
-    let census = Census::take(&store).unwrap();
+    let domains = DomainInventory::take(&store).unwrap();
     let (mut flips, mut refused) = (0, 0);
     for (pack, right, frames) in small.packs() {
         let file = File::options().write(true).open(directory.path().join(pack.key())).unwrap();
@@ -152,7 +152,7 @@ fn every_byte_of_small_packs_in_a_directory() {
             file.write_all_at(&[flipped], at as u64).unwrap();
             refused += small.read_around(&store, pack, &frames, at);
             let copy = store::verify_pack::read_whole(store.tiers()[0], pack, &mut |_| {}).unwrap();
-            assert!(!copy.examine(&census, pack).faults.is_empty(), "byte {at} of {pack}");
+            assert!(!copy.examine(&domains, pack).faults.is_empty(), "byte {at} of {pack}");
             file.write_all_at(&[*byte], at as u64).unwrap();
             flips += 1;
         }
@@ -164,7 +164,7 @@ fn every_byte_of_small_packs_in_a_directory() {
 fn sampled_bits_of_a_large_pack() {
     let small = Small::new(1_500_000);
     let store = small.scratch.open();
-    let census = Census::take(&store).unwrap();
+    let domains = DomainInventory::take(&store).unwrap();
     let (pack, right, directory) = small.packs().into_iter().max_by_key(|(_, bytes, _)| bytes.len()).unwrap();
     let mut random = Random::new(12);
     let (mut bytes, mut refused) = (right.clone(), 0);
@@ -172,7 +172,7 @@ fn sampled_bits_of_a_large_pack() {
     for _ in 0..FLIPS {
         let bit = random.below(right.len() * 8);
         bytes[bit / 8] ^= 1 << (bit % 8);
-        assert!(is_found(&census, pack, &bytes), "bit {bit}");
+        assert!(is_found(&domains, pack, &bytes), "bit {bit}");
         overwrite(&small.tier, &pack.key(), &bytes);
         refused += small.read_around(&store, pack, &directory, bit / 8);
         bytes[bit / 8] = right[bit / 8];

@@ -3,6 +3,7 @@
 use crate::domain::{DEFAULT, DomainKind};
 use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
+use crate::keys;
 use crate::pack::{Frame, FrameHeader};
 use crate::repo::store::Store;
 use crate::wire::{Record, unseal};
@@ -10,7 +11,7 @@ use std::collections::HashSet;
 
 /// The domains of a store, by what can be done with them here.
 #[derive(Debug, Default)]
-pub struct Census {
+pub struct DomainInventory {
     /// The store in each domain that opens.
     pub open: Vec<Store>,
     /// Domains that do not open, with the reason.
@@ -21,38 +22,38 @@ pub struct Census {
     unreadable: HashSet<u32>,
 }
 
-impl Census {
+impl DomainInventory {
     /// Opens every domain that has a record.
     ///
     /// # Errors
     /// As the tier.
     pub fn take(store: &Store) -> Result<Self> {
-        let mut census = Self::default();
-        for name in store.domain_names()? {
+        let mut domains = Self::default();
+        for name in store.domains().names()? {
             let summary = match name == DEFAULT {
                 true => None,
-                false => match store.domain_summary(&name) {
+                false => match store.domains().summary(&name) {
                     Ok(summary) => Some(summary),
                     Err(error) => {
-                        census.locked.push((name, error));
+                        domains.locked.push((name, error));
                         continue;
                     }
                 },
             };
             if summary.as_ref().is_some_and(|summary| summary.kind == DomainKind::Destroyed) {
-                census.unreadable.extend(summary.map(|summary| summary.id.tag()));
-                census.destroyed.push(name);
+                domains.unreadable.extend(summary.map(|summary| summary.id.tag()));
+                domains.destroyed.push(name);
                 continue;
             }
             match store.in_domain(&name) {
-                Ok(store) => census.open.push(store),
+                Ok(store) => domains.open.push(store),
                 Err(error) => {
-                    census.unreadable.extend(summary.map(|summary| summary.id.tag()));
-                    census.locked.push((name, error));
+                    domains.unreadable.extend(summary.map(|summary| summary.id.tag()));
+                    domains.locked.push((name, error));
                 }
             }
         }
-        Ok(census)
+        Ok(domains)
     }
 
     /// The store in each domain that is not destroyed; for who must see all of them.
@@ -104,7 +105,7 @@ impl Census {
 /// # Errors
 /// `Corrupt`.
 pub fn check_unopened(key: &str, bytes: &[u8]) -> Result<()> {
-    match key.strip_prefix("snapshots/") {
+    match key.strip_prefix(keys::SNAPSHOTS) {
         None => unseal(Record::SignedRef, bytes).map(|_| ()),
         Some(rest) => {
             unseal(Record::SealedSnapshot, bytes)?;
