@@ -5,21 +5,24 @@
 //!
 //! The protocol with writers is in `store::condemned`; ARCHITECTURE.md tells the life of a collection.
 
+mod bounded_cache;
 mod collect;
 mod fence;
 mod mark;
-mod memo;
-mod places;
+mod pack_selection;
 mod plan;
 mod recompress;
 mod repack;
+mod report;
 pub mod retention;
 mod rewrite;
+mod survey;
 mod walk;
 
-pub use collect::{CollectOptions, CollectReport, collect};
+pub use collect::{CollectOptions, collect};
 pub use plan::{Planned, Reason, Verdict};
 pub use recompress::recompress;
 pub use repack::repack_old_epochs;
+pub use report::CollectReport;
 pub use retention::{Policy, Retained, forget, forget_at};
 pub use rewrite::{Pace, RewriteReport};

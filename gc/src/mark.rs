@@ -1,22 +1,22 @@
 //! Mark: which packs the roots need. A snapshot's packs are computed once and kept in a derived table, so a run costs
 //! what is new since the last one; within a run a directory is visited once, however many snapshots share it, as far as a
-//! bounded memo reaches ([`crate::walk`]). Which of several packs with a chunk counts is told by [`crate::places`].
+//! bounded cache reaches ([`crate::walk`]). Which of several packs with a chunk counts is told by [`crate::pack_selection`].
 
-use crate::memo::Memo;
-use crate::places::{Places, Scene};
+use crate::bounded_cache::BoundedCache;
+use crate::pack_selection::{PackSelection, PackStates};
 use crate::walk::{Directories, Walk};
 use std::collections::{BTreeSet, HashSet};
 use store::{Derived, PackId, Result, SnapshotId, Store};
 
 /// Bytes of memory for what directories need.
-const MEMO_BYTES: usize = 64 << 20;
+const CACHE_BYTES: usize = 64 << 20;
 
 /// Bytes of a pack's id and of how far into it a snapshot reaches, in the derived table.
 const NEED_LEN: usize = PackId::LEN + 8;
 
 /// A mark under way.
 pub(crate) struct Marker<'a> {
-    places: Places<'a>,
+    selection: PackSelection<'a>,
     table: Option<&'a Derived>,
     directories: Directories,
     marked: HashSet<SnapshotId>,
@@ -24,11 +24,17 @@ pub(crate) struct Marker<'a> {
 }
 
 impl<'a> Marker<'a> {
-    /// A mark over the packs of a scene; a chunk that lies in several counts for one that is not condemned, and where it is
+    /// A mark over the packs in these states; a chunk that lies in several counts for one that is not condemned, and where it is
     /// not lost.
-    pub(crate) fn new(store: &'a Store, scene: Scene<'a>, table: Option<&'a Derived>) -> Self {
+    pub(crate) fn new(store: &'a Store, states: PackStates<'a>, table: Option<&'a Derived>) -> Self {
         let (marked, reached) = Default::default();
-        Self { places: Places::new(store, scene), table, directories: Memo::new(MEMO_BYTES), marked, reached }
+        Self {
+            selection: PackSelection::new(store, states),
+            table,
+            directories: BoundedCache::new(CACHE_BYTES),
+            marked,
+            reached,
+        }
     }
 
     /// Marks what a snapshot of the domain that `store` is seen from needs.
@@ -66,7 +72,7 @@ impl<'a> Marker<'a> {
 
     /// The packs that are gone although something in them is needed.
     pub(crate) fn missed(&self) -> &HashSet<PackId> {
-        self.places.missed()
+        self.selection.missed()
     }
 
     /// The packs kept for a snapshot by an earlier run, if all of them are still there and as long as they must be, and its
@@ -87,7 +93,7 @@ impl<'a> Marker<'a> {
         for need in needs {
             let (pack, end) = need.split_first_chunk()?;
             let (pack, end) = (PackId::from_bytes(*pack), u64::from_le_bytes(end.try_into().ok()?));
-            let Scene { inventory, condemned, damaged } = self.places.scene();
+            let PackStates { inventory, condemned, damaged } = self.selection.states();
             inventory.get(&pack).filter(|len_bytes| end <= **len_bytes)?;
             if condemned.contains_key(&pack) || damaged.names(&pack) {
                 return None;
@@ -112,9 +118,9 @@ impl<'a> Marker<'a> {
 
     /// The packs that a snapshot needs, and how far into each; and whether something was lost on the way to others.
     fn needs_of(&mut self, store: &Store, id: &SnapshotId) -> Result<(Vec<(PackId, u64)>, bool)> {
-        let walk = Walk::new(&mut self.places, &mut self.directories);
+        let walk = Walk::new(&mut self.selection, &mut self.directories);
         let found = walk.run(store, &store.snapshot(id)?)?;
-        let needs = found.packs.into_iter().map(|number| self.places.pack(number)).collect();
+        let needs = found.packs.into_iter().map(|number| self.selection.pack(number)).collect();
         Ok((needs, found.is_lossy))
     }
 }

@@ -5,8 +5,8 @@
 //! their ids, and what directories need that are done is added up, in the order in which they were done: a directory is
 //! done after all below it. So memory is bounded whatever the tree is like.
 
-use crate::memo::{Memo, Needs};
-use crate::places::{Found, Places};
+use crate::bounded_cache::{BoundedCache, Needs};
+use crate::pack_selection::{Found, PackSelection};
 use std::collections::HashMap;
 use store::{ChunkId, DirectoryId, Error, Kind, Result, Snapshot, Store, Tree, Visitor};
 
@@ -18,7 +18,7 @@ const DIRECTORY_WEIGHT: usize = 8;
 const SHARED_WEIGHT: usize = 512;
 
 /// What directories need, with all below them.
-pub(crate) type Directories = Memo<DirectoryId, Needs>;
+pub(crate) type Directories = BoundedCache<DirectoryId, Needs>;
 
 /// A directory, or the snapshot itself.
 struct Node {
@@ -33,7 +33,7 @@ struct Node {
 
 /// A walk under way.
 pub(crate) struct Walk<'m, 'a> {
-    places: &'m mut Places<'a>,
+    packs: &'m mut PackSelection<'a>,
     directories: &'m mut Directories,
     nodes: Vec<Node>,
     /// Numbers of the nodes whose subdirectories are not all done, each in the one before it; the snapshot first.
@@ -48,11 +48,11 @@ pub(crate) struct Walk<'m, 'a> {
 
 impl<'m, 'a> Walk<'m, 'a> {
     /// Nothing walked yet.
-    pub(crate) fn new(places: &'m mut Places<'a>, directories: &'m mut Directories) -> Self {
+    pub(crate) fn new(packs: &'m mut PackSelection<'a>, directories: &'m mut Directories) -> Self {
         let snapshot = Node { id: None, parents: Vec::new(), found: Found::default(), children: Vec::new() };
         let (done, numbers, waiting) = Default::default();
         Self {
-            places,
+            packs,
             directories,
             nodes: vec![snapshot],
             open: vec![0],
@@ -129,7 +129,7 @@ impl<'m, 'a> Walk<'m, 'a> {
     /// Notes the chunks that a step of the walk tells of for the last node.
     fn gather<T>(&mut self, step: impl FnOnce(&mut dyn Visitor) -> Result<T>) -> Result<T> {
         let number = self.last();
-        let mut gather = Gather { places: self.places, waiting: &mut self.waiting, number, is_lossy: false };
+        let mut gather = Gather { packs: self.packs, waiting: &mut self.waiting, number, is_lossy: false };
         let walked = step(&mut gather)?;
         self.nodes[number as usize].found.is_lossy |= gather.is_lossy;
         Ok(walked)
@@ -137,11 +137,11 @@ impl<'m, 'a> Walk<'m, 'a> {
 
     /// Looks up what waits, adds up what is done, and forgets it.
     fn settle(&mut self) -> Result<()> {
-        let Self { places, nodes, waiting, .. } = self;
+        let Self { packs, nodes, waiting, .. } = self;
         let mut outcome = Ok(());
-        places.index().in_order(waiting, |(chunk, number)| {
+        packs.index().in_order(waiting, |(chunk, number)| {
             if outcome.is_ok() {
-                outcome = places.find(&chunk, &mut nodes[number as usize].found);
+                outcome = packs.find(&chunk, &mut nodes[number as usize].found);
             }
         });
         outcome?;
@@ -177,7 +177,7 @@ impl<'m, 'a> Walk<'m, 'a> {
 
 /// Notes chunks, and whether a record was passed over.
 struct Gather<'w, 'a> {
-    places: &'w Places<'a>,
+    packs: &'w PackSelection<'a>,
     waiting: &'w mut Vec<(ChunkId, u32)>,
     number: u32,
     is_lossy: bool,
@@ -190,7 +190,7 @@ impl Visitor for Gather<'_, '_> {
 
     fn unreadable(&mut self, record: &[ChunkId], error: Error) -> Result<()> {
         let is_damage = matches!(error.kind(), Kind::Corrupt | Kind::NotFound);
-        match is_damage && record.iter().any(|id| self.places.is_known_to_be_lost(id)) {
+        match is_damage && record.iter().any(|id| self.packs.is_known_to_be_lost(id)) {
             true => {
                 tracing::warn!(%error, "a record that is known to be lost is passed over");
                 self.is_lossy = true;

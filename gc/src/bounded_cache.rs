@@ -18,21 +18,21 @@ pub(crate) struct Needs {
 }
 
 impl Needs {
-    /// Bytes of memory that they take in a memo, about.
+    /// Bytes of memory that they take in the cache, about.
     pub(crate) fn cost_bytes(&self) -> usize {
         ENTRY_BYTES + size_of_val(&*self.packs)
     }
 }
 
 /// What was found lately, each with what it costs.
-pub(crate) struct Memo<K, V> {
+pub(crate) struct BoundedCache<K, V> {
     young: HashMap<K, (V, usize)>,
     old: HashMap<K, (V, usize)>,
     young_bytes: usize,
     budget_bytes: usize,
 }
 
-impl<K: Hash + Eq + Copy, V: Clone> Memo<K, V> {
+impl<K: Hash + Eq + Copy, V: Clone> BoundedCache<K, V> {
     /// An empty one. Both generations together take about `budget_bytes`.
     pub(crate) fn new(budget_bytes: usize) -> Self {
         Self { young: HashMap::new(), old: HashMap::new(), young_bytes: 0, budget_bytes }
@@ -68,23 +68,23 @@ mod tests {
     #[test]
     fn what_is_used_stays_what_is_not_goes_and_the_budget_holds() {
         let budget = 100 * COST;
-        let mut memo = Memo::new(budget);
+        let mut cache = BoundedCache::new(budget);
         for number in 0..10_000 {
-            memo.insert(number, number + 7, COST);
-            assert_eq!(memo.get(&number), Some(number + 7), "what was just found is there");
-            assert_eq!(memo.get(&0), Some(7), "what is asked for all the time stays");
-            assert!(memo.young.len() + memo.old.len() <= 101);
+            cache.insert(number, number + 7, COST);
+            assert_eq!(cache.get(&number), Some(number + 7), "what was just found is there");
+            assert_eq!(cache.get(&0), Some(7), "what is asked for all the time stays");
+            assert!(cache.young.len() + cache.old.len() <= 101);
         }
-        assert_eq!(memo.get(&1), None);
+        assert_eq!(cache.get(&1), None);
     }
 
     #[test]
     fn what_is_larger_than_the_budget_is_kept_until_the_next_comes() {
-        let mut memo = Memo::new(10);
+        let mut cache = BoundedCache::new(10);
         for number in 0..3 {
-            memo.insert(number, number + 7, COST);
-            assert_eq!(memo.get(&number), Some(number + 7));
+            cache.insert(number, number + 7, COST);
+            assert_eq!(cache.get(&number), Some(number + 7));
         }
-        assert_eq!(memo.get(&0), None);
+        assert_eq!(cache.get(&0), None);
     }
 }

@@ -4,7 +4,7 @@
 //! (`store::lost_frames`) stops nothing: of a chunk another copy is kept where there is one, and the damaged one where there is
 //! none; what a lost record named is needed only as far as somebody else needs it.
 
-use crate::memo::{Memo, Needs};
+use crate::bounded_cache::{BoundedCache, Needs};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use store::index::{Index, Location};
 use store::lost_frames::DamagedFrames;
@@ -16,7 +16,7 @@ const BASE_BYTES: usize = 128;
 
 /// What packs are like.
 #[derive(Clone, Copy)]
-pub(crate) struct Scene<'a> {
+pub(crate) struct PackStates<'a> {
     /// The packs that are there, with their lengths in bytes.
     pub inventory: &'a HashMap<PackId, u64>,
     /// Those that are condemned, and since when.
@@ -47,24 +47,24 @@ impl Found {
     }
 }
 
-/// The packs of a scene by number, and how far into each what was found reaches.
-pub(crate) struct Places<'a> {
+/// The packs by number, and how far into each what was found reaches.
+pub(crate) struct PackSelection<'a> {
     /// Whose tiers are looked at.
     store: &'a Store,
-    scene: Scene<'a>,
+    states: PackStates<'a>,
     packs: Vec<(PackId, u64)>,
     numbers: HashMap<PackId, u32>,
     /// Bases of deltas by where these lie.
-    bases: Memo<(PackId, u64), ChunkId>,
+    bases: BoundedCache<(PackId, u64), ChunkId>,
     /// Packs that are gone and would be needed.
     missed: HashSet<PackId>,
 }
 
-impl<'a> Places<'a> {
+impl<'a> PackSelection<'a> {
     /// Nothing found yet.
-    pub(crate) fn new(store: &'a Store, scene: Scene<'a>) -> Self {
+    pub(crate) fn new(store: &'a Store, states: PackStates<'a>) -> Self {
         let (packs, numbers, missed) = Default::default();
-        Self { store, scene, packs, numbers, bases: Memo::new(BASES_BYTES), missed }
+        Self { store, states, packs, numbers, bases: BoundedCache::new(BASES_BYTES), missed }
     }
 
     /// The index that chunks are found in.
@@ -73,8 +73,8 @@ impl<'a> Places<'a> {
     }
 
     /// What packs are like.
-    pub(crate) fn scene(&self) -> &Scene<'a> {
-        &self.scene
+    pub(crate) fn states(&self) -> &PackStates<'a> {
+        &self.states
     }
 
     /// The packs that are gone although something in them is needed.
@@ -109,7 +109,7 @@ impl<'a> Places<'a> {
     /// against several bases each page table records one. Where it is lost it counts only as long as it is nowhere else: a tier
     /// that comes back may still heal it.
     fn packs_of(&mut self, id: &ChunkId) -> Vec<u32> {
-        let Scene { inventory, condemned, damaged } = self.scene;
+        let PackStates { inventory, condemned, damaged } = self.states;
         let is_there = |place: &Location| {
             inventory.get(&place.pack).is_some_and(|len_bytes| end_of(place) <= *len_bytes)
         };
@@ -145,7 +145,7 @@ impl<'a> Places<'a> {
     /// Whether every place of a chunk is in a frame that is known to be lost.
     pub(crate) fn is_known_to_be_lost(&self, id: &ChunkId) -> bool {
         let mut places = self.store.index().find(id).into_iter().peekable();
-        places.peek().is_some() && places.all(|place| self.scene.damaged.has(&place))
+        places.peek().is_some() && places.all(|place| self.states.damaged.has(&place))
     }
 
     fn number_of(&mut self, place: &Location) -> u32 {

@@ -1,0 +1,36 @@
+//! What a run of the collector did.
+
+use crate::plan::{Planned, Verdict};
+use store::{PackId, SnapshotId};
+
+/// What the last run did, or would do.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct CollectReport {
+    /// The run's epoch.
+    pub epoch: u64,
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+    /// Every pack and what happens to it; deletions of all cycles.
+    pub packs: Vec<Planned<PackId>>,
+    /// Every snapshot record and what happens to it; deletions of all cycles.
+    pub snapshots: Vec<Planned<SnapshotId>>,
+    /// Index runs that became one.
+    pub merged_runs: u64,
+}
+
+impl CollectReport {
+    /// This run's report with what earlier cycles deleted and merged.
+    pub(crate) fn after(mut self, earlier: Self) -> Self {
+        self.packs.extend(earlier.packs.into_iter().filter(|pack| pack.verdict == Verdict::Delete));
+        self.snapshots
+            .extend(earlier.snapshots.into_iter().filter(|record| record.verdict == Verdict::Delete));
+        self.merged_runs += earlier.merged_runs;
+        self
+    }
+
+    /// Bytes of the packs with this verdict.
+    pub fn bytes(&self, verdict: Verdict) -> u64 {
+        self.packs.iter().filter(|pack| pack.verdict == verdict).map(|pack| pack.len_bytes).sum()
+    }
+}
