@@ -8,6 +8,24 @@ use std::fmt;
 /// Result of every fallible call of the store.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Tells an absent object from a failure.
+pub trait OptionalExt<T> {
+    /// `None` for an object that is not there.
+    ///
+    /// # Errors
+    /// Every error but `NotFound`.
+    fn optional(self) -> Result<Option<T>>;
+}
+
+impl<T> OptionalExt<T> for Result<T> {
+    fn optional(self) -> Result<Option<T>> {
+        match self {
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            outcome => outcome.map(Some),
+        }
+    }
+}
+
 /// What the caller should do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {

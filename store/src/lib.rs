@@ -34,6 +34,7 @@ mod id;
 pub mod keys;
 mod page;
 mod progress;
+mod sync;
 mod throttle;
 pub mod wire;
 
@@ -84,7 +85,7 @@ pub use backup::{BackupOptions, BackupReport, backup};
 pub use chunker::{AVERAGE_LEN as CHUNK_AVERAGE_LEN, MAX_LEN as CHUNK_MAX_LEN, MIN_LEN as CHUNK_MIN_LEN};
 pub use clock::Time;
 pub use domain::{Domain, DomainKind, KeySource, KeySources, VerifyKey};
-pub use error::{Error, Kind, Result};
+pub use error::{Error, Kind, OptionalExt, Result};
 pub use host::derived::Derived;
 pub use host::disk;
 pub use host::lock::{AUTHOR_LOCK, COLLECTOR_LOCK, FileLock, MOVER_LOCK, REWRITER_LOCK};

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use store::domain::DomainConfig;
 use store::{
-    Breaker, DataTier, Error, Kind, LEVELS, LocalTier, MirrorTier, Result, StoreConfig, Tier, TierClass,
+    Breaker, DataTier, Error, Kind, LEVELS, LocalTier, MirrorTier, OptionalExt, Result, StoreConfig, Tier,
+    TierClass,
 };
 
 pub(crate) use cold::Cold;
@@ -378,10 +379,7 @@ fn read_default_files() -> Result<ConfigFile> {
 }
 
 fn read_if_there(path: &Path) -> Result<ConfigFile> {
-    match ConfigFile::read(path) {
-        Err(error) if error.kind() == Kind::NotFound => Ok(ConfigFile::default()),
-        other => other,
-    }
+    Ok(ConfigFile::read(path).optional()?.unwrap_or_default())
 }
 
 /// Where the store is when nothing says so.

@@ -6,11 +6,12 @@
 use super::kek::KeySources;
 use super::record::{DomainKind, DomainRecord};
 use super::{DEFAULT, Domain, Mark, PUBLIC, Seen, VerifyKey, check_name};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, OptionalExt, Result};
+use crate::sync::Mutex;
 use crate::tier::Tier;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// What a host says of domains: where keys are, and which keys it trusts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,14 +68,11 @@ impl Keyring {
     /// # Errors
     /// As [`Self::open`].
     pub fn public(&self) -> Result<Option<Arc<Domain>>> {
-        match self.open(PUBLIC) {
-            Err(error) if error.kind() == Kind::NotFound => Ok(None),
-            opened => opened.map(Some),
-        }
+        self.open(PUBLIC).optional()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Domain>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 
     fn open_keyed(&self, name: &str) -> Result<Domain> {

@@ -19,11 +19,12 @@ pub use seen::{Mark, Seen, vanished};
 
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, DomainId};
+use crate::sync::RwLock;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use keys::{KEY_LEN, SIGNATURE_LEN, SecretKey, SignKey};
 use record::{DomainRecord, KeySet};
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// The domain that a store begins with.
@@ -154,7 +155,7 @@ impl Domain {
 
     /// Takes over what rotation changes.
     pub(crate) fn take_over(&self, record: &DomainRecord, record_hash: [u8; 32], keys: KeySet) {
-        let mut changing = self.changing.write().unwrap_or_else(PoisonError::into_inner);
+        let mut changing = self.changing.write();
         changing.record_hash = record_hash;
         changing.sign = Some(Arc::new(SignKey::of(&keys.sign_seed)));
         changing.key_epoch = record.key_epoch;
@@ -206,7 +207,7 @@ impl Domain {
         let key = match self.is_encrypted() {
             false => None,
             true => {
-                let changing = self.changing.read().unwrap_or_else(PoisonError::into_inner);
+                let changing = self.changing.read();
                 let key = changing.epochs.get(&changing.key_epoch).cloned();
                 let lacking = || Error::new(Kind::Internal, "domain has no current key").object(&self.name);
                 Some((changing.key_epoch, key.ok_or_else(lacking)?))
@@ -217,22 +218,22 @@ impl Domain {
 
     /// The key of frames of an epoch, where this process knows it.
     pub fn frame_key(&self, epoch: u32) -> Option<Arc<SecretKey>> {
-        self.changing.read().unwrap_or_else(PoisonError::into_inner).epochs.get(&epoch).cloned()
+        self.changing.read().epochs.get(&epoch).cloned()
     }
 
     /// The key epochs that this process knows, and the current one.
     pub fn key_epochs(&self) -> (Vec<u32>, u32) {
-        let changing = self.changing.read().unwrap_or_else(PoisonError::into_inner);
+        let changing = self.changing.read();
         (changing.epochs.keys().copied().collect(), changing.key_epoch)
     }
 
     fn record_hash(&self) -> [u8; 32] {
-        self.changing.read().unwrap_or_else(PoisonError::into_inner).record_hash
+        self.changing.read().record_hash
     }
 
     /// Signs for the domain.
     pub(crate) fn sign(&self, message: &[u8]) -> Result<[u8; SIGNATURE_LEN]> {
-        let key = self.changing.read().unwrap_or_else(PoisonError::into_inner).sign.clone();
+        let key = self.changing.read().sign.clone();
         let key = key.ok_or_else(|| {
             Error::invalid("this host may read the domain and not change it: it has not its signing key")
                 .object(&self.name)
@@ -243,7 +244,7 @@ impl Domain {
 
     /// Whether this process has what it takes to change refs of the domain.
     pub fn may_sign(&self) -> bool {
-        let changing = self.changing.read().unwrap_or_else(PoisonError::into_inner);
+        let changing = self.changing.read();
         self.verify_key.is_none() || changing.sign.is_some()
     }
 

@@ -30,6 +30,7 @@ use crate::id::WriterId;
 use crate::id::{ChunkId, PackId};
 use crate::keys;
 use crate::pack::read_directory;
+use crate::sync::{Mutex, RwLock};
 use crate::tier::Tier;
 use merge::Candidate;
 use prefix::Prefix;
@@ -37,7 +38,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, MutexGuard};
 
 /// A run of this process only is kept in memory up to this length.
 const MAX_IN_MEMORY: usize = 4 << 20;
@@ -98,7 +99,7 @@ impl Index {
 
     /// The runs as they are known now; newest first.
     pub fn runs(&self) -> Arc<Vec<Arc<Run>>> {
-        self.runs.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.runs.read().clone()
     }
 
     /// Learns of runs that were added and forgets those that are gone. Lists `index/` and maps what is new.
@@ -132,7 +133,7 @@ impl Index {
     }
 
     fn damaged(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+        self.damaged.lock()
     }
 
     /// Forgets runs whose entries fail their checksum, which opening does not look at. Reads each run once in its life.
@@ -266,7 +267,7 @@ impl Index {
     }
 
     fn replace(&self, runs: Vec<Arc<Run>>) {
-        *self.runs.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(runs);
+        *self.runs.write() = Arc::new(runs);
     }
 
     /// Gives many things, each of which begins with a chunk's id, in order to one who looks them up; equal ones once. Rows

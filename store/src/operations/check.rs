@@ -1,7 +1,7 @@
 //! Checking a store: structure always, every stored byte on request. Read-only: it reports, it never repairs. Rebuilding
 //! the index writes beside the old runs before it removes them; all else that can be repaired is [`crate::scrub`]'s.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, OptionalExt, Result};
 use crate::host::lock::COLLECTOR_LOCK;
 use crate::id::{ChunkId, PackId, SnapshotId};
 use crate::index::{RowMarks, Run, RunBuilder, store_run};
@@ -308,9 +308,9 @@ fn check_pack(
     report: &mut CheckReport,
 ) -> Result<Option<PackDirectory>> {
     if !options.read_data {
-        return unless_absent(read_directory(tier, id));
+        return read_directory(tier, id).optional();
     }
-    let Some(copy) = unless_absent(read_whole(tier, id, &mut |_| {}))? else { return Ok(None) };
+    let Some(copy) = read_whole(tier, id, &mut |_| {}).optional()? else { return Ok(None) };
     let examined = copy.examine(domains, id);
     report.read_bytes += copy.bytes.len() as u64;
     report.locked_frames += examined.locked_frames;
@@ -326,14 +326,6 @@ fn check_pack(
         directory.entries.retain(|entry| !damaged.contains(&frames[entry.frame as usize].offset));
         directory
     }))
-}
-
-/// `None` for what is on another tier, or was collected meanwhile.
-fn unless_absent<T>(read: Result<T>) -> Result<Option<T>> {
-    match read {
-        Err(error) if error.kind() == Kind::NotFound => Ok(None),
-        read => read.map(Some),
-    }
 }
 
 /// What the snapshots of a domain need, against what is there.

@@ -1,7 +1,7 @@
 //! Key epochs of the domain that a store is seen from: which pack is sealed under which, and dropping those that no pack
 //! needs.
 
-use crate::error::{Kind, Result};
+use crate::error::{Kind, OptionalExt, Result};
 use crate::id::PackId;
 use crate::operations::domains::Rotation;
 use crate::pack::{FRAME_HEADER_LEN, FrameHeader, PACK_HEADER_LEN};
@@ -75,10 +75,8 @@ impl Store {
         }
         let mut used = HashSet::new();
         for (pack, _) in self.packs()? {
-            match self.key_epoch_of(pack) {
-                Err(error) if error.kind() == Kind::NotFound => {} // collected meanwhile
-                epoch => used.extend(epoch?),
-            }
+            // `None` also for a pack that was collected meanwhile.
+            used.extend(self.key_epoch_of(pack).optional()?.flatten());
         }
         let (stay, go): (Vec<u32>, Vec<u32>) = old.into_iter().partition(|epoch| used.contains(epoch));
         if !go.is_empty() {

@@ -7,7 +7,7 @@
 //! became visible, and a writer does not lean on packs that are listed by then. So either the collector sees the session or
 //! the writer sees the condemnation; no wall clock is read, and collectors of several hosts may raise the epoch in turns.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, OptionalExt, Result};
 use crate::id::{PackId, SnapshotId};
 use crate::keys;
 use crate::tier::Tier;
@@ -18,10 +18,9 @@ use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 /// # Errors
 /// As the tier; `Corrupt`.
 pub fn read_epoch(tier: &dyn Tier) -> Result<u64> {
-    match tier.get(keys::COLLECTOR_STATE) {
-        Ok(object) => decode_epoch(&object).map_err(|error| error.object(keys::COLLECTOR_STATE)),
-        Err(error) if error.kind() == Kind::NotFound => Ok(0),
-        Err(error) => Err(error),
+    match tier.get(keys::COLLECTOR_STATE).optional()? {
+        Some(object) => decode_epoch(&object).map_err(|error| error.object(keys::COLLECTOR_STATE)),
+        None => Ok(0),
     }
 }
 
@@ -118,11 +117,8 @@ impl Condemned {
     pub fn read_all(tier: &dyn Tier) -> Result<Vec<Self>> {
         let mut lists = Vec::new();
         for info in tier.list(keys::CONDEMNED)? {
-            match tier.get(&info.key) {
-                Ok(object) => lists.push(Self::decode(&object).map_err(|error| error.object(&info.key))?),
-                Err(error) if error.kind() == Kind::NotFound => {} // emptied since it was listed
-                Err(error) => return Err(error),
-            }
+            let Some(object) = tier.get(&info.key).optional()? else { continue }; // emptied since it was listed
+            lists.push(Self::decode(&object).map_err(|error| error.object(&info.key))?);
         }
         Ok(lists)
     }
@@ -158,11 +154,7 @@ impl Condemned {
         if self.is_empty() {
             return tier.delete(&key);
         }
-        let current = match tier.get(&key) {
-            Ok(object) => Some(object),
-            Err(error) if error.kind() == Kind::NotFound => None,
-            Err(error) => return Err(error),
-        };
+        let current = tier.get(&key).optional()?;
         match tier.compare_and_swap(&key, current.as_deref(), &self.encode())? {
             true => Ok(()),
             false => Err(Error::new(Kind::Conflict, "another collector is at work").object(key)),

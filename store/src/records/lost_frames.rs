@@ -3,7 +3,7 @@
 //!
 //! One record a pack, at the home. It goes when the pack is whole again or deleted.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, OptionalExt, Result};
 use crate::id::PackId;
 use crate::index::Location;
 use crate::keys;
@@ -116,10 +116,7 @@ impl DamagedFrames {
 /// As [`DamagedFrames::read_all`].
 pub fn read(home: &dyn Tier, key: &str) -> Result<Option<DamagedPack>> {
     let Some(pack) = pack_of(key) else { return Ok(None) };
-    let bytes = match home.get(key) {
-        Err(error) if error.kind() == Kind::NotFound => return Ok(None),
-        found => found?,
-    };
+    let Some(bytes) = home.get(key).optional()? else { return Ok(None) };
     match DamagedPack::decode(&bytes).map_err(|error| error.object(key))? {
         damaged if damaged.pack == pack => Ok(Some(damaged)),
         damaged => Err(Error::corrupt(format!("record is of pack {}", damaged.pack)).object(key)),
@@ -129,6 +126,7 @@ pub fn read(home: &dyn Tier, key: &str) -> Result<Option<DamagedPack>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
     use crate::id::WriterId;
     use crate::testing::assert_sealed;
     use crate::tier::MemoryTier;

@@ -12,12 +12,13 @@
 //! it is ended, or until the upper's directory is gone.
 
 use crate::clock;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, OptionalExt, Result};
 use crate::host::lock::{FileLock, LockState};
 use crate::host::state::LocalState;
 use crate::id::{SnapshotId, WriterId};
 use crate::keys::SESSIONS;
 use crate::records::condemned::{self, Condemned};
+use crate::sync::Mutex;
 use crate::tier::{LocalTier, Tier};
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::ffi::OsStr;
@@ -26,7 +27,7 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -177,7 +178,7 @@ struct ShownState {
 
 impl Shown {
     fn state(&self) -> MutexGuard<'_, ShownState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn fenced(&self) -> Error {
@@ -204,7 +205,7 @@ impl Shown {
         loop {
             let state = self.state();
             let waited = self.ended.wait_timeout_while(state, RENEWAL, |state| !state.has_ended);
-            if waited.unwrap_or_else(PoisonError::into_inner).0.has_ended {
+            if waited.unwrap_or_else(std::sync::PoisonError::into_inner).0.has_ended {
                 return;
             }
             match self.replace(home, |record| record.renewals += 1) {
@@ -349,12 +350,10 @@ pub fn hold_for_upper(
     let record = SessionRecord { pinned: snapshots.to_vec(), upper: Some(shown), ..place.record(&purpose) };
     let bytes = record.encode();
     loop {
-        let current = match tier.get(&key) {
-            Ok(object) if *object == *bytes => return Ok(()),
-            Ok(object) => Some(object),
-            Err(error) if error.kind() == Kind::NotFound => None,
-            Err(error) => return Err(error),
-        };
+        let current = tier.get(&key).optional()?;
+        if current.as_deref() == Some(&*bytes) {
+            return Ok(());
+        }
         if tier.compare_and_swap(&key, current.as_deref(), &bytes)? {
             return Ok(());
         }
@@ -453,11 +452,8 @@ pub fn alive(place: &SessionPlace, sweep: bool) -> Result<Vec<Listed>> {
             }
             continue;
         }
-        let bytes = match tier.get(&info.key) {
-            Ok(object) => object.to_vec(),
-            Err(error) if error.kind() == Kind::NotFound => continue, // ended since it was listed
-            Err(error) => return Err(error),
-        };
+        let Some(object) = tier.get(&info.key).optional()? else { continue }; // ended since it was listed
+        let bytes = object.to_vec();
         let record = SessionRecord::decode(&bytes).map_err(|error| error.object(&info.key))?;
         let is_own = record.host == place.host;
         match &record.upper {

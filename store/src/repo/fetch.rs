@@ -11,11 +11,12 @@ use crate::pack::ChunkBytes;
 use crate::pack::Frame;
 use crate::repo::config::{DataTier, TierClass};
 use crate::repo::store::Store;
+use crate::sync::Mutex;
 use crate::tier::RangeRequest;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// No range is longer, unless one frame is.
 const RANGE_MAX: u64 = 8 << 20;
@@ -77,7 +78,7 @@ impl Store {
     pub(crate) fn fetch(&self, ids: &[ChunkId], budget: u64) -> HashMap<ChunkId, ChunkBytes> {
         let found = Mutex::new(HashMap::with_capacity(ids.len()));
         let sink = |wanted: &Wanted, frame: &Arc<Frame>| {
-            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut found = found.lock();
             for (id, place) in &wanted.chunks {
                 // One that is not as the index says is left to whoever can heal.
                 if let Ok(bytes) = self.chunk_in(frame, id, place) {
@@ -89,7 +90,7 @@ impl Store {
         if let Some(error) = fetch.run(ids) {
             tracing::debug!(%error, "not all of a planned read is there");
         }
-        found.into_inner().unwrap_or_else(PoisonError::into_inner)
+        found.into_inner()
     }
 }
 
@@ -249,14 +250,14 @@ impl Fetch<'_> {
             match self.load_from(number, place, &bytes[from..from + place.len_bytes as usize]) {
                 Ok(frame) => self.take(&wanted[*index], &frame),
                 Err(error) => {
-                    let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut outcome = outcome.lock();
                     outcome.0.insert(*index);
                     outcome.1.get_or_insert(error);
                 }
             }
         };
         in_parallel(self.threads, &frames, &decode);
-        outcome.into_inner().unwrap_or_else(PoisonError::into_inner).1
+        outcome.into_inner().1
     }
 }
 

@@ -4,15 +4,15 @@
 //! first. Metadata is never moved off the hot tier. Heat is when a pack was last read: what was not read for longest goes
 //! first. Nothing here deletes a last copy.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, OptionalExt, Result};
 use crate::id::PackId;
 use crate::keys;
 use crate::pack::{self, PackKind, read_directory};
 use crate::repo::config::{DataTier, StoreConfig, TierClass};
+use crate::sync::Mutex;
 use crate::throttle::Throttle;
 use crate::tier::Tier;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
 
 /// A pack's use is noted at most so often, in seconds.
 const TOUCH_SECONDS: u64 = 600;
@@ -77,15 +77,15 @@ impl Placement {
 
     /// Counts what lies on each tier anew when that is asked for next: others have put and moved packs, too.
     pub fn recount(&self) {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).fill(None);
+        self.used.lock().fill(None);
     }
 
     fn set_used(&self, number: usize, used: Option<u64>) {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)[number] = used;
+        self.used.lock()[number] = used;
     }
 
     fn used(&self, number: usize) -> Result<u64> {
-        let known = self.used.lock().unwrap_or_else(PoisonError::into_inner)[number];
+        let known = self.used.lock()[number];
         known.map_or_else(|| self.usage(number).map(|usage| usage.bytes), Ok)
     }
 
@@ -125,13 +125,13 @@ impl Placement {
     }
 
     fn add_used(&self, number: usize, bytes: u64) {
-        if let Some(used) = &mut self.used.lock().unwrap_or_else(PoisonError::into_inner)[number] {
+        if let Some(used) = &mut self.used.lock()[number] {
             *used += bytes;
         }
     }
 
     fn sub_used(&self, number: usize, bytes: u64) {
-        if let Some(used) = &mut self.used.lock().unwrap_or_else(PoisonError::into_inner)[number] {
+        if let Some(used) = &mut self.used.lock()[number] {
             *used = used.saturating_sub(bytes);
         }
     }
@@ -220,7 +220,7 @@ impl Placement {
     ) -> Result<bool> {
         let (source, target) = (&self.tiers[number], &self.tiers[number + 1]);
         let key = id.key();
-        let Some(kind) = absent_as_none(pack::read_kind(&*source.tier, id))? else { return Ok(false) };
+        let Some(kind) = pack::read_kind(&*source.tier, id).optional()? else { return Ok(false) };
         if kind == PackKind::Meta && source.class == TierClass::Hot {
             return Ok(false);
         }
@@ -353,13 +353,6 @@ impl Placement {
     }
 }
 
-fn absent_as_none<T>(outcome: Result<T>) -> Result<Option<T>> {
-    match outcome {
-        Err(error) if error.kind() == Kind::NotFound => Ok(None),
-        outcome => outcome.map(Some),
-    }
-}
-
 fn copies_differ(id: PackId, target: &DataTier) -> Error {
     Error::corrupt("copy of a pack differs from its source, which stays")
         .object(format!("{id} in {}", target.tier.describe()))
@@ -374,7 +367,7 @@ impl Touched {
     /// Notes that a pack on `tier` was read now.
     pub(crate) fn note(&self, tier: &dyn Tier, pack: PackId) {
         let now = crate::clock::now().seconds;
-        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.0.lock();
         if noted.get(&pack).is_some_and(|then| now.abs_diff(*then) < TOUCH_SECONDS) {
             return;
         }

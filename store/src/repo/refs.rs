@@ -8,7 +8,7 @@
 
 use crate::clock::Time;
 use crate::domain::{Seen, vanished};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, OptionalExt, Result};
 use crate::id::SnapshotId;
 use crate::repo::sealed_records::StoredRef;
 use crate::repo::store::Store;
@@ -251,11 +251,8 @@ impl<'a> Refs<'a> {
     }
 
     fn read_unseen(&self, key: &str) -> Result<Option<(StoredRef, Vec<u8>)>> {
-        match self.store.home().get(key) {
-            Ok(object) => Ok(Some((self.store.domain.decode_ref(key, &object)?, object.to_vec()))),
-            Err(error) if error.kind() == Kind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        let Some(object) = self.store.home().get(key).optional()? else { return Ok(None) };
+        Ok(Some((self.store.domain.decode_ref(key, &object)?, object.to_vec())))
     }
 
     /// Takes the ref `name`, or all refs, as they stand for what this host saw last.

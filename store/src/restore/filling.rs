@@ -8,6 +8,7 @@
 
 use super::refusal::{Failure, Refusal};
 use crate::host::held::{self, Name};
+use crate::sync::Mutex;
 use crate::tree::Metadata;
 use rustix::fd::OwnedFd;
 use rustix::fs::Stat;
@@ -16,7 +17,7 @@ use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 
 /// Directories that are held open at once, beside the topmost and those that a worker is in.
 const OPEN_MAX: usize = 128;
@@ -177,7 +178,7 @@ impl Descriptors {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 fn gone() -> Refusal {

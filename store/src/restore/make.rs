@@ -12,6 +12,7 @@ use crate::id::ChunkId;
 use crate::pack::ChunkBytes;
 use crate::progress::Progress;
 use crate::repo::store::Store;
+use crate::sync::Mutex;
 use crate::tree::{ContentReader, Extent, Inode, Metadata, Node, read_extent};
 use crossbeam_channel::Receiver;
 use rustix::fd::{AsFd, OwnedFd};
@@ -22,7 +23,7 @@ use std::fs::File;
 use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 /// Chunks written at once.
 const SLICES: usize = 64;
@@ -65,17 +66,17 @@ impl<'a> Maker<'a> {
 
     /// Gives the report, or the failure that ended the restore.
     pub(super) fn finish(self, planned: Result<()>) -> Result<RestoreReport> {
-        let failure = self.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let failure = self.failure.into_inner();
         if let Some(error) = failure.or(planned.err()) {
             return Err(error.further_advice("then restore again to the same target: that goes on from here"));
         }
-        let mut report = self.report.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut report = self.report.into_inner();
         report.refused.sort_unstable();
         Ok(report)
     }
 
     fn report(&self) -> MutexGuard<'_, RestoreReport> {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+        self.report.lock()
     }
 
     fn has_failed(&self) -> bool {
@@ -84,7 +85,7 @@ impl<'a> Maker<'a> {
 
     fn fail(&self, error: Error) {
         self.has_failed.store(true, Ordering::Relaxed);
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.failure.lock().get_or_insert(error);
     }
 
     pub(super) fn refuse(&self, place: &Place, refusal: Refusal) {

@@ -2,7 +2,7 @@
 //! quarantine on the same tier, and only then does the object change, in one step from the old bytes to the new. What is
 //! damaged is never deleted, so a run that ends anywhere leaves at least what it found.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, OptionalExt, Result};
 use crate::host::lock::FileLock;
 use crate::host::lock::{AUTHOR_LOCK, REWRITER_LOCK};
 use crate::id::PackId;
@@ -123,10 +123,7 @@ fn expect_bytes(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<()> {
 /// `Conflict` when somebody changed the record; as the tier.
 pub(super) fn note_lost(home: &dyn Tier, pack: PackId, offsets: &[u64]) -> Result<()> {
     let key = lost_frames::key_of(pack);
-    let current = match home.get(&key) {
-        Err(error) if error.kind() == Kind::NotFound => None,
-        found => Some(found?),
-    };
+    let current = home.get(&key).optional()?;
     if offsets.is_empty() {
         return if current.is_some() { home.delete(&key) } else { Ok(()) };
     }

@@ -6,7 +6,8 @@ use super::{Guarantees, ObjectInfo, RangeRequest, Tier};
 use crate::clock::Time;
 use crate::error::{Error, Kind, Result};
 use crate::host::object::Object;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::sync::Mutex;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Failures in a row that open the breaker.
@@ -40,7 +41,7 @@ impl Breaker {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Whether a call may go through now; the first one after the cool-down goes alone.

@@ -6,7 +6,7 @@
 
 use super::{ObjectInfo, Tier, absent, check_key, past_end};
 use crate::clock::Time;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, OptionalExt, Result};
 use crate::host::disk::{self, Disk, DiskFile, HostDisk, Stat, parent, replace_file, sync_directory};
 use crate::host::object::Object;
 use crate::keys;
@@ -157,11 +157,8 @@ impl Tier for LocalTier {
         let Some(expected) = expected else { return self.put_if_absent(key, body) };
         let path = self.path(key)?;
         let _lock = self.swap_lock()?;
-        match self.get(key) {
-            Ok(current) if *current == *expected => {}
-            Ok(_) => return Ok(false),
-            Err(error) if error.kind() == Kind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
+        if self.get(key).optional()?.as_deref() != Some(expected) {
+            return Ok(false);
         }
         replace_file(&*self.disk, &self.root.join(SWAP_DIRECTORY).join("next"), &path, body)?;
         Ok(true)

@@ -3,8 +3,9 @@
 use super::{ObjectInfo, Tier, absent, check_key, past_end};
 use crate::error::Result;
 use crate::host::object::Object;
+use crate::sync::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 /// Objects in a map. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -24,7 +25,7 @@ impl MemoryTier {
     }
 
     fn objects(&self) -> MutexGuard<'_, BTreeMap<String, Vec<u8>>> {
-        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+        self.objects.lock()
     }
 }
 

@@ -13,7 +13,7 @@ mod state;
 
 use crate::clock;
 use crate::domain::Domain;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, OptionalExt, Result};
 use crate::host::lock::FileLock;
 use crate::host::reserve;
 use crate::host::state::LocalState;
@@ -405,11 +405,8 @@ impl Writer {
             self.store.make_packs_durable()?; // their writer may have died before it did
         }
         for pack in std::mem::take(&mut self.adopted) {
-            match self.store.pack_directory(pack) {
-                Ok(directory) => directories.push(directory),
-                Err(error) if error.kind() == Kind::NotFound => {} // refused before the ref is moved
-                Err(error) => return Err(error),
-            }
+            // One that is gone is refused before the ref is moved.
+            directories.extend(self.store.pack_directory(pack).optional()?);
         }
         if directories.is_empty() {
             return Ok(());

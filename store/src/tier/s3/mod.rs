@@ -18,7 +18,7 @@ pub use settings::{MIN_PART_BYTES, Patience, S3Credentials, S3Proxy, S3Settings}
 
 use super::guarantees::{BucketRecord, Guarantees};
 use super::{ObjectInfo, RangeRequest, Tier, absent, check_key, past_end};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, OptionalExt, Result};
 use crate::host::object::Object;
 use crate::keys;
 use client::{Bucket, Condition};
@@ -102,15 +102,10 @@ impl S3Tier {
     /// # Errors
     /// `Corrupt`, or as the bucket answers.
     pub fn bucket_record(&self) -> Result<Option<BucketRecord>> {
-        match self.get(keys::BUCKET) {
-            Ok(record) => {
-                let read = BucketRecord::decode(&record);
-                let advice = "run `snapctl doctor` to examine the bucket again";
-                read.map(Some).map_err(|error| error.object(self.shared.object(keys::BUCKET)).advice(advice))
-            }
-            Err(error) if error.kind() == Kind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        let Some(record) = self.get(keys::BUCKET).optional()? else { return Ok(None) };
+        let read = BucketRecord::decode(&record);
+        let advice = "run `snapctl doctor` to examine the bucket again";
+        read.map(Some).map_err(|error| error.object(self.shared.object(keys::BUCKET)).advice(advice))
     }
 
     /// Writes an object under a condition that the bucket respects, in parts where that is worth it.
