@@ -11,20 +11,19 @@ mod args;
 mod background;
 mod bounded_log;
 mod commands;
-mod compare;
 mod config;
 mod context;
 mod criu;
 mod exit;
 mod human;
 mod keys;
+mod nodes;
 mod output;
 mod progress;
 mod respawn;
 mod signals;
 mod spec;
 mod telemetry;
-mod walk;
 
 use std::process::ExitCode;
 

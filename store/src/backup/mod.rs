@@ -91,7 +91,7 @@ pub fn backup(
     options: &BackupOptions,
     progress: &dyn Progress,
 ) -> Result<BackupReport> {
-    crate::repo::refs::check_name(name)?;
+    crate::records::reference::check_name(name)?;
     let exclude = Exclude::new(&options.exclude)?;
     if options.compare {
         writer.compare_duplicates();

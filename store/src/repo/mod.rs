@@ -4,7 +4,6 @@
 //! - `config`         where a store is, and how it is used
 //! - `refs`           names of snapshots: read, moved, listed
 //! - `resolve`        from what a user types to a snapshot
-//! - `sealed_records` snapshots and refs as a domain stores them
 //! - `read`           one chunk; `fetch`: many at once
 //! - `frame_cache`    decoded frames in memory; `disk_cache`: frames of slower tiers on flash
 //! - `placement`      which tier a pack goes to
@@ -17,5 +16,4 @@ pub(crate) mod placement;
 mod read;
 pub(crate) mod refs;
 mod resolve;
-pub(crate) mod sealed_records;
 pub(crate) mod store;

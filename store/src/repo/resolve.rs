@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
-use crate::repo::refs::check_name;
+use crate::records::reference::check_name;
 use crate::repo::store::Store;
 
 /// Fewest digits of a snapshot id that `resolve` takes.

@@ -2,9 +2,8 @@
 
 use super::filling::{Descriptors, Filling, Place};
 use super::metadata;
-use super::present::{self, Present, Wanted};
+use super::present::{self, LOST_AND_FOUND, Present, Wanted};
 use super::refusal::{Failure, Refusal, Refused, of_data, of_name};
-use super::target::LOST_AND_FOUND;
 use super::{First, Leaf, Opened, RestoreReport, Task};
 use crate::error::{Error, Result};
 use crate::host::held::{self, Handle};

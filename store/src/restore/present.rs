@@ -13,6 +13,9 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+/// The directory that a file system of its own begins with.
+pub(super) const LOST_AND_FOUND: &[u8] = b"lost+found";
+
 /// Bytes compared at once where a hole should be.
 const PIECE_LEN: usize = 256 << 10;
 

@@ -7,6 +7,7 @@
 use super::filling::Filling;
 use super::make::Maker;
 use super::metadata::take_over;
+use super::present::LOST_AND_FOUND;
 use super::{Refused, RestoreReport};
 use crate::error::{Error, Kind, Result};
 use crate::host::held::{self, Handle, Host, Name};
@@ -24,9 +25,6 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-
-/// The directory that a file system of its own begins with.
-pub(super) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 /// What is restored, and where.
 pub(super) struct Request<'a> {

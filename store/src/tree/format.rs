@@ -161,3 +161,12 @@ pub(crate) fn decode_links(bytes: &[u8]) -> Result<BTreeMap<u64, LinkedInode>> {
     fields.end()?;
     Ok(links)
 }
+
+impl Inode {
+    /// BLAKE3 of everything but the identity: another one for other contents or attributes.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut encoded = Encoder::new();
+        encode_inode(&mut encoded, self, &Identity::NONE);
+        *blake3::hash(&encoded.finish()).as_bytes()
+    }
+}

@@ -1,11 +1,9 @@
 //! What a tree holds: names, inodes and their metadata.
 
 use super::content::Content;
-use super::format::encode_inode;
 use crate::clock::Time;
 use crate::error::{Error, Kind, Result};
 use crate::id::DirectoryId;
-use crate::wire::Encoder;
 use std::collections::BTreeMap;
 
 /// Longest name of an entry in bytes, as Linux has it.
@@ -91,13 +89,6 @@ pub struct Inode {
 }
 
 impl Inode {
-    /// BLAKE3 of everything but the identity: another one for other contents or attributes.
-    pub fn digest(&self) -> [u8; 32] {
-        let mut encoded = Encoder::new();
-        encode_inode(&mut encoded, self, &Identity::NONE);
-        *blake3::hash(&encoded.finish()).as_bytes()
-    }
-
     /// Whether records that hold it need [`super::format::IDENTITY_VERSION`].
     pub(super) fn has_identity(&self) -> bool {
         self.metadata.identity != Identity::NONE

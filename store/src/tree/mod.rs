@@ -4,19 +4,23 @@
 
 mod content;
 mod content_writer;
+mod diff;
 mod directory;
 pub(crate) mod format;
 mod inode;
 mod reader;
 pub(crate) mod splice;
+mod walk;
 mod write;
 
 pub use content::{Content, ContentReader, Extent, INLINE_MAX};
 pub(crate) use content::{read_extent, read_extents};
 pub use content_writer::ContentWriter;
+pub use diff::{Change, ChangeKind, Diff};
 pub use directory::{Directory, encode_directory};
 pub use inode::{Entry, EntryInode, Identity, Inode, LinkedInode, MAX_NAME_LEN, Metadata, Node, TreeRoot};
 pub use reader::Tree;
+pub use walk::{Found, Walk};
 
 #[cfg(test)]
 mod tests;

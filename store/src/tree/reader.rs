@@ -87,9 +87,17 @@ impl Tree {
     /// # Errors
     /// As [`Self::link`].
     pub fn inode(&self, entry: Entry) -> Result<Inode> {
+        Ok(self.inode_and_names(entry)?.0)
+    }
+
+    /// The same, and how many names the inode has.
+    pub(super) fn inode_and_names(&self, entry: Entry) -> Result<(Inode, u32)> {
         match entry.inode {
-            EntryInode::Own(inode) => Ok(inode),
-            EntryInode::Link(number) => Ok(self.link(number)?.inode),
+            EntryInode::Own(inode) => Ok((inode, 1)),
+            EntryInode::Link(number) => {
+                let link = self.link(number)?;
+                Ok((link.inode, link.count))
+            }
         }
     }
 

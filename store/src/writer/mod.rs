@@ -22,9 +22,10 @@ use crate::index::{self, Location, Run};
 use crate::keys;
 use crate::pack::{MAX_FRAME_PLAIN, PackKind};
 use crate::records::lost_frames::DamagedFrames;
+use crate::records::reference;
+use crate::records::reference::{Proposal, RefEntry};
 use crate::records::session::Session;
 use crate::records::snapshot::{Snapshot, Totals};
-use crate::repo::refs::{self, Proposal, RefEntry};
 use crate::repo::store::Store;
 use compare::Compared;
 use pipeline::Pipeline;
@@ -340,7 +341,7 @@ impl Writer {
     /// `Fenced` when the session was ended meanwhile, `Conflict`, and those of the tier. After an error the ref is as it
     /// was, unless the error came from the very last write, whose outcome is then unknown.
     pub fn commit(&mut self, name: &str, draft: SnapshotDraft) -> Result<SnapshotId> {
-        refs::check_name(name)?;
+        reference::check_name(name)?;
         self.check_usable()?;
         if let Some(gone) = draft.parent.filter(|parent| self.condemned_snapshots.contains(parent)) {
             return Err(Error::new(Kind::NotFound, "parent snapshot was forgotten and is being collected")

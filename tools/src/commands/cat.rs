@@ -7,7 +7,7 @@ use crate::commands::ls;
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::human;
-use crate::walk;
+use crate::nodes;
 
 const BLOCK_BYTES: usize = 1 << 20;
 
@@ -18,14 +18,14 @@ pub(super) fn run(arguments: &CatArguments, context: &mut Context) -> anyhow::Re
     }
     let store = context.store()?;
     let (tree, shown) = ls::open_tree(&store, &arguments.target)?;
-    let content = match walk::find(&tree, &arguments.target.path, &shown)?.node {
+    let content = match nodes::find(&tree, &arguments.target.path, &shown)?.node {
         Node::File(content) => content,
         Node::Symlink(target) => {
             let what = format!("not a file but a symlink to {}", human::name(&target));
             return Err(Error::new(Kind::Invalid, what).object(shown).into());
         }
         node => {
-            let what = format!("not a file but a {}", walk::word(&node));
+            let what = format!("not a file but a {}", nodes::word(&node));
             return Err(Error::new(Kind::Invalid, what).object(shown).into());
         }
     };

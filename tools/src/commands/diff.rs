@@ -3,16 +3,16 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
+use store::tree::{Change, ChangeKind, Diff, Found, Walk};
 use store::{Inode, Snapshot, Store};
 
 use crate::args::DiffArguments;
 use crate::commands::ls::json_path;
-use crate::compare::{Change, Comparison, Kind};
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::human;
+use crate::nodes;
 use crate::output::Show;
-use crate::walk;
 
 /// One difference; also the JSON of a line.
 #[derive(Serialize)]
@@ -67,14 +67,14 @@ struct Statistics {
 
 impl Statistics {
     fn count(&mut self, change: &Change) {
-        let size = |inode: &Option<Inode>| inode.as_ref().map_or(0, |inode| walk::len_bytes(&inode.node));
+        let size = |inode: &Option<Inode>| inode.as_ref().map_or(0, |inode| nodes::len_bytes(&inode.node));
         match change.kind {
-            Kind::Added => self.added += 1,
-            Kind::Removed => self.removed += 1,
-            Kind::Modified => self.modified += 1,
-            Kind::Metadata => self.metadata += 1,
+            ChangeKind::Added => self.added += 1,
+            ChangeKind::Removed => self.removed += 1,
+            ChangeKind::Modified => self.modified += 1,
+            ChangeKind::Metadata => self.metadata += 1,
         }
-        if change.kind != Kind::Metadata {
+        if change.kind != ChangeKind::Metadata {
             self.removed_bytes = self.removed_bytes.saturating_add(size(&change.before));
             self.added_bytes = self.added_bytes.saturating_add(size(&change.after));
         }
@@ -126,37 +126,36 @@ fn compare_trees(
 ) -> anyhow::Result<()> {
     let open = |snapshot: &Snapshot| snapshot.tree.as_ref().map(|tree| store.tree(tree)).transpose();
     match (open(before)?, open(after)?) {
-        (Some(before), Some(after)) => {
-            Comparison::new(store, &before, &after)?.try_for_each(|change| act(change?))
-        }
-        (Some(tree), None) => all_of(&tree, Kind::Removed, act),
-        (None, Some(tree)) => all_of(&tree, Kind::Added, act),
+        (Some(before), Some(after)) => Diff::new(store, &before, &after)?.try_for_each(|change| act(change?)),
+        (Some(tree), None) => all_of(&tree, ChangeKind::Removed, act),
+        (None, Some(tree)) => all_of(&tree, ChangeKind::Added, act),
         (None, None) => Ok(()),
     }
 }
 
 fn all_of(
     tree: &store::Tree,
-    kind: Kind,
+    kind: ChangeKind,
     mut act: impl FnMut(Change) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let store::Node::Directory(root) = &tree.root().node else { return Ok(()) };
-    walk::Walk::new(tree, tree.directory(root)?, Vec::new(), true).try_for_each(|found| {
-        let walk::Found { path, inode, .. } = found?;
-        let (before, after) = if kind == Kind::Added { (None, Some(inode)) } else { (Some(inode), None) };
+    Walk::new(tree, tree.directory(root)?, Vec::new(), true).try_for_each(|found| {
+        let Found { path, inode, .. } = found?;
+        let (before, after) =
+            if kind == ChangeKind::Added { (None, Some(inode)) } else { (Some(inode), None) };
         act(Change { kind, path, before, after })
     })
 }
 
 fn item(change: Change) -> Item {
     let (letter, word) = match change.kind {
-        Kind::Added => ('+', "added"),
-        Kind::Removed => ('-', "removed"),
-        Kind::Modified => ('M', "modified"),
-        Kind::Metadata => ('U', "metadata"),
+        ChangeKind::Added => ('+', "added"),
+        ChangeKind::Removed => ('-', "removed"),
+        ChangeKind::Modified => ('M', "modified"),
+        ChangeKind::Metadata => ('U', "metadata"),
     };
     let side = |inode: Option<Inode>| {
-        inode.map(|inode| Side { kind: walk::word(&inode.node), len_bytes: walk::len_bytes(&inode.node) })
+        inode.map(|inode| Side { kind: nodes::word(&inode.node), len_bytes: nodes::len_bytes(&inode.node) })
     };
     let shown_path = if change.path.is_empty() { ".".to_owned() } else { human::name(&change.path) };
     let (path, path_hex) = json_path(&change.path);

@@ -3,15 +3,16 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
+use store::tree::{Found, Walk};
 use store::{Error, Kind, Node, Store, Tree};
 
 use crate::args::LsArguments;
 use crate::context::Context;
 use crate::exit::{Asked as _, Outcome};
 use crate::human;
+use crate::nodes;
 use crate::output::Show;
 use crate::spec::PathSpec;
-use crate::walk::{self, Found, Walk};
 
 /// One entry; also the JSON of a line.
 #[derive(Serialize)]
@@ -48,7 +49,7 @@ pub(super) fn run(arguments: &LsArguments, context: &mut Context) -> anyhow::Res
     let store = context.store()?;
     let (tree, shown) = open_tree(&store, &arguments.target)?;
     let path = &arguments.target.path;
-    let inode = walk::find(&tree, path, &shown)?;
+    let inode = nodes::find(&tree, path, &shown)?;
     let Node::Directory(id) = &inode.node else {
         let found = Found { path: path.clone(), inode, link_count: 1 };
         context.output.answer(&item(&found, arguments.long))?;
@@ -100,11 +101,11 @@ fn item(found: &Found, long: bool) -> Item {
     Item {
         path,
         path_hex,
-        kind: walk::word(node),
+        kind: nodes::word(node),
         mode: metadata.mode,
         uid: metadata.uid,
         gid: metadata.gid,
-        len_bytes: walk::len_bytes(node),
+        len_bytes: nodes::len_bytes(node),
         mtime: human::rfc3339(metadata.mtime),
         link_count: found.link_count,
         shown: if long { long_line(found, device.as_deref()) } else { human::name(&found.path) },
@@ -116,10 +117,10 @@ fn item(found: &Found, long: bool) -> Item {
 
 fn long_line(found: &Found, device: Option<&str>) -> String {
     let metadata = &found.inode.metadata;
-    let size = device.map_or_else(|| walk::len_bytes(&found.inode.node).to_string(), str::to_owned);
+    let size = device.map_or_else(|| nodes::len_bytes(&found.inode.node).to_string(), str::to_owned);
     let mut line = format!(
         "{} {:>3} {:>5} {:>5} {:>12} {} {}",
-        human::mode(walk::letter(&found.inode.node), metadata.mode),
+        human::mode(nodes::letter(&found.inode.node), metadata.mode),
         found.link_count,
         metadata.uid,
         metadata.gid,

@@ -13,8 +13,8 @@ use crate::commands::{ls, restore_memory};
 use crate::context::Context;
 use crate::exit::{Asked as _, Outcome, complain};
 use crate::human;
+use crate::nodes;
 use crate::output::Show;
-use crate::walk;
 
 #[derive(Serialize)]
 struct Restored {
@@ -71,7 +71,7 @@ pub(super) fn run(arguments: &RestoreArguments, context: &mut Context) -> anyhow
     }
     // What was named must be there before anything is written.
     let (tree, shown) = ls::open_tree(&store, source)?;
-    walk::find(&tree, &source.path, &shown)?;
+    nodes::find(&tree, &source.path, &shown)?;
     let _pin = store.pin(&format!("restore {}", source.spec), &[snapshot])?;
     let report = store::restore(&store, &snapshot, &source.path, &arguments.target, &context.progress)?;
     context.progress.clear();

@@ -8,8 +8,8 @@ use crate::domain::{CIPHER, Domain, DomainKind, Mark, Secrets};
 use crate::error::{Error, Result};
 use crate::id::{DomainId, SnapshotId};
 use crate::keys;
+use crate::records::reference::Ref;
 use crate::records::snapshot::Snapshot;
-use crate::repo::refs::Ref;
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION, Record, seal, unseal};
 
 /// What the signature of a ref is over begins with this.
@@ -207,7 +207,7 @@ mod tests {
     use crate::clock::Time;
     use crate::domain::kek::Kek;
     use crate::domain::record::{DomainRecord, KeySet};
-    use crate::repo::refs::RefEntry;
+    use crate::records::reference::RefEntry;
     use crate::testing::flipped;
     use crate::wire::ENVELOPE_LEN;
 

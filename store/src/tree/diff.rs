@@ -7,14 +7,20 @@
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 
-use store::{Content, Directory, Entry, Inode, Node, Store, Tree};
-
-use crate::walk;
+use super::content::Content;
+use super::directory::Directory;
+use super::inode::{Entry, Inode, Node};
+use super::reader::Tree;
+use super::walk::join;
+use crate::error::Result;
+use crate::repo::store::Store;
 
 /// How something differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum ChangeKind {
+    /// It is in the tree after only.
     Added,
+    /// It is in the tree before only.
     Removed,
     /// Other bytes, another target, another device.
     Modified,
@@ -23,15 +29,21 @@ pub(crate) enum Kind {
 }
 
 /// One difference; at least one side is there.
-pub(crate) struct Change {
-    pub kind: Kind,
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// How it differs.
+    pub kind: ChangeKind,
+    /// Its path below the root, as bytes.
     pub path: Vec<u8>,
+    /// Its inode in the tree before.
     pub before: Option<Inode>,
+    /// Its inode in the tree after.
     pub after: Option<Inode>,
 }
 
 /// The differences of two trees of one store, in the order of paths.
-pub(crate) struct Comparison<'a> {
+#[derive(Debug)]
+pub struct Diff<'a> {
     store: &'a Store,
     before: &'a Tree,
     after: &'a Tree,
@@ -42,33 +54,38 @@ pub(crate) struct Comparison<'a> {
 }
 
 /// A directory that is on one side or on both, and how far each was read.
+#[derive(Debug)]
 struct Level {
     path: Vec<u8>,
     before: Option<Cursor>,
     after: Option<Cursor>,
 }
 
+#[derive(Debug)]
 struct Cursor {
     directory: Directory,
     next: usize,
 }
 
 impl Cursor {
-    fn peek(&self) -> store::Result<Option<Entry>> {
+    fn peek(&self) -> Result<Option<Entry>> {
         (self.next < self.directory.len()).then(|| self.directory.entry(self.next)).transpose()
     }
 }
 
-impl<'a> Comparison<'a> {
-    pub(crate) fn new(store: &'a Store, before: &'a Tree, after: &'a Tree) -> store::Result<Comparison<'a>> {
+impl<'a> Diff<'a> {
+    /// Begins at the roots of two trees.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt` when a root or a link table cannot be read.
+    pub fn new(store: &'a Store, before: &'a Tree, after: &'a Tree) -> Result<Self> {
         let prune = before.links()? == after.links()?;
-        let mut comparison =
-            Comparison { store, before, after, prune, stack: Vec::new(), pending: VecDeque::new() };
-        comparison.both(Vec::new(), before.root().clone(), after.root().clone())?;
-        Ok(comparison)
+        let mut diff = Diff { store, before, after, prune, stack: Vec::new(), pending: VecDeque::new() };
+        diff.both(Vec::new(), before.root().clone(), after.root().clone())?;
+        Ok(diff)
     }
 
-    fn step(&mut self) -> store::Result<Option<Change>> {
+    fn step(&mut self) -> Result<Option<Change>> {
         loop {
             if let Some(change) = self.pending.pop_front() {
                 return Ok(Some(change));
@@ -92,39 +109,40 @@ impl<'a> Comparison<'a> {
     }
 
     /// Takes the entries of one name off the level on top and compares them.
-    fn pass(&mut self, before: Option<Entry>, after: Option<Entry>) -> store::Result<()> {
+    fn pass(&mut self, before: Option<Entry>, after: Option<Entry>) -> Result<()> {
         let level = self.stack.last_mut().expect("the entries were read from a level");
         let name = before.as_ref().or(after.as_ref()).map(|entry| entry.name.as_slice());
-        let path = walk::join(&level.path, name.unwrap_or_default());
+        let path = join(&level.path, name.unwrap_or_default());
         for (cursor, entry) in [(&mut level.before, &before), (&mut level.after, &after)] {
             if let (Some(cursor), Some(_)) = (cursor, entry) {
                 cursor.next += 1;
             }
         }
-        let before = before.map(|entry| walk::inode_of(self.before, entry)).transpose()?;
-        let after = after.map(|entry| walk::inode_of(self.after, entry)).transpose()?;
+        let before = before.map(|entry| self.before.inode(entry)).transpose()?;
+        let after = after.map(|entry| self.after.inode(entry)).transpose()?;
         match (before, after) {
-            (Some((before, _)), Some((after, _))) => self.both(path, before, after),
-            (Some((before, _)), None) => self.one(Kind::Removed, path, before),
-            (None, Some((after, _))) => self.one(Kind::Added, path, after),
+            (Some(before), Some(after)) => self.both(path, before, after),
+            (Some(before), None) => self.one(ChangeKind::Removed, path, before),
+            (None, Some(after)) => self.one(ChangeKind::Added, path, after),
             (None, None) => Ok(()),
         }
     }
 
     /// Something that is on one side only, and all below it.
-    fn one(&mut self, kind: Kind, path: Vec<u8>, inode: Inode) -> store::Result<()> {
+    fn one(&mut self, kind: ChangeKind, path: Vec<u8>, inode: Inode) -> Result<()> {
         if let Node::Directory(id) = &inode.node {
-            let tree = if kind == Kind::Added { self.after } else { self.before };
+            let tree = if kind == ChangeKind::Added { self.after } else { self.before };
             let cursor = Some(Cursor { directory: tree.directory(id)?, next: 0 });
-            let (before, after) = if kind == Kind::Added { (None, cursor) } else { (cursor, None) };
+            let (before, after) = if kind == ChangeKind::Added { (None, cursor) } else { (cursor, None) };
             self.stack.push(Level { path: path.clone(), before, after });
         }
-        let (before, after) = if kind == Kind::Added { (None, Some(inode)) } else { (Some(inode), None) };
+        let (before, after) =
+            if kind == ChangeKind::Added { (None, Some(inode)) } else { (Some(inode), None) };
         self.pending.push_back(Change { kind, path, before, after });
         Ok(())
     }
 
-    fn both(&mut self, path: Vec<u8>, before: Inode, after: Inode) -> store::Result<()> {
+    fn both(&mut self, path: Vec<u8>, before: Inode, after: Inode) -> Result<()> {
         let same = match (&before.node, &after.node) {
             (Node::Directory(one), Node::Directory(other)) => {
                 if one != other || !self.prune {
@@ -142,25 +160,25 @@ impl<'a> Comparison<'a> {
             (Node::BlockDevice(one), Node::BlockDevice(other)) => one == other,
             (Node::Fifo, Node::Fifo) | (Node::Socket, Node::Socket) => true,
             _ => {
-                self.one(Kind::Removed, path.clone(), before)?;
-                return self.one(Kind::Added, path, after);
+                self.one(ChangeKind::Removed, path.clone(), before)?;
+                return self.one(ChangeKind::Added, path, after);
             }
         };
         let kind = match (same, same_metadata(&before, &after)) {
             (true, true) => return Ok(()),
-            (true, false) => Kind::Metadata,
-            (false, _) => Kind::Modified,
+            (true, false) => ChangeKind::Metadata,
+            (false, _) => ChangeKind::Modified,
         };
         self.pending.push_back(Change { kind, path, before: Some(before), after: Some(after) });
         Ok(())
     }
 }
 
-impl Iterator for Comparison<'_> {
-    type Item = store::Result<Change>;
+impl Iterator for Diff<'_> {
+    type Item = Result<Change>;
 
-    /// After an error the comparison is over.
-    fn next(&mut self) -> Option<store::Result<Change>> {
+    /// After an error the diff is over.
+    fn next(&mut self) -> Option<Result<Change>> {
         let step = self.step();
         if step.is_err() {
             self.stack.clear();
@@ -179,7 +197,7 @@ fn same_metadata(before: &Inode, after: &Inode) -> bool {
 
 /// Whether two files hold the same bytes. The same bytes can be cut into chunks in two ways, so contents of equal length that
 /// are written down differently are read, up to the first difference.
-fn same_bytes(store: &Store, one: &Content, other: &Content) -> store::Result<bool> {
+fn same_bytes(store: &Store, one: &Content, other: &Content) -> Result<bool> {
     const BLOCK_BYTES: usize = 256 << 10;
     if one == other || one.len_bytes() != other.len_bytes() {
         return Ok(one == other);
