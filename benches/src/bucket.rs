@@ -72,7 +72,7 @@ impl Scene {
     fn open(&self, cache_bytes: u64) -> Result<Store> {
         let bucket = DataTier::new(TierClass::Cold, Arc::new(S3Tier::new(&self.settings)?));
         let near = StoreConfig::directory(&self.path);
-        Ok(Store::open(&StoreConfig { cache_bytes, flat_cache_bytes: 0, ..near }.with_tier(bucket))?)
+        Ok(Store::open(&StoreConfig { cache_bytes, disk_cache_bytes: 0, ..near }.with_tier(bucket))?)
     }
 
     fn reads(&self) -> Result<Row> {

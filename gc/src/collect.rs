@@ -83,14 +83,14 @@ fn run(
         // What is acted on must not be undone by a power cut: whoever wrote it may have died before it was durable.
         [keys::REFS, keys::DOMAINS, keys::INDEX]
             .iter()
-            .try_for_each(|prefix| store.home().make_durable(prefix))?;
+            .try_for_each(|prefix| store.metadata_tier().make_durable(prefix))?;
         store.make_packs_durable()?;
         destroyed.iter().try_for_each(|domain| store.domains().remove_records_of(domain))?;
         let noted_and_gone: Vec<PackId> = noted.intersection(&vanished).copied().collect();
         execute(store, &lists, vanished, &keys, &mut report)?;
         let deleted = report.packs.iter().filter(|pack| pack.verdict == Verdict::Delete);
         for pack in deleted.map(|pack| pack.id).filter(|id| noted.contains(id)).chain(noted_and_gone) {
-            store.home().delete(&lost_frames::key_of(pack))?;
+            store.metadata_tier().delete(&lost_frames::key_of(pack))?;
         }
         if let Some(table) = table {
             let mut live: HashSet<&[u8]> = marked.iter().map(|id| id.as_bytes().as_slice()).collect();
@@ -117,7 +117,7 @@ fn execute(
     keys: &HashMap<SnapshotId, String>,
     report: &mut CollectReport,
 ) -> Result<()> {
-    let tier = store.home();
+    let tier = store.metadata_tier();
     // Waiting and doomed objects stay listed until they are gone, from the index too; what was taken back is dropped.
     let listed = [Verdict::Wait, Verdict::Avoid, Verdict::Delete];
     let mut listed_packs = with_verdict(&report.packs, &listed);
@@ -137,7 +137,7 @@ fn execute(
     let gone = vanished.into_iter().chain(packs.iter().copied()).collect();
     // Also puts in packs whose writer died before it did: a mark may count on them in place of others.
     let merged = match store.index().compact(tier, &gone) {
-        // On a full disk the packs have to go first. Until the index is merged, writers that lean on them are refused.
+        // On a full disk the packs have to go first. Until the index is merged, writers that depend on them are refused.
         Err(error) if error.kind() == Kind::Full && !packs.is_empty() => None,
         merged => Some(merged?),
     };
@@ -169,7 +169,7 @@ fn shorten(
         shorter.packs.retain(|id| packs.contains(id));
         shorter.snapshots.retain(|id| snapshots.contains(id));
         if shorter != *list {
-            shorter.write(store.home())?;
+            shorter.write(store.metadata_tier())?;
         }
     }
     Ok(())

@@ -53,7 +53,7 @@ impl Seen {
 /// stale. An upper's session has no process and is left alone.
 ///
 /// # Errors
-/// As the store's home.
+/// As the store's metadata tier.
 pub(crate) fn fence_stale(store: &Store, table: &Derived, epoch: u64) -> Result<()> {
     let place = store.sessions();
     let foreign =
@@ -68,7 +68,7 @@ pub(crate) fn fence_stale(store: &Store, table: &Derived, epoch: u64) -> Result<
         let (seen, is_stale) = Seen::look_again(before, now);
         if !is_stale {
             table.put(listed.key.as_bytes(), &seen.encode())?;
-        } else if session::fence(&*place.home, listed)? {
+        } else if session::fence(&*place.metadata_tier, listed)? {
             tracing::warn!(
                 session = listed.key,
                 purpose = listed.record.purpose,
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(
             Seen::look_again(Some(first), seen(6, 13, 1900)).0,
             seen(6, 13, 1900),
-            "the wait begins anew"
+            "the wait begins again"
         );
         assert_eq!(Seen::decode(&first.encode()), Some(first));
     }

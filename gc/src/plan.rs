@@ -13,7 +13,7 @@ pub enum Verdict {
     Keep,
     /// Stays, and is no longer condemned.
     TakeBack,
-    /// Stays, and stays condemned: no writer leans on it again.
+    /// Stays, and stays condemned: no writer depends on it again.
     Avoid,
     /// Is condemned in this run.
     Condemn,
@@ -40,7 +40,7 @@ pub enum Reason {
         /// The first run that may delete it.
         until: u64,
     },
-    /// A writer that began before the condemnation was known may lean on it, or have stored it.
+    /// A writer that began before the condemnation was known may depend on it, or have stored it.
     OldWriter {
         /// That writer's epoch.
         epoch: u64,
@@ -84,7 +84,7 @@ impl Clock {
         match (reached, condemned) {
             (true, None) => (Verdict::Keep, Reason::Reached),
             // A stalled collector of another host may yet delete what it saw condemned and unreached. It is right as long as
-            // nobody leans on that anew.
+            // nobody depends on that again.
             (true, Some(condemned)) if self.is_shared => (Verdict::Avoid, Reason::ReachedAgain { condemned }),
             (true, Some(condemned)) => (Verdict::TakeBack, Reason::ReachedAgain { condemned }),
             (false, None) => (Verdict::Condemn, Reason::Unreached),
@@ -132,8 +132,8 @@ mod tests {
                     assert_eq!(shared.decide(false, Some(condemned)), clock.decide(false, Some(condemned)));
                     let deletes = clock.decide(false, Some(condemned)).0 == Verdict::Delete;
                     let ripe = epoch >= condemned + 2;
-                    let leaned_on = oldest_writer.is_some_and(|writer| writer <= condemned);
-                    assert_eq!(deletes, ripe && !leaned_on, "{clock:?} {condemned}");
+                    let depended_on = oldest_writer.is_some_and(|writer| writer <= condemned);
+                    assert_eq!(deletes, ripe && !depended_on, "{clock:?} {condemned}");
                 }
             }
         }

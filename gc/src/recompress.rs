@@ -18,7 +18,7 @@ use store::{Error, Kind, PackId, Result, Store, clock};
 pub fn recompress(store: &Store, unread: Option<Duration>, pace: &Pace<'_>) -> Result<RewriteReport> {
     store.check_may_collect()?;
     // Without compare-and-swap nothing else keeps apart who raises the epoch.
-    let swaps = store.home().guarantees()?.compare_and_swap;
+    let swaps = store.metadata_tier().guarantees()?.compare_and_swap;
     let _lock = (!swaps).then(|| store.state().lock(COLLECTOR_LOCK, "recompress")).transpose()?;
     let due = due(store, unread)?;
     rewrite(store, &due, pace, |writer, kind, frame| match FrameHeader::decode(frame)?.base {

@@ -1,11 +1,11 @@
-//! Repacking for a key rotation: frames that are sealed under old keys of a domain are sealed anew into new packs.
+//! Repacking for a key rotation: frames that are sealed under old keys of a domain are sealed again into new packs.
 
 use crate::rewrite::{Due, Pace, RewriteReport, packs_by_tier, rewrite};
 use std::collections::HashSet;
 use store::COLLECTOR_LOCK;
 use store::{PackId, Progress, Result, Store};
 
-/// Seals anew what is sealed under old keys of the domain that `store` is seen from. Needs the rewriter's and the collector's
+/// Seals again what is sealed under old keys of the domain that `store` is seen from. Needs the rewriter's and the collector's
 /// lock of this host. Readers and writers go on meanwhile.
 ///
 /// # Errors

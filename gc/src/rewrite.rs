@@ -149,12 +149,12 @@ fn condemn(store: &Store, packs: Vec<PackId>) -> Result<()> {
         return Ok(());
     }
     let epoch = loop {
-        match condemned::raise_epoch(store.home()) {
+        match condemned::raise_epoch(store.metadata_tier()) {
             Err(error) if error.kind() == Kind::Conflict => {} // a collector raised it just now
             raised => break raised?,
         }
     };
-    Condemned { epoch, packs, ..Condemned::default() }.publish(store.home()).map(drop)
+    Condemned { epoch, packs, ..Condemned::default() }.publish(store.metadata_tier()).map(drop)
 }
 
 /// A pack whose frames are all verified, but for deltas whose base was collected: nobody can read these, or needs to.

@@ -72,7 +72,7 @@ struct Listing {
 
 impl Listing {
     fn take(store: &Store, dry_run: bool, table: Option<&Derived>) -> Result<Self> {
-        let tier = store.home();
+        let tier = store.metadata_tier();
         let epoch = if dry_run { condemned::read_epoch(tier)? + 1 } else { condemned::raise_epoch(tier)? };
         let may_fence = store.is_shared() && !dry_run && tier.guarantees()?.compare_and_swap;
         if let Some(table) = table.filter(|_| may_fence) {
@@ -143,7 +143,7 @@ struct PacksAfterRefs {
 
 impl PacksAfterRefs {
     fn take(store: &Store, listing: &Listing) -> Result<Self> {
-        store.index().refresh(store.home())?;
+        store.index().refresh(store.metadata_tier())?;
         store.index().drop_damaged();
         store.index().adopt_uncovered(&store.tiers())?;
         let named = store.index().named_packs().into_iter().collect();

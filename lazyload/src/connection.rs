@@ -2,7 +2,7 @@
 //!
 //! A supervisor, where there is one, accepts it, so that no userfaultfd which comes on it is lost should this process die.
 //! Claimed, it is the one that is served: dropped before its end, the process on the other end is killed with its
-//! children, because that process would run on incomplete memory, or wait for ever.
+//! children, because that process would run on incomplete memory, or wait forever.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;

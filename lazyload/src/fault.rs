@@ -1,7 +1,7 @@
 //! What to do about a fault: a pure state machine over one address space, free of descriptors and kernel calls.
 //!
 //! Changes (remove, unmap, remap) and outcomes go in, answers come out. Invariants:
-//! - a page that was removed is answered with zero for ever, never with the image's bytes;
+//! - a page that was removed is answered with zero forever, never with the image's bytes;
 //! - a page that has data and was not removed is never answered with zero;
 //! - a fill never crosses a border of regions, and only holds missing pages, but for the one asked for.
 //!

@@ -14,7 +14,7 @@ pub(crate) enum PageState {
     Missing,
     /// Given, or restored by somebody else.
     Present,
-    /// The owner gave it back: it is zero for ever, and the image's bytes must not come again.
+    /// The owner gave it back: it is zero forever, and the image's bytes must not come again.
     Removed,
 }
 
@@ -126,7 +126,7 @@ impl PageStates {
         self.present[word] |= bit;
     }
 
-    /// Marks pages removed, for ever.
+    /// Marks pages removed, forever.
     pub(crate) fn set_removed(&mut self, numbers: Range<u64>) {
         for number in numbers {
             let (word, bit) = place(number);

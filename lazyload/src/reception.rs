@@ -3,7 +3,7 @@
 //!
 //! Anybody may connect: a readiness probe, a client of another protocol, a second monitor. Such a connection is closed and
 //! its process left alone, and the serve waits on. Only a process that has sent a userfaultfd and is not served is killed:
-//! it would wait for its pages for ever. At most [`OPEN_LIMIT`] connections are open at a time; with one more, the oldest
+//! it would wait for its pages forever. At most [`OPEN_LIMIT`] connections are open at a time; with one more, the oldest
 //! is turned away.
 
 use std::path::Path;

@@ -14,7 +14,7 @@
 //!
 //! What nobody can survive is SIGKILL for both at one moment: `kill -9` of both, `cgroup.kill`, the end of a container or
 //! of the machine's init. The kernel then hands out zero for each missing page, except to who holds a copy of the
-//! descriptor, as Firecracker does, and waits for ever. Those must be killed by hand. A `criu restore` that was still
+//! descriptor, as Firecracker does, and waits forever. Those must be killed by hand. A `criu restore` that was still
 //! at work is killed with its handler, and resumes nobody.
 //!
 //! Messages of the handler, one datagram each, a kind and a number (u32, little-endian); each is answered by a receipt

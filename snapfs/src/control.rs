@@ -242,7 +242,7 @@ impl Client {
         name: Option<&str>,
         labels: &BTreeMap<String, String>,
     ) -> Result<FreezeReport> {
-        // Whoever touches a mount that answers nobody waits for ever.
+        // Whoever touches a mount that answers nobody waits forever.
         self.status()?;
         self.write_back()?;
         let mut out = Encoder::new();

@@ -32,7 +32,7 @@ use store::{
 pub struct FreezeReport {
     /// The new snapshot.
     pub snapshot: SnapshotId,
-    /// Files, directories and other nodes that were written anew.
+    /// Files, directories and other nodes that were written again.
     pub changed_files: u64,
     /// Bytes in the ranges that were read again.
     pub changed_bytes: u64,
@@ -50,7 +50,7 @@ impl Overlay {
     /// # Errors
     /// `Conflict` when another process writes to the store or the ref names what this mount is not based on, `Invalid` for a
     /// read-only mount or an impossible name, and those of the store. After an error the changes are still in the upper;
-    /// after `Unavailable` they are committed too, and the mount has to be made anew.
+    /// after `Unavailable` they are committed too, and the mount has to be made again.
     pub(crate) fn freeze(&self, name: &str, labels: BTreeMap<String, String>) -> Result<FreezeReport> {
         self.freeze_within(None, name, labels)
     }

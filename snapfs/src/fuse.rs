@@ -1,6 +1,6 @@
 //! Translation between the FUSE protocol and [`Overlay`]: here and in the files below the FUSE library is used, nowhere else.
 //!
-//! All changes come through this kernel, so everything it caches stays right for ever: names, absent names, attributes and
+//! All changes come through this kernel, so everything it caches stays right forever: names, absent names, attributes and
 //! pages. It may keep only listings that cannot change: in a kept listing it looks for the very line that a reader saw last,
 //! and ends the reader's listing when that name is gone. Files need no handle, so opening one is answered by "not
 //! implemented", after which the kernel opens and closes files without asking.

@@ -40,7 +40,7 @@ pub(crate) fn rebase(
 ) -> Result<()> {
     let header = Header { store: overlay.store().id(), base: base.id, boot: boot_id()? };
     let (store, upper) = (overlay.store(), overlay.upper().path());
-    store.hold_for_upper(upper, &[overlay.base().id, base.id])?;
+    store.pin_for_upper(upper, &[overlay.base().id, base.id])?;
     journal.set_header(&header)?;
     let _files = overlay.stop_files();
     let mut inner = overlay.lock();
@@ -50,7 +50,7 @@ pub(crate) fn rebase(
     let id = base.id;
     inner.state.restart(base, links);
     drop(inner);
-    if let Err(error) = store.hold_for_upper(upper, &[id]) {
+    if let Err(error) = store.pin_for_upper(upper, &[id]) {
         tracing::warn!(%error, "the snapshot that was below stays pinned until the next freeze");
     }
     overlay.forget_readers();

@@ -5,13 +5,13 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 /// Some buffers of one length, no more than a stated number.
 #[derive(Clone)]
-pub(crate) struct SpareBuffers {
+pub(crate) struct BufferPool {
     give: Sender<Vec<u8>>,
     take: Receiver<Vec<u8>>,
     len_bytes: usize,
 }
 
-impl SpareBuffers {
+impl BufferPool {
     /// Keeps up to `count` buffers with room for `len_bytes`.
     pub(crate) fn new(count: usize, len_bytes: usize) -> Self {
         let (give, take) = bounded(count);
@@ -38,15 +38,15 @@ mod tests {
 
     #[test]
     fn long_buffers_come_back_empty_and_short_ones_do_not() {
-        let spare = SpareBuffers::new(1, 100);
-        spare.give(vec![1; 10]);
-        assert!(spare.take().capacity() >= 100);
+        let pool = BufferPool::new(1, 100);
+        pool.give(vec![1; 10]);
+        assert!(pool.take().capacity() >= 100);
         let long = vec![1; 200];
         let place = long.as_ptr();
-        spare.give(long);
-        spare.give(vec![2; 200]);
-        let back = spare.take();
+        pool.give(long);
+        pool.give(vec![2; 200]);
+        let back = pool.take();
         assert_eq!((back.as_ptr(), back.len()), (place, 0));
-        assert_eq!(spare.take().capacity(), 100);
+        assert_eq!(pool.take().capacity(), 100);
     }
 }

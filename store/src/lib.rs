@@ -107,7 +107,7 @@ pub use records::reference::{Proposal, Ref, RefEntry, check_name};
 pub use records::snapshot::{Snapshot, Totals};
 pub use records::{condemned, lost_frames, session};
 pub use repo::config::{DataTier, LEVELS, StoreConfig, TierClass};
-pub use repo::disk_cache::{CacheUsage, FlatCache};
+pub use repo::disk_cache::{CacheUsage, DiskCache};
 pub use repo::placement::{Moved, Placement, TierUsage};
 pub use repo::refs::Refs;
 pub use repo::store::{Pin, Store};

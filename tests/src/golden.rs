@@ -1,4 +1,4 @@
-//! What the golden store of format 1 holds, byte by byte: written once, read for ever. Never changed; a new format gets a
+//! What the golden store of format 1 holds, byte by byte: written once, read forever. Never changed; a new format gets a
 //! new fixture.
 
 use crate::model::{Body, Files, Item, Memory, Pages, put_files, put_memory};

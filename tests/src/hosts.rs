@@ -1,6 +1,6 @@
 //! Hosts that share a store: one bucket, and for each host local state and a hot tier of its own.
 
-use crate::garden;
+use crate::gc_fixture;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::{DataTier, LocalTier, MirrorTier, SnapshotId, Store, StoreConfig, Tier, TierClass};
@@ -40,7 +40,7 @@ impl Host {
         let mirror = Arc::new(LocalTier::new(self.state().join("mirror")));
         let hot = Arc::new(LocalTier::new(self.scratch.path().join("hot")));
         StoreConfig {
-            home: Arc::new(MirrorTier::new(mirror, bucket.clone())),
+            metadata_tier: Arc::new(MirrorTier::new(mirror, bucket.clone())),
             tiers: vec![DataTier::new(TierClass::Hot, hot), DataTier::new(TierClass::Cold, bucket.clone())],
             is_shared: true,
             cache_bytes: 1 << 20,
@@ -68,7 +68,7 @@ impl Host {
     pub fn commit(&self, name: &str, files: &[u64]) -> SnapshotId {
         let store = self.open();
         let mut writer = store.writer("test").expect("nobody else writes on this host");
-        garden::commit(&mut writer, name, files).expect("the commit succeeds")
+        gc_fixture::commit(&mut writer, name, files).expect("the commit succeeds")
     }
 
     /// Runs the collector on this host.

@@ -2,18 +2,18 @@
 //! stores, and the binary under test.
 
 pub mod conformance;
+pub mod durability_order;
 pub mod fault;
-pub mod garden;
+pub mod gc_fixture;
 pub mod golden;
 pub mod golden_domains;
 pub mod hold;
-pub mod hook;
 pub mod hosts;
-pub mod life;
+pub mod interleaving;
 pub mod model;
-pub mod order;
 pub mod power_disk;
 pub mod proxy;
+pub mod scenario;
 pub mod scripted_fuse;
 pub mod servers;
 pub mod sim_disk;

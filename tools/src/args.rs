@@ -70,7 +70,7 @@ pub(crate) enum Command {
     /// What the target refuses of a path (an owner, an attribute, a file too large for it) is told and costs no other path;
     /// then the exit code is 3. Only a full target and what the store cannot give end a restore. Whether it ended early or
     /// was refused something, the same restore to the same target goes on: files that are there with all their bytes and
-    /// attributes stay, everything else that the snapshot has is made anew, and names that it has not are told and left.
+    /// attributes stay, everything else that the snapshot has is made again, and names that it has not are told and left.
     Restore(RestoreArguments),
     /// List snapshots, newest last
     Snapshots(SnapshotsArguments),
@@ -148,10 +148,10 @@ pub(crate) struct BackupArguments {
     /// Do not enter other file systems
     #[arg(long)]
     pub one_file_system: bool,
-    /// Read every file, also those that look unchanged: stores anew what a scrub found to be lost
+    /// Read every file, also those that look unchanged: stores again what a scrub found to be lost
     #[arg(long)]
     pub force_read: bool,
-    /// The same, and compare what is there already byte for byte: stores anew whatever cannot be read
+    /// The same, and compare what is there already byte for byte: stores again whatever cannot be read
     #[arg(long)]
     pub compare: bool,
     /// Note on the snapshot; may be given again
@@ -551,7 +551,7 @@ pub(crate) enum DomainAction {
         #[arg(long, conflicts_with = "kek")]
         repack: bool,
     },
-    /// Destroy a domain's keys, and so all that is in it, for ever
+    /// Destroy a domain's keys, and so all that is in it, forever
     Destroy {
         #[arg(value_name = "NAME")]
         name: String,

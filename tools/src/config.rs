@@ -49,7 +49,7 @@ pub(crate) struct Config {
     /// Bytes of decoded chunks to keep in memory. None: the store's own default.
     pub cache_bytes: Option<u64>,
     /// Bytes of slower tiers' frames to keep on local flash. None: the store's own default.
-    pub flat_cache_bytes: Option<u64>,
+    pub disk_cache_bytes: Option<u64>,
     /// zstd level of what is written. None: the store's own default.
     pub level: Option<i32>,
     /// The domain to work in, and where keys are.
@@ -104,7 +104,7 @@ impl Config {
         mut files: ConfigFile,
         default_store: impl FnOnce() -> Result<PathBuf>,
     ) -> Result<Config> {
-        let (cache_bytes, flat_cache_bytes, level) = (files.cache_bytes, files.flat_cache_bytes, files.level);
+        let (cache_bytes, disk_cache_bytes, level) = (files.cache_bytes, files.disk_cache_bytes, files.level);
         let domains = std::mem::take(&mut files.keys).settle(files.domain.take());
         let named = store.map(absolute).transpose()?;
         let location = match (named, files.location()) {
@@ -125,7 +125,7 @@ impl Config {
             levels,
             state,
             cache_bytes: cache_bytes.map(|Size(bytes)| bytes),
-            flat_cache_bytes: flat_cache_bytes.map(|Size(bytes)| bytes),
+            disk_cache_bytes: disk_cache_bytes.map(|Size(bytes)| bytes),
             level,
             domains,
         })
@@ -145,7 +145,7 @@ impl Config {
             tier.level = levels[tier.class as usize];
         }
         config.cache_bytes = self.cache_bytes.unwrap_or(config.cache_bytes);
-        config.flat_cache_bytes = self.flat_cache_bytes.unwrap_or(config.flat_cache_bytes);
+        config.disk_cache_bytes = self.disk_cache_bytes.unwrap_or(config.disk_cache_bytes);
         config.level = self.level.unwrap_or(config.level);
         config.domains.clone_from(&self.domains);
         Ok(config)
@@ -161,13 +161,13 @@ impl Config {
         }
     }
 
-    /// A store with a tier a round trip away, which in a shared store is the home of the records.
+    /// A store with a tier a round trip away, which in a shared store holds the records.
     fn with_cold(&self, config: StoreConfig, cold: Arc<dyn Tier>) -> StoreConfig {
         let cold: Arc<dyn Tier> = Arc::new(Breaker::new(cold));
         let mut config = self.with_warm(config).with_tier(DataTier::new(TierClass::Cold, cold.clone()));
         if self.sharing.shared {
             let mirror = Arc::new(LocalTier::new(config.state.path().join("mirror")));
-            config.home = Arc::new(MirrorTier::new(mirror, cold));
+            config.metadata_tier = Arc::new(MirrorTier::new(mirror, cold));
             config.is_shared = true;
             config.owned_refs.clone_from(&self.sharing.owned_refs);
             config.is_collector = self.sharing.collector;
@@ -225,7 +225,7 @@ struct ConfigFile {
     #[serde(default)]
     levels: Levels,
     cache_bytes: Option<Size>,
-    flat_cache_bytes: Option<Size>,
+    disk_cache_bytes: Option<Size>,
     level: Option<i32>,
     /// Domain to work in.
     domain: Option<String>,
@@ -337,13 +337,13 @@ impl ConfigFile {
     /// What this file says, and where it says nothing, what `below` says. A location is taken whole.
     fn over(self, below: ConfigFile) -> ConfigFile {
         let (cache_bytes, level) = (self.cache_bytes.or(below.cache_bytes), self.level.or(below.level));
-        let flat_cache_bytes = self.flat_cache_bytes.or(below.flat_cache_bytes);
+        let disk_cache_bytes = self.disk_cache_bytes.or(below.disk_cache_bytes);
         let location_named = self.store.is_some() || self.tiers.hot.is_some();
         let (own, other) = (self, below);
         let domain = own.domain.clone().or_else(|| other.domain.clone());
         let keys = own.keys.clone().over(other.keys.clone());
         let location = if location_named { own } else { other };
-        ConfigFile { cache_bytes, flat_cache_bytes, level, domain, keys, ..location }
+        ConfigFile { cache_bytes, disk_cache_bytes, level, domain, keys, ..location }
     }
 
     fn location(self) -> Option<Location> {
@@ -443,9 +443,9 @@ mod tests {
         let expected =
             [(TierClass::Hot, Some(2_000_000_000)), (TierClass::Warm, Some(5)), (TierClass::Cold, None)];
         assert_eq!((tiers.as_slice(), config.is_shared), (expected.as_slice(), true));
-        assert_eq!(config.home.describe(), "/far");
+        assert_eq!(config.metadata_tier.describe(), "/far");
         let private = settle(None, &text.replace("shared = true", "")).store().unwrap();
-        assert_eq!((private.home.describe().as_str(), private.is_shared), ("/nvme", false));
+        assert_eq!((private.metadata_tier.describe().as_str(), private.is_shared), ("/nvme", false));
     }
 
     #[test]

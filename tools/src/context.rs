@@ -11,7 +11,7 @@ use crate::progress::Progress;
 use crate::signals::Signals;
 use crate::telemetry;
 
-/// Decoded frames that are kept where each is used about once: enough for those that lean on one base.
+/// Decoded frames that are kept where each is used about once: enough for those that depend on one base.
 const STREAMING_CACHE_BYTES: u64 = 1 << 20;
 /// Decoded frames that a mount keeps in memory while it is used, where the configuration says nothing: enough for what its
 /// threads read at once. What is read again the kernel has.

@@ -18,13 +18,13 @@ const NOISE: &str = "aws_sdk_s3::http_response_checksum=error,aws_smithy_checksu
 /// Installs the subscriber of this process; once, at the start.
 pub(crate) fn install(quiet: bool, verbose: u8) -> Result<()> {
     let filter = match std::env::var(VARIABLE) {
-        Ok(text) if !text.is_empty() => EnvFilter::try_new(discreet(&text)).map_err(|source| {
+        Ok(text) if !text.is_empty() => EnvFilter::try_new(redacted(&text)).map_err(|source| {
             Error::new(Kind::Invalid, "cannot parse the log filter")
                 .object(format!("{VARIABLE}={text}"))
                 .caused_by(source)
                 .advice("write a level such as `debug`, or `store=debug,snapfs=info`")
         })?,
-        _ => EnvFilter::new(format!("{},{NOISE}", discreet(default_level(quiet, verbose)))),
+        _ => EnvFilter::new(format!("{},{NOISE}", redacted(default_level(quiet, verbose)))),
     };
     // A mount's log may be on a disk that is full: what cannot be written is lost, and the process goes on.
     let lines = tracing_subscriber::fmt().log_internal_errors(false);
@@ -37,7 +37,7 @@ pub(crate) fn install(quiet: bool, verbose: u8) -> Result<()> {
 }
 
 /// The filter without the events that name files, unless it asks for them.
-fn discreet(filter: &str) -> String {
+fn redacted(filter: &str) -> String {
     match filter.contains(NAMES_FILES) {
         true => filter.to_owned(),
         false => format!("{filter},{NAMES_FILES}=warn"),

@@ -17,7 +17,7 @@ const GROUP_PAGES: usize = 16;
 #[derive(Clone, Copy, Debug)]
 struct Policy {
     decline: Decline,
-    /// A new group leans on one of the parent's when that leaves at most so many percent.
+    /// A new group depends on one of the parent's when that leaves at most so many percent.
     delta_percent: Option<usize>,
 }
 
@@ -152,7 +152,7 @@ impl Chain {
         declined
     }
 
-    /// The parent's group that holds most of the addresses and is not declined, or what that one leans on.
+    /// The parent's group that holds most of the addresses and is not declined, or what that one depends on.
     fn best_base(&self, memory: &Memory, group: &[usize], declined: &BTreeSet<usize>) -> Option<usize> {
         let mut votes: BTreeMap<usize, usize> = BTreeMap::new();
         let places = group.iter().filter_map(|index| self.places.get(&memory.keys[*index]));

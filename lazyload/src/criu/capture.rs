@@ -3,7 +3,7 @@
 //! Pages of tasks become address spaces of the image; every other file becomes a blob under its name, shared memory's
 //! page maps and pages included. Nothing is written to the directory. What a dump lacks because userfaultfd had not brought
 //! it yet is taken from the image that was woken ([`super::not_brought`]); what is stored is as if the dump had been whole.
-//! Refused: dumps that lean on a parent directory or a page server, because their bytes are elsewhere.
+//! Refused: dumps that depend on a parent directory or a page server, because their bytes are elsewhere.
 
 use std::collections::BTreeSet;
 use std::fs::File;

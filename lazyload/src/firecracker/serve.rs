@@ -37,11 +37,11 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// memory is whole or its monitor is gone.
 ///
 /// Connections without a whole handshake are closed and their processes left alone. A second monitor, whose handshake came
-/// too, is killed, because it would wait for ever.
+/// too, is killed, because it would wait forever.
 ///
 /// # Errors
 /// `Unavailable` when no handshake comes in time, `Invalid` when one is refused after it has brought a userfaultfd; its
-/// monitor is killed then, because it would wait for ever.
+/// monitor is killed then, because it would wait forever.
 pub fn serve(_store: &Store, image: &Image, socket: &Path, options: &ServeOptions) -> Result<ServeReport> {
     check_kind(image)?;
     let [space] = image.spaces() else {

@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
 use store::{Error, Kind, Result, SnapshotId, Store, StoreId};
 
-/// A journal longer than this is written anew when it is opened.
+/// A journal longer than this is written again when it is opened.
 const COMPACT_AT_OPEN_LEN: u64 = 4 << 20;
 
 impl Overlay {
@@ -33,7 +33,7 @@ impl Overlay {
         let past = Past::of(&path, &base, store.id())?;
         if !read_only {
             // Changes outlive this process, and are nothing without what they are changes to.
-            store.hold_for_upper(upper.path(), &[*snapshot])?;
+            store.pin_for_upper(upper.path(), &[*snapshot])?;
         }
         let mut state = State::new(base);
         let (mut is_stale, mut may_miss_bytes) = (false, false);

@@ -11,7 +11,7 @@ use store::Result;
 
 /// Above this many files one sync of the whole file system is cheaper.
 const SINGLE_SYNCS_MAX: usize = 64;
-/// The shortest journal that is written anew while the mount runs.
+/// The shortest journal that is written again while the mount runs.
 pub(super) const COMPACT_LEN: u64 = 64 << 20;
 
 impl Overlay {
@@ -118,7 +118,7 @@ impl Overlay {
         self.sync_journal()
     }
 
-    /// Writes the journal anew where it has grown long, unless changes stand still already. Called between operations, with
+    /// Writes the journal again where it has grown long, unless changes stand still already. Called between operations, with
     /// no lock held.
     pub(crate) fn compact_if_long(&self) {
         if !self.is_long.load(Ordering::Acquire) {
@@ -182,7 +182,7 @@ impl Overlay {
 
     /// Without changes the upper needs no snapshot.
     fn let_go_of_base(&self) {
-        if let Err(error) = self.store.let_go_of_upper(self.upper.path()) {
+        if let Err(error) = self.store.unpin_upper(self.upper.path()) {
             tracing::warn!(%error, "the snapshot below stays pinned until the next unmount");
         }
     }

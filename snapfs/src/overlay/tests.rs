@@ -435,7 +435,7 @@ fn freezes_beside_an_open_file_without_a_name_keep_no_more_each_time() {
     overlay.unlink(node(&overlay, "a"), b"file").unwrap();
     let new = make(&overlay, NodeId::ROOT, "new", NewBody::File);
     overlay.unlink(NodeId::ROOT, b"new").unwrap();
-    let sessions = || world.store.home().list("sessions/").unwrap().len();
+    let sessions = || world.store.metadata_tier().list("sessions/").unwrap().len();
     let mut counts = Vec::new();
     for round in 0..5 {
         make(&overlay, NodeId::ROOT, &format!("round-{round}"), NewBody::File);
@@ -489,7 +489,7 @@ fn changes_whose_journal_lost_its_begin_are_set_aside() {
     }
 }
 
-/// Journals that no mount writes: each is refused, and none makes opening or freezing run on for ever.
+/// Journals that no mount writes: each is refused, and none makes opening or freezing run on forever.
 #[test]
 fn impossible_journals_are_refused() {
     let time = clock::now();

@@ -4,7 +4,7 @@
 use super::events::{Event, Form, InodeKey, Leaf, Old, Remark, Segment};
 use super::read::{Item, Outcome, Pieces, Seen};
 use super::stat_cache::Look;
-use crate::buffer_pool::SpareBuffers;
+use crate::buffer_pool::BufferPool;
 use crate::error::{Error, Kind, Result};
 use crate::id::DirectoryId;
 use crate::progress::Progress;
@@ -51,7 +51,7 @@ pub(super) struct Assembler<'a> {
     writer: &'a mut Writer,
     parent: Option<&'a Tree>,
     progress: &'a dyn Progress,
-    buffers: SpareBuffers,
+    buffers: BufferPool,
     /// The directory that is open now.
     path: PathBuf,
     stack: Vec<Open>,
@@ -76,7 +76,7 @@ impl<'a> Assembler<'a> {
         source: &Path,
         parent: Option<&'a Tree>,
         progress: &'a dyn Progress,
-        buffers: SpareBuffers,
+        buffers: BufferPool,
     ) -> Self {
         Self {
             writer,
@@ -332,14 +332,14 @@ fn push_hole(extents: &mut Vec<Extent>, len: u64) {
 /// The items of a segment's pieces, one after the other.
 struct Incoming<'a> {
     pieces: Option<Pieces>,
-    buffers: &'a SpareBuffers,
+    buffers: &'a BufferPool,
     bytes: Vec<u8>,
     items: std::vec::IntoIter<Item>,
     at: usize,
 }
 
 impl<'a> Incoming<'a> {
-    fn new(pieces: Option<Pieces>, buffers: &'a SpareBuffers) -> Self {
+    fn new(pieces: Option<Pieces>, buffers: &'a BufferPool) -> Self {
         Self { pieces, buffers, bytes: Vec::new(), items: Vec::new().into_iter(), at: 0 }
     }
 

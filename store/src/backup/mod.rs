@@ -16,7 +16,7 @@ mod read;
 mod stat_cache;
 mod walk;
 
-use crate::buffer_pool::SpareBuffers;
+use crate::buffer_pool::BufferPool;
 use crate::error::{Error, Result};
 use crate::host::held::{self, Name};
 use crate::id::SnapshotId;
@@ -43,7 +43,7 @@ pub struct BackupOptions {
     /// Do not descend into other file systems.
     pub one_file_system: bool,
     /// Read every file, also what looks as it did, and take nothing over from the last snapshot: what of that cannot be
-    /// read any more is stored anew.
+    /// read any more is stored again.
     pub force_read: bool,
     /// Read what is there already of what is new to the last snapshot, and compare: see [`Writer::compare_duplicates`].
     pub compare: bool,
@@ -156,7 +156,7 @@ impl Plan<'_> {
         let readers = std::thread::available_parallelism().map_or(1, usize::from).clamp(2, READERS_MAX);
         let (segments, coming) = bounded(SEGMENTS_AHEAD);
         let (batches, waiting) = bounded(readers);
-        let buffers = SpareBuffers::new(read::SPARE_BUFFERS, read::BUFFER_LEN);
+        let buffers = BufferPool::new(read::SPARE_BUFFERS, read::BUFFER_LEN);
         let walk = walk::Walk {
             source: top.clone(),
             exclude: self.exclude,

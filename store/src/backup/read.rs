@@ -6,7 +6,7 @@
 //! A file is read to the length that it has when it is opened, so one that grows as fast as it is read has an end.
 
 use super::stat_cache::{Key, Look, StatCache};
-use crate::buffer_pool::SpareBuffers;
+use crate::buffer_pool::BufferPool;
 use crate::chunker;
 use crate::domain::Domain;
 use crate::host::held::{self, Handle, Host, ReadXattrs};
@@ -90,7 +90,7 @@ pub(super) struct Batch {
 pub(super) struct Reader<'a> {
     domain: &'a Domain,
     cache: &'a StatCache,
-    buffers: SpareBuffers,
+    buffers: BufferPool,
     host: Host,
     piece: Piece,
     /// Where in the piece the bytes begin that are not cut yet.
@@ -124,7 +124,7 @@ impl From<Errno> for Stop {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(domain: &'a Domain, cache: &'a StatCache, buffers: SpareBuffers) -> Self {
+    pub(super) fn new(domain: &'a Domain, cache: &'a StatCache, buffers: BufferPool) -> Self {
         let (host, piece, uncut) = (Host::new(), Piece::default(), 0);
         Self { domain, cache, buffers, host, piece, uncut, has_extents: false, zeroes_are_holes: false }
     }

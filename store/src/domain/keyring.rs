@@ -27,7 +27,7 @@ pub struct DomainConfig {
 /// The open domains of a store.
 #[derive(Debug)]
 pub struct Keyring {
-    home: Arc<dyn Tier>,
+    metadata_tier: Arc<dyn Tier>,
     seen: Seen,
     config: DomainConfig,
     open: Mutex<BTreeMap<String, Arc<Domain>>>,
@@ -35,8 +35,8 @@ pub struct Keyring {
 
 impl Keyring {
     /// A keyring with nothing open.
-    pub fn new(home: Arc<dyn Tier>, state: &Path, config: DomainConfig) -> Self {
-        Self { home, seen: Seen::of_domains(state), config, open: Mutex::default() }
+    pub fn new(metadata_tier: Arc<dyn Tier>, state: &Path, config: DomainConfig) -> Self {
+        Self { metadata_tier, seen: Seen::of_domains(state), config, open: Mutex::default() }
     }
 
     /// Where key-encryption keys are.
@@ -56,7 +56,7 @@ impl Keyring {
         let domain = match name {
             DEFAULT => {
                 let key = DomainRecord::key(name);
-                Domain::decode_plain(&self.home.get(&key)?).map_err(|error| error.object(key))?
+                Domain::decode_plain(&self.metadata_tier.get(&key)?).map_err(|error| error.object(key))?
             }
             _ => self.open_keyed(name)?,
         };
@@ -118,7 +118,7 @@ impl Keyring {
     /// `NotFound`, or `Corrupt`: also when it was there and is gone.
     pub fn read_unseen(&self, name: &str) -> Result<(DomainRecord, Mark, Vec<u8>)> {
         let key = DomainRecord::key(name);
-        let bytes = match self.home.get(&key) {
+        let bytes = match self.metadata_tier.get(&key) {
             Err(error) if error.kind() == Kind::NotFound && self.seen.get(name).is_some() => {
                 return Err(super::seen::vanished("domain record", name, name));
             }

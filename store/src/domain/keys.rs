@@ -15,7 +15,7 @@ use zeroize::Zeroize;
 
 /// Length of a key in bytes.
 pub(crate) const KEY_LEN: usize = 32;
-/// Length of a nonce in bytes; long enough to be drawn at random for ever.
+/// Length of a nonce in bytes; long enough to be drawn at random forever.
 pub(crate) const NONCE_LEN: usize = 24;
 /// Length of an authentication tag in bytes.
 pub(crate) const TAG_LEN: usize = 16;
@@ -53,7 +53,7 @@ impl SecretKey {
         &self.0
     }
 
-    /// The key for one purpose, which `context` names for ever.
+    /// The key for one purpose, which `context` names forever.
     pub fn derive(&self, context: &str) -> Self {
         Self::take(&mut blake3::derive_key(context, &*self.0))
     }

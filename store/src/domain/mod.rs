@@ -250,7 +250,7 @@ impl Domain {
 
     /// What may be said where others read it (sessions, locks, logs) of what this domain is used for: the first word
     /// alone, since what follows names refs and paths.
-    pub fn discreet<'a>(&self, purpose: &'a str) -> &'a str {
+    pub fn redacted<'a>(&self, purpose: &'a str) -> &'a str {
         match self.is_encrypted() {
             true => purpose.split(' ').next().unwrap_or_default(),
             false => purpose,
@@ -343,7 +343,7 @@ mod tests {
         let id = DomainId::from_bytes([1; 16]);
         let record = DomainRecord::new("acme", id, DomainKind::Encrypted, 1, &keys, &kek).unwrap();
         let domain = Domain::encrypted("acme", &record, &keys);
-        assert_eq!(domain.discreet("backup of secrets"), "backup");
-        assert_eq!(Domain::plain([0; 32]).discreet("backup of web"), "backup of web");
+        assert_eq!(domain.redacted("backup of secrets"), "backup");
+        assert_eq!(Domain::plain([0; 32]).redacted("backup of web"), "backup of web");
     }
 }

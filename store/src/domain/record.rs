@@ -161,7 +161,7 @@ impl DomainRecord {
         }
     }
 
-    /// The key of a domain's record in the store's home.
+    /// The key of a domain's record in the store's metadata tier.
     pub fn key(name: &str) -> String {
         keys::domain(name)
     }

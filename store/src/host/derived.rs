@@ -1,5 +1,5 @@
 //! Small derived state of this host in a sled table: what can be computed again but is dear to compute. Nothing is only
-//! here: a damaged or missing table is dropped with a warning and filled anew.
+//! here: a damaged or missing table is dropped with a warning and filled again.
 //!
 //! sled is held to this one file and to thousands of small entries: loading millions costs it gigabytes of memory.
 
@@ -49,7 +49,7 @@ fn open_table(directory: &Path) -> Result<sled::Db> {
 }
 
 impl Derived {
-    /// Opens the table in `directory`; a damaged one is removed and begun anew.
+    /// Opens the table in `directory`; a damaged one is removed and begun again.
     ///
     /// # Errors
     /// `Conflict` when another process has it open; `Unavailable` when not even a new table opens.
@@ -58,7 +58,7 @@ impl Derived {
         let table = match open_table(directory) {
             Ok(table) => table,
             Err(error) => {
-                tracing::warn!(path = %directory.display(), %error, "derived table is dropped and filled anew");
+                tracing::warn!(path = %directory.display(), %error, "derived table is dropped and filled again");
                 std::fs::remove_dir_all(directory)
                     .map_err(|error| Error::io("cannot remove derived table", directory.display(), error))?;
                 open_table(directory)?

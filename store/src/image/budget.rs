@@ -1,6 +1,6 @@
 //! The dedup budget: from which groups of its parent an image takes no pages, though it has equal ones.
 //!
-//! A page taken over costs no bytes, and makes the image lean on one frame more than if it were written beside its
+//! A page taken over costs no bytes, and makes the image depend on one frame more than if it were written beside its
 //! neighbours. A single sleep hardly shows it. But each leaves of older groups what did not change, and a resume would in the
 //! end fetch a frame for every few pages. So the frames of an image have a limit, a multiple of the fewest that could hold
 //! it; above it, the pages of the sparsest groups are written again (docs/TUNING.md). An image of few frames has none: it

@@ -1,7 +1,7 @@
 //! Capturing an image: pages come in ascending order, each is compared with the parent image's page at the same place,
 //! and what is neither zero nor equal goes into groups. Of the parent's groups, the one that holds most of a new group's
 //! places is what the new one may be stored as a delta against. Groups that the budget declines are neither taken nor
-//! leaned on.
+//! depended on.
 
 use super::budget;
 use super::format::{self, Parts};
@@ -288,7 +288,7 @@ impl<'a> ImageBuilder<'a> {
     }
 
     /// What the pending pages may be a delta against: the parent's group that holds most of their places, or what that one
-    /// is a delta against itself, so that no delta leans on a delta. What is declined would be fetched again as a base.
+    /// is a delta against itself, so that no delta depends on a delta. What is declined would be fetched again as a base.
     fn base_of_pending(&self) -> Option<Base> {
         let (parent, space) = (self.parent?, self.parent_space?);
         let mut votes: BTreeMap<ChunkId, usize> = BTreeMap::new();

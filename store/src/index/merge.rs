@@ -155,7 +155,7 @@ fn merge_entries(
 pub(super) struct Candidate {
     /// How many entries it has.
     pub entry_count: usize,
-    /// Whether it has to be written anew: it names packs that go, or is not stored, or is of an old layout.
+    /// Whether it has to be written again: it names packs that go, or is not stored, or is of an old layout.
     pub must: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Index: chunk -> where its frame lies. A cache of pack directories, never the truth: `rebuild` makes it anew from the
+//! Index: chunk -> where its frame lies. A cache of pack directories, never the truth: `rebuild` makes it again from the
 //! packs, and a reader that misses a chunk first looks for runs and packs that it has not seen yet.
 //!
 //! Writers add runs, and join short ones of packs that nobody may delete while they write; all else that merges and removes
@@ -8,7 +8,7 @@ mod bucket;
 mod build;
 mod marks;
 mod merge;
-mod outline;
+mod pack_entries;
 mod prefix;
 mod row;
 mod run;
@@ -16,7 +16,7 @@ mod run;
 pub use build::{RunBuilder, encode};
 pub use marks::RowMarks;
 pub use merge::{MAX_RUN_ENTRIES, merge};
-pub use outline::{Outline, OutlineRow};
+pub use pack_entries::{OutlineRow, PackEntries};
 pub use prefix::PREFIX_LEN;
 pub use row::{ENTRY_LEN, Row};
 pub use run::{ENTRIES_START, HEADER_LEN, Location, Run};

@@ -124,7 +124,7 @@ impl Look {
         let domains = DomainInventory::take(store)?;
         // Refs and their snapshots are read before the index: what a commit adds meanwhile is then never missed.
         let snapshots = check_all_records(store, &domains, &mut report)?;
-        store.index().refresh(store.home())?;
+        store.index().refresh(store.metadata_tier())?;
         // Chunks are marked at rows of the index: those of packs that no run covers get rows of this process only.
         store.index().adopt_uncovered(&store.tiers())?;
         let packs = store.packs()?;
@@ -171,7 +171,7 @@ pub(crate) fn check_all_records(
 
 /// The few records that opening, writing or collecting cannot do without.
 fn check_records(store: &Store, report: &mut CheckReport) {
-    let tier = store.home();
+    let tier = store.metadata_tier();
     let read = [
         (keys::SUPERBLOCK, Superblock::read(tier).map(|_| ())),
         (keys::DOMAINS, store.domains().check_none_is_lost()),
@@ -217,8 +217,9 @@ fn check_locked(store: &Store, domains: &DomainInventory, report: &mut CheckRepo
             report.problem(keys::domain(name), error);
         }
         for prefix in [keys::refs_of(name), keys::snapshots_of(name)] {
-            for info in store.home().list(&prefix)? {
-                let read = store.home().get(&info.key).and_then(|bytes| check_unopened(&info.key, &bytes));
+            for info in store.metadata_tier().list(&prefix)? {
+                let read =
+                    store.metadata_tier().get(&info.key).and_then(|bytes| check_unopened(&info.key, &bytes));
                 match read {
                     Err(error) if error.kind() != Kind::NotFound => report.problem(&info.key, &error),
                     _ => {} // whole, or gone since it was listed
@@ -231,8 +232,8 @@ fn check_locked(store: &Store, domains: &DomainInventory, report: &mut CheckRepo
 
 /// Every run of the index, also those that readers pass over.
 fn check_runs(store: &Store, report: &mut CheckReport) -> Result<()> {
-    for info in store.home().list(keys::INDEX)? {
-        let run = store.home().get(&info.key).and_then(|object| Run::open(&info.key, object));
+    for info in store.metadata_tier().list(keys::INDEX)? {
+        let run = store.metadata_tier().get(&info.key).and_then(|object| Run::open(&info.key, object));
         match run.and_then(|run| run.verify()) {
             Err(error) if error.kind() != Kind::NotFound => {
                 report.problem(&info.key, &error.advice("run `snapctl index rebuild`"));
@@ -251,7 +252,7 @@ fn check_packs(
     progress: &dyn Progress,
     report: &mut CheckReport,
 ) -> Result<RowMarks> {
-    let lost = DamagedFrames::read_all(store.home()).unwrap_or_else(|error| {
+    let lost = DamagedFrames::read_all(store.metadata_tier()).unwrap_or_else(|error| {
         report.problem(keys::LOST_FRAMES, &error);
         DamagedFrames::default()
     });
@@ -284,7 +285,7 @@ fn check_packs(
             }
         }
         if !has_directory && lost.names(&id) {
-            let rows = store.index().outline(id).into_iter().flat_map(|outline| outline.rows);
+            let rows = store.index().entries_of(id).into_iter().flat_map(|entries| entries.rows);
             let left = rows.filter(|row| !lost.has_frame(&id, row.offset));
             waiting.extend(left.map(|row| row.chunk()));
         }
@@ -403,22 +404,22 @@ fn is_indexed(store: &Store, chunk: &ChunkId) -> bool {
     runs.iter().any(|run| run.is_stored() && run.find(chunk).next().is_some())
 }
 
-/// Makes the index anew from the directories of all packs and removes the old runs. Takes the collector's lock. Memory: 100
+/// Makes the index again from the directories of all packs and removes the old runs. Takes the collector's lock. Memory: 100
 /// MiB at most, however many chunks there are. Gives how many packs and chunks it holds now.
 ///
 /// # Errors
 /// `Conflict` while a collector works; `Corrupt` when a pack's directory cannot be read: nothing is removed then.
 pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64)> {
     let _lock = store.state().lock(COLLECTOR_LOCK, "index rebuild")?;
-    let old = store.home().list(keys::INDEX)?;
+    let old = store.metadata_tier().list(keys::INDEX)?;
     let packs: Vec<PackId> = store.packs()?.into_iter().map(|(pack, _)| pack).collect();
     store.make_packs_durable()?;
     let chunks = index_packs(store, &packs, progress)?;
     for run in old {
-        store.home().delete(&run.key)?;
+        store.metadata_tier().delete(&run.key)?;
     }
-    store.index().refresh(store.home())?;
-    store.index().compact(store.home(), &HashSet::new())?;
+    store.index().refresh(store.metadata_tier())?;
+    store.index().compact(store.metadata_tier(), &HashSet::new())?;
     Ok((packs.len() as u64, chunks))
 }
 
@@ -432,13 +433,13 @@ pub(crate) fn index_packs(store: &Store, packs: &[PackId], progress: &dyn Progre
         chunks += directory.entries.len() as u64;
         builder.push(&directory)?;
         if builder.is_full() {
-            store_run(store.home(), "rebuilt", &std::mem::take(&mut builder).finish())?;
+            store_run(store.metadata_tier(), "rebuilt", &std::mem::take(&mut builder).finish())?;
         }
         progress.advance(1);
     }
     progress.end();
     if !builder.is_empty() {
-        store_run(store.home(), "rebuilt", &builder.finish())?;
+        store_run(store.metadata_tier(), "rebuilt", &builder.finish())?;
     }
     Ok(chunks)
 }

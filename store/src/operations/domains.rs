@@ -80,7 +80,7 @@ impl Domains<'_> {
     /// # Errors
     /// As the tier.
     pub fn names(self) -> Result<Vec<String>> {
-        let infos = self.store.home().list(keys::DOMAINS)?;
+        let infos = self.store.metadata_tier().list(keys::DOMAINS)?;
         Ok(infos.iter().map(|info| info.key[keys::DOMAINS.len()..].to_owned()).collect())
     }
 
@@ -154,7 +154,7 @@ impl Domains<'_> {
         }
         let record = DomainRecord::new(name, id, kind, 1, &keys, &kek)?;
         self.set_feature(superblock::DOMAINS)?;
-        if !self.store.home().put_if_absent(&DomainRecord::key(name), &record.encode())? {
+        if !self.store.metadata_tier().put_if_absent(&DomainRecord::key(name), &record.encode())? {
             return Err(taken());
         }
         tracing::info!(domain = name, %id, kind = kind.word(), "created");
@@ -163,7 +163,7 @@ impl Domains<'_> {
 
     /// Sets a bit of the superblock that every build must know from now on.
     fn set_feature(self, bit: u64) -> Result<()> {
-        let tier = self.store.home();
+        let tier = self.store.metadata_tier();
         for _ in 0..MAX_ATTEMPTS {
             let bytes = tier.get(keys::SUPERBLOCK)?;
             let mut next = Superblock::decode(&bytes)?;
@@ -196,7 +196,11 @@ impl Domains<'_> {
             };
             change_epochs(&mut keys, &old, name, rotation)?;
             let next = DomainRecord::new(name, old.id, old.kind, old.counter + 1, &keys, &kek)?;
-            if self.store.home().compare_and_swap(&DomainRecord::key(name), Some(&bytes), &next.encode())? {
+            if self.store.metadata_tier().compare_and_swap(
+                &DomainRecord::key(name),
+                Some(&bytes),
+                &next.encode(),
+            )? {
                 tracing::info!(domain = name, epoch = next.key_epoch, kek = %next.kek, "rotated");
                 return Ok(DomainSummary::of(name, &next));
             }
@@ -209,7 +213,7 @@ impl Domains<'_> {
     /// too where there may be some. Calling it again finishes what was interrupted.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` for the plain and the public domain; `Conflict` while a session leans on its snapshots.
+    /// `NotFound`; `Invalid` for the plain and the public domain; `Conflict` while a session depends on its snapshots.
     pub fn destroy(self, name: &str) -> Result<DomainSummary> {
         check_name(name)?;
         if name == DEFAULT {
@@ -233,7 +237,11 @@ impl Domains<'_> {
             }
             self.refuse_while_pinned(name)?;
             let next = old.destroyed();
-            if self.store.home().compare_and_swap(&DomainRecord::key(name), Some(&bytes), &next.encode())? {
+            if self.store.metadata_tier().compare_and_swap(
+                &DomainRecord::key(name),
+                Some(&bytes),
+                &next.encode(),
+            )? {
                 destroyed = Some(next);
                 break;
             }
@@ -252,7 +260,7 @@ impl Domains<'_> {
     /// A mount goes on with the keys in its memory; it must end first.
     fn refuse_while_pinned(self, name: &str) -> Result<()> {
         let prefix = keys::snapshots_of(name);
-        let infos = self.store.home().list(&prefix)?;
+        let infos = self.store.metadata_tier().list(&prefix)?;
         let own: HashSet<SnapshotId> =
             infos.iter().filter_map(|info| info.key[prefix.len()..].parse().ok()).collect();
         for session in session::alive(self.store.sessions(), false)?.into_iter().map(|listed| listed.record) {
@@ -273,8 +281,8 @@ impl Domains<'_> {
     /// As the tier.
     pub fn remove_records_of(self, destroyed: &str) -> Result<()> {
         for prefix in [keys::refs_of(destroyed), keys::snapshots_of(destroyed)] {
-            for info in self.store.home().list(&prefix)? {
-                self.store.home().delete(&info.key)?;
+            for info in self.store.metadata_tier().list(&prefix)? {
+                self.store.metadata_tier().delete(&info.key)?;
             }
         }
         Ok(())
@@ -286,9 +294,13 @@ impl Domains<'_> {
     /// As the tier; as opening the domain.
     pub fn store_of(self, snapshot: &SnapshotId) -> Result<Store> {
         let own = self.store.domain.snapshot_key(snapshot);
-        if self.store.home().len_bytes(&own)?.is_none() {
+        if self.store.metadata_tier().len_bytes(&own)?.is_none() {
             for name in self.names()? {
-                if self.store.home().len_bytes(&format!("{}{snapshot}", keys::snapshots_of(&name)))?.is_some()
+                if self
+                    .store
+                    .metadata_tier()
+                    .len_bytes(&format!("{}{snapshot}", keys::snapshots_of(&name)))?
+                    .is_some()
                 {
                     return self.store.in_domain(&name);
                 }
@@ -326,7 +338,7 @@ impl Domains<'_> {
     pub fn check_none_is_lost(self) -> Result<()> {
         let names: HashSet<String> = self.names()?.into_iter().collect();
         for prefix in [keys::REFS, keys::SNAPSHOTS] {
-            for info in self.store.home().list(prefix)? {
+            for info in self.store.metadata_tier().list(prefix)? {
                 let name = info.key[prefix.len()..].split('/').next().unwrap_or_default();
                 if !names.contains(name) {
                     return Err(Error::corrupt("a domain has refs or snapshots and no record")

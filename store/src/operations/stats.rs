@@ -51,7 +51,7 @@ pub fn stats(store: &Store) -> Result<StoreStats> {
         sum.packs += 1;
         sum.stored_bytes += len_bytes;
     }
-    store.index().refresh(store.home())?;
+    store.index().refresh(store.metadata_tier())?;
     for run in store.index().runs().iter() {
         sum.index_runs += 1;
         sum.chunks += run.entry_count() as u64;

@@ -456,7 +456,7 @@ impl Frame {
     }
 }
 
-/// Seals a stored frame of `domain` anew, under the key that `sealer` has now; its chunks are verified on the way. A delta
+/// Seals a stored frame of `domain` again, under the key that `sealer` has now; its chunks are verified on the way. A delta
 /// stays one.
 ///
 /// # Errors

@@ -4,7 +4,7 @@
 //! epoch, then lists sessions, then refs; what no root reaches goes on a list, and the epoch is read again when the list is
 //! visible: since then it is condemned. It is deleted two epochs later or more, if still unreached and if no open writer's
 //! session is as old as the condemnation, or older. A writer's session carries the epoch that was current after the session
-//! became visible, and a writer does not lean on packs that are listed by then. So either the collector sees the session or
+//! became visible, and a writer does not depend on packs that are listed by then. So either the collector sees the session or
 //! the writer sees the condemnation; no wall clock is read, and collectors of several hosts may raise the epoch in turns.
 
 use crate::error::{Error, Kind, OptionalExt, Result};

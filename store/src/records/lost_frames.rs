@@ -1,7 +1,7 @@
 //! What is known to be lost: frames that no tier has whole any more, noted by `scrub --repair` so that writers store their
-//! chunks anew instead of leaning on them, and the collector keeps other copies in place of theirs.
+//! chunks again instead of leaning on them, and the collector keeps other copies in place of theirs.
 //!
-//! One record a pack, at the home. It goes when the pack is whole again or deleted.
+//! One record a pack, at the metadata tier. It goes when the pack is whole again or deleted.
 
 use crate::error::{Error, OptionalExt, Result};
 use crate::id::PackId;
@@ -72,17 +72,17 @@ impl DamagedFrames {
     /// Reads every record.
     ///
     /// # Errors
-    /// As the tier; `Corrupt` for a damaged record: who did not know of it would lean on what is lost.
-    pub fn read_all(home: &dyn Tier) -> Result<Self> {
+    /// As the tier; `Corrupt` for a damaged record: who did not know of it would depend on what is lost.
+    pub fn read_all(metadata_tier: &dyn Tier) -> Result<Self> {
         let mut all = Self::default();
-        for info in home.list(keys::LOST_FRAMES)? {
-            match read(home, &info.key) {
+        for info in metadata_tier.list(keys::LOST_FRAMES)? {
+            match read(metadata_tier, &info.key) {
                 Ok(Some(damaged)) => {
                     all.0.insert(damaged.pack, damaged.offsets);
                 }
                 Ok(None) => {} // no record of ours, or removed since it was listed
                 Err(error) => {
-                    return Err(error.advice("run `snapctl scrub --repair`: it writes the record anew"));
+                    return Err(error.advice("run `snapctl scrub --repair`: it writes the record again"));
                 }
             }
         }
@@ -114,9 +114,9 @@ impl DamagedFrames {
 ///
 /// # Errors
 /// As [`DamagedFrames::read_all`].
-pub fn read(home: &dyn Tier, key: &str) -> Result<Option<DamagedPack>> {
+pub fn read(metadata_tier: &dyn Tier, key: &str) -> Result<Option<DamagedPack>> {
     let Some(pack) = pack_of(key) else { return Ok(None) };
-    let Some(bytes) = home.get(key).optional()? else { return Ok(None) };
+    let Some(bytes) = metadata_tier.get(key).optional()? else { return Ok(None) };
     match DamagedPack::decode(&bytes).map_err(|error| error.object(key))? {
         damaged if damaged.pack == pack => Ok(Some(damaged)),
         damaged => Err(Error::corrupt(format!("record is of pack {}", damaged.pack)).object(key)),

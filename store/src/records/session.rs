@@ -1,4 +1,4 @@
-//! Sessions: what the collector must respect besides refs. A writer's session says "I lean on packs that were live at
+//! Sessions: what the collector must respect besides refs. A writer's session says "I depend on packs that were live at
 //! this epoch"; a reader's pins snapshots. A session lives as long as its process holds the session's file lock in the local
 //! state: a lock file without a holder is a dead session and is swept. An object without a lock file was opened with other
 //! local state, or that was lost: nothing is known of its process, so it counts as alive.
@@ -64,8 +64,8 @@ pub type HostId = WriterId;
 /// Where sessions are kept, and whose they are.
 #[derive(Clone, Debug)]
 pub struct SessionPlace {
-    /// The store's home.
-    pub home: Arc<dyn Tier>,
+    /// The store's metadata tier.
+    pub metadata_tier: Arc<dyn Tier>,
     /// Local state, with the locks of this host's sessions.
     pub state: LocalState,
     /// This host, in a shared store.
@@ -188,12 +188,12 @@ impl Shown {
     }
 
     /// Changes the object. The lock is held over the swap: owner and renewals must not swap against each other.
-    fn replace(&self, home: &dyn Tier, change: impl FnOnce(&mut SessionRecord)) -> Result<()> {
+    fn replace(&self, metadata_tier: &dyn Tier, change: impl FnOnce(&mut SessionRecord)) -> Result<()> {
         let mut state = self.state();
         let mut record = state.record.clone();
         change(&mut record);
         let bytes = record.encode();
-        if !home.compare_and_swap(&self.key, Some(&state.bytes), &bytes)? {
+        if !metadata_tier.compare_and_swap(&self.key, Some(&state.bytes), &bytes)? {
             return Err(self.fenced());
         }
         (state.record, state.bytes) = (record, bytes);
@@ -201,14 +201,14 @@ impl Shown {
     }
 
     /// Renews the session until it ends or was fenced.
-    fn keep_renewing(&self, home: &dyn Tier) {
+    fn keep_renewing(&self, metadata_tier: &dyn Tier) {
         loop {
             let state = self.state();
             let waited = self.ended.wait_timeout_while(state, RENEWAL, |state| !state.has_ended);
             if waited.unwrap_or_else(std::sync::PoisonError::into_inner).0.has_ended {
                 return;
             }
-            match self.replace(home, |record| record.renewals += 1) {
+            match self.replace(metadata_tier, |record| record.renewals += 1) {
                 Err(error) if error.kind() == Kind::Fenced => {
                     tracing::warn!(session = self.key, "session was ended by another host");
                     return;
@@ -229,17 +229,17 @@ impl Session {
     /// # Errors
     /// As the tier.
     pub fn writer(place: &SessionPlace, purpose: &str) -> Result<(Self, Vec<Condemned>)> {
-        let home = &*place.home;
-        let mut epoch = condemned::read_epoch(home)?;
+        let metadata_tier = &*place.metadata_tier;
+        let mut epoch = condemned::read_epoch(metadata_tier)?;
         let session =
             Self::open(place, SessionRecord { writer_epoch: Some(epoch), ..place.record(purpose) })?;
         loop {
-            let now = condemned::read_epoch(home)?;
+            let now = condemned::read_epoch(metadata_tier)?;
             if now == epoch {
-                return Ok((session, Condemned::read_all(home)?));
+                return Ok((session, Condemned::read_all(metadata_tier)?));
             }
             epoch = now;
-            session.shown.replace(home, |record| record.writer_epoch = Some(now))?;
+            session.shown.replace(metadata_tier, |record| record.writer_epoch = Some(now))?;
         }
     }
 
@@ -250,7 +250,7 @@ impl Session {
     pub fn reader(place: &SessionPlace, purpose: &str, snapshots: &[SnapshotId]) -> Result<Self> {
         let session =
             Self::open(place, SessionRecord { pinned: snapshots.to_vec(), ..place.record(purpose) })?;
-        for list in Condemned::read_all(&*place.home)? {
+        for list in Condemned::read_all(&*place.metadata_tier)? {
             if let Some(gone) = list.snapshots.iter().find(|id| snapshots.contains(id)) {
                 return Err(
                     Error::new(Kind::NotFound, "snapshot was forgotten and is being collected").object(gone)
@@ -264,16 +264,16 @@ impl Session {
         let name: [u8; 12] = clock::random_bytes();
         let key = format!("{SESSIONS}{}", name.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
         let lock = place.state.lock(&key, &record.purpose)?;
-        // A session that outlived its lock file in a power cut would count as another host's, alive for ever.
+        // A session that outlived its lock file in a power cut would count as another host's, alive forever.
         place.state.sync_directory(SESSIONS)?;
         let bytes = record.encode();
-        place.home.put_if_absent(&key, &bytes)?;
+        place.metadata_tier.put_if_absent(&key, &bytes)?;
         let state = Mutex::new(ShownState { record, bytes, has_ended: false });
         let shown = Arc::new(Shown { key, state, ended: Condvar::new() });
         let mut session = Self { place: place.clone(), shown, lock: Some(lock), renewing: None };
         if place.host.is_some() {
-            let (home, shown) = (place.home.clone(), session.shown.clone());
-            let renew = move || shown.keep_renewing(&*home);
+            let (metadata_tier, shown) = (place.metadata_tier.clone(), session.shown.clone());
+            let renew = move || shown.keep_renewing(&*metadata_tier);
             let spawned = std::thread::Builder::new().name("renew-session".to_owned()).spawn(renew);
             session.renewing =
                 Some(spawned.map_err(|error| Error::io("cannot start a thread", "renew-session", error))?);
@@ -297,7 +297,7 @@ impl Session {
     /// `Fenced`.
     pub fn check_alive(&self) -> Result<()> {
         let state = self.shown.state();
-        match self.place.home.get(&self.shown.key) {
+        match self.place.metadata_tier.get(&self.shown.key) {
             Ok(object) if *object == *state.bytes => Ok(()),
             Ok(_) => Err(self.shown.fenced()),
             Err(error) if error.kind() == Kind::NotFound => Err(self.shown.fenced()),
@@ -315,31 +315,31 @@ fn upper_key(place: &SessionPlace, upper: &Path) -> String {
 }
 
 /// Where this host keeps the path of an upper that its session does not name.
-fn veiled_name(key: &str) -> String {
+fn redacted_name(key: &str) -> String {
     format!("{key}.upper")
 }
 
 /// Pins the snapshots that the changes in `upper`, an absolute path, are changes to, in place of those pinned for it before.
-/// The caller has pinned them: they are there and not condemned. With `veiled`, the session does not name the path, which
+/// The caller has pinned them: they are there and not condemned. With `redacted`, the session does not name the path, which
 /// this host alone keeps: in an encrypted domain nothing tells what is done where.
 ///
 /// # Errors
 /// As the tier.
-pub fn hold_for_upper(
+pub fn pin_for_upper(
     place: &SessionPlace,
     upper: &Path,
     snapshots: &[SnapshotId],
-    veiled: bool,
+    redacted: bool,
 ) -> Result<()> {
-    let tier = &*place.home;
+    let tier = &*place.metadata_tier;
     let key = upper_key(place, upper);
-    let (shown, purpose) = match veiled {
+    let (shown, purpose) = match redacted {
         true => (PathBuf::new(), "changes".to_owned()),
         false => (upper.to_owned(), format!("changes in {}", upper.display())),
     };
     place.state.create_directory(SESSIONS)?;
-    if veiled {
-        place.state.replace(&veiled_name(&key), upper.as_os_str().as_bytes())?;
+    if redacted {
+        place.state.replace(&redacted_name(&key), upper.as_os_str().as_bytes())?;
     }
     // Before the session: an upper without this note is never taken for removed.
     if let Some(parent) = parent_of(upper)
@@ -360,19 +360,19 @@ pub fn hold_for_upper(
     }
 }
 
-/// Ends what [`hold_for_upper`] began.
+/// Ends what [`pin_for_upper`] began.
 ///
 /// # Errors
 /// As the tier.
-pub fn let_go_of_upper(place: &SessionPlace, upper: &Path) -> Result<()> {
+pub fn unpin_upper(place: &SessionPlace, upper: &Path) -> Result<()> {
     let key = upper_key(place, upper);
-    place.home.delete(&key)?;
+    place.metadata_tier.delete(&key)?;
     forget_upper(place, &key);
     Ok(())
 }
 
 fn forget_upper(place: &SessionPlace, key: &str) {
-    place.state.remove(&veiled_name(key));
+    place.state.remove(&redacted_name(key));
     place.state.remove(&parent_name(key));
 }
 
@@ -393,7 +393,7 @@ fn parent_of(upper: &Path) -> Option<Vec<u8>> {
 fn is_removed(place: &SessionPlace, key: &str, upper: &Path) -> bool {
     let upper = match upper.as_os_str().is_empty() {
         false => upper.to_owned(),
-        true => match place.state.read(&veiled_name(key)) {
+        true => match place.state.read(&redacted_name(key)) {
             Ok(path) => PathBuf::from(OsStr::from_bytes(&path)),
             Err(_) => return false,
         },
@@ -411,7 +411,7 @@ impl Drop for Session {
         if self.renewing.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!(session = self.shown.key, "the thread that renewed a session panicked");
         }
-        let ended = self.place.home.delete(&self.shown.key);
+        let ended = self.place.metadata_tier.delete(&self.shown.key);
         match (ended, self.lock.take()) {
             (Ok(()), Some(lock)) => lock.remove(),
             (Ok(()), None) => {}
@@ -440,7 +440,7 @@ pub struct Listed {
 /// # Errors
 /// As the tier; `Corrupt` for a damaged session of a live process, which a collector must not pass over.
 pub fn alive(place: &SessionPlace, sweep: bool) -> Result<Vec<Listed>> {
-    let tier = &*place.home;
+    let tier = &*place.metadata_tier;
     let mut alive = Vec::new();
     for info in tier.list(SESSIONS)? {
         let lock = place.state.look_at_lock(&info.key)?;
@@ -477,12 +477,12 @@ pub fn alive(place: &SessionPlace, sweep: bool) -> Result<Vec<Listed>> {
 ///
 /// # Errors
 /// As the tier.
-pub fn fence(home: &dyn Tier, listed: &Listed) -> Result<bool> {
+pub fn fence(metadata_tier: &dyn Tier, listed: &Listed) -> Result<bool> {
     let fenced =
         SessionRecord { purpose: format!("fenced: {}", listed.record.purpose), ..listed.record.clone() };
-    let swapped = home.compare_and_swap(&listed.key, Some(&listed.bytes), &fenced.encode())?;
+    let swapped = metadata_tier.compare_and_swap(&listed.key, Some(&listed.bytes), &fenced.encode())?;
     if swapped {
-        home.delete(&listed.key)?;
+        metadata_tier.delete(&listed.key)?;
     }
     Ok(swapped)
 }

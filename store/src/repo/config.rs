@@ -1,8 +1,8 @@
 //! Where a store is and how it is used: the tier that holds its records, the tiers that hold its packs, and this host's
 //! own state.
 //!
-//! Records (superblock, domains, snapshots, refs, sessions, index runs, the collector's state) live at the store's *home*.
-//! Packs live on data tiers, fastest first. In a store of one host the home is the hot tier. In a shared store the home is
+//! Records (superblock, domains, snapshots, refs, sessions, index runs, the collector's state) live at the store's *metadata tier*.
+//! Packs live on data tiers, fastest first. In a store of one host the metadata tier is the hot tier. In a shared store the metadata tier is
 //! the bucket that all hosts see, and a host's hot tier holds copies of what is in the bucket and nothing else.
 
 use crate::domain::DomainConfig;
@@ -62,21 +62,21 @@ impl DataTier {
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
     /// Where records live.
-    pub home: Arc<dyn Tier>,
+    pub metadata_tier: Arc<dyn Tier>,
     /// Where packs live, fastest first; at least one.
     pub tiers: Vec<DataTier>,
-    /// Whether other hosts use the same home. Then every pack is on the last tier before anything names it.
+    /// Whether other hosts use the same metadata tier. Then every pack is on the last tier before anything names it.
     pub is_shared: bool,
-    /// Where a shared home has no compare-and-swap: refs whose names begin with this are this host's alone to change.
+    /// Where a shared metadata tier has no compare-and-swap: refs whose names begin with this are this host's alone to change.
     pub owned_refs: Option<String>,
-    /// Where a shared home has no compare-and-swap: whether this host is the one that collects.
+    /// Where a shared metadata tier has no compare-and-swap: whether this host is the one that collects.
     pub is_collector: bool,
     /// Local state of this host: locks, uppers, derived tables. Never shared between hosts.
     pub state: LocalState,
     /// Hard limit of the decoded cache in bytes.
     pub cache_bytes: u64,
     /// Hard limit of the flat-file cache of slower tiers' frames in bytes; 0 keeps none.
-    pub flat_cache_bytes: u64,
+    pub disk_cache_bytes: u64,
     /// zstd level of new frames, of [`LEVELS`].
     pub level: i32,
     /// The domain to work in, and where keys are.
@@ -87,14 +87,14 @@ impl StoreConfig {
     /// A store of one host whose records and packs are on `tier`.
     pub fn on(tier: Arc<dyn Tier>, state: impl Into<LocalState>) -> Self {
         Self {
-            home: tier.clone(),
+            metadata_tier: tier.clone(),
             tiers: vec![DataTier::new(TierClass::Hot, tier)],
             is_shared: false,
             owned_refs: None,
             is_collector: false,
             state: state.into(),
             cache_bytes: 256 << 20,
-            flat_cache_bytes: 1 << 30,
+            disk_cache_bytes: 1 << 30,
             level: 3,
             domains: DomainConfig::default(),
         }

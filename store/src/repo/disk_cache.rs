@@ -36,7 +36,7 @@ pub struct CacheUsage {
 
 /// Stored frames on local flash.
 #[derive(Debug)]
-pub struct FlatCache {
+pub struct DiskCache {
     directory: PathBuf,
     limit_bytes: u64,
 }
@@ -52,7 +52,7 @@ fn space_of(len_bytes: u64) -> u64 {
     len_bytes.next_multiple_of(BLOCK)
 }
 
-impl FlatCache {
+impl DiskCache {
     /// The cache in `directory`, made at the first insert. A limit of 0 keeps nothing.
     pub fn new(directory: PathBuf, limit_bytes: u64) -> Self {
         Self { directory, limit_bytes }
@@ -244,7 +244,7 @@ mod tests {
     fn the_limit_is_never_passed_and_what_was_used_last_stays() {
         let directory = tempfile::tempdir().unwrap();
         let limit = 40 * BLOCK;
-        let cache = FlatCache::new(directory.path().join("cache"), limit);
+        let cache = DiskCache::new(directory.path().join("cache"), limit);
         for number in 0..200 {
             cache.insert(pack(number), 64, &[number as u8; 5000]);
             assert!(cache.usage().unwrap().bytes <= limit, "after {number}");
@@ -273,12 +273,12 @@ mod tests {
             for thread in 0..4 {
                 let path = path.clone();
                 scope.spawn(move || {
-                    let cache = FlatCache::new(path, limit);
+                    let cache = DiskCache::new(path, limit);
                     (0..100).for_each(|number| cache.insert(pack(thread * 1000 + number), 0, &[1; 4096]));
                 });
             }
         });
-        let cache = FlatCache::new(path.clone(), limit);
+        let cache = DiskCache::new(path.clone(), limit);
         assert!(cache.usage().unwrap().bytes <= limit);
         fs::remove_file(path.join("ledger")).unwrap();
         (0..100).for_each(|number| cache.insert(pack(9000 + number), 0, &[1; 4096]));

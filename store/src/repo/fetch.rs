@@ -100,7 +100,7 @@ impl Fetch<'_> {
         let (mut wanted, mut failure) = self.plan(ids);
         for (number, DataTier { class, .. }) in self.store.placement().tiers().iter().enumerate() {
             if *class != TierClass::Hot {
-                wanted.retain(|wanted| !self.take_from_flat_cache(wanted));
+                wanted.retain(|wanted| !self.take_from_disk_cache(wanted));
             }
             if wanted.is_empty() {
                 break;
@@ -169,7 +169,7 @@ impl Fetch<'_> {
     }
 
     /// The frame from the flat-file cache, into the decoded one.
-    fn load_from_flat_cache(&self, place: &Location) -> Option<Arc<Frame>> {
+    fn load_from_disk_cache(&self, place: &Location) -> Option<Arc<Frame>> {
         let absent = || Error::new(Kind::NotFound, "not in the flat-file cache");
         let load = || self.store.cached_frame(place).ok_or_else(absent);
         self.store.inner.cache.get_or_load(place.pack, place.offset, load).ok()
@@ -179,11 +179,11 @@ impl Fetch<'_> {
         self.decoded.load(Ordering::Relaxed) >= self.budget
     }
 
-    fn take_from_flat_cache(&self, wanted: &Wanted) -> bool {
+    fn take_from_disk_cache(&self, wanted: &Wanted) -> bool {
         if self.is_over_budget() {
             return false;
         }
-        let frame = self.load_from_flat_cache(&wanted.place);
+        let frame = self.load_from_disk_cache(&wanted.place);
         frame.inspect(|frame| self.take(wanted, frame)).is_some()
     }
 

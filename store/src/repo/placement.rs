@@ -75,7 +75,7 @@ impl Placement {
         Ok(usage)
     }
 
-    /// Counts what lies on each tier anew when that is asked for next: others have put and moved packs, too.
+    /// Counts what lies on each tier again when that is asked for next: others have put and moved packs, too.
     pub fn recount(&self) {
         self.used.lock().fill(None);
     }

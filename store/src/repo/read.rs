@@ -46,7 +46,7 @@ impl Store {
             Err(error) => Some(error),
         };
         // Another process may have added runs, or moved what this one knows; then runs may be damaged or missing.
-        self.inner.index.refresh(self.home())?;
+        self.inner.index.refresh(self.metadata_tier())?;
         if let Some(bytes) = self.read_known(id, accept).ok().flatten() {
             return Ok(bytes);
         }
@@ -126,7 +126,7 @@ impl Store {
         let frame = self.decode_frame(bytes)?;
         match class {
             TierClass::Hot => self.inner.touched.note(tier, place.pack),
-            TierClass::Warm | TierClass::Cold => self.keep_near(place, &frame, bytes),
+            TierClass::Warm | TierClass::Cold => self.promote(place, &frame, bytes),
         }
         Ok(frame)
     }
@@ -169,13 +169,13 @@ impl Store {
 
     /// A frame of the flat-file cache, verified.
     pub(crate) fn cached_frame(&self, place: &Location) -> Option<Frame> {
-        let bytes = self.inner.flat.get(place.pack, place.offset, place.len_bytes)?;
-        self.decode_frame(&bytes).inspect_err(|_| self.inner.flat.remove(place.pack, place.offset)).ok()
+        let bytes = self.inner.disk_cache.get(place.pack, place.offset, place.len_bytes)?;
+        self.decode_frame(&bytes).inspect_err(|_| self.inner.disk_cache.remove(place.pack, place.offset)).ok()
     }
 
     /// A frame came from far away: it is kept on local flash; of metadata, which is read piece by piece, the whole pack is.
-    fn keep_near(&self, place: &Location, frame: &Frame, stored: &[u8]) {
-        if !self.inner.keeps_near.load(Ordering::Relaxed) {
+    fn promote(&self, place: &Location, frame: &Frame, stored: &[u8]) {
+        if !self.inner.promotes.load(Ordering::Relaxed) {
             return;
         }
         let promoted = match frame.kind {
@@ -186,7 +186,7 @@ impl Store {
         };
         match promoted {
             Ok(true) => {}
-            Ok(false) => self.inner.flat.insert(place.pack, place.offset, stored),
+            Ok(false) => self.inner.disk_cache.insert(place.pack, place.offset, stored),
             Err(error) => {
                 tracing::debug!(pack = %place.pack, %error, "metadata is not copied to the hot tier")
             }

@@ -80,7 +80,7 @@ impl<'a> Refs<'a> {
     /// As the tier.
     pub fn each_by_key(&self) -> Result<Vec<(String, Result<Ref>)>> {
         let prefix = self.store.domain.ref_prefix();
-        let infos = self.store.home().list(&prefix)?;
+        let infos = self.store.metadata_tier().list(&prefix)?;
         let mut keys: BTreeSet<String> = infos.into_iter().map(|info| info.key).collect();
         let seen = self.seen.iter().flat_map(Seen::names).map(|name| format!("{prefix}{name}"));
         keys.extend(seen);
@@ -126,7 +126,7 @@ impl<'a> Refs<'a> {
     }
 
     fn read_unseen(&self, key: &str) -> Result<Option<(StoredRef, Vec<u8>)>> {
-        let Some(object) = self.store.home().get(key).optional()? else { return Ok(None) };
+        let Some(object) = self.store.metadata_tier().get(key).optional()? else { return Ok(None) };
         Ok(Some((self.store.domain.decode_ref(key, &object)?, object.to_vec())))
     }
 
@@ -142,7 +142,7 @@ impl<'a> Refs<'a> {
             Some(name) => [domain.ref_key(name)].into(),
             None => {
                 let known = seen.names().into_iter().map(|name| format!("{prefix}{name}"));
-                let listed = self.store.home().list(&prefix)?.into_iter().map(|info| info.key);
+                let listed = self.store.metadata_tier().list(&prefix)?.into_iter().map(|info| info.key);
                 known.chain(listed).collect()
             }
         };
@@ -229,7 +229,7 @@ impl<'a> Refs<'a> {
             change(&mut next)?;
             next.counter += 1;
             let record = domain.encode_ref(&next, &trail)?;
-            if self.store.home().compare_and_swap(&key, bytes.as_deref(), &record)? {
+            if self.store.metadata_tier().compare_and_swap(&key, bytes.as_deref(), &record)? {
                 if let (Some(seen), Some(mark)) = (&self.seen, domain.decode_ref(&key, &record)?.mark) {
                     seen.note(&key[domain.ref_prefix().len()..], &mark);
                 }

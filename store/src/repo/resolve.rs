@@ -30,7 +30,7 @@ impl Store {
         };
         // A whole id means what it names, whatever a ref is called.
         if let Ok(id) = spec.parse::<SnapshotId>()
-            && self.home().len_bytes(&self.domain.snapshot_key(&id))?.is_some()
+            && self.metadata_tier().len_bytes(&self.domain.snapshot_key(&id))?.is_some()
         {
             return Ok(id);
         }

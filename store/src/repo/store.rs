@@ -15,7 +15,7 @@ use crate::records::session::{self, Session, SessionPlace};
 use crate::records::snapshot::Snapshot;
 use crate::records::superblock::Superblock;
 use crate::repo::config::StoreConfig;
-use crate::repo::disk_cache::FlatCache;
+use crate::repo::disk_cache::DiskCache;
 use crate::repo::frame_cache::FrameCache;
 use crate::repo::placement::{Placement, Touched};
 use crate::tier::Tier;
@@ -38,9 +38,9 @@ pub(crate) struct Inner {
     pub(crate) keyring: Keyring,
     pub(crate) index: Index,
     pub(crate) cache: FrameCache,
-    pub(crate) flat: FlatCache,
+    pub(crate) disk_cache: DiskCache,
     /// Whether what comes from far away is kept near; who only looks changes nothing.
-    pub(crate) keeps_near: AtomicBool,
+    pub(crate) promotes: AtomicBool,
     pub(crate) placement: Arc<Placement>,
     pub(crate) touched: Touched,
     sessions: SessionPlace,
@@ -63,17 +63,17 @@ impl Store {
                 .object(tier.describe())
                 .advice("use it, or choose another place")
         };
-        if config.home.len_bytes(keys::SUPERBLOCK)?.is_some() {
-            return Err(there(&*config.home));
+        if config.metadata_tier.len_bytes(keys::SUPERBLOCK)?.is_some() {
+            return Err(there(&*config.metadata_tier));
         }
         config.state.create_directory("")?;
-        config.home.put_if_absent(
+        config.metadata_tier.put_if_absent(
             &keys::domain(domain::DEFAULT),
             &Domain::plain(clock::random_bytes()).encode_plain(),
         )?;
         let superblock = Superblock::new(StoreId::from_bytes(clock::random_bytes()));
-        if !config.home.put_if_absent(keys::SUPERBLOCK, &superblock.encode())? {
-            return Err(there(&*config.home));
+        if !config.metadata_tier.put_if_absent(keys::SUPERBLOCK, &superblock.encode())? {
+            return Err(there(&*config.metadata_tier));
         }
         reserve::keep(&config.state);
         Self::open(config)
@@ -90,22 +90,22 @@ impl Store {
             // The mirror of the records is below it.
             config.state.create_directory("")?;
         }
-        let superblock = Superblock::read(&*config.home)?;
-        let keyring = Keyring::new(config.home.clone(), config.state.path(), config.domains.clone());
+        let superblock = Superblock::read(&*config.metadata_tier)?;
+        let keyring = Keyring::new(config.metadata_tier.clone(), config.state.path(), config.domains.clone());
         let domain = keyring.open(config.domains.name.as_deref().unwrap_or(domain::DEFAULT))?;
         let inner = Inner {
             superblock,
             keyring,
             index: Index::new(config.state.path()),
             cache: FrameCache::new(config.cache_bytes),
-            flat: FlatCache::new(config.state.path().join("frames"), config.flat_cache_bytes),
-            keeps_near: AtomicBool::new(true),
+            disk_cache: DiskCache::new(config.state.path().join("frames"), config.disk_cache_bytes),
+            promotes: AtomicBool::new(true),
             placement: Arc::new(Placement::new(config)),
             touched: Touched::default(),
             sessions: session_place(config)?,
             config: config.clone(),
         };
-        inner.index.refresh(&*config.home)?;
+        inner.index.refresh(&*config.metadata_tier)?;
         Ok(Self { inner: Arc::new(inner), domain })
     }
 
@@ -149,8 +149,8 @@ impl Store {
     }
 
     /// The tier that holds the records.
-    pub fn home(&self) -> &dyn Tier {
-        &*self.inner.config.home
+    pub fn metadata_tier(&self) -> &dyn Tier {
+        &*self.inner.config.metadata_tier
     }
 
     /// Every tier that may hold packs, fastest first.
@@ -168,7 +168,7 @@ impl Store {
         self.inner.config.is_shared
     }
 
-    /// Refuses to change a ref that another host may change at the same time without either noticing: where the home has
+    /// Refuses to change a ref that another host may change at the same time without either noticing: where the metadata tier has
     /// no compare-and-swap, each ref has one owner.
     ///
     /// # Errors
@@ -177,7 +177,7 @@ impl Store {
         let config = &self.inner.config;
         let owned = config.owned_refs.as_deref();
         if !config.is_shared
-            || config.home.guarantees()?.compare_and_swap
+            || config.metadata_tier.guarantees()?.compare_and_swap
             || owned.is_some_and(|own| name.starts_with(own))
         {
             return Ok(());
@@ -197,11 +197,11 @@ impl Store {
     /// `Invalid`.
     pub fn check_may_collect(&self) -> Result<()> {
         let config = &self.inner.config;
-        if !config.is_shared || config.home.guarantees()?.compare_and_swap || config.is_collector {
+        if !config.is_shared || config.metadata_tier.guarantees()?.compare_and_swap || config.is_collector {
             return Ok(());
         }
         Err(Error::invalid("the bucket has no compare-and-swap, and this host is not its collector")
-            .object(config.home.describe())
+            .object(config.metadata_tier.describe())
             .advice("set `collector = true` on one host, and collect there"))
     }
 
@@ -211,8 +211,8 @@ impl Store {
     }
 
     /// The flat-file cache of this host.
-    pub fn flat_cache(&self) -> &FlatCache {
-        &self.inner.flat
+    pub fn disk_cache(&self) -> &DiskCache {
+        &self.inner.disk_cache
     }
 
     /// The table of chunks known to this process.
@@ -225,7 +225,7 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Corrupt`.
     pub fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
-        match self.home().get(&self.domain.snapshot_key(id)) {
+        match self.metadata_tier().get(&self.domain.snapshot_key(id)) {
             Ok(object) => {
                 let read = self.domain.decode_snapshot(id, &object);
                 read.map_err(|error| error.object(format!("snapshot {id}")))
@@ -243,7 +243,7 @@ impl Store {
     /// As the tier.
     pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
         let prefix = self.domain.snapshot_prefix();
-        let infos = self.home().list(&prefix)?;
+        let infos = self.metadata_tier().list(&prefix)?;
         Ok(infos.iter().filter_map(|info| info.key[prefix.len()..].parse().ok()).collect())
     }
 
@@ -267,7 +267,7 @@ impl Store {
     /// # Errors
     /// `NotFound` when one of them is gone or condemned; else as the tier.
     pub fn pin(&self, purpose: &str, snapshots: &[SnapshotId]) -> Result<Pin> {
-        let purpose = self.domain.discreet(purpose);
+        let purpose = self.domain.redacted(purpose);
         let session = match Session::reader(self.sessions(), purpose, snapshots) {
             Err(error) if self.is_shared() && error.kind() == Kind::Unavailable => {
                 tracing::warn!(%error, "what is read is not pinned: a collector of another host may delete it");
@@ -286,17 +286,17 @@ impl Store {
     ///
     /// # Errors
     /// As the tier.
-    pub fn hold_for_upper(&self, upper: &Path, snapshots: &[SnapshotId]) -> Result<()> {
-        let veiled = self.domain.is_encrypted();
-        where_writable(session::hold_for_upper(self.sessions(), upper, snapshots, veiled)).map(drop)
+    pub fn pin_for_upper(&self, upper: &Path, snapshots: &[SnapshotId]) -> Result<()> {
+        let redacted = self.domain.is_encrypted();
+        where_writable(session::pin_for_upper(self.sessions(), upper, snapshots, redacted)).map(drop)
     }
 
     /// The upper holds no changes any more.
     ///
     /// # Errors
     /// As the tier.
-    pub fn let_go_of_upper(&self, upper: &Path) -> Result<()> {
-        where_writable(session::let_go_of_upper(self.sessions(), upper)).map(drop)
+    pub fn unpin_upper(&self, upper: &Path) -> Result<()> {
+        where_writable(session::unpin_upper(self.sessions(), upper)).map(drop)
     }
 
     /// The packs that the collector condemned.
@@ -304,7 +304,7 @@ impl Store {
     /// # Errors
     /// As the tier; `Corrupt`.
     pub fn condemned(&self) -> Result<Vec<Condemned>> {
-        Condemned::read_all(self.home())
+        Condemned::read_all(self.metadata_tier())
     }
 
     /// The directory of a pack, from the first tier that has it whole.
@@ -347,7 +347,7 @@ impl Store {
 
 fn session_place(config: &StoreConfig) -> Result<SessionPlace> {
     let host = config.is_shared.then(|| session::host_id(&config.state)).transpose()?;
-    Ok(SessionPlace { home: config.home.clone(), state: config.state.clone(), host })
+    Ok(SessionPlace { metadata_tier: config.metadata_tier.clone(), state: config.state.clone(), host })
 }
 
 /// `None` where the file system is read-only: nothing can be collected from here either.

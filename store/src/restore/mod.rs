@@ -9,7 +9,7 @@
 //!
 //! What the target refuses of a path is that path's error; all others are made, and all refusals are told. Only what the
 //! store cannot give and a full target end a restore. A restore that ended early or was refused something may be done
-//! again to the same target: files that are there whole, with all their attributes, stay; others are made anew.
+//! again to the same target: files that are there whole, with all their attributes, stay; others are made again.
 
 mod filling;
 mod make;

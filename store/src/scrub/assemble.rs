@@ -6,13 +6,13 @@
 
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackId};
-use crate::index::{Outline, OutlineRow};
+use crate::index::{OutlineRow, PackEntries};
 use crate::operations::domain_inventory::DomainInventory;
 use crate::operations::verify_pack::{Verified, examine, frame_at, next_frame, verify};
 use crate::pack::{
     EncodedFrame, FrameExtent, PACK_HEADER_LEN, PackBuilder, PackDirectory, PackKind, directory_of,
 };
-use crate::repo::disk_cache::FlatCache;
+use crate::repo::disk_cache::DiskCache;
 use std::collections::BTreeMap;
 
 /// What a pack can be put together from.
@@ -22,8 +22,8 @@ pub(super) struct Sources<'a> {
     /// What tiers have of it.
     pub copies: Vec<&'a [u8]>,
     /// What the index knows of it.
-    pub outline: Option<Outline>,
-    pub flat_cache: &'a FlatCache,
+    pub entries: Option<PackEntries>,
+    pub disk_cache: &'a DiskCache,
 }
 
 /// A frame, or where one is lost.
@@ -103,12 +103,12 @@ impl Sources<'_> {
         self.copies
             .iter()
             .find_map(of_copy)
-            .or_else(|| try_bytes(&self.flat_cache.get(self.id, extent.offset, extent.len_bytes.into())?))
+            .or_else(|| try_bytes(&self.disk_cache.get(self.id, extent.offset, extent.len_bytes.into())?))
     }
 
     /// One frame behind the other, by what they say of themselves and by what the index knows.
     fn by_scan(&self) -> Vec<Piece> {
-        let known: BTreeMap<u64, u32> = self.outline.iter().flat_map(Outline::frames).collect();
+        let known: BTreeMap<u64, u32> = self.entries.iter().flat_map(PackEntries::frames).collect();
         let mut pieces = Vec::new();
         let mut offset = PACK_HEADER_LEN as u64;
         loop {
@@ -138,7 +138,7 @@ impl Sources<'_> {
             let entries = directory.entries.iter().filter(|entry| is_there(entry.frame));
             return entries.map(|entry| entry.id).collect();
         }
-        let rows = self.outline.iter().flat_map(|outline| &outline.rows);
+        let rows = self.entries.iter().flat_map(|entries| &entries.rows);
         rows.filter(|row| row.offset == offset).map(OutlineRow::chunk).collect()
     }
 
@@ -157,7 +157,7 @@ impl Sources<'_> {
         let is_all = match directory {
             Some(directory) => *directory == rebuilt,
             None => {
-                let is_known = self.outline.as_ref().is_some_and(|outline| outline.matches(&rebuilt));
+                let is_known = self.entries.as_ref().is_some_and(|entries| entries.matches(&rebuilt));
                 is_known || self.copies.iter().any(|copy| copy.len() == bytes.len())
             }
         };

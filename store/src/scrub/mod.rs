@@ -96,8 +96,8 @@ struct Looking<'a>(&'a AtomicBool);
 
 impl<'a> Looking<'a> {
     fn at(store: &'a Store) -> Self {
-        store.inner.keeps_near.store(false, Ordering::Relaxed);
-        Self(&store.inner.keeps_near)
+        store.inner.promotes.store(false, Ordering::Relaxed);
+        Self(&store.inner.promotes)
     }
 }
 
@@ -129,7 +129,7 @@ pub fn scrub(store: &Store, options: &ScrubOptions, progress: &dyn Progress) -> 
             }
         }
     }
-    store.index().refresh(store.home())?;
+    store.index().refresh(store.metadata_tier())?;
     store.index().adopt_uncovered(&store.tiers())?;
     let mut scrub = Scrub {
         store,
@@ -156,10 +156,10 @@ impl Scrub<'_> {
             self.store.index().named_packs().into_iter().map(|pack| (pack, 0)).collect();
         packs.extend(self.store.packs()?);
         let mut noted = BTreeMap::new();
-        for info in self.store.home().list(keys::LOST_FRAMES)? {
+        for info in self.store.metadata_tier().list(keys::LOST_FRAMES)? {
             let Some(pack) = lost_frames::pack_of(&info.key) else { continue };
             packs.entry(pack).or_insert(0);
-            let offsets = match lost_frames::read(self.store.home(), &info.key) {
+            let offsets = match lost_frames::read(self.store.metadata_tier(), &info.key) {
                 Ok(found) => found.map(|found| found.offsets).unwrap_or_default(),
                 Err(error) => {
                     if !self.repair {
@@ -204,11 +204,11 @@ impl Scrub<'_> {
             domains: self.domains,
             id,
             copies: bytes.chain(staged.iter().map(Vec::as_slice)).collect(),
-            outline: match copies.iter().any(|copy| copy.examined.directory.is_some()) {
+            entries: match copies.iter().any(|copy| copy.examined.directory.is_some()) {
                 true => None,
-                false => self.store.index().outline(id),
+                false => self.store.index().entries_of(id),
             },
-            flat_cache: self.store.flat_cache(),
+            disk_cache: self.store.disk_cache(),
         };
         match sources.assemble() {
             Assembled::Whole(whole) => self.whole(id, &copies, &whole, is_noted),
@@ -242,14 +242,14 @@ impl Scrub<'_> {
 
     /// Whether the index still names a pack that no tier has.
     fn is_missed(&self, id: PackId) -> Result<bool> {
-        let (index, home) = (self.store.index(), self.store.home());
-        let listed = home.list(keys::INDEX)?;
+        let (index, metadata_tier) = (self.store.index(), self.store.metadata_tier());
+        let listed = metadata_tier.list(keys::INDEX)?;
         let runs = index.runs();
         let mut naming = runs.iter().filter(|run| run.is_stored() && run.packs().any(|pack| pack == id));
         if naming.any(|run| listed.iter().any(|info| info.key == run.key())) {
             return Ok(true);
         }
-        index.refresh(home)?;
+        index.refresh(metadata_tier)?;
         let is_named = index.named_packs().contains(&id);
         index.adopt_uncovered(&self.store.tiers())?;
         Ok(is_named)
@@ -371,7 +371,7 @@ impl Scrub<'_> {
 
     /// Notes what is lost of a pack; false when that failed.
     fn note(&mut self, id: PackId, offsets: &[u64]) -> bool {
-        let noted = repair::note_lost(self.store.home(), id, offsets);
+        let noted = repair::note_lost(self.store.metadata_tier(), id, offsets);
         noted.inspect_err(|error| self.report.records.problem(lost_frames::key_of(id), error)).is_ok()
     }
 
@@ -397,7 +397,7 @@ impl Scrub<'_> {
             tier.get_range(&key, offset, len).is_ok_and(|bytes| verify(&bytes))
         };
         self.store.tiers().iter().any(is_on)
-            || self.store.flat_cache().get(place.pack, offset, len).is_some_and(|bytes| verify(&bytes))
+            || self.store.disk_cache().get(place.pack, offset, len).is_some_and(|bytes| verify(&bytes))
     }
 
     /// Puts runs of what the packs hold in place of damaged ones.
@@ -415,10 +415,10 @@ impl Scrub<'_> {
     }
 
     fn replace_runs(&self, progress: &dyn Progress) -> Result<u64> {
-        let home = self.store.home();
+        let metadata_tier = self.store.metadata_tier();
         let (mut damaged, mut covered) = (Vec::new(), BTreeSet::new());
-        for info in home.list(keys::INDEX)? {
-            let object = home.get(&info.key)?;
+        for info in metadata_tier.list(keys::INDEX)? {
+            let object = metadata_tier.get(&info.key)?;
             match Run::open(&info.key, object).and_then(|run| run.verify().map(|()| run)) {
                 Ok(run) => covered.extend(run.packs()),
                 Err(error) if error.kind() == Kind::Corrupt => damaged.push(info.key),
@@ -432,10 +432,10 @@ impl Scrub<'_> {
         let uncovered: Vec<PackId> = packs.filter(|pack| !covered.contains(pack)).collect();
         index_packs(self.store, &uncovered, progress)?;
         for key in &damaged {
-            repair::keep_aside(home, key, &home.get(key)?)?;
-            home.delete(key)?;
+            repair::keep_aside(metadata_tier, key, &metadata_tier.get(key)?)?;
+            metadata_tier.delete(key)?;
         }
-        self.store.index().refresh(home)?;
+        self.store.index().refresh(metadata_tier)?;
         Ok(damaged.len() as u64)
     }
 

@@ -121,11 +121,11 @@ fn expect_bytes(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// `Conflict` when somebody changed the record; as the tier.
-pub(super) fn note_lost(home: &dyn Tier, pack: PackId, offsets: &[u64]) -> Result<()> {
+pub(super) fn note_lost(metadata_tier: &dyn Tier, pack: PackId, offsets: &[u64]) -> Result<()> {
     let key = lost_frames::key_of(pack);
-    let current = home.get(&key).optional()?;
+    let current = metadata_tier.get(&key).optional()?;
     if offsets.is_empty() {
-        return if current.is_some() { home.delete(&key) } else { Ok(()) };
+        return if current.is_some() { metadata_tier.delete(&key) } else { Ok(()) };
     }
     let record = DamagedPack { pack, offsets: offsets.to_vec() }.encode();
     if let Some(current) = &current {
@@ -133,10 +133,10 @@ pub(super) fn note_lost(home: &dyn Tier, pack: PackId, offsets: &[u64]) -> Resul
             return Ok(());
         }
         if DamagedPack::decode(current).is_err() {
-            keep_aside(home, &key, current)?;
+            keep_aside(metadata_tier, &key, current)?;
         }
     }
-    match home.compare_and_swap(&key, current.as_deref(), &record)? {
+    match metadata_tier.compare_and_swap(&key, current.as_deref(), &record)? {
         true => Ok(()),
         false => Err(Error::new(Kind::Conflict, "another process records the lost frames").object(key)),
     }

@@ -110,7 +110,7 @@ pub struct ScrubReport {
     pub damaged_copies: u64,
     /// Copies that were put together again.
     pub repaired_copies: u64,
-    /// Index runs that were made anew.
+    /// Index runs that were made again.
     pub repaired_runs: u64,
     /// Packs of which not all is whole anywhere.
     pub lost: Vec<LostFrames>,

@@ -1,4 +1,4 @@
-//! The home of a shared store as one host sees it: a distant tier behind a local mirror.
+//! The metadata tier of a shared store as one host sees it: a distant tier behind a local mirror.
 //!
 //! What never changes (snapshot records, index runs) is read from the mirror once it was fetched. What changes (the
 //! superblock's features, refs, domains, sessions, the collector's state) is always read from the distant tier; of

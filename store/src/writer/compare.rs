@@ -29,7 +29,7 @@ impl Compared {
 
 impl Writer {
     /// From now on the bytes of every duplicate of files and metadata are compared with those that are there: what cannot be
-    /// read is stored anew, and of two different chunks with one id the first is kept and the second refused. Costs a read of
+    /// read is stored again, and of two different chunks with one id the first is kept and the second refused. Costs a read of
     /// each duplicate. Page groups are not compared.
     pub fn compare_duplicates(&mut self) {
         self.compared.is_on = true;
@@ -48,7 +48,7 @@ impl Writer {
             None => match self.store.read_chunk(id) {
                 Ok(stored) => *stored == *bytes,
                 Err(error) => {
-                    tracing::warn!(chunk = %id, %error, "a duplicate cannot be read and is stored anew");
+                    tracing::warn!(chunk = %id, %error, "a duplicate cannot be read and is stored again");
                     return Ok(false);
                 }
             },

@@ -23,7 +23,7 @@ impl Writer {
         if self.fresh_groups.contains(&id) || self.is_known_delta(&id) {
             return Ok(id);
         }
-        // One chunk with deltas against several bases would need all of them; and what leans on nothing leans on no base.
+        // One chunk with deltas against several bases would need all of them; and what depends on nothing depends on no base.
         let is_anywhere = self.store.index().find_in(&id, |_| true).is_some();
         let base = base.filter(|base| !is_anywhere && base.id != id && self.is_known(&base.id));
         match base {
@@ -52,12 +52,12 @@ impl Writer {
         self.guard(base)
     }
 
-    /// Whether a group is there as a delta whose base is there, too. If so the session leans on the packs of both.
+    /// Whether a group is there as a delta whose base is there, too. If so the session depends on the packs of both.
     fn is_known_delta(&mut self, id: &ChunkId) -> bool {
         if self.known_deltas.contains_key(id) {
             return true;
         }
-        let Some(place) = self.lean_on(id, |place| place.is_delta()) else { return false };
+        let Some(place) = self.depend_on(id, |place| place.is_delta()) else { return false };
         let base = match self.store.read_base_id(&place) {
             Ok(base) => base,
             Err(error) => {

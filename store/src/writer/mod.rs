@@ -1,6 +1,6 @@
 //! Writing: chunks in, deduplicated, and committed in the one safe order.
 //!
-//! Order of a commit: packs durable -> index run -> snapshot record -> session still alive and packs leaned on still
+//! Order of a commit: packs durable -> index run -> snapshot record -> session still alive and packs depended on still
 //! there -> ref. A writer that failed once refuses to go on. Dropping a writer leaves nothing that a ref reaches.
 
 pub(crate) mod blob;
@@ -74,7 +74,7 @@ pub struct SnapshotDraft {
 /// A writer, the only one of its kind on this host.
 pub struct Writer {
     store: Store,
-    /// The domain that everybody may lean on, where this is not it.
+    /// The domain that everybody may depend on, where this is not it.
     public: Option<Arc<Domain>>,
     pipeline: Pipeline,
     /// Chunks of this session, which the index does not know yet, and that are whole by themselves.
@@ -86,7 +86,7 @@ pub struct Writer {
     /// Page groups that were there already as deltas, and what against.
     known_deltas: HashMap<ChunkId, ChunkId>,
     /// Packs that this session's deduplication relies on.
-    leaned_on: HashSet<PackId>,
+    depended_on: HashSet<PackId>,
     /// Those of them that no stored run covers, since their writer died before it wrote one.
     adopted: HashSet<PackId>,
     /// Index runs written so far.
@@ -94,7 +94,7 @@ pub struct Writer {
     /// Chunks of this session that may be kept in `fresh` and `fresh_groups` before they go into an index run.
     fresh_max: usize,
     condemned: HashSet<PackId>,
-    /// Frames that are lost: nobody may lean on them.
+    /// Frames that are lost: nobody may depend on them.
     damaged: DamagedFrames,
     condemned_snapshots: HashSet<SnapshotId>,
     stats: WriteStats,
@@ -135,7 +135,7 @@ impl Store {
 impl Writer {
     pub(crate) fn open(store: &Store, state: &LocalState, role: Role, purpose: &str) -> Result<Self> {
         store.inner.superblock.check_writable()?;
-        let purpose = store.domain.discreet(purpose);
+        let purpose = store.domain.redacted(purpose);
         let lock = state.lock(role.lock(), purpose)?;
         reserve::keep(state);
         let names = role.next_names(state)?;
@@ -146,8 +146,8 @@ impl Writer {
         let (session, lists) = Session::writer(store.sessions(), purpose)?;
         // A key epoch is retired only when no session is open that began before its successor: so keys are read now.
         store.inner.keyring.reload(&store.domain)?;
-        // Only what is known after the session became visible may be leaned on.
-        store.index().refresh(store.home())?;
+        // Only what is known after the session became visible may be depended on.
+        store.index().refresh(store.metadata_tier())?;
         if store.index().runs().is_empty() {
             store.index().adopt_uncovered(&store.tiers())?;
         }
@@ -162,11 +162,11 @@ impl Writer {
             compared: Compared::default(),
             fresh_groups: HashSet::new(),
             known_deltas: HashMap::new(),
-            leaned_on: HashSet::new(),
+            depended_on: HashSet::new(),
             adopted: HashSet::new(),
             run_count: 0,
             fresh_max: FRESH_MAX,
-            damaged: DamagedFrames::read_all(store.home())?,
+            damaged: DamagedFrames::read_all(store.metadata_tier())?,
             condemned: lists.iter().flat_map(|list| list.packs.clone()).collect(),
             condemned_snapshots: lists.into_iter().flat_map(|list| list.snapshots).collect(),
             stats: WriteStats::default(),
@@ -266,14 +266,14 @@ impl Writer {
         self.is_known(&public).then_some(public)
     }
 
-    /// Whether a chunk is there already, whole by itself; if so the session leans on its pack from now on. One that is
+    /// Whether a chunk is there already, whole by itself; if so the session depends on its pack from now on. One that is
     /// there as a delta is not: who takes it must record its base, too, and only page tables do.
     fn is_known(&mut self, id: &ChunkId) -> bool {
-        self.fresh.contains(id) || self.lean_on(id, |place| !place.is_delta()).is_some()
+        self.fresh.contains(id) || self.depend_on(id, |place| !place.is_delta()).is_some()
     }
 
-    /// A place of a chunk that `accept` takes, in a pack that is not condemned; the session leans on that pack from now on.
-    fn lean_on(&mut self, id: &ChunkId, accept: impl Fn(&Location) -> bool) -> Option<Location> {
+    /// A place of a chunk that `accept` takes, in a pack that is not condemned; the session depends on that pack from now on.
+    fn depend_on(&mut self, id: &ChunkId, accept: impl Fn(&Location) -> bool) -> Option<Location> {
         let runs = self.store.index().runs();
         loop {
             let is_good = |place: &Location| {
@@ -281,11 +281,11 @@ impl Writer {
             };
             let place_in = |run: &Run| run.find(id).find(|place| is_good(place));
             let (run, place) = runs.iter().find_map(|run| Some((run, place_in(run)?)))?;
-            if !self.leaned_on.contains(&place.pack) && !self.is_surely_there(&place.pack) {
+            if !self.depended_on.contains(&place.pack) && !self.is_surely_there(&place.pack) {
                 self.condemned.insert(place.pack);
                 continue;
             }
-            self.leaned_on.insert(place.pack);
+            self.depended_on.insert(place.pack);
             if !run.is_stored() {
                 self.adopted.insert(place.pack);
             }
@@ -354,7 +354,7 @@ impl Writer {
 
     fn try_commit(&mut self, name: &str, draft: SnapshotDraft) -> Result<SnapshotId> {
         let store = self.store.clone();
-        let tier = store.home();
+        let tier = store.metadata_tier();
         self.flush(|_| Ok(()))?;
         let WriteStats { new_bytes, stored_bytes, .. } = self.stats();
         let time = clock::now();
@@ -368,12 +368,12 @@ impl Writer {
         Ok(id)
     }
 
-    /// Adds the entry to the ref, if all that it leans on is there and the session alive. Where another host may end the
+    /// Adds the entry to the ref, if all that it depends on is there and the session alive. Where another host may end the
     /// session at any time, the entry is proposed first: see [`crate::repo::refs`].
     fn move_ref(&self, name: &str, entry: RefEntry) -> Result<()> {
         let refs = self.store.refs();
         if !self.session.can_be_fenced() {
-            self.check_leaned_on()?;
+            self.check_dependencies()?;
             self.session.check_alive()?;
             let append = |history: &mut Vec<RefEntry>| {
                 history.push(entry);
@@ -386,7 +386,7 @@ impl Writer {
         let settled = self
             .session
             .check_alive()
-            .and_then(|()| self.check_leaned_on())
+            .and_then(|()| self.check_dependencies())
             .and_then(|()| refs.settle(name, &proposal));
         if settled.is_err()
             && let Ok(Some(found)) = refs.get(name)
@@ -398,7 +398,7 @@ impl Writer {
         settled
     }
 
-    /// Packs durable and checked, then the index run of them and of the packs leaned on that have none.
+    /// Packs durable and checked, then the index run of them and of the packs depended on that have none.
     fn flush(&mut self, check: impl FnOnce(&[PackId]) -> Result<()>) -> Result<()> {
         let mut directories = self.pipeline.flush()?;
         check(&directories.iter().map(|directory| directory.id).collect::<Vec<PackId>>())?;
@@ -415,7 +415,7 @@ impl Writer {
         let names = self.pipeline.names();
         let key = format!("{}{}/{}-{}", keys::INDEX, names.writer, names.epoch, self.run_count);
         self.run_count += 1;
-        let tier = self.store.home();
+        let tier = self.store.metadata_tier();
         if !tier.put_if_absent(&key, &index::encode(&directories)?)? {
             return Err(Error::new(Kind::Internal, "an index run of this name is there already").object(key));
         }
@@ -433,11 +433,11 @@ impl Writer {
     }
 
     /// A ref must never name what is not there, whatever the index said.
-    fn check_leaned_on(&self) -> Result<()> {
-        if !self.leaned_on.is_empty() {
-            self.store.home().make_durable("index/")?; // who told of the packs may have died before that was durable
+    fn check_dependencies(&self) -> Result<()> {
+        if !self.depended_on.is_empty() {
+            self.store.metadata_tier().make_durable("index/")?; // who told of the packs may have died before that was durable
         }
-        for pack in &self.leaned_on {
+        for pack in &self.depended_on {
             if !self.is_there(pack)? {
                 self.session.check_alive()?; // else it went because nobody waits for this writer
                 return Err(Error::corrupt("the index names a pack that is gone")

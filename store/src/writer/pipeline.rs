@@ -3,7 +3,7 @@
 //! and one being stored per kind.
 
 use super::pool::{Pool, Ticket};
-use crate::buffer_pool::SpareBuffers;
+use crate::buffer_pool::BufferPool;
 use crate::chunker;
 use crate::domain::Sealer;
 use crate::error::Result;
@@ -76,8 +76,8 @@ pub(super) struct Pipeline {
     stored_bytes: u64,
     /// Chunks stored as deltas since the last flush, and what against.
     deltas: HashMap<ChunkId, ChunkId>,
-    spare_drafts: SpareBuffers,
-    spare_packs: SpareBuffers,
+    draft_buffers: BufferPool,
+    pack_buffers: BufferPool,
 }
 
 impl Pipeline {
@@ -114,8 +114,8 @@ impl Pipeline {
             stored: Vec::new(),
             stored_bytes: 0,
             deltas: HashMap::new(),
-            spare_drafts: SpareBuffers::new(threads * FRAMES_PER_THREAD, draft_len),
-            spare_packs: SpareBuffers::new(PACKS_IN_FLIGHT, PACK_LEN),
+            draft_buffers: BufferPool::new(threads * FRAMES_PER_THREAD, draft_len),
+            pack_buffers: BufferPool::new(PACKS_IN_FLIGHT, PACK_LEN),
         })
     }
 
@@ -141,7 +141,7 @@ impl Pipeline {
         }
         let mut next = FrameDraft::new(kind);
         if kind == PackKind::Data {
-            next.plain = self.spare_drafts.take();
+            next.plain = self.draft_buffers.take();
         }
         let draft = std::mem::replace(&mut self.drafts[kind as usize], next);
         self.compress(draft)
@@ -171,10 +171,10 @@ impl Pipeline {
 
     fn compress(&mut self, draft: FrameDraft) -> Result<()> {
         let (kind, level, sealer) = (draft.kind, self.shape.level, self.sealer.clone());
-        let spare = self.spare_drafts.clone();
+        let pool = self.draft_buffers.clone();
         self.encode(kind, move || {
             let encoded = draft.encode_for(level, &sealer);
-            spare.give(draft.plain);
+            pool.give(draft.plain);
             encoded
         })
     }
@@ -194,7 +194,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Seals a frame of the domain of `store` anew, stored elsewhere as `bytes`.
+    /// Seals a frame of the domain of `store` again, stored elsewhere as `bytes`.
     ///
     /// # Errors
     /// As [`Self::push`].
@@ -209,9 +209,9 @@ impl Pipeline {
         if let (Some(base), [(id, _)]) = (frame.base, frame.slots.as_slice()) {
             self.deltas.insert(*id, base);
         }
-        let (names, spare) = (&mut self.names, &self.spare_packs);
+        let (names, pool) = (&mut self.names, &self.pack_buffers);
         let pack = self.packs[kind as usize]
-            .get_or_insert_with(|| PackBuilder::in_buffer(names.next(), kind, spare.take()));
+            .get_or_insert_with(|| PackBuilder::in_buffer(names.next(), kind, pool.take()));
         pack.push(&frame);
         if pack.len_bytes() >= TARGET_LEN {
             self.store_pack(kind)?;
@@ -224,10 +224,10 @@ impl Pipeline {
         let (placement, tier) = (self.placement.clone(), self.shape.tier);
         let (id, bytes, directory) = pack.finish();
         self.stored_bytes += bytes.len() as u64;
-        let spare = self.spare_packs.clone();
+        let pool = self.pack_buffers.clone();
         self.storing.push_back(self.storer.run(move || {
             placement.land(tier, id, &bytes)?;
-            spare.give(bytes);
+            pool.give(bytes);
             Ok(directory)
         }));
         while self.storing.len() > PACKS_IN_FLIGHT {

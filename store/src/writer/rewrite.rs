@@ -19,7 +19,7 @@ impl Writer {
         self.guard(pushed)
     }
 
-    /// Stores the chunks of a frame of this domain once more, compressed anew and together with what was put before, but for
+    /// Stores the chunks of a frame of this domain once more, compressed again and together with what was put before, but for
     /// those that were put already. A page group, which a fault fetches, stays in a frame of its own. Not for deltas, which
     /// would cease to be some.
     ///

@@ -53,14 +53,14 @@ pub fn records(bytes: &[u8]) {
         5 => drop(DamagedPack::decode(&sealed(Record::DamagedPack, body))),
         6 => drop(Domain::decode_plain(&sealed(Record::Domain, body))),
         7 => {
-            let home = holding("domains/acme", &sealed(Record::KeyedDomain, body));
-            let keyring = Keyring::new(home, SCRATCH.path(), DomainConfig::default());
+            let metadata_tier = holding("domains/acme", &sealed(Record::KeyedDomain, body));
+            let keyring = Keyring::new(metadata_tier, SCRATCH.path(), DomainConfig::default());
             black_box(keyring.read_unseen("acme").is_ok());
         }
         8 => drop(BucketRecord::decode(&sealed(Record::Bucket, body))),
         9 => {
-            let home = holding(&format!("{SESSIONS}one"), &sealed(Record::Session, body));
-            let place = SessionPlace { home, state: SCRATCH.path().join("sessions").into(), host: None };
+            let metadata_tier = holding(&format!("{SESSIONS}one"), &sealed(Record::Session, body));
+            let place = SessionPlace { metadata_tier, state: SCRATCH.path().join("sessions").into(), host: None };
             black_box(alive(&place, false).is_ok());
         }
         _ => drop(store::wire::unseal(Record::Snapshot, body)),

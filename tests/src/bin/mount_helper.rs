@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.cache_bytes = CACHE_BYTES;
     if let Some(at) = flags.iter().position(|flag| flag == "--hold") {
         let directory = flags.get(at + 1).ok_or("--hold needs a directory")?;
-        config.home = HoldTier::new(config.home, Hold::in_directory(Path::new(directory)));
+        config.metadata_tier = HoldTier::new(config.metadata_tier, Hold::in_directory(Path::new(directory)));
     }
     let store = store::Store::open(&config)?;
     let options = snapfs::MountOptions {

@@ -4,13 +4,13 @@
 //!
 //! `write_loop DIRECTORY SEED FIRST one|many` (one ref, or a new one for each version) or
 //! `write_loop DIRECTORY hold`; the store is DIRECTORY/store, its state DIRECTORY/state. Or
-//! `write_loop DIRECTORY host`: the store is shared, and a commit that is refused is told of and tried anew.
+//! `write_loop DIRECTORY host`: the store is shared, and a commit that is refused is told of and tried again.
 
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use store::{Kind, LocalTier, Result, SnapshotDraft, Store, StoreConfig};
-use tests::garden;
+use tests::gc_fixture;
 use tests::hosts::shared_directory;
 use tests::model::{put_files, sample_files};
 
@@ -50,7 +50,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// Commits one version after the other to a ref of its own, in a shared store. Each leans on the files that
+/// Commits one version after the other to a ref of its own, in a shared store. Each depends on the files that
 /// every version has.
 fn write_as_a_host(directory: &Path) -> Result<()> {
     let config = shared_directory(directory, "slow");
@@ -58,7 +58,7 @@ fn write_as_a_host(directory: &Path) -> Result<()> {
     loop {
         let outcome = Store::open(&config).and_then(|store| {
             let mut writer = store.writer("a slow host")?;
-            garden::commit(&mut writer, "slow", &[1, 2, version % 7 + 10])
+            gc_fixture::commit(&mut writer, "slow", &[1, 2, version % 7 + 10])
         });
         match outcome {
             Ok(id) => say(&format!("ack {version} {id}")),

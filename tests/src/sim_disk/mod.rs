@@ -385,7 +385,7 @@ impl Disk for SimDisk {
         world.begin()?;
         let inode = world.open_or_make(path)?;
         if !world.locked.insert(inode) {
-            // One thread plays all processes: whoever would have to wait would wait for ever.
+            // One thread plays all processes: whoever would have to wait would wait forever.
             return if wait { Err(Errno::DEADLK.into()) } else { Ok(None) };
         }
         world.empty(inode)?;

@@ -304,20 +304,20 @@ fn a_machine_that_waits_for_a_lost_page_is_killed_and_that_is_said() {
 }
 
 /// A process with stamped memory that answers on a socket.
-struct Stamper {
+struct PatternWriter {
     socket: PathBuf,
     pid: Pid,
 }
 
-impl Stamper {
-    fn start(place: &Place) -> (Stamper, Child) {
-        let socket = place.path("stamper");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stamper"));
+impl PatternWriter {
+    fn start(place: &Place) -> (PatternWriter, Child) {
+        let socket = place.path("pattern_writer");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pattern_writer"));
         command.arg(&socket).arg("4096").current_dir("/").stdin(Stdio::null());
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let stamper = Stamper { socket, pid: Pid::from_child(&child) };
-        assert_eq!(stamper.ask("check"), "ok");
-        (stamper, child)
+        let writer = PatternWriter { socket, pid: Pid::from_child(&child) };
+        assert_eq!(writer.ask("check"), "ok");
+        (writer, child)
     }
 
     fn ask(&self, question: &str) -> String {
@@ -366,27 +366,27 @@ impl Stamper {
 #[test]
 fn a_process_sleeps_wakes_and_sleeps_again_for_what_it_changed() {
     let place = Place::with_store();
-    let (stamper, mut child) = Stamper::start(&place);
-    let first = stamper.sleep(&place, "first");
+    let (writer, mut child) = PatternWriter::start(&place);
+    let first = writer.sleep(&place, "first");
     wait_for("the process is gone", || child.try_wait().unwrap());
     assert!(first["new_pages"].as_u64().unwrap() >= 4096, "{first}");
 
-    let (mut resume, images) = stamper.wake(&place, &[]);
+    let (mut resume, images) = writer.wake(&place, &[]);
     assert_eq!(resume.next().expect("it serves")["event"], "ready");
-    assert_eq!(stamper.ask("check"), "ok");
-    assert_eq!(stamper.ask("change 50 3"), "done");
-    assert_eq!(stamper.ask("check"), "ok");
+    assert_eq!(writer.ask("check"), "ok");
+    assert_eq!(writer.ask("change 50 3"), "done");
+    assert_eq!(writer.ask("check"), "ok");
     let done = resume.next().expect("it reports");
     assert_eq!((&done["event"], &done["poisoned_pages"]), (&"done".into(), &0.into()));
     // Nothing that protects the handler is passed on.
     let score = |process: &str| fs::read_to_string(format!("/proc/{process}/oom_score_adj")).unwrap();
-    assert_eq!(score(&stamper.pid.as_raw_nonzero().to_string()), score("self"));
+    assert_eq!(score(&writer.pid.as_raw_nonzero().to_string()), score("self"));
     // Nothing of it stays once all memory is there, and the process goes on.
     let (status, stderr) = resume.finish();
     assert_eq!(status.code(), Some(0), "{stderr}");
     assert!(!images.exists(), "the directory with holes stays");
-    assert_eq!(stamper.ask("check"), "ok");
-    let second = stamper.sleep(&place, "second");
+    assert_eq!(writer.ask("check"), "ok");
+    let second = writer.sleep(&place, "second");
     assert!(second["new_pages"].as_u64().unwrap() < 400, "{second}");
     assert_eq!(second["pages_not_brought"], 0, "{second}");
 }
@@ -394,13 +394,13 @@ fn a_process_sleeps_wakes_and_sleeps_again_for_what_it_changed() {
 #[test]
 fn a_process_that_sleeps_again_at_once_is_said_to_have_and_wakes_whole() {
     let place = Place::with_store();
-    let (stamper, mut child) = Stamper::start(&place);
-    stamper.sleep(&place, "first");
+    let (writer, mut child) = PatternWriter::start(&place);
+    writer.sleep(&place, "first");
     wait_for("the process is gone", || child.try_wait().unwrap());
-    let (mut resume, _) = stamper.wake(&place, &["--no-prefetch"]);
+    let (mut resume, _) = writer.wake(&place, &["--no-prefetch"]);
     assert_eq!(resume.next().expect("it serves")["event"], "ready");
-    stamper.ask("where");
-    let second = stamper.sleep(&place, "second");
+    writer.ask("where");
+    let second = writer.sleep(&place, "second");
     assert!(second["pages_not_brought"].as_u64().unwrap() > 3000, "{second}");
     let done = resume.next().expect("it reports");
     assert!(done["never_brought_pages"].as_u64().unwrap() > 3000, "{done}");
@@ -419,13 +419,13 @@ fn a_process_that_sleeps_again_at_once_is_said_to_have_and_wakes_whole() {
     // A whole directory is for anybody.
     let whole = place.path("whole");
     place.run(["restore".as_ref(), "app".as_ref(), whole.as_os_str()]).expect(0);
-    stamper.wait_until_free();
+    writer.wait_until_free();
     let mut criu = Command::new("criu");
     criu.args(["restore", "-d", "-o", "restore.log", "-D"]).arg(&whole);
     let status = criu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
     assert!(status.success(), "{}", fs::read_to_string(whole.join("restore.log")).unwrap());
-    assert_eq!(stamper.ask("check"), "ok");
-    kill_process(stamper.pid, Signal::KILL).unwrap();
+    assert_eq!(writer.ask("check"), "ok");
+    kill_process(writer.pid, Signal::KILL).unwrap();
 }
 
 #[test]

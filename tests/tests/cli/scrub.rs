@@ -122,7 +122,7 @@ fn lost_files_are_named_noted_and_stored_anew() {
     sample::assert_same(&place.path("source"), &target);
 }
 
-/// Without any scrub before it: whatever does not read is stored anew.
+/// Without any scrub before it: whatever does not read is stored again.
 #[test]
 fn a_comparing_backup_heals_what_it_cannot_read() {
     let place = stored();

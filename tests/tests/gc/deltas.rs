@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 use store::{PAGE, SnapshotDraft, SnapshotId, Store, Tier, Writer};
-use tests::garden::Garden;
-use tests::hook::HookTier;
+use tests::gc_fixture::GcFixture;
+use tests::interleaving::InterleavingTier;
 use tests::model::{Memory, Pages, Random, assert_clean, memory_of_store, put_memory};
 
 const MAX_OPERATIONS: u64 = 400;
@@ -47,22 +47,22 @@ pub(crate) fn delta_count(store: &Store, snapshot: &SnapshotId) -> usize {
     (0..image.group_count() as u32).filter(|group| image.group_base(*group).is_some()).count()
 }
 
-/// The base is a group of the first hibernation; the third leans on it through the second, which the collector takes away.
+/// The base is a group of the first hibernation; the third depends on it through the second, which the collector takes away.
 #[test]
 fn a_base_stays_as_long_as_a_delta_against_it_and_no_longer() {
-    let garden = Garden::new();
-    let store = garden.open();
+    let fixture = GcFixture::new();
+    let store = fixture.open();
     let mut last = sleep(&mut store.writer("test").unwrap(), 0, None).unwrap();
     for visits in 1..=3 {
         last = sleep(&mut store.writer("test").unwrap(), visits, Some(last)).unwrap();
         assert!(delta_count(&store, &last) > 0, "visit {visits}");
-        garden.open().forget("vm", |entry| entry.snapshot != last).unwrap();
-        garden.collect(4);
-        assert_awake(&garden.open(), &last, &format!("visit {visits}"));
+        fixture.open().forget("vm", |entry| entry.snapshot != last).unwrap();
+        fixture.collect(4);
+        assert_awake(&fixture.open(), &last, &format!("visit {visits}"));
     }
-    garden.open().forget("vm", |_| true).unwrap();
-    garden.collect(4);
-    assert_eq!(garden.memory.list("packs/").unwrap(), []);
+    fixture.open().forget("vm", |_| true).unwrap();
+    fixture.collect(4);
+    assert_eq!(fixture.memory.list("packs/").unwrap(), []);
 }
 
 /// Whole runs of the collector, that take away the parent, between any two operations of a hibernation.
@@ -71,13 +71,13 @@ fn a_hibernation_survives_collections_of_its_parent_between_any_two_of_its_steps
     let (mut places, mut deltas) = (0, 0);
     for cycles in [1, 4] {
         for operation in 0..MAX_OPERATIONS {
-            let garden = Arc::new(Garden::new());
-            let first = sleep(&mut garden.open().writer("test").unwrap(), 0, None).unwrap();
-            let second = sleep(&mut garden.open().writer("test").unwrap(), 1, Some(first)).unwrap();
-            garden.open().forget("vm", |entry| entry.snapshot == first).unwrap();
-            let hooked = HookTier::new(Arc::new(garden.memory.clone()));
-            let store = garden.open_on(hooked.clone());
-            let step = garden.clone();
+            let fixture = Arc::new(GcFixture::new());
+            let first = sleep(&mut fixture.open().writer("test").unwrap(), 0, None).unwrap();
+            let second = sleep(&mut fixture.open().writer("test").unwrap(), 1, Some(first)).unwrap();
+            fixture.open().forget("vm", |entry| entry.snapshot == first).unwrap();
+            let hooked = InterleavingTier::new(Arc::new(fixture.memory.clone()));
+            let store = fixture.open_on(hooked.clone());
+            let step = fixture.clone();
             hooked.arm(operation, move || {
                 step.open().forget("vm", |entry| entry.snapshot == second).unwrap();
                 step.collect(cycles);
@@ -89,10 +89,10 @@ fn a_hibernation_survives_collections_of_its_parent_between_any_two_of_its_steps
             places += 1;
             let context = format!("{cycles} runs before operation {operation}");
             let Ok(third) = slept else { continue }; // its parent was collected before it began
-            deltas += delta_count(&garden.open(), &third);
-            assert_awake(&garden.open(), &third, &context);
-            garden.collect(4);
-            assert_awake(&garden.open(), &third, &format!("{context}, four later"));
+            deltas += delta_count(&fixture.open(), &third);
+            assert_awake(&fixture.open(), &third, &context);
+            fixture.collect(4);
+            assert_awake(&fixture.open(), &third, &format!("{context}, four later"));
         }
     }
     println!("{places} places, {deltas} deltas");

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use store::{Kind, MemoryTier, SnapshotDraft, Store, Unwatched};
-use tests::garden::{assert_files, put_tree};
-use tests::hook::HookTier;
+use tests::gc_fixture::{assert_files, put_tree};
 use tests::hosts::Host;
+use tests::interleaving::InterleavingTier;
 use tests::model::assert_clean;
 
 const MAX_OPERATIONS: u64 = 400;
 
 /// One collector is slow: after it raised the epoch another raises it once more, then a snapshot is forgotten, and a writer
-/// opens and leans on what was in it, which the slow one is about to condemn. Later the quick one is in the middle of a run
+/// opens and depends on what was in it, which the slow one is about to condemn. Later the quick one is in the middle of a run
 /// when the writer commits.
 fn commit_beside_two_collectors(slow_at: u64, quick_at: u64, runs: u32) -> (bool, bool) {
     let bucket = Arc::new(MemoryTier::new());
@@ -20,7 +20,7 @@ fn commit_beside_two_collectors(slow_at: u64, quick_at: u64, runs: u32) -> (bool
     slow.commit("kept", &[9]);
     slow.commit("old", &[1, 2]);
 
-    let view = HookTier::new(bucket.clone());
+    let view = InterleavingTier::new(bucket.clone());
     let (opened, writers) = channel();
     let (other, host) = (quick.clone(), writing.clone());
     view.arm(slow_at, move || {
@@ -39,7 +39,7 @@ fn commit_beside_two_collectors(slow_at: u64, quick_at: u64, runs: u32) -> (bool
 
     let (mut writer, tree) = writers.recv().unwrap();
     quick.collect(runs);
-    let view = HookTier::new(bucket.clone());
+    let view = InterleavingTier::new(bucket.clone());
     let (committed, outcomes) = channel();
     view.arm(quick_at, move || {
         let labels = [("files".to_owned(), "2".to_owned())].into();
@@ -57,7 +57,7 @@ fn commit_beside_two_collectors(slow_at: u64, quick_at: u64, runs: u32) -> (bool
             quick.collect(3);
             assert_files(&writing.open(), &snapshot, &context);
         }
-        // Whoever deletes what it leans on ends its session first.
+        // Whoever deletes what it depends on ends its session first.
         Err(error) => assert_eq!(error.kind(), Kind::Fenced, "{context}: {error}"),
     }
     assert_clean(&writing.open(), &context);

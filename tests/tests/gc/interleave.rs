@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 use store::{SnapshotDraft, Tier};
-use tests::garden::{Garden, commit, put_tree};
-use tests::hook::HookTier;
+use tests::gc_fixture::{GcFixture, commit, put_tree};
+use tests::interleaving::InterleavingTier;
 
 /// More operations than any run here has.
 const MAX_OPERATIONS: u64 = 400;
@@ -14,11 +14,11 @@ const MAX_OPERATIONS: u64 = 400;
 fn a_snapshot_made_from_a_pruned_one_during_a_collection_keeps_its_chunks() {
     let mut places = 0;
     for operation in 0..MAX_OPERATIONS {
-        let garden = Arc::new(Garden::new());
-        garden.commit("old", &[1, 2, 3]);
-        let hooked = HookTier::new(Arc::new(garden.memory.clone()));
-        let step = garden.clone();
-        let store = garden.open_on(hooked.clone());
+        let fixture = Arc::new(GcFixture::new());
+        fixture.commit("old", &[1, 2, 3]);
+        let hooked = InterleavingTier::new(Arc::new(fixture.memory.clone()));
+        let step = fixture.clone();
+        let store = fixture.open_on(hooked.clone());
         hooked.arm(operation, move || {
             step.commit("new", &[1, 2, 3]);
             step.open().forget("old", |_| true).unwrap();
@@ -28,28 +28,28 @@ fn a_snapshot_made_from_a_pruned_one_during_a_collection_keeps_its_chunks() {
             break;
         }
         places += 1;
-        garden.collect(4);
-        garden.assert_sound(&format!("before operation {operation} of the collector"));
-        assert!(garden.open().refs().get("new").unwrap().is_some());
+        fixture.collect(4);
+        fixture.assert_sound(&format!("before operation {operation} of the collector"));
+        assert!(fixture.open().refs().get("new").unwrap().is_some());
     }
     assert!(places >= 10, "only {places} places");
 }
 
 /// The same with a writer that looked its chunks up long ago and commits late.
 #[test]
-fn a_slow_writer_that_leaned_on_old_chunks_commits_safely_between_any_two_steps() {
+fn a_slow_writer_that_depended_on_old_chunks_commits_safely_between_any_two_steps() {
     let mut places = 0;
     for operation in 0..MAX_OPERATIONS {
-        let garden = Arc::new(Garden::new());
-        garden.commit("old", &[1, 2, 3]);
-        let writing = garden.open();
+        let fixture = Arc::new(GcFixture::new());
+        fixture.commit("old", &[1, 2, 3]);
+        let writing = fixture.open();
         let mut writer = writing.writer("slow").unwrap();
         let tree = put_tree(&mut writer, &[1, 2, 3]).unwrap();
-        assert_eq!(writer.stats().new_bytes, 0, "it leans on what is there");
-        garden.open().forget("old", |_| true).unwrap();
-        garden.collect(3); // condemned since, and would be deleted if the writer were not seen
-        let hooked = HookTier::new(Arc::new(garden.memory.clone()));
-        let store = garden.open_on(hooked.clone());
+        assert_eq!(writer.stats().new_bytes, 0, "it depends on what is there");
+        fixture.open().forget("old", |_| true).unwrap();
+        fixture.collect(3); // condemned since, and would be deleted if the writer were not seen
+        let hooked = InterleavingTier::new(Arc::new(fixture.memory.clone()));
+        let store = fixture.open_on(hooked.clone());
         hooked.arm(operation, move || {
             let labels = [("files".to_owned(), "3".to_owned())].into();
             let draft = SnapshotDraft { tree: Some(tree), labels, ..SnapshotDraft::default() };
@@ -61,9 +61,9 @@ fn a_slow_writer_that_leaned_on_old_chunks_commits_safely_between_any_two_steps(
             break;
         }
         places += 1;
-        garden.assert_sound(&format!("right after, operation {operation}"));
-        garden.collect(4);
-        garden.assert_sound(&format!("four runs later, operation {operation}"));
+        fixture.assert_sound(&format!("right after, operation {operation}"));
+        fixture.collect(4);
+        fixture.assert_sound(&format!("four runs later, operation {operation}"));
     }
     assert!(places >= 10, "only {places} places");
 }
@@ -74,14 +74,14 @@ fn a_writer_survives_any_number_of_collections_between_any_two_of_its_steps() {
     for cycles in 1..=4 {
         let mut places = 0;
         for operation in 0..MAX_OPERATIONS {
-            let garden = Arc::new(Garden::new());
-            garden.commit("old", &[1, 2]);
-            garden.commit("other", &[9]);
-            garden.open().forget("old", |_| true).unwrap();
-            garden.collect(1); // file 1 and 2 are condemned already, file 9 is not
-            let hooked = HookTier::new(Arc::new(garden.memory.clone()));
-            let store = garden.open_on(hooked.clone());
-            let step = garden.clone();
+            let fixture = Arc::new(GcFixture::new());
+            fixture.commit("old", &[1, 2]);
+            fixture.commit("other", &[9]);
+            fixture.open().forget("old", |_| true).unwrap();
+            fixture.collect(1); // file 1 and 2 are condemned already, file 9 is not
+            let hooked = InterleavingTier::new(Arc::new(fixture.memory.clone()));
+            let store = fixture.open_on(hooked.clone());
+            let step = fixture.clone();
             hooked.arm(operation, move || {
                 step.open().forget("other", |_| true).unwrap();
                 step.collect(cycles);
@@ -93,28 +93,28 @@ fn a_writer_survives_any_number_of_collections_between_any_two_of_its_steps() {
                 break;
             }
             places += 1;
-            garden.assert_sound(&format!("{cycles} runs before operation {operation}"));
-            garden.collect(4);
-            garden.assert_sound(&format!("{cycles} runs before operation {operation}, four later"));
+            fixture.assert_sound(&format!("{cycles} runs before operation {operation}"));
+            fixture.collect(4);
+            fixture.assert_sound(&format!("{cycles} runs before operation {operation}, four later"));
         }
         assert!(places >= 10, "only {places} places");
     }
 }
 
-/// A writer that opens between any two operations of a collection, stores something and leans on what is there, and
+/// A writer that opens between any two operations of a collection, stores something and depends on what is there, and
 /// commits only after further collections.
 #[test]
 fn a_writer_that_opens_during_a_collection_keeps_what_it_stored_and_what_it_leans_on() {
     for cycles in 1..=4 {
         let mut places = 0;
         for operation in 0..MAX_OPERATIONS {
-            let garden = Arc::new(Garden::new());
-            garden.commit("old", &[1, 2]);
-            garden.open().forget("old", |_| true).unwrap();
-            let hooked = HookTier::new(Arc::new(garden.memory.clone()));
-            let store = garden.open_on(hooked.clone());
+            let fixture = Arc::new(GcFixture::new());
+            fixture.commit("old", &[1, 2]);
+            fixture.open().forget("old", |_| true).unwrap();
+            let hooked = InterleavingTier::new(Arc::new(fixture.memory.clone()));
+            let store = fixture.open_on(hooked.clone());
             let (opened, writers) = std::sync::mpsc::channel();
-            let step = garden.clone();
+            let step = fixture.clone();
             hooked.arm(operation, move || {
                 let mut writer = step.open().writer("long").unwrap();
                 commit(&mut writer, "own", &[3]).unwrap();
@@ -127,15 +127,15 @@ fn a_writer_that_opens_during_a_collection_keeps_what_it_stored_and_what_it_lean
                 break;
             }
             places += 1;
-            garden.collect(cycles);
+            fixture.collect(cycles);
             let (mut writer, tree) = writers.recv().unwrap();
             let labels = [("files".to_owned(), "3".to_owned())].into();
             let draft = SnapshotDraft { tree: Some(tree), labels, ..SnapshotDraft::default() };
             writer.commit("new", draft).unwrap();
             drop(writer);
-            garden.assert_sound(&format!("opened before operation {operation}, {cycles} runs"));
-            garden.collect(4);
-            garden.assert_sound(&format!("opened before operation {operation}, {cycles} runs, four later"));
+            fixture.assert_sound(&format!("opened before operation {operation}, {cycles} runs"));
+            fixture.collect(4);
+            fixture.assert_sound(&format!("opened before operation {operation}, {cycles} runs, four later"));
         }
         assert!(places >= 10, "only {places} places");
     }
@@ -147,15 +147,15 @@ fn a_reader_that_pins_during_a_collection_keeps_its_snapshot_or_is_refused() {
     let (mut kept, mut refused) = (0, 0);
     for runs_before in 0..3 {
         for operation in 0..MAX_OPERATIONS {
-            let garden = Arc::new(Garden::new());
-            let snapshot = garden.commit("app", &[1, 2]);
-            let reading = garden.open();
-            garden.open().forget("app", |_| true).unwrap();
+            let fixture = Arc::new(GcFixture::new());
+            let snapshot = fixture.commit("app", &[1, 2]);
+            let reading = fixture.open();
+            fixture.open().forget("app", |_| true).unwrap();
             if runs_before > 0 {
-                garden.collect(runs_before);
+                fixture.collect(runs_before);
             }
-            let hooked = HookTier::new(Arc::new(garden.memory.clone()));
-            let store = garden.open_on(hooked.clone());
+            let hooked = InterleavingTier::new(Arc::new(fixture.memory.clone()));
+            let store = fixture.open_on(hooked.clone());
             let (pins, pinned) = std::sync::mpsc::channel();
             let reader = reading.clone();
             hooked.arm(operation, move || pins.send(reader.pin("mount", &[snapshot])).unwrap());
@@ -164,10 +164,10 @@ fn a_reader_that_pins_during_a_collection_keeps_its_snapshot_or_is_refused() {
                 break;
             }
             let pin = pinned.recv().unwrap();
-            garden.collect(4);
+            fixture.collect(4);
             match &pin {
                 Ok(_) => {
-                    tests::garden::assert_files(&reading, &snapshot, &format!("operation {operation}"));
+                    tests::gc_fixture::assert_files(&reading, &snapshot, &format!("operation {operation}"));
                     kept += 1;
                 }
                 Err(_) => refused += 1,
@@ -175,7 +175,7 @@ fn a_reader_that_pins_during_a_collection_keeps_its_snapshot_or_is_refused() {
         }
     }
     assert!(kept > 5 && refused > 5, "kept {kept}, refused {refused}");
-    assert!(Garden::new().memory.list("sessions/").unwrap().is_empty());
+    assert!(GcFixture::new().memory.list("sessions/").unwrap().is_empty());
 }
 
 /// A read of the mark that fails makes the collector look for new index runs. A pack that it learns of then was not there
@@ -184,13 +184,13 @@ fn a_reader_that_pins_during_a_collection_keeps_its_snapshot_or_is_refused() {
 fn a_run_that_the_collector_learns_of_late_stays_in_the_index() {
     let mut late = 0;
     for operation in 0..MAX_OPERATIONS {
-        let garden = Arc::new(Garden::new());
-        garden.commit("old", &[1, 2, 3]);
-        garden.commit("gone", &[4]);
-        garden.open().forget("gone", |_| true).unwrap();
-        let hooked = HookTier::new(Arc::new(garden.memory.clone()));
-        let store = garden.open_on(hooked.clone());
-        let (step, again) = (garden.clone(), hooked.clone());
+        let fixture = Arc::new(GcFixture::new());
+        fixture.commit("old", &[1, 2, 3]);
+        fixture.commit("gone", &[4]);
+        fixture.open().forget("gone", |_| true).unwrap();
+        let hooked = InterleavingTier::new(Arc::new(fixture.memory.clone()));
+        let store = fixture.open_on(hooked.clone());
+        let (step, again) = (fixture.clone(), hooked.clone());
         hooked.arm(operation, move || {
             let packs = step.memory.list("packs/").unwrap();
             let bodies: Vec<Vec<u8>> =
@@ -205,7 +205,7 @@ fn a_run_that_the_collector_learns_of_late_stays_in_the_index() {
             });
         });
         let outcome = gc::collect(&store, &gc::CollectOptions::default(), &store::Unwatched);
-        if garden.open().refs().get("new").unwrap().is_none() {
+        if fixture.open().refs().get("new").unwrap().is_none() {
             break;
         }
         late += u32::from(outcome.is_ok());
@@ -213,7 +213,7 @@ fn a_run_that_the_collector_learns_of_late_stays_in_the_index() {
             hooked.len_bytes("superblock").unwrap(); // what was taken away comes back
             hooked.len_bytes("superblock").unwrap();
         }
-        garden.assert_sound(&format!("before operation {operation} of the collector: {outcome:?}"));
+        fixture.assert_sound(&format!("before operation {operation} of the collector: {outcome:?}"));
     }
     assert!(late >= 10, "only {late} collections went on");
 }

@@ -6,5 +6,5 @@ mod crash;
 mod deltas;
 mod hosts;
 mod interleave;
-mod life;
 mod recompress;
+mod scenario;

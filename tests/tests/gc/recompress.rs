@@ -10,8 +10,8 @@ use store::{
     SnapshotId, Store, StoreConfig, Tier, TierClass, Unwatched,
 };
 use tests::fault::{Fault, FaultTier};
-use tests::garden::{Garden, commit, flip_a_bit, put_tree};
-use tests::hook::HookTier;
+use tests::gc_fixture::{GcFixture, commit, flip_a_bit, put_tree};
+use tests::interleaving::InterleavingTier;
 use tests::model::{Random, State, assert_clean, draft_of, put_memory, state_of_store};
 
 use crate::deltas;
@@ -83,10 +83,10 @@ fn stored_bytes(packs: &[(PackId, Vec<Vec<u8>>)]) -> usize {
 
 #[test]
 fn what_lies_on_a_tier_with_a_level_is_recompressed_there_and_reads_as_before() {
-    let garden = Garden::new();
+    let fixture = GcFixture::new();
     let warm = MemoryTier::new();
-    let mut config = garden
-        .config(Arc::new(garden.memory.clone()))
+    let mut config = fixture
+        .config(Arc::new(fixture.memory.clone()))
         .with_tier(DataTier { level: Some(LEVEL), ..DataTier::new(TierClass::Warm, Arc::new(warm.clone())) });
     let store = Store::open(&config).unwrap();
     let filled = fill(&store);
@@ -95,7 +95,7 @@ fn what_lies_on_a_tier_with_a_level_is_recompressed_there_and_reads_as_before() 
     store::rebalance(&Store::open(&config).unwrap(), None, &Unwatched).unwrap();
     config.tiers[0].limit_bytes = None;
     let before = data_packs(&warm);
-    assert!(data_packs(&garden.memory).is_empty() && before.iter().all(|(id, _)| id.level() == 0));
+    assert!(data_packs(&fixture.memory).is_empty() && before.iter().all(|(id, _)| id.level() == 0));
 
     let store = Store::open(&config).unwrap();
     let report = recompress(&store).unwrap();
@@ -104,7 +104,7 @@ fn what_lies_on_a_tier_with_a_level_is_recompressed_there_and_reads_as_before() 
     assert_all_there(&store, &filled, "old and new packs are there");
     gc::collect(&store, &gc::CollectOptions { dry_run: false, cycles: 3 }, &Unwatched).unwrap();
     let after = data_packs(&warm);
-    assert!(after.iter().all(|(id, _)| id.level() == LEVEL) && data_packs(&garden.memory).is_empty());
+    assert!(after.iter().all(|(id, _)| id.level() == LEVEL) && data_packs(&fixture.memory).is_empty());
     let (bytes_before, bytes_after) = (stored_bytes(&before), stored_bytes(&after));
     assert!(bytes_after < bytes_before * 9 / 10, "{bytes_before} bytes became {bytes_after}");
 
@@ -123,26 +123,26 @@ fn what_lies_on_a_tier_with_a_level_is_recompressed_there_and_reads_as_before() 
 }
 
 /// A store whose hot tier has a level.
-fn leveled(garden: &Garden, hot: Arc<dyn Tier>) -> StoreConfig {
-    let mut config = garden.config(hot);
+fn leveled(fixture: &GcFixture, hot: Arc<dyn Tier>) -> StoreConfig {
+    let mut config = fixture.config(hot);
     config.tiers[0].level = Some(LEVEL);
     config
 }
 
-/// A writer that leans on what is being recompressed, and the collector, between any two operations.
+/// A writer that depends on what is being recompressed, and the collector, between any two operations.
 #[test]
 fn writers_and_the_collector_go_on_between_any_two_steps() {
     for cycles in 0..=3 {
         let mut places = 0;
         for operation in 0..MAX_OPERATIONS {
-            let garden = Arc::new(Garden::new());
-            garden.commit("kept", &[1, 2]);
-            garden.commit("old", &[3]);
-            garden.open().forget("old", |_| true).unwrap();
-            let hooked = HookTier::new(Arc::new(garden.memory.clone()));
-            let store = Store::open(&leveled(&garden, hooked.clone())).unwrap();
+            let fixture = Arc::new(GcFixture::new());
+            fixture.commit("kept", &[1, 2]);
+            fixture.commit("old", &[3]);
+            fixture.open().forget("old", |_| true).unwrap();
+            let hooked = InterleavingTier::new(Arc::new(fixture.memory.clone()));
+            let store = Store::open(&leveled(&fixture, hooked.clone())).unwrap();
             let (opened, writers) = std::sync::mpsc::channel();
-            let step = garden.clone();
+            let step = fixture.clone();
             hooked.arm(operation, move || {
                 let mut writer = step.open().writer("slow").unwrap();
                 let tree = put_tree(&mut writer, &[1, 2, 3]).unwrap();
@@ -158,15 +158,15 @@ fn writers_and_the_collector_go_on_between_any_two_steps() {
             }
             places += 1;
             let context = format!("before operation {operation}, {cycles} runs");
-            garden.assert_sound(&context);
-            garden.collect(3);
+            fixture.assert_sound(&context);
+            fixture.collect(3);
             let (mut writer, tree) = writers.recv().unwrap();
             let labels = [("files".to_owned(), "3".to_owned())].into();
             writer.commit("slow", SnapshotDraft { tree: Some(tree), labels, ..Default::default() }).unwrap();
             drop(writer);
-            garden.assert_sound(&context);
-            garden.collect(4);
-            garden.assert_sound(&format!("{context}, four later"));
+            fixture.assert_sound(&context);
+            fixture.collect(4);
+            fixture.assert_sound(&format!("{context}, four later"));
         }
         assert!(places >= 10, "only {places} places");
     }
@@ -177,12 +177,12 @@ fn writers_and_the_collector_go_on_between_any_two_steps() {
 fn a_check_calls_nothing_damaged_that_was_only_replaced() {
     let mut places = 0;
     for operation in 0..MAX_OPERATIONS {
-        let garden = Arc::new(Garden::new());
-        garden.commit("kept", &[1, 2]);
-        garden.commit("old", &[3]);
-        let hooked = HookTier::new(Arc::new(garden.memory.clone()));
-        let store = garden.open_on(hooked.clone());
-        let step = garden.clone();
+        let fixture = Arc::new(GcFixture::new());
+        fixture.commit("kept", &[1, 2]);
+        fixture.commit("old", &[3]);
+        let hooked = InterleavingTier::new(Arc::new(fixture.memory.clone()));
+        let store = fixture.open_on(hooked.clone());
+        let step = fixture.clone();
         hooked.arm(operation, move || {
             step.open().forget("old", |_| true).unwrap();
             let leveled = leveled(&step, Arc::new(step.memory.clone()));
@@ -203,31 +203,31 @@ fn a_check_calls_nothing_damaged_that_was_only_replaced() {
 /// A pack holds what is needed and a delta whose base went with all who needed it.
 #[test]
 fn a_delta_that_nobody_can_need_any_more_keeps_no_pack_from_being_recompressed() {
-    let garden = Garden::new();
-    let store = garden.open();
+    let fixture = GcFixture::new();
+    let store = fixture.open();
     let first = deltas::sleep(&mut store.writer("test").unwrap(), 0, None).unwrap();
     let mut writer = store.writer("test").unwrap();
     let parent = store.image(&store.snapshot(&first).unwrap().image.unwrap()).unwrap();
     put_memory(&mut writer, &deltas::memory(1), Some(&parent)).unwrap();
     commit(&mut writer, "kept", &[1, 2]).unwrap();
     drop(writer);
-    garden.open().forget("vm", |_| true).unwrap();
-    garden.collect(4);
+    fixture.open().forget("vm", |_| true).unwrap();
+    fixture.collect(4);
     let deltas_in = |packs: &[(PackId, Vec<Vec<u8>>)]| {
         let frames = packs.iter().flat_map(|(_, frames)| frames);
         frames.filter(|frame| FrameHeader::decode(frame).unwrap().base.is_some()).count()
     };
-    let before = data_packs(&garden.memory);
+    let before = data_packs(&fixture.memory);
     assert!(before.len() == 1 && deltas_in(&before) > 0, "its base is gone, and it is there");
-    garden.assert_sound("with a delta without a base");
+    fixture.assert_sound("with a delta without a base");
 
-    let leveled = leveled(&garden, Arc::new(garden.memory.clone()));
+    let leveled = leveled(&fixture, Arc::new(fixture.memory.clone()));
     let report = recompress(&Store::open(&leveled).unwrap()).unwrap();
     assert!(report.unreadable.is_empty() && report.packs.len() == 1, "{report:?}");
-    garden.collect(4);
-    let after = data_packs(&garden.memory);
+    fixture.collect(4);
+    let after = data_packs(&fixture.memory);
     assert!(after.iter().all(|(id, _)| id.level() == LEVEL) && deltas_in(&after) == 0);
-    garden.assert_sound("without it");
+    fixture.assert_sound("without it");
 }
 
 /// New packs rot before they are read back: they are refused, and the collector counts on the old ones.
@@ -235,12 +235,12 @@ fn a_delta_that_nobody_can_need_any_more_keeps_no_pack_from_being_recompressed()
 fn a_new_pack_that_is_not_as_it_was_written_takes_no_old_one_s_place() {
     let mut refused = 0;
     for operation in 0..MAX_OPERATIONS {
-        let garden = Arc::new(Garden::new());
-        garden.commit("one", &[1, 2]);
-        garden.commit("two", &[2, 3]);
-        let hooked = HookTier::new(Arc::new(garden.memory.clone()));
-        let store = Store::open(&leveled(&garden, hooked.clone())).unwrap();
-        let step = garden.clone();
+        let fixture = Arc::new(GcFixture::new());
+        fixture.commit("one", &[1, 2]);
+        fixture.commit("two", &[2, 3]);
+        let hooked = InterleavingTier::new(Arc::new(fixture.memory.clone()));
+        let store = Store::open(&leveled(&fixture, hooked.clone())).unwrap();
+        let step = fixture.clone();
         hooked.arm(operation, move || {
             for info in step.memory.list("packs/").unwrap() {
                 let pack = PackId::from_key(&info.key).unwrap();
@@ -255,10 +255,10 @@ fn a_new_pack_that_is_not_as_it_was_written_takes_no_old_one_s_place() {
         }
         if outcome.is_err() {
             refused += 1;
-            let condemned = garden.open().condemned().unwrap();
+            let condemned = fixture.open().condemned().unwrap();
             assert!(condemned.iter().any(|list| list.packs.iter().any(|pack| pack.level() == LEVEL)));
-            garden.collect(4);
-            garden.assert_sound(&format!("rotten before operation {operation}"));
+            fixture.collect(4);
+            fixture.assert_sound(&format!("rotten before operation {operation}"));
         }
     }
     assert!(refused > 0);
@@ -270,13 +270,13 @@ fn an_outage_at_any_step_ends_a_rewrite_and_the_next_one_rewrites_everything() {
     let mut ended = 0;
     for operation in 0..MAX_OPERATIONS {
         let context = format!("outage at {operation}");
-        let garden = Garden::new();
-        let store = garden.open();
+        let fixture = GcFixture::new();
+        let store = fixture.open();
         let first = deltas::sleep(&mut store.writer("test").unwrap(), 0, None).unwrap();
         let second = deltas::sleep(&mut store.writer("test").unwrap(), 1, Some(first)).unwrap();
-        garden.commit("one", &[1, 2]);
-        let hooked = HookTier::new(Arc::new(garden.memory.clone()));
-        let leveled = leveled(&garden, hooked.clone());
+        fixture.commit("one", &[1, 2]);
+        let hooked = InterleavingTier::new(Arc::new(fixture.memory.clone()));
+        let leveled = leveled(&fixture, hooked.clone());
         let store = Store::open(&leveled).unwrap();
         hooked.fail(operation..operation + 1 + operation % 3);
         let outcome = recompress(&store);
@@ -291,50 +291,50 @@ fn an_outage_at_any_step_ends_a_rewrite_and_the_next_one_rewrites_everything() {
             }
         }
         hooked.fail(0..0);
-        garden.collect(4);
+        fixture.collect(4);
         let store = Store::open(&leveled).unwrap();
         assert!(recompress(&store).unwrap().unreadable.is_empty(), "{context}");
-        garden.collect(4);
-        assert!(data_packs(&garden.memory).iter().all(|(id, _)| id.level() == LEVEL), "{context}");
-        let store = garden.open();
+        fixture.collect(4);
+        assert!(data_packs(&fixture.memory).iter().all(|(id, _)| id.level() == LEVEL), "{context}");
+        let store = fixture.open();
         deltas::assert_awake(&store, &second, &context);
         assert_clean(&store, &context);
     }
     assert!(ended >= 20, "only {ended} were ended");
 }
 
-/// A pack of which something is lost stays as it is, with the note of that, until it is stored anew; others go.
+/// A pack of which something is lost stays as it is, with the note of that, until it is stored again; others go.
 #[test]
 fn a_pack_with_lost_frames_stays_until_they_are_stored_anew() {
-    let garden = Garden::new();
-    garden.commit("one", &[1, 2]);
-    garden.commit("two", &[3, 4]);
-    let (hurt, frames) = data_packs(&garden.memory).swap_remove(0);
-    flip_a_bit(&garden.memory, &hurt.key(), 64 + frames[0].len() / 2);
+    let fixture = GcFixture::new();
+    fixture.commit("one", &[1, 2]);
+    fixture.commit("two", &[3, 4]);
+    let (hurt, frames) = data_packs(&fixture.memory).swap_remove(0);
+    flip_a_bit(&fixture.memory, &hurt.key(), 64 + frames[0].len() / 2);
     let repair = ScrubOptions { repair: true, ..ScrubOptions::default() };
-    assert_eq!(store::scrub(&garden.open(), &repair, &Unwatched).unwrap().lost.len(), 1);
+    assert_eq!(store::scrub(&fixture.open(), &repair, &Unwatched).unwrap().lost.len(), 1);
     let note = lost_frames::key_of(hurt);
-    assert!(garden.memory.get(&note).is_ok());
+    assert!(fixture.memory.get(&note).is_ok());
 
-    let store = Store::open(&leveled(&garden, Arc::new(garden.memory.clone()))).unwrap();
+    let store = Store::open(&leveled(&fixture, Arc::new(fixture.memory.clone()))).unwrap();
     let report = recompress(&store).unwrap();
     let unreadable: Vec<PackId> = report.unreadable.iter().map(|(pack, _)| *pack).collect();
     assert_eq!((unreadable, report.packs.len()), (vec![hurt], 1));
-    garden.collect(4);
+    fixture.collect(4);
     let levels: Vec<(bool, i32)> =
-        data_packs(&garden.memory).iter().map(|(pack, _)| (*pack == hurt, pack.level())).collect();
+        data_packs(&fixture.memory).iter().map(|(pack, _)| (*pack == hurt, pack.level())).collect();
     assert!(
         levels.len() == 2 && levels.contains(&(true, 0)) && levels.contains(&(false, LEVEL)),
         "{levels:?}"
     );
-    assert!(garden.memory.get(&note).is_ok());
+    assert!(fixture.memory.get(&note).is_ok());
 
-    garden.commit("one", &[1, 2]);
-    garden.commit("two", &[3, 4]);
-    garden.assert_sound("stored anew");
+    fixture.commit("one", &[1, 2]);
+    fixture.commit("two", &[3, 4]);
+    fixture.assert_sound("stored again");
     recompress(&store).unwrap();
-    garden.collect(4);
-    garden.assert_sound("recompressed beside it");
+    fixture.collect(4);
+    fixture.assert_sound("recompressed beside it");
 }
 
 #[test]
@@ -343,23 +343,24 @@ fn whatever_fails_nothing_is_lost_and_the_next_run_ends_it() {
         let mut places = 0;
         for operation in 0..MAX_OPERATIONS {
             let context = format!("{fault:?} at {operation}");
-            let garden = Garden::new();
-            garden.commit("one", &[1, 2]);
-            garden.commit("two", &[2, 3]);
-            let faulty = FaultTier::new(Arc::new(garden.memory.clone()), operation, fault);
-            let outcome = Store::open(&leveled(&garden, faulty.clone())).and_then(|store| recompress(&store));
+            let fixture = GcFixture::new();
+            fixture.commit("one", &[1, 2]);
+            fixture.commit("two", &[2, 3]);
+            let faulty = FaultTier::new(Arc::new(fixture.memory.clone()), operation, fault);
+            let outcome =
+                Store::open(&leveled(&fixture, faulty.clone())).and_then(|store| recompress(&store));
             if !faulty.met() {
                 break;
             }
             places += 1;
             assert!(outcome.is_err() || operation > 0, "{context}: nobody was told");
-            garden.assert_sound(&context);
-            garden.collect(1);
-            garden.assert_sound(&format!("{context}, collected"));
-            recompress(&Store::open(&leveled(&garden, Arc::new(garden.memory.clone()))).unwrap()).unwrap();
-            garden.collect(4);
-            garden.assert_sound(&format!("{context}, in the end"));
-            let packs = data_packs(&garden.memory);
+            fixture.assert_sound(&context);
+            fixture.collect(1);
+            fixture.assert_sound(&format!("{context}, collected"));
+            recompress(&Store::open(&leveled(&fixture, Arc::new(fixture.memory.clone()))).unwrap()).unwrap();
+            fixture.collect(4);
+            fixture.assert_sound(&format!("{context}, in the end"));
+            let packs = data_packs(&fixture.memory);
             assert!(packs.iter().all(|(id, _)| id.level() == LEVEL), "{context}: old packs are left");
         }
         assert!(places >= 5, "only {places} places");

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use store::Image;
 
 use crate::guest::Saved;
-use crate::process::{Stamper, capture};
+use crate::process::{PatternWriter, capture};
 use crate::support::{Fixture, Random, Running, json, start_handler, wait_for};
 
 /// How many handlers are killed at least,
@@ -76,7 +76,7 @@ fn a_guest_never_sees_a_zero_page_when_its_handler_is_killed() {
 /// A dumped process and the image of it.
 struct Asleep {
     /// Dropped before the directory, which has the log of its restore.
-    stamper: Stamper,
+    writer: PatternWriter,
     fixture: Fixture,
     image: Image,
 }
@@ -84,26 +84,26 @@ struct Asleep {
 impl Asleep {
     fn new(pages: usize) -> Self {
         let fixture = Fixture::new();
-        let mut stamper = Stamper::start(&fixture, pages, &[]);
+        let mut writer = PatternWriter::start(&fixture, pages, &[]);
         let dumped = fixture.path("dumped");
-        stamper.dump(&dumped);
+        writer.dump(&dumped);
         let (image, _) = capture(&fixture, &dumped, None);
         criu::materialize(&image, &fixture.store, &fixture.path("images")).expect("materialized");
-        Self { stamper, fixture, image }
+        Self { writer, fixture, image }
     }
 
     /// Starts a handler and a restore that it serves.
     fn wake(&mut self, flags: &[&str]) -> (Running, i32) {
         let images = self.fixture.path("images");
         let (running, handler) = start_handler(flags, "criu", &self.fixture, &self.image, &images);
-        self.stamper.restore(&images, &[]);
+        self.writer.restore(&images, &[]);
         (running, handler)
     }
 
     /// Until the process has ended and its number is free.
     fn settle(&mut self) {
-        self.stamper.reap();
-        self.stamper.wait_until_free();
+        self.writer.reap();
+        self.writer.wait_until_free();
     }
 }
 
@@ -124,17 +124,17 @@ fn a_process_never_sees_a_zero_page_when_its_handler_is_killed() {
             }
         });
         // Looks at every page again and again until the handler is dead and the outcome is clear.
-        let answer = wait_for("the outcome", || match asleep.stamper.try_ask("", "check") {
+        let answer = wait_for("the outcome", || match asleep.writer.try_ask("", "check") {
             Some(answer) if answer != "ok" => Some(Some(answer)),
-            Some(_) if killer.is_finished() => asleep.stamper.try_ask("", "check").map(Some),
+            Some(_) if killer.is_finished() => asleep.writer.try_ask("", "check").map(Some),
             Some(_) => None,
-            None => asleep.stamper.has_ended().then_some(None),
+            None => asleep.writer.has_ended().then_some(None),
         });
         killer.join().expect("the killer ends");
         assert!(answer.is_none() || answer.as_deref() == Some("ok"), "run {number}: {answer:?}");
-        assert_eq!(asleep.stamper.bad_page(), None, "run {number}");
+        assert_eq!(asleep.writer.bad_page(), None, "run {number}");
         if answer.is_some() {
-            asleep.stamper.end();
+            asleep.writer.end();
         } else {
             died += 1;
             asleep.settle();
@@ -151,10 +151,10 @@ fn wait_for_a_page(
     flags: &[&str],
 ) -> (Running, i32, std::thread::JoinHandle<Option<String>>) {
     let (running, handler) = asleep.wake(flags);
-    asleep.stamper.ask("where");
+    asleep.writer.ask("where");
     signal(handler, Signal::STOP);
-    let question = asleep.stamper.question("check");
-    wait_for("a page is waited for", || is_waiting(asleep.stamper.pid).then_some(()));
+    let question = asleep.writer.question("check");
+    wait_for("a page is waited for", || is_waiting(asleep.writer.pid).then_some(()));
     (running, handler, question)
 }
 
@@ -176,9 +176,9 @@ fn a_process_in_the_middle_of_a_fault_dies_with_its_handler() {
         assert_eq!(question.join().expect("asked"), None, "it answered without its memory");
         asleep.settle();
         let (_, last) = supervisor.finish();
-        assert!(was_killed(last, asleep.stamper.pid));
+        assert!(was_killed(last, asleep.writer.pid));
     }
-    assert_eq!(asleep.stamper.bad_page(), None);
+    assert_eq!(asleep.writer.bad_page(), None);
 }
 
 #[test]
@@ -191,9 +191,9 @@ fn a_supervisor_asked_to_end_stops_what_it_guards() {
         asleep.settle();
         let (status, last) = supervisor.finish();
         assert!(status.success());
-        assert!(was_killed(last, asleep.stamper.pid));
+        assert!(was_killed(last, asleep.writer.pid));
     }
-    assert_eq!(asleep.stamper.bad_page(), None);
+    assert_eq!(asleep.writer.bad_page(), None);
 }
 
 #[test]
@@ -217,46 +217,46 @@ fn whoever_only_tries_the_socket_is_let_go_and_the_machine_is_served() {
 fn a_handler_without_its_supervisor_stops_what_it_serves() {
     let mut asleep = Asleep::new(256);
     let (mut supervisor, handler) = asleep.wake(&["--supervised"]);
-    asleep.stamper.ask("where");
+    asleep.writer.ask("where");
     signal(supervisor.pid() as i32, Signal::KILL);
     supervisor.wait();
     asleep.settle();
     wait_for("the end of the handler", || (!Path::new(&format!("/proc/{handler}")).exists()).then_some(()));
-    assert_eq!(asleep.stamper.bad_page(), None);
+    assert_eq!(asleep.writer.bad_page(), None);
 }
 
 #[test]
 fn a_child_whose_parent_has_ended_dies_with_the_handler() {
     let mut asleep = Asleep::new(256);
     let (supervisor, handler) = asleep.wake(&["--supervised"]);
-    let child = asleep.stamper.ask("brood 1");
+    let child = asleep.writer.ask("brood 1");
     let held = format!("/proc/{}/fdinfo", supervisor.pid());
     wait_for("the child is known", || {
         let files = std::fs::read_dir(&held).ok()?.flatten();
         let mut texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
         texts.any(|text| text.lines().any(|line| line == format!("Pid:\t{child}"))).then_some(())
     });
-    signal(asleep.stamper.pid, Signal::KILL);
-    asleep.stamper.reap();
+    signal(asleep.writer.pid, Signal::KILL);
+    asleep.writer.reap();
     signal(handler, Signal::KILL);
     let (_, last) = supervisor.finish();
     assert!(was_killed(last, child.parse().expect("a number")));
-    asleep.stamper.release_brood();
-    see_the_group_end(&asleep.stamper);
-    assert_eq!(asleep.stamper.bad_page(), None);
+    asleep.writer.release_brood();
+    see_the_group_end(&asleep.writer);
+    assert_eq!(asleep.writer.bad_page(), None);
 }
 
 #[test]
 fn a_child_that_nobody_saw_dies_rather_than_see_zero() {
     let mut asleep = Asleep::new(256);
     let (supervisor, handler) = asleep.wake(&["--supervised"]);
-    asleep.stamper.ask("where");
+    asleep.writer.ask("where");
     signal(supervisor.pid() as i32, Signal::STOP);
     // The handler waits for its receipt, and with it all others who fork.
-    let question = asleep.stamper.question("brood 1");
-    wait_for("the child", || asleep.stamper.has_child().then_some(()));
-    signal(asleep.stamper.pid, Signal::KILL);
-    asleep.stamper.reap();
+    let question = asleep.writer.question("brood 1");
+    wait_for("the child", || asleep.writer.has_child().then_some(()));
+    signal(asleep.writer.pid, Signal::KILL);
+    asleep.writer.reap();
     question.join().expect("asked");
     signal(supervisor.pid() as i32, Signal::CONT);
     wait_for("the child in custody", || {
@@ -265,18 +265,18 @@ fn a_child_that_nobody_saw_dies_rather_than_see_zero() {
         (names.filter(|name| name.to_string_lossy().contains("userfaultfd")).count() == 1).then_some(())
     });
     // It has what it needs to wait, so it meets nothing missing before it changes its memory.
-    let here = asleep.fixture.path("stamper.here");
+    let here = asleep.fixture.path("writer.here");
     wait_for("the child waits", || here.exists().then_some(()));
     signal(handler, Signal::KILL);
-    asleep.stamper.release_brood();
+    asleep.writer.release_brood();
     supervisor.finish();
-    see_the_group_end(&asleep.stamper);
-    assert_eq!(asleep.stamper.bad_page(), None);
+    see_the_group_end(&asleep.writer);
+    assert_eq!(asleep.writer.bad_page(), None);
 }
 
 /// Waits until nobody of the process's group is left.
-fn see_the_group_end(stamper: &Stamper) {
-    let group = Pid::from_raw(stamper.pid).expect("a process number");
+fn see_the_group_end(writer: &PatternWriter) {
+    let group = Pid::from_raw(writer.pid).expect("a process number");
     wait_for("the end of the whole group", || {
         (rustix::process::test_kill_process_group(group) == Err(rustix::io::Errno::SRCH)).then_some(())
     });
@@ -286,17 +286,17 @@ fn see_the_group_end(stamper: &Stamper) {
 fn a_supervisor_without_room_for_one_more_descriptor_kills_them_all() {
     let mut asleep = Asleep::new(256);
     let (supervisor, _) = asleep.wake(&["--supervised"]);
-    asleep.stamper.ask("where");
+    asleep.writer.ask("where");
     let number = Pid::from_raw(supervisor.pid() as i32);
     let limit = rustix::process::Rlimit { current: Some(30), maximum: Some(30) };
     rustix::process::prlimit(number, rustix::process::Resource::Nofile, limit).expect("limited");
     // Killed in the middle of it.
-    assert_eq!(asleep.stamper.try_ask("", "brood 60"), None);
-    asleep.stamper.release_brood();
+    assert_eq!(asleep.writer.try_ask("", "brood 60"), None);
+    asleep.writer.release_brood();
     let (status, _) = supervisor.finish();
     assert!(!status.success(), "the supervisor says what went wrong");
-    see_the_group_end(&asleep.stamper);
-    assert_eq!(asleep.stamper.bad_page(), None);
+    see_the_group_end(&asleep.writer);
+    assert_eq!(asleep.writer.bad_page(), None);
 }
 
 #[test]
@@ -308,8 +308,8 @@ fn a_supervised_handler_that_does_its_work_leaves_the_process_alone() {
     let last = json(last);
     assert_eq!(last["killed"], serde_json::json!([]), "{last}");
     assert_eq!(last["handler"], "exit status: 0", "{last}");
-    assert_eq!(asleep.stamper.ask("check"), "ok");
-    asleep.stamper.end();
+    assert_eq!(asleep.writer.ask("check"), "ok");
+    asleep.writer.end();
 }
 
 #[test]
@@ -319,6 +319,6 @@ fn without_a_supervisor_the_same_death_gives_zero_pages() {
     signal(pid, Signal::KILL);
     let answer = question.join().expect("asked");
     assert!(answer.as_deref().is_some_and(|answer| answer.starts_with("bad")), "{answer:?}");
-    assert!(asleep.stamper.bad_page().is_some());
-    asleep.stamper.end();
+    assert!(asleep.writer.bad_page().is_some());
+    asleep.writer.end();
 }

@@ -13,7 +13,7 @@ use store::{Image, Kind, PAGE, Result, Unwatched};
 use crate::support::{Fixture, PATIENCE, wait_for, wait_while};
 
 /// A stamped process, while it runs or sleeps. Killed with its family when dropped.
-pub(crate) struct Stamper {
+pub(crate) struct PatternWriter {
     pub socket: PathBuf,
     pub pid: i32,
     /// Whoever is its parent: the test at first, the restoring CRIU later.
@@ -24,24 +24,24 @@ pub(crate) struct Stamper {
     restore_log: Option<PathBuf>,
 }
 
-impl Stamper {
+impl PatternWriter {
     pub(crate) fn start(fixture: &Fixture, pages: usize, flags: &[&str]) -> Self {
-        let socket = fixture.path("stamper");
+        let socket = fixture.path("pattern_writer");
         // A program of its own: one that is replaced while it runs cannot be dumped.
         let program = fixture.path("program");
         // Copied by another process: a file that this one has open for writing, a program that another test is just
         // starting has open, too, for a moment, and it could not be run.
         let copied =
-            Command::new("cp").arg(env!("CARGO_BIN_EXE_stamper")).arg(&program).status().expect("cp");
+            Command::new("cp").arg(env!("CARGO_BIN_EXE_pattern_writer")).arg(&program).status().expect("cp");
         assert!(copied.success(), "the program is copied");
         let mut command = Command::new(&program);
         command.arg(&socket).arg(pages.to_string()).args(flags).current_dir("/");
         let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = quiet.spawn().expect("started");
         let pid = child.id() as i32;
-        let stamper = Self { socket, pid, parent: Some(child), family: Vec::new(), restore_log: None };
-        assert_eq!(stamper.ask("check"), "ok");
-        stamper
+        let writer = Self { socket, pid, parent: Some(child), family: Vec::new(), restore_log: None };
+        assert_eq!(writer.ask("check"), "ok");
+        writer
     }
 
     /// One question and its answer; `None` when the process ends before it answers.
@@ -145,7 +145,7 @@ impl Stamper {
     }
 }
 
-impl Drop for Stamper {
+impl Drop for PatternWriter {
     fn drop(&mut self) {
         // A restore that fails, since the number was given to another process for one, shows elsewhere: nobody answers.
         if let Some(log) = self.restore_log.take().filter(|_| std::thread::panicking()) {
@@ -220,29 +220,29 @@ pub(crate) fn capture(fixture: &Fixture, images: &Path, parent: Option<&Image>) 
 pub(crate) fn resume<T: Send>(
     fixture: &Fixture,
     image: &Image,
-    stamper: &mut Stamper,
+    writer: &mut PatternWriter,
     (name, prefetch, more): (&str, bool, &[&str]),
-    then: impl FnOnce(&mut Stamper, &Path) -> T,
+    then: impl FnOnce(&mut PatternWriter, &Path) -> T,
 ) -> (Result<ServeReport>, T) {
     let images = fixture.path(name);
     criu::materialize(image, &fixture.store, &images).expect("materialized");
-    restore(image, stamper, (&images, prefetch, more), then)
+    restore(image, writer, (&images, prefetch, more), then)
 }
 
 /// Restores a materialized directory while this process serves.
 pub(crate) fn restore<T: Send>(
     image: &Image,
-    stamper: &mut Stamper,
+    writer: &mut PatternWriter,
     (images, prefetch, more): (&Path, bool, &[&str]),
-    then: impl FnOnce(&mut Stamper, &Path) -> T,
+    then: impl FnOnce(&mut PatternWriter, &Path) -> T,
 ) -> (Result<ServeReport>, T) {
     let options = ServeOptions { prefetch, ..ServeOptions::default() };
     std::thread::scope(|scope| {
         let served = scope.spawn(|| criu::serve(image.store(), image, images, images, &options));
         wait_for("the socket", || images.join("lazy-pages.socket").exists().then_some(()));
-        stamper.restore(images, more);
-        let _guard = EndOnPanic(stamper.pid);
-        let answer = then(stamper, images);
+        writer.restore(images, more);
+        let _guard = EndOnPanic(writer.pid);
+        let answer = then(writer, images);
         (served.join().expect("serving does not panic"), answer)
     })
 }
@@ -250,18 +250,18 @@ pub(crate) fn restore<T: Send>(
 #[test]
 fn a_process_goes_on_with_every_page_and_sleeps_again_for_what_it_changed() {
     let fixture = Fixture::new();
-    let mut stamper = Stamper::start(&fixture, 8192, &[]);
+    let mut writer = PatternWriter::start(&fixture, 8192, &[]);
     let dumped = fixture.path("dumped");
-    stamper.dump(&dumped);
+    writer.dump(&dumped);
     let (image, first) = capture(&fixture, &dumped, None);
     assert!(first.stats.new >= 8192, "{first:?}");
 
-    let (report, captured) = resume(&fixture, &image, &mut stamper, ("resumed", true, &[]), |stamper, _| {
-        assert_eq!(stamper.ask("check"), "ok");
-        assert_eq!(stamper.ask("change 100 7"), "done");
-        assert_eq!(stamper.ask("check"), "ok");
+    let (report, captured) = resume(&fixture, &image, &mut writer, ("resumed", true, &[]), |writer, _| {
+        assert_eq!(writer.ask("check"), "ok");
+        assert_eq!(writer.ask("change 100 7"), "done");
+        assert_eq!(writer.ask("check"), "ok");
         let again = fixture.path("dumped again");
-        stamper.dump(&again);
+        writer.dump(&again);
         capture(&fixture, &again, Some(&image))
     });
     let report = report.expect("served");
@@ -274,13 +274,13 @@ fn a_process_goes_on_with_every_page_and_sleeps_again_for_what_it_changed() {
     );
 
     let (report, ()) =
-        resume(&fixture, &second_image, &mut stamper, ("resumed again", false, &[]), |stamper, _| {
-            assert_eq!(stamper.ask("check"), "ok");
-            stamper.end();
+        resume(&fixture, &second_image, &mut writer, ("resumed again", false, &[]), |writer, _| {
+            assert_eq!(writer.ask("check"), "ok");
+            writer.end();
         });
     let report = report.expect("served");
     assert!(report.prefetched == 0 && report.pages >= 8192, "{report:?}");
-    assert_eq!(stamper.bad_page(), None);
+    assert_eq!(writer.bad_page(), None);
 }
 
 /// Whether some mapping of a process still waits for pages.
@@ -292,18 +292,18 @@ pub(crate) fn has_missing_pages(pid: i32) -> bool {
 #[test]
 fn all_memory_of_a_stopped_process_equals_the_dump() {
     let fixture = Fixture::new();
-    let mut stamper = Stamper::start(&fixture, 2048, &[]);
+    let mut writer = PatternWriter::start(&fixture, 2048, &[]);
     let dumped = fixture.path("dumped");
-    stamper.dump(&dumped);
+    writer.dump(&dumped);
     let (image, _) = capture(&fixture, &dumped, None);
     let more = ("resumed", true, &["--leave-stopped"][..]);
-    let (report, compared) = resume(&fixture, &image, &mut stamper, more, |stamper, images| {
+    let (report, compared) = resume(&fixture, &image, &mut writer, more, |writer, images| {
         let log = || std::fs::read_to_string(images.join("restore.log")).unwrap_or_default();
         wait_for("the restore", || log().contains("Restore finished successfully").then_some(()));
         // Only pages that are there can be read through the file below.
-        wait_for("all memory is there", || (!has_missing_pages(stamper.pid)).then_some(()));
-        let compared = compare_with_dump(stamper.pid, &dumped);
-        stamper.end();
+        wait_for("all memory is there", || (!has_missing_pages(writer.pid)).then_some(()));
+        let compared = compare_with_dump(writer.pid, &dumped);
+        writer.end();
         compared
     });
     assert_eq!(report.expect("served").poisoned, 0);
@@ -377,19 +377,19 @@ fn varint(bytes: &[u8]) -> (u64, &[u8]) {
 #[test]
 fn a_family_with_a_zombie_is_resumed_whole() {
     let fixture = Fixture::new();
-    let mut stamper = Stamper::start(&fixture, 2048, &["--family"]);
-    assert_eq!(wait_for("the child", || stamper.try_ask(".child", "check")), "ok");
+    let mut writer = PatternWriter::start(&fixture, 2048, &["--family"]);
+    assert_eq!(wait_for("the child", || writer.try_ask(".child", "check")), "ok");
     let dumped = fixture.path("dumped");
-    stamper.dump(&dumped);
+    writer.dump(&dumped);
     let (image, captured) = capture(&fixture, &dumped, None);
     assert_eq!(image.spaces().len(), 2, "the zombie has no memory");
     assert!(captured.stats.new >= 4096, "{captured:?}");
     for prefetch in [false, true] {
         let name = if prefetch { "prefetched" } else { "on demand" };
-        let (report, ()) = resume(&fixture, &image, &mut stamper, (name, prefetch, &[]), |stamper, _| {
-            assert_eq!(stamper.ask("check"), "ok");
-            assert_eq!(wait_for("the child", || stamper.try_ask(".child", "check")), "ok");
-            stamper.end();
+        let (report, ()) = resume(&fixture, &image, &mut writer, (name, prefetch, &[]), |writer, _| {
+            assert_eq!(writer.ask("check"), "ok");
+            assert_eq!(wait_for("the child", || writer.try_ask(".child", "check")), "ok");
+            writer.end();
         });
         let report = report.expect("served");
         assert_eq!((report.spaces, report.poisoned), (2, 0), "{report:?}");
@@ -399,9 +399,9 @@ fn a_family_with_a_zombie_is_resumed_whole() {
 #[test]
 fn memory_that_is_moved_given_back_or_forked_stays_right() {
     let fixture = Fixture::new();
-    let mut stamper = Stamper::start(&fixture, 4096, &[]);
+    let mut writer = PatternWriter::start(&fixture, 4096, &[]);
     let dumped = fixture.path("dumped");
-    stamper.dump(&dumped);
+    writer.dump(&dumped);
     let (image, _) = capture(&fixture, &dumped, None);
     let requests: [&[&str]; 4] = [
         &["discard 100 500", "fork", "move", "check"],
@@ -412,57 +412,56 @@ fn memory_that_is_moved_given_back_or_forked_stays_right() {
     for prefetch in [false, true] {
         for (number, lines) in requests.iter().enumerate() {
             let name = format!("resumed {prefetch} {number}");
-            let (report, ()) =
-                resume(&fixture, &image, &mut stamper, (&name, prefetch, &[]), |stamper, _| {
-                    for line in *lines {
-                        let answer = stamper.ask(line);
-                        assert!(answer == "ok" || answer == "done", "{line}: {answer}");
-                    }
-                    stamper.end();
-                });
+            let (report, ()) = resume(&fixture, &image, &mut writer, (&name, prefetch, &[]), |writer, _| {
+                for line in *lines {
+                    let answer = writer.ask(line);
+                    assert!(answer == "ok" || answer == "done", "{line}: {answer}");
+                }
+                writer.end();
+            });
             let report = report.expect("served");
             assert_eq!(report.poisoned, 0, "{report:?}");
             let forks = lines.iter().filter(|line| **line == "fork").count() as u64;
             assert!(prefetch || report.spaces == 1 + forks, "a fork is served, too: {report:?}");
         }
     }
-    assert_eq!(stamper.bad_page(), None);
+    assert_eq!(writer.bad_page(), None);
 }
 
 #[test]
 fn a_process_whose_pages_are_broken_dies_rather_than_see_zero() {
     let fixture = Fixture::new();
-    let mut stamper = Stamper::start(&fixture, 2048, &[]);
+    let mut writer = PatternWriter::start(&fixture, 2048, &[]);
     let dumped = fixture.path("dumped");
-    stamper.dump(&dumped);
+    writer.dump(&dumped);
     let (image, _) = capture(&fixture, &dumped, None);
     for (name, prefetch) in [("on demand", false), ("prefetched", true)] {
         // What CRIU reads by itself comes from the whole store; of the rest the middle, the stamped pages, is broken.
         let images = fixture.path(name);
         criu::materialize(&image, &fixture.store, &images).expect("materialized");
         let (_copy, broken) = fixture.broken_copy(&image, 0.3..0.6);
-        let (report, answer) = restore(&broken, &mut stamper, (&images, prefetch, &[]), |stamper, _| {
+        let (report, answer) = restore(&broken, &mut writer, (&images, prefetch, &[]), |writer, _| {
             // It may not live long enough to hear a question.
-            let answer = wait_for("an answer or the end", || match stamper.try_ask("", "check") {
+            let answer = wait_for("an answer or the end", || match writer.try_ask("", "check") {
                 Some(answer) => Some(Some(answer)),
-                None => stamper.has_ended().then_some(None),
+                None => writer.has_ended().then_some(None),
             });
-            stamper.reap();
+            writer.reap();
             answer
         });
         assert_eq!(answer, None, "the process read every page");
         assert!(report.expect("served").poisoned > 0);
-        stamper.wait_until_free();
+        writer.wait_until_free();
     }
-    assert_eq!(stamper.bad_page(), None);
+    assert_eq!(writer.bad_page(), None);
 }
 
 #[test]
 fn directories_that_are_no_whole_dump_are_refused() {
     let fixture = Fixture::new();
-    let mut stamper = Stamper::start(&fixture, 256, &[]);
+    let mut writer = PatternWriter::start(&fixture, 256, &[]);
     let dumped = fixture.path("dumped");
-    stamper.dump(&dumped);
+    writer.dump(&dumped);
     let pages = dumped.join("pages-1.img");
     let whole = std::fs::read(&pages).expect("pages");
     std::fs::write(&pages, &whole[..whole.len() - 1]).expect("cut");
@@ -487,9 +486,9 @@ fn directories_that_are_no_whole_dump_are_refused() {
 #[test]
 fn a_directory_of_another_image_is_refused() {
     let fixture = Fixture::new();
-    let mut stamper = Stamper::start(&fixture, 256, &[]);
+    let mut writer = PatternWriter::start(&fixture, 256, &[]);
     let dumped = fixture.path("dumped");
-    stamper.dump(&dumped);
+    writer.dump(&dumped);
     let (image, _) = capture(&fixture, &dumped, None);
     let images = fixture.path("materialized");
     criu::materialize(&image, &fixture.store, &images).expect("materialized");
@@ -503,9 +502,9 @@ fn a_directory_of_another_image_is_refused() {
 #[test]
 fn every_image_file_comes_back_and_the_pages_that_criu_reads_itself() {
     let fixture = Fixture::new();
-    let mut stamper = Stamper::start(&fixture, 256, &[]);
+    let mut writer = PatternWriter::start(&fixture, 256, &[]);
     let dumped = fixture.path("dumped");
-    stamper.dump(&dumped);
+    writer.dump(&dumped);
     let (image, _) = capture(&fixture, &dumped, None);
     let (lazy, whole) = (fixture.path("lazy"), fixture.path("whole"));
     criu::materialize(&image, &fixture.store, &lazy).expect("materialized");

@@ -71,7 +71,7 @@ impl Fixture {
         (image, stats.expect("finished"))
     }
 
-    /// A copy of this store in which a part of each pack of stored memory is broken, opened anew. The part is given in
+    /// A copy of this store in which a part of each pack of stored memory is broken, opened again. The part is given in
     /// fractions of the pack.
     pub(crate) fn broken_copy(&self, image: &Image, part: Range<f64>) -> (tempfile::TempDir, Image) {
         let copy = tempfile::tempdir().expect("a directory");
@@ -159,7 +159,7 @@ impl Drop for Running {
     }
 }
 
-/// Kills a program that does not end in time, so that a test which waits for it fails instead of waiting for ever.
+/// Kills a program that does not end in time, so that a test which waits for it fails instead of waiting forever.
 fn kill_when_hung(child: &Child) {
     let pid = Pid::from_child(child);
     let process = pidfd_open(pid, PidfdFlags::empty()).expect("a program that was just started");

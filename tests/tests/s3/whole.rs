@@ -15,7 +15,7 @@ use tests::model::{Random, assert_clean};
 use tests::proxy::{Fault, Proxy};
 use tests::servers::{ACCESS_KEY, SECRET_KEY};
 use tests::snapctl::{Place, Run};
-use tests::{garden, servers};
+use tests::{gc_fixture, servers};
 
 /// A host with its own configuration, state and hot tier.
 struct Operator<'a> {
@@ -174,7 +174,7 @@ fn whole_lives_come_through_storms_of_faults() {
         for version in 0..6u64 {
             let outcome = Store::open(&host.config()).and_then(|store| {
                 let mut writer = store.writer("test")?;
-                garden::commit(&mut writer, "app", &[1, 2, 3 + version])
+                gc_fixture::commit(&mut writer, "app", &[1, 2, 3 + version])
             });
             match outcome {
                 Ok(_) => commits += 1,
@@ -186,7 +186,7 @@ fn whole_lives_come_through_storms_of_faults() {
             }
             let store = host.open();
             for entry in store.refs().get("app").unwrap().map(|found| found.history).unwrap_or_default() {
-                garden::assert_files(&store, &entry.snapshot, &format!("seed {seed}, version {version}"));
+                gc_fixture::assert_files(&store, &entry.snapshot, &format!("seed {seed}, version {version}"));
             }
             if version == 3 {
                 let newest = store.resolve("app").unwrap();
@@ -224,7 +224,7 @@ fn a_damaged_pack_in_a_bucket_is_mended_from_a_host_s_copy() {
     let tier = S3Tier::new(&servers::settings(&SEAWEED.endpoint(), &prefix)).unwrap();
     let pack = largest_pack(&tier);
     let whole = tier.get(&pack).unwrap().to_vec();
-    garden::flip_a_bit(&tier, &pack, whole.len() / 2);
+    gc_fixture::flip_a_bit(&tier, &pack, whole.len() / 2);
     hosts[1].run(&["scrub"]).expect(2).complains("damaged");
     assert!(tier.get(&pack).unwrap().to_vec() != whole, "nothing is repaired unasked");
     let repaired = hosts[0].run(&["scrub", "--repair", "--json"]).expect(0).json();
@@ -253,7 +253,7 @@ fn a_damaged_pack_in_a_bucket_without_conditions_is_mended_by_its_collector() {
     let tier = S3Tier::new(&servers::settings(&rclone.endpoint(), &prefix)).unwrap();
     let pack = largest_pack(&tier);
     let whole = tier.get(&pack).unwrap().to_vec();
-    garden::flip_a_bit(&tier, &pack, whole.len() / 2);
+    gc_fixture::flip_a_bit(&tier, &pack, whole.len() / 2);
     other.run(&["scrub", "--repair"]).expect(2).complains("1 damaged copies");
     assert!(tier.get(&pack).unwrap().to_vec() != whole, "it has no whole copy");
     let repaired = collector.run(&["scrub", "--repair", "--json"]).expect(0).json();

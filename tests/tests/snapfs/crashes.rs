@@ -169,7 +169,7 @@ fn an_upper_below_its_own_mount_point_is_refused() {
     let world = World::with_empty_base(HELPER);
     let refused = world.try_mount("base", "mnt", "mnt/upper", &[]).err().unwrap();
     assert!(refused.contains("below the mount point"), "{refused}");
-    assert_eq!(world.store.home().list("sessions/").unwrap(), [], "nothing is held for it");
+    assert_eq!(world.store.metadata_tier().list("sessions/").unwrap(), [], "nothing is held for it");
     assert!(!is_mounted(&world.path("mnt")));
 }
 

@@ -348,6 +348,6 @@ fn inode_numbers_are_the_same_in_listings_after_freezes_and_at_later_mounts() {
     File::create(served.path("d/name-000000")).unwrap();
     let all = numbers(&served.mountpoint);
     let distinct: HashSet<u64> = all.iter().map(|(_, number)| *number).collect();
-    assert_eq!(distinct.len(), all.len() - 1, "what is made anew gets numbers that nothing has");
+    assert_eq!(distinct.len(), all.len() - 1, "what is made again gets numbers that nothing has");
     served.unmount();
 }

@@ -222,5 +222,5 @@ fn the_scenario_ends_well_without_a_fault() {
     collect(&store, 3).unwrap();
     let named: usize = acks.done.values().map(Vec::len).sum();
     assert_eq!(store.snapshot_ids().unwrap().len(), named);
-    assert!(store.home().list("sessions/").unwrap().is_empty());
+    assert!(store.metadata_tier().list("sessions/").unwrap().is_empty());
 }

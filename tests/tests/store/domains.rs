@@ -1,4 +1,4 @@
-//! Domains: nothing of one opens in another, everybody leans on the public one and on nobody else, keys rotate under
+//! Domains: nothing of one opens in another, everybody depends on the public one and on nobody else, keys rotate under
 //! readers and writers, and what was destroyed is gone. The plain domain goes on as it was.
 
 use crate::scratch::overwrite;
@@ -49,9 +49,10 @@ fn collect(store: &Store) -> store::Result<gc::CollectReport> {
 fn frames(store: &Store) -> Vec<(PackId, Vec<u8>)> {
     let mut frames = Vec::new();
     for (pack, _) in store.packs().unwrap() {
-        let directory: PackDirectory = read_directory(store.home(), pack).unwrap();
+        let directory: PackDirectory = read_directory(store.metadata_tier(), pack).unwrap();
         for extent in directory.frames {
-            let bytes = store.home().get_range(&pack.key(), extent.offset, extent.len_bytes.into()).unwrap();
+            let bytes =
+                store.metadata_tier().get_range(&pack.key(), extent.offset, extent.len_bytes.into()).unwrap();
             frames.push((pack, bytes));
         }
     }
@@ -136,7 +137,7 @@ fn a_frame_of_one_domain_never_opens_in_another() {
 }
 
 #[test]
-fn tenants_lean_on_the_public_domain_and_on_nobody_else() {
+fn tenants_depend_on_the_public_domain_and_on_nobody_else() {
     let tenants = Tenants::new();
     let (_, first) = commit(&tenants.open("public"), 7);
     assert!(first > 100_000);
@@ -150,9 +151,9 @@ fn tenants_lean_on_the_public_domain_and_on_nobody_else() {
     assert_eq!((own, others), (commit(&tenants.open("default"), 8).1, own));
     assert_eq!(commit(&tenants.open("acme"), 8).1, 0, "its own is found");
     let (_, public) = commit(&tenants.open("public"), 8);
-    assert_eq!(public, own, "the public domain leans on no tenant");
+    assert_eq!(public, own, "the public domain depends on no tenant");
 
-    // The operator forgets; who leans on it keeps it.
+    // The operator forgets; who depends on it keeps it.
     let public = tenants.open("public");
     public.forget("web", |_| true).unwrap();
     collect(&public).unwrap();
@@ -275,7 +276,7 @@ fn keys_rotate_under_readers_and_writers() {
         }
         assert_clean(store, "rotated");
     }
-    assert_eq!(commit(&tenants.open("acme"), 1).1, 0, "what was sealed anew is found again");
+    assert_eq!(commit(&tenants.open("acme"), 1).1, 0, "what was sealed again is found again");
     let again = gc::repack_old_epochs(&tenants.open("acme"), &Unwatched).unwrap();
     assert_eq!((again.packs.len(), again.frames), (0, 0));
 }
@@ -434,7 +435,7 @@ fn sessions_of_an_encrypted_domain_name_nothing() {
     let upper = tenants.scratch.path().join("canary upper");
     std::fs::create_dir(&upper).unwrap();
     let names_it = |store: &Store| {
-        let infos = store.home().list("sessions/").unwrap();
+        let infos = store.metadata_tier().list("sessions/").unwrap();
         let records = infos.iter().map(|info| tenants.tier.get(&info.key).unwrap().to_vec());
         let locks = [store.state_dir().join("lock")].into_iter().filter_map(|path| std::fs::read(path).ok());
         let named = |bytes: Vec<u8>| bytes.windows(6).any(|window| window == b"canary");
@@ -450,7 +451,7 @@ fn sessions_of_an_encrypted_domain_name_nothing() {
             id
         };
         let pin = store.pin("restore canary", &[pinned]).unwrap();
-        store.hold_for_upper(&upper, &[pinned]).unwrap();
+        store.pin_for_upper(&upper, &[pinned]).unwrap();
         assert_eq!(names_it(&store), (2, shows), "{domain}");
         drop(pin);
         let held = || store::session::alive(store.sessions(), true).unwrap().len();
@@ -458,8 +459,8 @@ fn sessions_of_an_encrypted_domain_name_nothing() {
         std::fs::rename(&upper, upper.with_extension("elsewhere")).unwrap();
         assert_eq!(held(), 0, "{domain}");
         std::fs::rename(upper.with_extension("elsewhere"), &upper).unwrap();
-        store.hold_for_upper(&upper, &[pinned]).unwrap();
-        store.let_go_of_upper(&upper).unwrap();
+        store.pin_for_upper(&upper, &[pinned]).unwrap();
+        store.unpin_upper(&upper).unwrap();
         assert_eq!(names_it(&store).0, 0);
         let left = std::fs::read_dir(store.state_dir().join("sessions")).unwrap().count();
         assert_eq!(left, 0, "{domain}");

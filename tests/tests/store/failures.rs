@@ -1,4 +1,4 @@
-//! Operations of the disk that fail: for every n the n-th one of a store's life, once or from then on, by an error of the
+//! Operations of the disk that fail: for every n the n-th one of a store's scenario, once or from then on, by an error of the
 //! device or for want of space. Nothing is acknowledged that is not durable, a writer that failed does not go on, and when
 //! the disk works again so does the store.
 
@@ -6,7 +6,7 @@ use crate::sim::{begun, try_all};
 use rustix::io::Errno;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tests::is_long;
-use tests::life::{Life, Step, recover};
+use tests::scenario::{Scenario, Step, recover};
 use tests::sim_disk::{Fault, Luck, Rules, Survey};
 
 /// Everything that users do, after a fashion.
@@ -26,44 +26,44 @@ const LIFE: [Step; 10] = [
 /// Lives with the fault, then without it; gives how often the store recovered, and whether the fault was met.
 fn fail(fault: Fault) -> (u64, bool) {
     let (disk, acks) = begun();
-    let mut life = Life::on(disk, acks, 100);
-    life.disk.set_fault(Some(fault));
+    let mut scenario = Scenario::on(disk, acks, 100);
+    scenario.disk.set_fault(Some(fault));
     let mut failures = Vec::new();
     for step in LIFE {
         // Users try again, each time with another process.
         for _ in 0..2 {
-            match life.step(step) {
+            match scenario.step(step) {
                 Ok(()) => break,
                 Err(error) => failures.push(format!("{step:?}: {error}")),
             }
-            life.reopen();
+            scenario.reopen();
         }
     }
-    let was_met = life.disk.is_fault_met();
-    life.disk.set_fault(None);
+    let was_met = scenario.disk.is_fault_met();
+    scenario.disk.set_fault(None);
     let context = format!("{fault:?}, which gave {failures:?}");
     // What was acknowledged is durable, also if the power goes now.
-    let mut survey = Survey::of(&life.disk);
+    let mut survey = Survey::of(&scenario.disk);
     survey.advance(survey.len());
     let luck = Luck::Seed(fault.operation);
     let crashes = [(Rules::Kill, Luck::Nothing), (Rules::Unordered, Luck::Nothing), (Rules::Unordered, luck)];
     for (rules, luck) in crashes {
-        recover(&survey.crash(rules, luck), &life.acks, &format!("{context}, then {rules:?}, {luck:?}"));
+        recover(&survey.crash(rules, luck), &scenario.acks, &format!("{context}, then {rules:?}, {luck:?}"));
     }
     // And the processes that met the fault may still be there.
     for step in LIFE {
-        life.step(step).unwrap_or_else(|error| panic!("{context}, then {step:?}: {error}"));
+        scenario.step(step).unwrap_or_else(|error| panic!("{context}, then {step:?}: {error}"));
     }
     (crashes.len() as u64 + 1, was_met)
 }
 
-/// How many operations a life has: ids are random, so it is not always the same.
+/// How many operations a scenario has: ids are random, so it is not always the same.
 fn operations() -> usize {
     let (disk, acks) = begun();
-    let mut life = Life::on(disk, acks, 100);
-    life.disk.set_fault(None);
-    LIFE.iter().for_each(|step| life.step(*step).unwrap());
-    life.disk.operations() as usize
+    let mut scenario = Scenario::on(disk, acks, 100);
+    scenario.disk.set_fault(None);
+    LIFE.iter().for_each(|step| scenario.step(*step).unwrap());
+    scenario.disk.operations() as usize
 }
 
 /// Fails every operation in turn, or one of `stride`.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use store::disk::{Disk, HostDisk};
 use store::{Kind, SnapshotId, Store, session};
-use tests::garden::{assert_files, commit};
+use tests::gc_fixture::{assert_files, commit};
 use tests::hosts::shared_directory;
 use tests::is_long;
 use tests::model::{Random, assert_clean};
@@ -83,7 +83,7 @@ impl Told {
 fn take_over(fast: &Store, round: u64) -> u64 {
     let mut fenced = 0;
     for listed in session::alive(fast.sessions(), false).unwrap() {
-        fenced += u64::from(session::fence(fast.home(), &listed).unwrap());
+        fenced += u64::from(session::fence(fast.metadata_tier(), &listed).unwrap());
     }
     let mut writer = fast.writer("a fast host").unwrap();
     let newest = commit(&mut writer, "fast", &[round, round + 1]).unwrap();
@@ -91,7 +91,7 @@ fn take_over(fast: &Store, round: u64) -> u64 {
     fast.forget("fast", |entry| entry.snapshot != newest).unwrap();
     let kept = fast.resolve("slow").ok();
     if kept.is_some() && !round.is_multiple_of(3) {
-        // Every third time a commit that sleeps finds the files that it leans on named by nobody any more.
+        // Every third time a commit that sleeps finds the files that it depends on named by nobody any more.
         fast.forget("slow", |_| round % 3 == 1).unwrap();
     }
     gc::collect(fast, &gc::CollectOptions { dry_run: false, cycles: 4 }, &store::Unwatched).unwrap();

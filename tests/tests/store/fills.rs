@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use store::{Kind, SnapshotId, Store, StoreConfig, Unwatched};
-use tests::garden::{assert_files, commit};
+use tests::gc_fixture::{assert_files, commit};
 use tests::is_long;
 use tests::model::{Random, assert_clean};
 use tests::power_disk::PowerDisk;

@@ -1,4 +1,4 @@
-//! The format for ever: the tables of docs/FORMAT.md against the bytes of the golden store, and the golden store against
+//! The format forever: the tables of docs/FORMAT.md against the bytes of the golden store, and the golden store against
 //! this build: it opens, checks clean, restores to known bytes, and its records are written the same way today.
 
 mod domains;
@@ -158,7 +158,7 @@ fn the_golden_store_opens_checks_clean_and_restores_to_known_bytes() {
         assert_eq!(vm.parent.is_some(), version == 1);
     }
     assert_eq!(store.condemned().unwrap().len(), 1);
-    assert_eq!(store::condemned::read_epoch(store.home()).unwrap(), 1);
+    assert_eq!(store::condemned::read_epoch(store.metadata_tier()).unwrap(), 1);
 }
 
 #[test]
@@ -441,7 +441,7 @@ fn assert_frame(document: &Document, bytes: &[u8]) {
 fn metadata_chunks(store: &Store) -> Vec<Vec<u8>> {
     let mut chunks = Vec::new();
     for (id, _) in store.packs().unwrap() {
-        let directory = read_directory(store.home(), id).unwrap();
+        let directory = read_directory(store.metadata_tier(), id).unwrap();
         if directory.kind == PackKind::Meta {
             let read = |id: &ChunkId| store.read_chunk(id).unwrap().to_vec();
             chunks.extend(directory.entries.iter().map(|entry| read(&entry.id)));

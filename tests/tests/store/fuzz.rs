@@ -140,8 +140,8 @@ fn use_store(config: &StoreConfig, also_write: bool) -> store::Result<()> {
     }
     let _ = store.resolve("web~1");
     let _ = store.condemned();
-    let _ = store::lost_frames::DamagedFrames::read_all(store.home());
-    let _ = store::condemned::read_epoch(store.home());
+    let _ = store::lost_frames::DamagedFrames::read_all(store.metadata_tier());
+    let _ = store::condemned::read_epoch(store.metadata_tier());
     let _ = store::stats(&store);
     for id in store.snapshot_ids()? {
         let _ = store.snapshot(&id);
@@ -313,7 +313,7 @@ fn image_over(id: &ChunkId) -> Vec<u8> {
 fn metadata_records(store: &Store) -> Vec<Vec<u8>> {
     let mut records = Vec::new();
     for (id, _) in store.packs().unwrap() {
-        let directory = read_directory(store.home(), id).unwrap();
+        let directory = read_directory(store.metadata_tier(), id).unwrap();
         if directory.kind == store::pack::PackKind::Meta {
             records
                 .extend(directory.entries.iter().map(|entry| store.read_chunk(&entry.id).unwrap().to_vec()));

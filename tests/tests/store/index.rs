@@ -25,7 +25,7 @@ fn filled(scratch: &Scratch) -> Histories {
     for version in 0..3 {
         commit(&mut writer, version, &mut model);
     }
-    assert_eq!(store.home().list("index/").unwrap().len(), 3);
+    assert_eq!(store.metadata_tier().list("index/").unwrap().len(), 3);
     model
 }
 
@@ -33,7 +33,7 @@ fn filled(scratch: &Scratch) -> Histories {
 fn listing(store: &Store) -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
     for (pack, _) in store.packs().unwrap() {
-        for entry in store::pack::read_directory(store.home(), pack).unwrap().entries {
+        for entry in store::pack::read_directory(store.metadata_tier(), pack).unwrap().entries {
             let places: Vec<Location> = store.index().find(&entry.id).into_iter().collect();
             assert!(places.iter().any(|place| place.pack == pack), "{pack} holds {} unknown", entry.id);
             found.extend(places.iter().map(|place| (entry.id.to_string(), format!("{place:?}"))));
@@ -54,7 +54,7 @@ fn a_store_without_index_reads_everything_and_a_rebuild_gives_the_same_listing()
         let model = filled(&scratch);
         let open_before = scratch.open();
         let before = listing(&open_before);
-        delete_index(&*scratch.config.home);
+        delete_index(&*scratch.config.metadata_tier);
         assert_holds(&open_before, &model, "open before the index went");
         let cold = scratch.open();
         assert_holds(&cold, &model, "opened without index");
@@ -67,7 +67,7 @@ fn a_store_without_index_reads_everything_and_a_rebuild_gives_the_same_listing()
             assert_eq!(listing(store), before);
             assert_clean(store, "after the rebuild");
         }
-        assert_eq!(scratch.config.home.list("index/").unwrap().len(), 1);
+        assert_eq!(scratch.config.metadata_tier.list("index/").unwrap().len(), 1);
         let again = store::rebuild_index(&cold, &Unwatched).unwrap();
         assert_eq!(again, (packs, chunks), "a rebuild of what is whole changes nothing");
     }
@@ -90,7 +90,7 @@ fn runs_that_are_no_runs_are_passed_over() {
     for scratch in [Scratch::in_memory().0, Scratch::in_directory()] {
         let model = filled(&scratch);
         let tier = scratch.open();
-        let tier = tier.home();
+        let tier = tier.metadata_tier();
         let runs = tier.list("index/").unwrap();
         let right = tier.get(&runs[1].key).unwrap().to_vec();
         let mut newer = right.clone();
@@ -140,7 +140,7 @@ fn a_run_that_names_packs_that_are_gone_misleads_nobody() {
     bytes[packs..packs + PackId::LEN].copy_from_slice(&stale.to_bytes());
     tier.put_if_absent("index/ffffffffffffffff/9-9", &seal(Record::BucketRun, &bytes[56..])).unwrap();
     assert_holds(&scratch.open(), &model, "with a stale run");
-    // A writer does not lean on such a pack, and the collector takes it out of the index.
+    // A writer does not depend on such a pack, and the collector takes it out of the index.
     commit(&mut store.writer("test").unwrap(), 0, &mut model);
     let names = |store: &Store| store.index().runs().iter().any(|run| run.packs().any(|pack| pack == stale));
     assert!(names(&scratch.open()));
@@ -171,7 +171,7 @@ fn a_rebuild_waits_for_no_collector_and_removes_nothing_when_a_pack_is_damaged()
     assert_holds(&scratch.open(), &model, "after it");
 }
 
-/// After any history the index is thrown away, in whole or in part, or damaged, and made anew: the listing is the same.
+/// After any history the index is thrown away, in whole or in part, or damaged, and made again: the listing is the same.
 #[test]
 fn a_thousand_rebuilds_give_the_listing_that_was_there() {
     let histories = if is_long() { 200 } else { 40 };

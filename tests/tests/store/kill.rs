@@ -78,7 +78,7 @@ fn whatever_a_killed_writer_acknowledged_is_there() {
             // What the killed ones left is swept beside everything else.
             gc::collect(&store, &gc::CollectOptions { dry_run: false, cycles: 3 }, &Unwatched).unwrap();
             assert_clean(&store, &format!("round {round}"));
-            assert!(store.home().list("sessions/").unwrap().is_empty());
+            assert!(store.metadata_tier().list("sessions/").unwrap().is_empty());
         }
     }
     println!("{rounds} kills, {} commits acknowledged, none lost", acknowledged.len());

@@ -7,7 +7,7 @@ use store::{
     ChunkId, DataTier, MemoryTier, PAGE, Reached, SnapshotDraft, SnapshotId, Store, StoreConfig, Tier,
     TierClass, Unwatched, move_snapshot,
 };
-use tests::garden::commit;
+use tests::gc_fixture::commit;
 use tests::model::{Memory, Pages, Random, put_memory};
 use tests::tenants::Tenants;
 
@@ -76,7 +76,7 @@ impl World {
 
     /// The tenant's store, with a decoded cache of this size and no other.
     fn open(&self, cache_bytes: u64) -> Store {
-        let config = StoreConfig { cache_bytes, flat_cache_bytes: 0, ..self.config("acme") };
+        let config = StoreConfig { cache_bytes, disk_cache_bytes: 0, ..self.config("acme") };
         Store::open(&config).unwrap()
     }
 

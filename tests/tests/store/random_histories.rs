@@ -133,8 +133,8 @@ impl World {
     }
 
     fn delete_index(&mut self) -> String {
-        for run in self.store.home().list("index/").unwrap() {
-            self.store.home().delete(&run.key).unwrap();
+        for run in self.store.metadata_tier().list("index/").unwrap() {
+            self.store.metadata_tier().delete(&run.key).unwrap();
         }
         if self.random.once_in(2) {
             self.reopen();

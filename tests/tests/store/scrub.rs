@@ -1,5 +1,5 @@
 //! Scrubbing: what is damaged is found, told with whom it hurts, and put together again from what is whole anywhere; what
-//! is lost is noted, stored anew by writers and given up by the collector; nothing readable is ever lost by any of that.
+//! is lost is noted, stored again by writers and given up by the collector; nothing readable is ever lost by any of that.
 
 mod faults;
 mod flips;
@@ -89,7 +89,7 @@ impl Whole {
         for (tier, class) in tiers[1..].iter().zip([TierClass::Warm, TierClass::Cold]) {
             scratch.config = scratch.config.with_tier(DataTier::new(class, Arc::new(tier.clone())));
         }
-        scratch.config.flat_cache_bytes = 0;
+        scratch.config.disk_cache_bytes = 0;
         (scratch, tiers)
     }
 }
@@ -130,8 +130,8 @@ fn digest(tier: &dyn Tier) -> blake3::Hash {
 }
 
 /// The offsets that a record says are lost, and nothing for no record.
-fn noted(home: &dyn Tier, pack: PackId) -> Vec<u64> {
-    let found = store::lost_frames::read(home, &store::lost_frames::key_of(pack)).unwrap();
+fn noted(metadata_tier: &dyn Tier, pack: PackId) -> Vec<u64> {
+    let found = store::lost_frames::read(metadata_tier, &store::lost_frames::key_of(pack)).unwrap();
     found.map(|found| found.offsets).unwrap_or_default()
 }
 
@@ -198,7 +198,7 @@ fn a_scrub_that_does_not_repair_changes_no_byte() {
         repair::damage(&whole, &tiers, &mut Random::new(seed));
         let state = LocalTier::new(scratch.config.state.path());
         let mut config = scratch.config.clone();
-        config.flat_cache_bytes = 1 << 30;
+        config.disk_cache_bytes = 1 << 30;
         drop(Store::open(&config).unwrap());
         let before: Vec<_> = tiers.iter().map(|tier| digest(tier)).collect();
         let state_before = digest(&state);

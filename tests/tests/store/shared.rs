@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use store::{Breaker, Kind, MemoryTier, SnapshotDraft, Store, Tier, Unwatched, session};
 use tests::fault::{Fault, FaultTier};
-use tests::garden::{assert_files, commit, put_tree};
-use tests::hook::HookTier;
+use tests::gc_fixture::{assert_files, commit, put_tree};
 use tests::hosts::Host;
+use tests::interleaving::InterleavingTier;
 use tests::is_long;
 use tests::model::assert_clean;
 
@@ -24,7 +24,7 @@ fn a_second_host_sees_reads_and_deduplicates_against_the_first() {
     let (bucket, one, two) = two_hosts();
     let reading = two.open();
     let snapshot = one.commit("app", &[1, 2, 3]);
-    assert_eq!(reading.resolve("app").unwrap(), snapshot, "seen without opening anew");
+    assert_eq!(reading.resolve("app").unwrap(), snapshot, "seen without opening again");
     assert_files(&reading, &snapshot, "on the second host");
     let store = two.open();
     let mut writer = store.writer("test").unwrap();
@@ -119,7 +119,7 @@ fn a_writer_that_is_fenced_between_any_two_steps_commits_whole_or_not_at_all() {
             (Host::new(Arc::new(bucket.clone())), Arc::new(Host::new(Arc::new(bucket.clone()))));
         other.init();
         other.commit("old", &[1, 2]);
-        let hooked = HookTier::new(Arc::new(bucket.clone()));
+        let hooked = InterleavingTier::new(Arc::new(bucket.clone()));
         let store = Store::open(&slow.config_on(hooked.clone())).unwrap();
         let mut writer = store.writer("slow").unwrap();
         let tree = put_tree(&mut writer, &[1, 2, 3]).unwrap();
@@ -128,7 +128,7 @@ fn a_writer_that_is_fenced_between_any_two_steps_commits_whole_or_not_at_all() {
             let collecting = step.open();
             collecting.forget("old", |_| true).unwrap();
             for listed in session::alive(collecting.sessions(), false).unwrap() {
-                assert!(session::fence(collecting.home(), &listed).unwrap());
+                assert!(session::fence(collecting.metadata_tier(), &listed).unwrap());
             }
             step.collect(4);
         });

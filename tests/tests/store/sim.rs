@@ -1,15 +1,15 @@
 //! Crashes on a simulated disk (`tests/src/sim_disk`). Every sequence of up to three steps of a store's users, cut at every
 //! change of the disk; processes killed at every change and the power cut after what others built on what they left; long
-//! random histories. After each crash other processes read, check, write and collect (`tests/src/life.rs`).
+//! random histories. After each crash other processes read, check, write and collect (`tests/src/scenario.rs`).
 
 use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
+use tests::durability_order::{self, Looked};
 use tests::is_long;
-use tests::life::{Acks, Life, Step, recover};
 use tests::model::Random;
-use tests::order::{self, Looked};
+use tests::scenario::{Acks, Scenario, Step, recover};
 use tests::sim_disk::{Luck, Rules, SimDisk, Survey};
 
 /// What users do.
@@ -49,7 +49,7 @@ pub(crate) fn try_all(what: &str, count: usize, case: impl Fn(usize) -> u64 + Sy
 
 /// A store with a little of everything, all of it durable: what every sequence begins with.
 pub(crate) fn begun() -> (SimDisk, Acks) {
-    let mut life = Life::on(SimDisk::new(), Acks::default(), 0);
+    let mut scenario = Scenario::on(SimDisk::new(), Acks::default(), 0);
     for step in [
         Step::Commit("web"),
         Step::Capture("vm"),
@@ -57,12 +57,12 @@ pub(crate) fn begun() -> (SimDisk, Acks) {
         Step::Commit("old"),
         Step::Commit("old"),
     ] {
-        life.step(step).unwrap();
+        scenario.step(step).unwrap();
     }
-    life.step(Step::Forget("old")).unwrap();
-    life.step(Step::CollectOnce).unwrap();
-    life.reopen();
-    (life.disk.settled(), life.acks.clone())
+    scenario.step(Step::Forget("old")).unwrap();
+    scenario.step(Step::CollectOnce).unwrap();
+    scenario.reopen();
+    (scenario.disk.settled(), scenario.acks.clone())
 }
 
 /// All sequences of these many steps, by number.
@@ -71,11 +71,11 @@ fn sequence(number: usize, len: usize) -> Vec<Step> {
 }
 
 /// Does all but the last of the steps and gives where the last one begins.
-fn live(life: &mut Life, steps: &[Step]) -> usize {
+fn live(scenario: &mut Scenario, steps: &[Step]) -> usize {
     let mut last = 0;
     for step in steps {
-        last = life.disk.change_count();
-        life.step(*step).unwrap();
+        last = scenario.disk.change_count();
+        scenario.step(*step).unwrap();
     }
     last
 }
@@ -91,12 +91,12 @@ fn crashes(seed: u64, throws: u64) -> Vec<(Rules, Luck)> {
 }
 
 /// Crashes after every change from `first` on, and recovers.
-fn crash_everywhere(life: &Life, first: usize, throws: u64, seed: u64, context: &str) -> u64 {
-    let mut survey = Survey::of(&life.disk);
+fn crash_everywhere(scenario: &Scenario, first: usize, throws: u64, seed: u64, context: &str) -> u64 {
+    let mut survey = Survey::of(&scenario.disk);
     let mut tried = HashSet::new();
     for at in first..=survey.len() {
         survey.advance(at);
-        let acks = life.acked_at(at);
+        let acks = scenario.acked_at(at);
         for (rules, luck) in crashes(seed << 16 | at as u64, throws) {
             let disk = survey.crash(rules, luck);
             if tried.insert((disk.fingerprint(), std::ptr::from_ref(acks))) {
@@ -119,9 +119,9 @@ fn every_sequence_of_steps_survives_a_crash_after_every_change() {
         };
         points += try_all(&format!("sequences of {len}"), STEPS.len().pow(len), |number| {
             let steps = sequence(number, len as usize);
-            let mut life = Life::on(disk.settled(), acks.clone(), 100);
-            let first = live(&mut life, &steps);
-            crash_everywhere(&life, first, throws, number as u64, &format!("{steps:?}"))
+            let mut scenario = Scenario::on(disk.settled(), acks.clone(), 100);
+            let first = live(&mut scenario, &steps);
+            crash_everywhere(&scenario, first, throws, number as u64, &format!("{steps:?}"))
         });
     }
     assert!(points > 5_000, "only {points} crash points");
@@ -134,7 +134,7 @@ fn what_is_built_on_a_dead_process_s_work_survives_a_power_cut() {
     let (disk, acks) = begun();
     let points = try_all("kills, steps, power cuts", STEPS.len().pow(2), |number| {
         let steps = sequence(number, 2);
-        let mut dying = Life::on(disk.settled(), acks.clone(), 100);
+        let mut dying = Scenario::on(disk.settled(), acks.clone(), 100);
         live(&mut dying, &steps[..1]);
         let mut survey = Survey::of(&dying.disk);
         let mut points = 0;
@@ -142,9 +142,9 @@ fn what_is_built_on_a_dead_process_s_work_survives_a_power_cut() {
             survey.advance(at);
             let context = format!("{:?} killed after change {at}, then {:?}", steps[0], steps[1]);
             let left = survey.crash(Rules::Kill, Luck::Nothing);
-            let mut life = Life::on(left, dying.acked_at(at).clone(), 200);
-            life.step(steps[1]).unwrap_or_else(|error| panic!("{context}: {error}"));
-            let mut survey = Survey::of(&life.disk);
+            let mut scenario = Scenario::on(left, dying.acked_at(at).clone(), 200);
+            scenario.step(steps[1]).unwrap_or_else(|error| panic!("{context}: {error}"));
+            let mut survey = Survey::of(&scenario.disk);
             survey.advance(survey.len());
             let luck = Luck::Seed((number << 16 | at) as u64);
             for (rules, luck) in
@@ -152,7 +152,7 @@ fn what_is_built_on_a_dead_process_s_work_survives_a_power_cut() {
             {
                 recover(
                     &survey.crash(rules, luck),
-                    &life.acks,
+                    &scenario.acks,
                     &format!("{context}, then {rules:?}, {luck:?}"),
                 );
                 points += 1;
@@ -163,15 +163,15 @@ fn what_is_built_on_a_dead_process_s_work_survives_a_power_cut() {
     assert!(points > 1_000, "only {points} crash points");
 }
 
-/// A long life of crashes, one after the other on the same disk.
+/// A long scenario of crashes, one after the other on the same disk.
 fn random_life(seed: u64) -> u64 {
     let mut random = Random::new(seed);
     let (disk, acks) = (SimDisk::new(), Acks::default());
-    let mut life = Life::on(disk, acks, 0);
+    let mut scenario = Scenario::on(disk, acks, 0);
     let mut log = Vec::new();
     let mut points = 0;
     for crash in 0..6 {
-        let began = life.disk.change_count();
+        let began = scenario.disk.change_count();
         for _ in 0..1 + random.below(6) {
             let step = match random.below(13) {
                 0..=2 => Step::Commit(["web", "db"][random.below(2)]),
@@ -185,22 +185,22 @@ fn random_life(seed: u64) -> u64 {
                 _ => Step::Pin("web"),
             };
             log.push(step);
-            life.step(step).unwrap_or_else(|error| panic!("seed {seed}, {log:?}: {error}"));
+            scenario.step(step).unwrap_or_else(|error| panic!("seed {seed}, {log:?}: {error}"));
             if random.once_in(3) {
-                life.reopen();
+                scenario.reopen();
             }
         }
-        order::check(&life.disk, false);
-        let mut survey = Survey::of(&life.disk);
+        durability_order::check(&scenario.disk, false);
+        let mut survey = Survey::of(&scenario.disk);
         let at = began + random.below(survey.len() + 1 - began);
         survey.advance(at);
         let rules = [Rules::Kill, Rules::Journal, Rules::Unordered][random.below(3)];
         let luck = if random.once_in(3) { Luck::Nothing } else { Luck::Seed(random.word()) };
         let context = format!("seed {seed}, crash {crash}, {log:?}: {rules:?}, {luck:?} after change {at}");
         let left = survey.crash(rules, luck);
-        let acks = life.acked_at(at).clone();
+        let acks = scenario.acked_at(at).clone();
         recover(&left.settled(), &acks, &context);
-        life = Life::on(left, acks, 1000 * (crash + 1));
+        scenario = Scenario::on(left, acks, 1000 * (crash + 1));
         points += 1;
     }
     points
@@ -214,9 +214,9 @@ fn nothing_becomes_durable_before_what_it_names() {
     let looked = Mutex::new(Looked::default());
     for len in 1..=3 {
         try_all(&format!("order of changes in sequences of {len}"), STEPS.len().pow(len), |number| {
-            let mut life = Life::on(disk.settled(), acks.clone(), 100);
-            live(&mut life, &sequence(number, len as usize));
-            *looked.lock().unwrap() += order::check(&life.disk, true);
+            let mut scenario = Scenario::on(disk.settled(), acks.clone(), 100);
+            live(&mut scenario, &sequence(number, len as usize));
+            *looked.lock().unwrap() += durability_order::check(&scenario.disk, true);
             0
         });
     }

@@ -8,8 +8,8 @@ use store::{
     rebalance, set_pin,
 };
 use tests::fault::{Fault, FaultTier};
-use tests::garden::{assert_files, commit};
-use tests::hook::HookTier;
+use tests::gc_fixture::{assert_files, commit};
+use tests::interleaving::InterleavingTier;
 use tests::model::assert_clean;
 
 const KIB: u64 = 1 << 10;
@@ -87,7 +87,7 @@ fn two_that_make_room_at_once_lose_nothing_and_nobody_is_refused() {
             config = config.with_tier(limit(warm_limit, warm));
             config.with_tier(DataTier::new(TierClass::Cold, Arc::new(cold.clone())))
         };
-        let hooked = HookTier::new(Arc::new(hot.clone()));
+        let hooked = InterleavingTier::new(Arc::new(hot.clone()));
         let store = Store::open(&limited(hooked.clone(), 700 * KIB, 500 * KIB)).unwrap();
         let put_app = |app: u64| put(&store, "app", &[10 * app, 10 * app + 1]);
         let mut apps: Vec<_> = (0..4).map(put_app).collect();
@@ -141,14 +141,17 @@ fn pins_and_moves_do_what_they_say() {
     let cold: Vec<_> = world.cold.list("packs/").unwrap();
     assert!(!cold.is_empty());
     let pinned = store::packs_of(&store, &near).unwrap();
-    assert!(pinned.iter().all(|pack| store.home().len_bytes(&pack.key()).unwrap().is_some()), "a pin holds");
+    assert!(
+        pinned.iter().all(|pack| store.metadata_tier().len_bytes(&pack.key()).unwrap().is_some()),
+        "a pin holds"
+    );
     assert_files(&store, &far, "from far away");
-    assert!(store.flat_cache().usage().unwrap().frames > 0, "frames read from far are kept near");
+    assert!(store.disk_cache().usage().unwrap().frames > 0, "frames read from far are kept near");
     let report = move_snapshot(&store, &far, TierClass::Hot, None, &Unwatched).unwrap();
     assert!(report.moved.copied >= 1);
     assert!(
         store::packs_of(&store, &far).unwrap().iter().all(|pack| store
-            .home()
+            .metadata_tier()
             .len_bytes(&pack.key())
             .unwrap()
             .is_some())
@@ -170,7 +173,7 @@ fn no_failed_step_of_a_move_loses_a_pack() {
                 let store = Store::open(&scratch.config).unwrap();
                 let snapshot = put(&store, "app", &[1, 2]);
                 let cold: Arc<dyn Tier> = Arc::new(MemoryTier::new());
-                let hot = scratch.config.home.clone();
+                let hot = scratch.config.metadata_tier.clone();
                 let faulty =
                     FaultTier::new([hot.clone(), cold.clone()][tier_number].clone(), operation, fault);
                 let mut places = [hot.clone(), cold.clone()];
@@ -277,7 +280,7 @@ fn pins_make_room_for_themselves_and_never_push_each_other_out() {
     }
     let on_hot = |snapshot| {
         let packs = store::packs_of(&store, snapshot).unwrap();
-        packs.iter().all(|pack| store.home().len_bytes(&pack.key()).unwrap().is_some())
+        packs.iter().all(|pack| store.metadata_tier().len_bytes(&pack.key()).unwrap().is_some())
     };
     for _ in 0..2 {
         let report = rebalance(&store, None, &Unwatched).unwrap();
@@ -285,7 +288,7 @@ fn pins_make_room_for_themselves_and_never_push_each_other_out() {
         assert!(snapshots[..3].iter().all(on_hot));
         assert!(bytes_on(&store, 0) <= 700 * KIB);
     }
-    assert_eq!(rebalance(&store, None, &Unwatched).unwrap().moved.copied, 0, "nothing moves for ever");
+    assert_eq!(rebalance(&store, None, &Unwatched).unwrap().moved.copied, 0, "nothing moves forever");
     // More is pinned than fits: what fits is there.
     for pinned in &snapshots {
         set_pin(&store, pinned, true).unwrap();

@@ -104,7 +104,7 @@ impl Two {
         let tier = CutTier { whole: self.tier.clone(), key: self.long.key(), len_bytes: cut };
         assert!(read_directory(&tier, self.long).is_err(), "a directory at byte {cut}");
         let config = StoreConfig::on(Arc::new(tier), self.scratch.config.state.clone());
-        let config = StoreConfig { cache_bytes: 1 << 20, flat_cache_bytes: 0, ..config };
+        let config = StoreConfig { cache_bytes: 1 << 20, disk_cache_bytes: 0, ..config };
         let store = Store::open(&config).unwrap_or_else(|error| panic!("cut at byte {cut}: {error}"));
         let holds = |(id, bytes): &Chunk| {
             let read = store.read_chunk(id).unwrap_or_else(|error| panic!("cut at byte {cut}: {error}"));

@@ -22,7 +22,7 @@ pub(super) struct Usage {
 
 impl Usage {
     pub(super) fn of(store: &Store) -> store::Result<Usage> {
-        let usage = store.flat_cache().usage()?;
+        let usage = store.disk_cache().usage()?;
         Ok(Usage { frames: usage.frames, bytes: usage.bytes, limit_bytes: usage.limit_bytes })
     }
 }
@@ -76,7 +76,7 @@ pub(super) fn run(arguments: CacheArguments, context: &mut Context) -> anyhow::R
             context.output.report(&Warmed { snapshot: snapshot.to_string(), chunks, usage })?;
         }
         CacheAction::Trim(arguments) => {
-            let freed_bytes = store.flat_cache().trim(arguments.to)?;
+            let freed_bytes = store.disk_cache().trim(arguments.to)?;
             let usage = Usage::of(&store)?;
             context.output.report(&Trimmed { freed_bytes, usage })?;
         }

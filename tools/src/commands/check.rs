@@ -101,7 +101,7 @@ pub(super) fn run(arguments: &CheckArguments, context: &mut Context) -> anyhow::
     }
     let what = format!("the store has {count} problems");
     Err(Error::new(Kind::Corrupt, what)
-        .object(store.home().describe())
+        .object(store.metadata_tier().describe())
         .advice(
             "run `snapctl scrub` to list the affected files and what can be repaired; everything that is not listed is intact",
         )

@@ -188,7 +188,7 @@ fn list(store: &Store, context: &mut Context) -> anyhow::Result<()> {
     first_error.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// New frames under a new key, old frames sealed anew, old packs collected, old keys dropped.
+/// New frames under a new key, old frames sealed again, old packs collected, old keys dropped.
 fn repack(store: &Store, name: &str, context: &mut Context) -> anyhow::Result<()> {
     let domain = store.in_domain(name).asked()?;
     store.check_may_collect()?;

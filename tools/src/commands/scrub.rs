@@ -187,7 +187,7 @@ pub(super) fn run(arguments: &ScrubArguments, context: &mut Context) -> anyhow::
     let problems = scrubbed.problems.len() as u64 + scrubbed.more_problems;
     let what =
         format!("the store has {} damaged copies of packs and {problems} problems", scrubbed.damaged_copies);
-    let error = Error::new(Kind::Corrupt, what).object(store.home().describe());
+    let error = Error::new(Kind::Corrupt, what).object(store.metadata_tier().describe());
     Err(match can_repair {
         true => error.advice("run `snapctl scrub --repair`"),
         false => error.advice("everything that is not listed is intact"),

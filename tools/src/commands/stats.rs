@@ -142,7 +142,7 @@ impl Frames {
 
 /// Adds up the frames that hold what the snapshots need.
 fn part(store: &Store, spec: &str, snapshots: &[SnapshotId]) -> store::Result<Part> {
-    store.index().refresh(store.home())?;
+    store.index().refresh(store.metadata_tier())?;
     let mut chunks = RowMarks::new(store.index());
     let mut reached = Reached::new(store);
     let mut logical_bytes = 0_u64;

@@ -22,7 +22,7 @@ use crate::output::{Show, Table};
 struct Status {
     shared: bool,
     tiers: Vec<Tier>,
-    flat_cache: super::cache::Usage,
+    disk_cache: super::cache::Usage,
     pinned: Vec<String>,
 }
 
@@ -44,7 +44,7 @@ impl Show for Status {
             table.row(vec![tier.class.clone(), packs, size, limit, tier.place.clone()]);
         }
         table.show(out)?;
-        self.flat_cache.show(out)?;
+        self.disk_cache.show(out)?;
         for snapshot in &self.pinned {
             writeln!(out, "pinned to hot: {snapshot}")?;
         }
@@ -158,8 +158,8 @@ fn status(store: &Store) -> store::Result<Status> {
         });
     }
     let pinned = store::pins(store)?.iter().map(ToString::to_string).collect();
-    let flat_cache = super::cache::Usage::of(store)?;
-    Ok(Status { shared: store.is_shared(), tiers, flat_cache, pinned })
+    let disk_cache = super::cache::Usage::of(store)?;
+    Ok(Status { shared: store.is_shared(), tiers, disk_cache, pinned })
 }
 
 fn movement(arguments: &TierMoveArguments, context: &mut Context) -> anyhow::Result<Outcome> {

@@ -149,7 +149,7 @@ fn a_key_has_the_default_of_the_document() {
     let (store, bucket) = (StoreConfig::directory(Path::new("/s")), S3Settings::new("b", None));
     let defaults = BTreeMap::from([
         ("cache_bytes", store.cache_bytes),
-        ("flat_cache_bytes", store.flat_cache_bytes),
+        ("disk_cache_bytes", store.disk_cache_bytes),
         ("level", store.level.unsigned_abs().into()),
         ("tiers.cold.parallelism", bucket.parallelism as u64),
         ("tiers.cold.part_bytes", bucket.part_bytes),

@@ -287,7 +287,7 @@ pub(super) async fn begin_and_give_back(shared: &Shared, key: &str) -> Result<()
 /// A refusal where none has a meaning.
 fn unexpected(refused: Result<Refusal, Failure>) -> Failure {
     match refused {
-        // Parts of an upload that is gone: begun anew by whoever asks again.
+        // Parts of an upload that is gone: begun again by whoever asks again.
         Ok(refusal) => {
             Failure::Final(Error::new(Kind::Unavailable, format!("the bucket answers {refusal:?}")))
         }

@@ -50,9 +50,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let store = Store::open(&StoreConfig::directory(&copy))?;
     for (pack, _) in store.packs()? {
-        let directory = store::pack::read_directory(store.home(), pack)?;
+        let directory = store::pack::read_directory(store.metadata_tier(), pack)?;
         for frame in &directory.frames {
-            seed("frame", &store.home().get_range(&pack.key(), frame.offset, frame.len_bytes.into())?)?;
+            seed("frame", &store.metadata_tier().get_range(&pack.key(), frame.offset, frame.len_bytes.into())?)?;
         }
         for entry in &directory.entries {
             let Ok(chunk) = store.read_chunk(&entry.id) else { continue };

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use store::{Error, Kind, Object, ObjectInfo};
 use tests::fault::{Fault, FaultTier};
 
-/// A tier some bytes of which cannot be read, until they are written anew.
+/// A tier some bytes of which cannot be read, until they are written again.
 #[derive(Debug)]
 struct BadSectors {
     inner: MemoryTier,
@@ -110,7 +110,7 @@ fn no_failed_step_of_a_repair_loses_anything() {
                 let faulty = FaultTier::new(config.tiers[number].tier.clone(), operation, fault);
                 config.tiers[number].tier = faulty.clone();
                 if number == 0 {
-                    config.home = faulty.clone();
+                    config.metadata_tier = faulty.clone();
                 }
                 let context = format!("{fault:?} at {operation} of tier {number}");
                 assert_safe(&whole, pack, &world, &config, &context);
@@ -142,13 +142,13 @@ fn what_a_disk_cannot_read_is_put_together_again_whatever_step_fails() {
             let faulty = FaultTier::new(worn.clone(), operation, fault);
             let mut config = world.0.config.clone();
             config.tiers[0].tier = faulty.clone();
-            config.home = faulty.clone();
+            config.metadata_tier = faulty.clone();
             if let Ok(store) = Store::open(&config) {
                 let _ = store::scrub(&store, &REPAIR, &Unwatched);
             }
             let context = format!("{fault:?} at {operation}");
             config.tiers[0].tier = worn.clone();
-            config.home = worn.clone();
+            config.metadata_tier = worn.clone();
             let readable = whole.readable(&config, &context);
             assert!(readable.iter().all(|read| *read), "{context}: {readable:?}");
             let report = scrub(&config, &REPAIR);

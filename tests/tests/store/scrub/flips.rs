@@ -24,7 +24,7 @@ impl Small {
         let (mut scratch, tier) = Scratch::in_memory();
         // No read may be answered from memory.
         scratch.config.cache_bytes = 0;
-        scratch.config.flat_cache_bytes = 0;
+        scratch.config.disk_cache_bytes = 0;
         let store = scratch.open();
         let mut writer = store.writer("test").unwrap();
         let mut random = Random::new(3);
@@ -140,7 +140,7 @@ fn every_byte_of_small_packs_in_a_directory() {
         local.put_if_absent(&info.key, &small.tier.get(&info.key).unwrap()).unwrap();
     }
     let mut scratch = Scratch::over(Arc::new(local));
-    (scratch.config.cache_bytes, scratch.config.flat_cache_bytes) = (0, 0);
+    (scratch.config.cache_bytes, scratch.config.disk_cache_bytes) = (0, 0);
     let store = scratch.open();
     let domains = DomainInventory::take(&store).unwrap();
     let (mut flips, mut refused) = (0, 0);

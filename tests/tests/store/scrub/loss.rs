@@ -1,4 +1,4 @@
-//! What is lost for good: whom it hurts is told path by path, writers store it anew, the collector works beside it.
+//! What is lost for good: whom it hurts is told path by path, writers store it again, the collector works beside it.
 
 use super::*;
 use std::collections::BTreeMap;
@@ -138,10 +138,10 @@ fn lost_metadata_blocks_no_collection_and_comes_back_with_its_source() {
         for (_, state) in &whole.states {
             commit(&mut scratch.open().writer("again").unwrap(), "again", state);
         }
-        assert!(whole.readable(&scratch.config, "stored anew").iter().all(|read| *read));
+        assert!(whole.readable(&scratch.config, "stored again").iter().all(|read| *read));
         collect().unwrap();
         assert!(whole.readable(&scratch.config, "collected again").iter().all(|read| *read));
-        // The damaged pack held metadata alone, all of it stored anew: nothing needs it.
+        // The damaged pack held metadata alone, all of it stored again: nothing needs it.
         assert!(tiers[0].get(&pack.key()).is_err() && noted(&tiers[0], pack).is_empty());
         lost_records += 1;
     }
@@ -174,7 +174,7 @@ fn a_backup_that_reads_everything_heals_what_an_ordinary_one_passes_over() {
     assert!(state_of_store(&store, &first.snapshot).is_err());
     let second = back_up(true);
     assert_eq!(second.unchanged_files, 0, "every file is read");
-    assert!(second.stats.new_bytes > 200_000, "what is lost is stored anew: {:?}", second.stats);
+    assert!(second.stats.new_bytes > 200_000, "what is lost is stored again: {:?}", second.stats);
     for snapshot in [first.snapshot, second.snapshot] {
         state_of_store(&scratch.open(), &snapshot).unwrap();
     }

@@ -101,7 +101,7 @@ fn random_damage_is_repaired_byte_for_byte_or_exactly_what_is_lost_is_noted() {
     }
     println!(
         "{CASES} damaged stores: {repaired} copies repaired byte for byte, {lossy} stores with {lost_frames} lost \
-         frames noted, healed by storing anew and collected"
+         frames noted, healed by storing again and collected"
     );
     assert!(repaired > 100 && lossy > 100 && collected > 100, "{repaired} {lossy} {collected}");
 }
@@ -144,7 +144,7 @@ fn heal_and_collect(whole: &Whole, scratch: &Scratch, tiers: &[MemoryTier], cont
         let readable = whole.readable(&scratch.config, context);
         assert!(readable.iter().all(|read| *read), "{context}: {what}: {readable:?}");
     };
-    all("stored anew");
+    all("stored again");
     collect(4);
     all("collected");
     let report = scrub(&scratch.config, &REPAIR);
@@ -195,17 +195,17 @@ fn a_pack_without_directory_and_index_is_put_together_when_its_length_is_right()
 }
 
 #[test]
-fn a_frame_of_the_flat_cache_repairs_what_no_tier_has() {
+fn a_frame_of_the_disk_cache_repairs_what_no_tier_has() {
     let whole = Whole::new();
     let (mut scratch, tiers) = whole.over_tiers(2);
-    scratch.config.flat_cache_bytes = 64 << 20;
+    scratch.config.disk_cache_bytes = 64 << 20;
     let store = Store::open(&scratch.config).unwrap();
     let mut repaired = 0;
     for pack in whole.packs() {
         let right = whole.bytes(pack);
         for frame in whole.directory(pack).frames {
             let range = frame.offset as usize..(frame.offset + u64::from(frame.len_bytes)) as usize;
-            store.flat_cache().insert(pack, frame.offset, &right[range]);
+            store.disk_cache().insert(pack, frame.offset, &right[range]);
         }
         // On no tier at all, and damaged all over on both.
         tiers[1].delete(&pack.key()).unwrap();
@@ -256,7 +256,7 @@ fn damaged_index_runs_are_made_anew_and_damaged_records_are_told() {
         assert!(*tiers[0].get(&info.key).unwrap() == *bytes, "records are told of only");
         records += 1;
     }
-    println!("{runs} damaged index runs made anew, {records} damaged records told");
+    println!("{runs} damaged index runs made again, {records} damaged records told");
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn a_damaged_note_of_what_is_lost_is_kept_aside_and_written_anew() {
     overwrite(&tiers[0], &key, b"rot");
     let refused = gc::collect(&scratch.open(), &gc::CollectOptions::default(), &Unwatched).unwrap_err();
     assert!(refused.to_string().contains("scrub --repair"), "{refused}");
-    assert!(scratch.open().writer("test").is_err(), "nobody leans on what may be lost");
+    assert!(scratch.open().writer("test").is_err(), "nobody depends on what may be lost");
     drop(scrub(&scratch.config, &REPAIR));
     assert_eq!(noted(&tiers[0], pack), [frame.offset]);
     assert_eq!(*tiers[0].get(&format!("quarantine/{key}.0")).unwrap(), *b"rot");

@@ -11,25 +11,25 @@ use store::{
 };
 
 /// A store on a tier in memory.
-pub struct Garden {
+pub struct GcFixture {
     /// What is durable.
     pub memory: MemoryTier,
     scratch: tempfile::TempDir,
 }
 
-impl Default for Garden {
+impl Default for GcFixture {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Garden {
+impl GcFixture {
     /// A new, empty store.
     pub fn new() -> Self {
-        let garden =
+        let fixture =
             Self { memory: MemoryTier::new(), scratch: tempfile::tempdir().expect("a scratch directory") };
-        Store::init(&garden.config(Arc::new(garden.memory.clone()))).expect("an empty tier takes a store");
-        garden
+        Store::init(&fixture.config(Arc::new(fixture.memory.clone()))).expect("an empty tier takes a store");
+        fixture
     }
 
     /// The same local state over another view of the tier.

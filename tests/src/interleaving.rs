@@ -8,8 +8,8 @@ use store::{Error, Kind, Object, ObjectInfo, Result, Tier};
 
 type Step = Box<dyn FnOnce() + Send>;
 
-/// Passes every operation on; see [`HookTier::arm`] and [`HookTier::fail`].
-pub struct HookTier {
+/// Passes every operation on; see [`InterleavingTier::arm`] and [`InterleavingTier::fail`].
+pub struct InterleavingTier {
     inner: Arc<dyn Tier>,
     state: Mutex<State>,
 }
@@ -21,7 +21,7 @@ struct State {
     outage: Range<u64>,
 }
 
-impl HookTier {
+impl InterleavingTier {
     /// A tier over `inner` with no step armed.
     pub fn new(inner: Arc<dyn Tier>) -> Arc<Self> {
         Arc::new(Self { inner, state: Mutex::default() })
@@ -67,13 +67,13 @@ impl HookTier {
     }
 }
 
-impl fmt::Debug for HookTier {
+impl fmt::Debug for InterleavingTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HookTier({:?})", self.inner)
+        write!(f, "InterleavingTier({:?})", self.inner)
     }
 }
 
-impl Tier for HookTier {
+impl Tier for InterleavingTier {
     fn describe(&self) -> String {
         self.inner.describe()
     }

@@ -2,7 +2,7 @@
 
 use gc::{CollectOptions, Policy, Verdict, collect, forget};
 use store::{Kind, Tier, Unwatched};
-use tests::garden::{Garden, assert_files, commit};
+use tests::gc_fixture::{GcFixture, assert_files, commit};
 
 fn keep_last(count: u32) -> Policy {
     Policy { keep_last: Some(count), ..Policy::default() }
@@ -10,43 +10,43 @@ fn keep_last(count: u32) -> Policy {
 
 #[test]
 fn what_is_forgotten_is_condemned_then_deleted_two_runs_later() {
-    let garden = Garden::new();
-    garden.commit("app", &[1, 2]);
-    garden.commit("app", &[2, 3]);
-    let full = garden.memory.list("packs/").unwrap().len();
-    forget(&garden.open(), "app", &keep_last(1), false).unwrap();
-    let first = garden.collect(1);
-    assert_eq!(garden.memory.list("packs/").unwrap().len(), full, "the run that condemns deletes nothing");
+    let fixture = GcFixture::new();
+    fixture.commit("app", &[1, 2]);
+    fixture.commit("app", &[2, 3]);
+    let full = fixture.memory.list("packs/").unwrap().len();
+    forget(&fixture.open(), "app", &keep_last(1), false).unwrap();
+    let first = fixture.collect(1);
+    assert_eq!(fixture.memory.list("packs/").unwrap().len(), full, "the run that condemns deletes nothing");
     assert_eq!(first.bytes(Verdict::Delete), 0);
-    assert_eq!(garden.collect(1).bytes(Verdict::Delete), 0);
+    assert_eq!(fixture.collect(1).bytes(Verdict::Delete), 0);
     // The first pack holds file 2, which lives; the directory of the first snapshot was in a pack of metadata alone.
-    assert!(garden.collect(1).bytes(Verdict::Delete) > 0);
-    garden.assert_sound("after three runs");
+    assert!(fixture.collect(1).bytes(Verdict::Delete) > 0);
+    fixture.assert_sound("after three runs");
 }
 
 #[test]
 fn when_all_is_forgotten_nothing_but_fixed_records_stays() {
-    let garden = Garden::new();
+    let fixture = GcFixture::new();
     for round in 0..5 {
-        garden.commit("app", &[round, round + 1]);
+        fixture.commit("app", &[round, round + 1]);
     }
-    garden.open().forget("app", |_| true).unwrap();
-    garden.collect(3);
+    fixture.open().forget("app", |_| true).unwrap();
+    fixture.collect(3);
     for prefix in ["packs/", "snapshots/", "gc/condemned/", "sessions/"] {
-        assert_eq!(garden.memory.list(prefix).unwrap(), [], "{prefix}");
+        assert_eq!(fixture.memory.list(prefix).unwrap(), [], "{prefix}");
     }
-    garden.commit("app", &[1]);
-    garden.assert_sound("a new life");
+    fixture.commit("app", &[1]);
+    fixture.assert_sound("a new life");
 }
 
 #[test]
 fn a_dry_run_tells_the_plan_with_reasons_and_changes_nothing() {
-    let garden = Garden::new();
-    garden.commit("app", &[1]);
-    garden.open().forget("app", |_| true).unwrap();
-    let before = garden.memory.fork();
+    let fixture = GcFixture::new();
+    fixture.commit("app", &[1]);
+    fixture.open().forget("app", |_| true).unwrap();
+    let before = fixture.memory.fork();
     let options = CollectOptions { dry_run: true, cycles: 1 };
-    let report = collect(&garden.open(), &options, &Unwatched).unwrap();
+    let report = collect(&fixture.open(), &options, &Unwatched).unwrap();
     assert!(
         report
             .packs
@@ -54,32 +54,32 @@ fn a_dry_run_tells_the_plan_with_reasons_and_changes_nothing() {
             .all(|pack| pack.verdict == Verdict::Condemn && !pack.reason.to_string().is_empty())
     );
     for prefix in ["packs/", "gc/", "index/", "refs/", "sessions/", "snapshots/"] {
-        assert_eq!(garden.memory.list(prefix).unwrap(), before.list(prefix).unwrap(), "{prefix}");
+        assert_eq!(fixture.memory.list(prefix).unwrap(), before.list(prefix).unwrap(), "{prefix}");
     }
 }
 
 #[test]
 fn a_pinned_snapshot_stays_while_its_reader_lives_and_no_longer() {
-    let garden = Garden::new();
-    let snapshot = garden.commit("app", &[1, 2, 3]);
-    let store = garden.open();
+    let fixture = GcFixture::new();
+    let snapshot = fixture.commit("app", &[1, 2, 3]);
+    let store = fixture.open();
     let pin = store.pin("mount", &[snapshot]).unwrap();
-    garden.open().forget("app", |_| true).unwrap();
-    garden.collect(4);
+    fixture.open().forget("app", |_| true).unwrap();
+    fixture.collect(4);
     assert_files(&store, &snapshot, "pinned");
     drop(pin);
-    garden.collect(3);
-    assert_eq!(garden.open().snapshot(&snapshot).unwrap_err().kind(), Kind::NotFound);
-    assert_eq!(garden.memory.list("packs/").unwrap(), []);
+    fixture.collect(3);
+    assert_eq!(fixture.open().snapshot(&snapshot).unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(fixture.memory.list("packs/").unwrap(), []);
 }
 
 #[test]
 fn a_condemned_snapshot_cannot_be_pinned_or_built_on() {
-    let garden = Garden::new();
-    let snapshot = garden.commit("app", &[1]);
-    garden.open().forget("app", |_| true).unwrap();
-    garden.collect(1);
-    let store = garden.open();
+    let fixture = GcFixture::new();
+    let snapshot = fixture.commit("app", &[1]);
+    fixture.open().forget("app", |_| true).unwrap();
+    fixture.collect(1);
+    let store = fixture.open();
     assert_eq!(store.pin("late", &[snapshot]).unwrap_err().kind(), Kind::NotFound);
     let mut writer = store.writer("late").unwrap();
     let tree = store.snapshot(&snapshot).unwrap().tree;
@@ -89,33 +89,33 @@ fn a_condemned_snapshot_cannot_be_pinned_or_built_on() {
 
 #[test]
 fn a_condemned_pack_is_absent_for_deduplication() {
-    let garden = Garden::new();
-    garden.commit("app", &[1]);
-    garden.open().forget("app", |_| true).unwrap();
-    garden.collect(1);
-    let store = garden.open();
+    let fixture = GcFixture::new();
+    fixture.commit("app", &[1]);
+    fixture.open().forget("app", |_| true).unwrap();
+    fixture.collect(1);
+    let store = fixture.open();
     let mut writer = store.writer("again").unwrap();
     commit(&mut writer, "app", &[1]).unwrap();
     assert!(writer.stats().new_bytes >= 100_000, "the bytes are written again: {:?}", writer.stats());
     drop(writer);
-    garden.collect(3);
-    garden.assert_sound("after the old copy is gone");
+    fixture.collect(3);
+    fixture.assert_sound("after the old copy is gone");
 }
 
 #[test]
 fn nothing_is_deleted_when_a_root_or_anything_reachable_is_hurt() {
-    let garden = Garden::new();
-    garden.commit("dead", &[7]);
-    garden.commit("app", &[1]);
-    garden.open().forget("dead", |_| true).unwrap();
-    garden.collect(2);
+    let fixture = GcFixture::new();
+    fixture.commit("dead", &[7]);
+    fixture.commit("app", &[1]);
+    fixture.open().forget("dead", |_| true).unwrap();
+    fixture.collect(2);
     let prefixes = ["refs/", "snapshots/", "packs/"];
     for prefix in prefixes {
-        let hurt = Garden::new();
+        let hurt = GcFixture::new();
         for area in ["domains/", "superblock", "packs/", "index/", "snapshots/", "refs/", "gc/"] {
-            for info in garden.memory.list(area).unwrap() {
+            for info in fixture.memory.list(area).unwrap() {
                 hurt.memory.delete(&info.key).unwrap();
-                hurt.memory.put_if_absent(&info.key, &garden.memory.get(&info.key).unwrap()).unwrap();
+                hurt.memory.put_if_absent(&info.key, &fixture.memory.get(&info.key).unwrap()).unwrap();
             }
         }
         // Everything of one kind is damaged: refs and records by a flipped bit, packs by being gone.
@@ -139,50 +139,50 @@ fn nothing_is_deleted_when_a_root_or_anything_reachable_is_hurt() {
 /// Local state that the collector does not know, or that was lost, says nothing about the process behind a session.
 #[test]
 fn a_session_of_other_local_state_counts_as_alive() {
-    let garden = Garden::new();
-    let snapshot = garden.commit("app", &[1, 2]);
-    let reading = garden.open();
+    let fixture = GcFixture::new();
+    let snapshot = fixture.commit("app", &[1, 2]);
+    let reading = fixture.open();
     let pin = reading.pin("mount of app", &[snapshot]).unwrap();
-    garden.open().forget("app", |_| true).unwrap();
+    fixture.open().forget("app", |_| true).unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
-    let mut config = garden.config(std::sync::Arc::new(garden.memory.clone()));
+    let mut config = fixture.config(std::sync::Arc::new(fixture.memory.clone()));
     config.state = elsewhere.path().into();
     let options = CollectOptions { dry_run: false, cycles: 4 };
     collect(&store::Store::open(&config).unwrap(), &options, &Unwatched).unwrap();
-    std::fs::remove_dir_all(garden.state().join("sessions")).unwrap();
-    garden.collect(4);
+    std::fs::remove_dir_all(fixture.state().join("sessions")).unwrap();
+    fixture.collect(4);
     assert_files(&reading, &snapshot, "pinned");
     drop(pin);
-    garden.collect(4);
-    assert_eq!(garden.memory.list("packs/").unwrap(), []);
+    fixture.collect(4);
+    assert_eq!(fixture.memory.list("packs/").unwrap(), []);
 }
 
 /// A pack that lost its end is damage like one that is gone, also for what earlier runs walked already.
 #[test]
 fn nothing_is_deleted_while_a_pack_that_is_needed_is_cut() {
     for walked_before in [false, true] {
-        let garden = Garden::new();
-        garden.commit("app", &[1]);
+        let fixture = GcFixture::new();
+        fixture.commit("app", &[1]);
         if walked_before {
-            garden.collect(1);
+            fixture.collect(1);
         }
-        garden.commit("garbage", &[7]);
-        garden.open().forget("garbage", |_| true).unwrap();
-        let pack = garden.memory.list("packs/").unwrap().remove(0);
-        let bytes = garden.memory.get(&pack.key).unwrap().to_vec();
+        fixture.commit("garbage", &[7]);
+        fixture.open().forget("garbage", |_| true).unwrap();
+        let pack = fixture.memory.list("packs/").unwrap().remove(0);
+        let bytes = fixture.memory.get(&pack.key).unwrap().to_vec();
         for len in [0, 64, bytes.len() / 2] {
-            garden.memory.delete(&pack.key).unwrap();
-            garden.memory.put_if_absent(&pack.key, &bytes[..len]).unwrap();
-            let before = garden.memory.list("packs/").unwrap();
+            fixture.memory.delete(&pack.key).unwrap();
+            fixture.memory.put_if_absent(&pack.key, &bytes[..len]).unwrap();
+            let before = fixture.memory.list("packs/").unwrap();
             let options = CollectOptions { dry_run: false, cycles: 4 };
-            let error = collect(&garden.open(), &options, &Unwatched).unwrap_err();
+            let error = collect(&fixture.open(), &options, &Unwatched).unwrap_err();
             assert_eq!(error.kind(), Kind::Corrupt, "{error}");
             assert!(error.to_string().contains("nothing was deleted"), "{error}");
-            assert_eq!(garden.memory.list("packs/").unwrap(), before);
+            assert_eq!(fixture.memory.list("packs/").unwrap(), before);
         }
-        garden.memory.delete(&pack.key).unwrap();
-        garden.memory.put_if_absent(&pack.key, &bytes).unwrap();
-        garden.collect(4);
-        garden.assert_sound("made whole again");
+        fixture.memory.delete(&pack.key).unwrap();
+        fixture.memory.put_if_absent(&pack.key, &bytes).unwrap();
+        fixture.collect(4);
+        fixture.assert_sound("made whole again");
     }
 }

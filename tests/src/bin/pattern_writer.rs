@@ -1,7 +1,7 @@
 //! A process with stamped memory, made to be dumped and resumed.
 //!
-//! `stamper SOCKET PAGES [--family]` stamps PAGES pages in two areas and answers on a unix socket, one line per line:
-//! `check` looks at every byte; `change COUNT VERSION` stamps pages anew; `discard FIRST COUNT` gives pages back; `move`
+//! `writer SOCKET PAGES [--family]` stamps PAGES pages in two areas and answers on a unix socket, one line per line:
+//! `check` looks at every byte; `change COUNT VERSION` stamps pages again; `discard FIRST COUNT` gives pages back; `move`
 //! moves the second area and grows it; `fork` lets a new child check everything; `brood COUNT` forks children that make
 //! SOCKET.here, give a page back and check everything once SOCKET.go exists, and names them; `where` lists the areas.
 //! With `--family` a child does the same on SOCKET.child, and another child is a zombie.
@@ -30,7 +30,7 @@ struct Area {
     zero_pages: usize,
 }
 
-struct Stamper {
+struct PatternWriter {
     areas: [Area; 2],
     versions: Vec<u64>,
     socket: String,
@@ -38,20 +38,18 @@ struct Stamper {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [socket, pages, flags @ ..] = &arguments[..] else {
-        panic!("usage: stamper SOCKET PAGES [--family]")
-    };
+    let [socket, pages, flags @ ..] = &arguments[..] else { panic!("usage: writer SOCKET PAGES [--family]") };
     let pages = pages.parse().expect("a number of pages");
     rustix::process::setsid().expect("a session of its own");
-    let mut stamper = Stamper::new(socket.clone(), pages);
+    let mut writer = PatternWriter::new(socket.clone(), pages);
     if flags.iter().any(|flag| flag == "--family") {
         if fork() == 0 {
-            stamper.socket += ".child";
+            writer.socket += ".child";
         } else if fork() == 0 {
             std::process::exit(0);
         }
     }
-    stamper.serve();
+    writer.serve();
 }
 
 /// Forks this single-threaded process; 0 in the child.
@@ -106,7 +104,7 @@ impl Area {
     }
 }
 
-impl Stamper {
+impl PatternWriter {
     fn new(socket: String, pages: usize) -> Self {
         let second = pages / 4;
         let first = pages - second;
@@ -114,11 +112,11 @@ impl Stamper {
             Area { address: map(first), first_page: 0, pages: first, zero_pages: 0 },
             Area { address: map(second), first_page: first, pages: second, zero_pages: 0 },
         ];
-        let stamper = Self { areas, versions: vec![0; pages], socket };
-        for area in &stamper.areas {
+        let writer = Self { areas, versions: vec![0; pages], socket };
+        for area in &writer.areas {
             (0..area.pages).for_each(|place| area.write(place, 0));
         }
-        stamper
+        writer
     }
 
     /// The first wrong page, looked for far and near.

@@ -2,7 +2,7 @@
 //! is named only after everything that it names would survive any crash, and a pack goes only when nothing that would
 //! survive names it.
 
-use crate::life::STORE;
+use crate::scenario::STORE;
 use crate::sim_disk::{Change, Durable, Inode, Seen, SimDisk, Survey};
 use std::collections::HashMap;
 use store::index::Run;

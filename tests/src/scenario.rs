@@ -1,4 +1,4 @@
-//! The life of a store on a simulated disk: what its users do, what was acknowledged to them when, and what must be there
+//! The scenario of a store on a simulated disk: what its users do, what was acknowledged to them when, and what must be there
 //! after a crash or a failure.
 
 use crate::model::{Item, Memory, Pages, Random, State, assert_clean, draft_of, state_of_store};
@@ -31,7 +31,7 @@ pub enum Step {
     CollectOnce,
     /// Packs are recompressed.
     Recompress,
-    /// The index is made anew.
+    /// The index is made again.
     Rebuild,
     /// A reader pins the newest snapshot of a ref, or lets go of what it has pinned.
     Pin(&'static str),
@@ -52,7 +52,7 @@ pub struct Acks {
 }
 
 /// A store and its users.
-pub struct Life {
+pub struct Scenario {
     /// The disk.
     pub disk: SimDisk,
     /// What was acknowledged so far.
@@ -70,7 +70,7 @@ pub fn config(disk: &SimDisk) -> StoreConfig {
     let (tier, state) = (LocalTier::on(disk.clone(), STORE), LocalState::on(disk, STATE));
     let mut config = StoreConfig {
         cache_bytes: 1 << 20,
-        flat_cache_bytes: 0,
+        disk_cache_bytes: 0,
         level: 1,
         ..StoreConfig::on(Arc::new(tier), state)
     };
@@ -109,7 +109,7 @@ fn memory(version: u64) -> State {
     State { files: None, memory: Some(Memory { spaces, blobs }) }
 }
 
-impl Life {
+impl Scenario {
     /// On this disk, which holds no store yet or the one that `acks` tell of. Versions begin at `version`.
     pub fn on(disk: SimDisk, acks: Acks, version: u64) -> Self {
         let diary = vec![(0, acks.clone())];
@@ -299,15 +299,15 @@ pub fn recover(disk: &SimDisk, acks: &Acks, context: &str) {
 }
 
 fn try_to_recover(disk: &SimDisk, acks: &Acks) -> Result<()> {
-    let mut life = Life::on(disk.clone(), acks.clone(), 1 << 20);
-    let store = life.store()?;
+    let mut scenario = Scenario::on(disk.clone(), acks.clone(), 1 << 20);
+    let store = scenario.store()?;
     assert_survived(&store, acks)?;
     assert_clean(&store, "right after");
     drop(store);
-    life.step(Step::Commit("after"))?;
-    life.step(Step::Collect)?;
-    let store = life.store()?;
-    assert_survived(&store, &life.acks)?;
+    scenario.step(Step::Commit("after"))?;
+    scenario.step(Step::Collect)?;
+    let store = scenario.store()?;
+    assert_survived(&store, &scenario.acks)?;
     assert_clean(&store, "written and collected since");
     assert_nothing_left_over(&store)
 }
@@ -319,7 +319,7 @@ fn assert_nothing_left_over(store: &Store) -> Result<()> {
     let packs: Vec<String> = packs.map(|pack| format!("{}: {}", pack.id, pack.reason)).collect();
     let records = report.snapshots.iter().filter(|record| record.verdict != Verdict::Keep);
     let records: Vec<String> = records.map(|record| format!("{}: {}", record.id, record.reason)).collect();
-    let sessions = store.home().list("sessions/")?;
+    let sessions = store.metadata_tier().list("sessions/")?;
     assert!(
         packs.is_empty() && records.is_empty() && sessions.is_empty(),
         "left over are packs {packs:?}, snapshots {records:?}, sessions {sessions:?}"

@@ -40,12 +40,12 @@ impl OutlineRow {
 
 /// All that whole runs list of a pack.
 #[derive(Clone, Debug)]
-pub struct Outline {
+pub struct PackEntries {
     /// Its chunks, each once.
     pub rows: Vec<OutlineRow>,
 }
 
-impl Outline {
+impl PackEntries {
     /// Offset and length of each frame.
     pub fn frames(&self) -> impl Iterator<Item = (u64, u32)> {
         self.rows.iter().map(|row| (row.offset, row.len_bytes))
@@ -67,7 +67,7 @@ impl Outline {
 
 impl Index {
     /// What runs whose checksum is right list of a pack; `None` when none covers it. Reads such runs whole.
-    pub fn outline(&self, pack: PackId) -> Option<Outline> {
+    pub fn entries_of(&self, pack: PackId) -> Option<PackEntries> {
         let covers =
             |run: &&std::sync::Arc<Run>| run.packs().any(|covered| covered == pack) && run.is_whole();
         let runs = self.runs();
@@ -81,7 +81,7 @@ impl Index {
         let mut rows = rows?;
         rows.sort_unstable();
         rows.dedup();
-        Some(Outline { rows })
+        Some(PackEntries { rows })
     }
 
     /// The packs that stored runs name.
