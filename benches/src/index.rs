@@ -162,7 +162,7 @@ pub(crate) fn index(scratch: &Path) -> Result<Vec<Row>> {
     let filtered = cold(&mut noise, absent.clone())?;
     let hits = cold(&mut noise, 0..count)?;
     let resident = own_bytes()?.saturating_sub(before);
-    index.runs().iter().for_each(|run| assert!(run.is_whole()));
+    index.runs().iter().for_each(|run| assert!(run.is_intact()));
 
     let mut noises = (Noise::new(5), Noise::new(6), Noise::new(7), Noise::new(8));
     let warm_hits = Pairs::measure(

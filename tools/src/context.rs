@@ -69,7 +69,7 @@ impl Context {
     }
 
     /// Opens the configured store in its plain domain, whatever domain is named: for what concerns all domains.
-    pub(crate) fn whole_store(&self) -> Result<Store> {
+    pub(crate) fn store_of_all_domains(&self) -> Result<Store> {
         let mut config = self.store_config()?;
         config.domains.name = None;
         Store::open(&config)

@@ -209,8 +209,8 @@ impl Domain {
             true => {
                 let changing = self.changing.read();
                 let key = changing.epochs.get(&changing.key_epoch).cloned();
-                let lacking = || Error::new(Kind::Internal, "domain has no current key").object(&self.name);
-                Some((changing.key_epoch, key.ok_or_else(lacking)?))
+                let missing = || Error::new(Kind::Internal, "domain has no current key").object(&self.name);
+                Some((changing.key_epoch, key.ok_or_else(missing)?))
             }
         };
         Ok(Sealer { tag: self.id.tag(), domain: self.id, key })

@@ -139,7 +139,7 @@ impl Index {
     /// Forgets runs whose entries fail their checksum, which opening does not look at. Reads each run once in its life.
     pub fn drop_damaged(&self) {
         let mut damaged = self.damaged();
-        let (whole, broken): (Vec<_>, Vec<_>) = self.runs().iter().cloned().partition(|run| run.is_whole());
+        let (whole, broken): (Vec<_>, Vec<_>) = self.runs().iter().cloned().partition(|run| run.is_intact());
         for run in broken {
             tracing::warn!(run = run.key(), "index run is damaged; reading its packs instead");
             damaged.insert(run.key().to_owned());
@@ -245,7 +245,7 @@ impl Index {
         let mut replaced = 0;
         for group in merge::plan(&candidates, MAX_WRITERS_RUNS) {
             let group: Vec<&Run> =
-                group.into_iter().map(|index| free[index]).filter(|run| run.is_whole()).collect();
+                group.into_iter().map(|index| free[index]).filter(|run| run.is_intact()).collect();
             replaced += self.join(tier, &group, |_| true)?;
         }
         if replaced > 0 {

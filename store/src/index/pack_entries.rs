@@ -69,7 +69,7 @@ impl Index {
     /// What runs whose checksum is right list of a pack; `None` when none covers it. Reads such runs whole.
     pub fn entries_of(&self, pack: PackId) -> Option<PackEntries> {
         let covers =
-            |run: &&std::sync::Arc<Run>| run.packs().any(|covered| covered == pack) && run.is_whole();
+            |run: &&std::sync::Arc<Run>| run.packs().any(|covered| covered == pack) && run.is_intact();
         let runs = self.runs();
         let mut rows: Option<Vec<OutlineRow>> = None;
         for run in runs.iter().filter(covers) {

@@ -135,7 +135,7 @@ impl Run {
     }
 
     /// Whether the checksum was right when first asked.
-    pub fn is_whole(&self) -> bool {
+    pub fn is_intact(&self) -> bool {
         *self.whole.get_or_init(|| self.verify().is_ok())
     }
 

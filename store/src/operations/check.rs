@@ -8,7 +8,7 @@ use crate::index::{RowMarks, Run, RunBuilder, store_run};
 use crate::keys;
 use crate::operations::domain_inventory::{DomainInventory, check_unopened};
 use crate::operations::reachable::Reached;
-use crate::operations::verify_pack::read_whole;
+use crate::operations::verify_pack::read_copy;
 use crate::pack::{PackDirectory, read_directory};
 use crate::progress::{Progress, Work};
 use crate::records::condemned::{self, Condemned};
@@ -311,7 +311,7 @@ fn check_pack(
     if !options.read_data {
         return read_directory(tier, id).optional();
     }
-    let Some(copy) = read_whole(tier, id, &mut |_| {}).optional()? else { return Ok(None) };
+    let Some(copy) = read_copy(tier, id, &mut |_| {}).optional()? else { return Ok(None) };
     let examined = copy.examine(domains, id);
     report.read_bytes += copy.bytes.len() as u64;
     report.locked_frames += examined.locked_frames;

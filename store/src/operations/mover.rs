@@ -124,7 +124,7 @@ pub fn packs_of(store: &Store, snapshot: &SnapshotId) -> Result<BTreeSet<PackId>
     Ok(packs)
 }
 
-/// Reads every chunk of a snapshot that is not on the hot tier, so that its frames are in the flat-file cache. Gives how
+/// Reads every chunk of a snapshot that is not on the hot tier, so that its frames are in the disk cache. Gives how
 /// many chunks were read.
 ///
 /// # Errors

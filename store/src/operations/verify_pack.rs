@@ -30,7 +30,7 @@ pub struct PackCopy {
 ///
 /// # Errors
 /// `NotFound`; as the tier when it gives nothing.
-pub fn read_whole(tier: &dyn Tier, id: PackId, pass: &mut dyn FnMut(u64)) -> Result<PackCopy> {
+pub fn read_copy(tier: &dyn Tier, id: PackId, pass: &mut dyn FnMut(u64)) -> Result<PackCopy> {
     let key = id.key();
     let absent = || Error::new(Kind::NotFound, "no such pack").object(&key);
     let whole_len = tier.len_bytes(&key)?.ok_or_else(absent)?;

@@ -75,7 +75,7 @@ pub struct StoreConfig {
     pub state: LocalState,
     /// Hard limit of the decoded cache in bytes.
     pub cache_bytes: u64,
-    /// Hard limit of the flat-file cache of slower tiers' frames in bytes; 0 keeps none.
+    /// Hard limit of the disk cache of slower tiers' frames in bytes; 0 keeps none.
     pub disk_cache_bytes: u64,
     /// zstd level of new frames, of [`LEVELS`].
     pub level: i32,

@@ -1,4 +1,4 @@
-//! The flat-file cache: frames of slower tiers, as they are stored there, in files on local flash.
+//! The disk cache: frames of slower tiers, as they are stored there, in files on local flash.
 //!
 //! Every process of the host shares it. Its limit is hard: an insert first makes room, under a lock, and is given up where
 //! there is none. Nothing in it is trusted: a frame is verified when it is decoded, like one from any tier, so files are not

@@ -168,9 +168,9 @@ impl Fetch<'_> {
         })
     }
 
-    /// The frame from the flat-file cache, into the decoded one.
+    /// The frame from the disk cache, into the decoded one.
     fn load_from_disk_cache(&self, place: &Location) -> Option<Arc<Frame>> {
-        let absent = || Error::new(Kind::NotFound, "not in the flat-file cache");
+        let absent = || Error::new(Kind::NotFound, "not in the disk cache");
         let load = || self.store.cached_frame(place).ok_or_else(absent);
         self.store.inner.cache.get_or_load(place.pack, place.offset, load).ok()
     }

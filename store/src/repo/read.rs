@@ -1,4 +1,4 @@
-//! Reading chunks: from the decoded cache, the flat-file cache, or the first tier that has the frame whole. Whatever a tier
+//! Reading chunks: from the decoded cache, the disk cache, or the first tier that has the frame whole. Whatever a tier
 //! gives is verified before anybody sees it, and what the index misses is looked for among runs and packs that are new.
 
 use crate::error::{Error, Kind, Result};
@@ -96,7 +96,7 @@ impl Store {
     }
 
     /// Fetches, decodes and verifies a frame from the first tier that has it whole; between the hot tier and the slower ones
-    /// stands the flat-file cache.
+    /// stands the disk cache.
     fn fetch_frame(&self, place: &Location) -> Result<Frame> {
         let key = place.pack.key();
         let mut failure = None;
@@ -167,7 +167,7 @@ impl Store {
         Err(failure)
     }
 
-    /// A frame of the flat-file cache, verified.
+    /// A frame of the disk cache, verified.
     pub(crate) fn cached_frame(&self, place: &Location) -> Option<Frame> {
         let bytes = self.inner.disk_cache.get(place.pack, place.offset, place.len_bytes)?;
         self.decode_frame(&bytes).inspect_err(|_| self.inner.disk_cache.remove(place.pack, place.offset)).ok()

@@ -210,7 +210,7 @@ impl Store {
         &self.inner.placement
     }
 
-    /// The flat-file cache of this host.
+    /// The disk cache of this host.
     pub fn disk_cache(&self) -> &DiskCache {
         &self.inner.disk_cache
     }

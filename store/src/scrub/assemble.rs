@@ -46,7 +46,7 @@ pub(super) enum Assembled {
     /// The bytes of the pack.
     Whole(Vec<u8>),
     /// Not all of it is there.
-    Lacking {
+    Missing {
         /// What is lost.
         lost: Vec<LostFrame>,
         /// Why it cannot be put together.
@@ -72,11 +72,11 @@ impl Sources<'_> {
             .collect();
         if !lost.is_empty() {
             let reason = Error::corrupt(format!("{} of its frames have no intact copy", lost.len()));
-            return Assembled::Lacking { lost, reason };
+            return Assembled::Missing { lost, reason };
         }
         match self.build(pieces, directory.as_ref()) {
             Ok(bytes) => Assembled::Whole(bytes),
-            Err(reason) => Assembled::Lacking { lost, reason },
+            Err(reason) => Assembled::Missing { lost, reason },
         }
     }
 

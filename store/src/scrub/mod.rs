@@ -23,7 +23,7 @@ use crate::index::{Location, RowMarks, Run};
 use crate::keys;
 use crate::operations::check::{check_all_records, index_packs};
 use crate::operations::domain_inventory::DomainInventory;
-use crate::operations::verify_pack::{self, Examined, PackCopy, read_whole};
+use crate::operations::verify_pack::{self, Examined, PackCopy, read_copy};
 use crate::progress::{Progress, Work};
 use crate::records::lost_frames;
 use crate::repo::store::Store;
@@ -140,18 +140,18 @@ pub fn scrub(store: &Store, options: &ScrubOptions, progress: &dyn Progress) -> 
         lost: RowMarks::new(store.index()),
         report,
     };
-    scrub.packs(options.subset, progress)?;
+    scrub.scrub_packs(options.subset, progress)?;
     if options.repair {
-        scrub.runs(progress);
+        scrub.scrub_runs(progress);
     }
-    scrub.search(&snapshots, progress);
+    scrub.find_affected(&snapshots, progress);
     scrub.report.advise();
     Ok(scrub.report)
 }
 
 impl Scrub<'_> {
     /// All packs of the subset that are on a tier, or that should be.
-    fn packs(&mut self, subset: Option<Subset>, progress: &dyn Progress) -> Result<()> {
+    fn scrub_packs(&mut self, subset: Option<Subset>, progress: &dyn Progress) -> Result<()> {
         let mut packs: BTreeMap<PackId, u64> =
             self.store.index().named_packs().into_iter().map(|pack| (pack, 0)).collect();
         packs.extend(self.store.packs()?);
@@ -174,7 +174,7 @@ impl Scrub<'_> {
         progress.begin("scrub", Work::Bytes(packs.values().sum()));
         for (pack, len_bytes) in packs {
             self.report.packs += 1;
-            self.pack(pack, noted.get(&pack).map(Vec::as_slice))?;
+            self.scrub_pack(pack, noted.get(&pack).map(Vec::as_slice))?;
             progress.advance(len_bytes);
         }
         progress.end();
@@ -182,16 +182,16 @@ impl Scrub<'_> {
     }
 
     /// One pack, of which these frames are known to be lost.
-    fn pack(&mut self, id: PackId, noted: Option<&[u64]>) -> Result<()> {
+    fn scrub_pack(&mut self, id: PackId, noted: Option<&[u64]>) -> Result<()> {
         let is_noted = noted.is_some();
-        let copies = self.copies(id);
+        let copies = self.read_copies(id);
         let is_missing = copies.is_empty();
         if is_missing && !self.is_missed(id)? && !is_noted {
             return Ok(()); // collected meanwhile
         }
         if !is_missing && copies.iter().all(|copy| copy.examined.faults.is_empty()) {
             if is_noted && self.repair {
-                self.note(id, &[]);
+                self.note_lost(id, &[]);
             }
             if let Some(copy) = copies.first() {
                 self.end_staging(id, &copy.copy.bytes);
@@ -211,18 +211,18 @@ impl Scrub<'_> {
             disk_cache: self.store.disk_cache(),
         };
         match sources.assemble() {
-            Assembled::Whole(whole) => self.whole(id, &copies, &whole, is_noted),
-            Assembled::Lacking { lost, reason } => self.lacking(id, &copies, &lost, &reason, noted),
+            Assembled::Whole(whole) => self.settle_intact(id, &copies, &whole, is_noted),
+            Assembled::Missing { lost, reason } => self.report_missing(id, &copies, &lost, &reason, noted),
         }
         Ok(())
     }
 
     /// Reads and verifies the pack on every tier that has it.
-    fn copies(&mut self, id: PackId) -> Vec<Copy> {
+    fn read_copies(&mut self, id: PackId) -> Vec<Copy> {
         let mut copies = Vec::new();
         for (number, tier) in self.store.tiers().into_iter().enumerate() {
             let throttle = &mut self.throttle;
-            match read_whole(tier, id, &mut |bytes| throttle.pass(bytes)) {
+            match read_copy(tier, id, &mut |bytes| throttle.pass(bytes)) {
                 Ok(copy) => {
                     let examined = copy.examine(self.domains, id);
                     self.report.copies += 1;
@@ -274,7 +274,7 @@ impl Scrub<'_> {
     }
 
     /// All of the pack is there: its damaged copies are made whole, or could be.
-    fn whole(&mut self, id: PackId, copies: &[Copy], whole: &[u8], is_noted: bool) {
+    fn settle_intact(&mut self, id: PackId, copies: &[Copy], whole: &[u8], is_noted: bool) {
         let store = self.store;
         let tiers = store.tiers();
         let mut has_failed = false;
@@ -289,7 +289,7 @@ impl Scrub<'_> {
             let is_repaired = matches!(remedy, Remedy::Repaired { .. });
             self.report.repaired_copies += u64::from(is_repaired);
             has_failed |= !is_repaired;
-            self.tell(id, tiers[*tier].describe(), examined, &remedy);
+            self.report_damage(id, tiers[*tier].describe(), examined, &remedy);
         }
         if copies.is_empty() {
             let remedy = match (self.repair, store.is_shared()) {
@@ -303,16 +303,16 @@ impl Scrub<'_> {
                 },
             };
             has_failed |= !matches!(remedy, Remedy::Repaired { .. });
-            self.missing(id, remedy);
+            self.add_missing(id, remedy);
         }
         if is_noted && self.repair && !has_failed {
-            self.note(id, &[]);
+            self.note_lost(id, &[]);
         }
         self.end_staging(id, whole);
     }
 
     /// Not all of the pack is there. What is lost, noted, and read from other packs is no damage any more.
-    fn lacking(
+    fn report_missing(
         &mut self,
         id: PackId,
         copies: &[Copy],
@@ -323,7 +323,7 @@ impl Scrub<'_> {
         let offsets: Vec<u64> = lost.iter().map(|frame| frame.extent.offset).collect();
         let mut is_noted = noted == Some(&offsets);
         if self.repair && !offsets.is_empty() && !is_noted {
-            is_noted = self.note(id, &offsets);
+            is_noted = self.note_lost(id, &offsets);
         }
         let (mut lost_chunks, mut read_elsewhere) = (0, 0);
         let mut known = HashMap::new();
@@ -337,14 +337,14 @@ impl Scrub<'_> {
         }
         let is_harmless = is_noted && lost_chunks == 0;
         let what = if is_harmless { ", and their chunks are read from other packs" } else { "" };
-        let remedy = Remedy::Lacking { reason: format!("{reason}{what}") };
+        let remedy = Remedy::Missing { reason: format!("{reason}{what}") };
         let tiers = self.store.tiers();
         let before = self.report.damaged_copies;
         for copy in copies.iter().filter(|copy| !copy.examined.faults.is_empty()) {
-            self.tell(id, tiers[copy.tier].describe(), &copy.examined, &remedy);
+            self.report_damage(id, tiers[copy.tier].describe(), &copy.examined, &remedy);
         }
         if copies.is_empty() {
-            self.missing(id, remedy);
+            self.add_missing(id, remedy);
         }
         if is_harmless {
             self.report.damaged_copies = before;
@@ -354,7 +354,7 @@ impl Scrub<'_> {
         }
     }
 
-    fn tell(&mut self, pack: PackId, tier: String, examined: &Examined, remedy: &Remedy) {
+    fn report_damage(&mut self, pack: PackId, tier: String, examined: &Examined, remedy: &Remedy) {
         self.report.damaged_copies += u64::from(!matches!(remedy, Remedy::Repaired { .. }));
         for fault in &examined.faults {
             let (tier, remedy) = (tier.clone(), remedy.clone());
@@ -363,14 +363,14 @@ impl Scrub<'_> {
         }
     }
 
-    fn missing(&mut self, pack: PackId, remedy: Remedy) {
+    fn add_missing(&mut self, pack: PackId, remedy: Remedy) {
         self.report.damaged_copies += u64::from(!matches!(remedy, Remedy::Repaired { .. }));
         let error = "the index names it, and no tier has it".to_owned();
         self.report.damage(Damage { tier: "no tier".to_owned(), pack, offset: 0, error, remedy });
     }
 
     /// Notes what is lost of a pack; false when that failed.
-    fn note(&mut self, id: PackId, offsets: &[u64]) -> bool {
+    fn note_lost(&mut self, id: PackId, offsets: &[u64]) -> bool {
         let noted = repair::note_lost(self.store.metadata_tier(), id, offsets);
         noted.inspect_err(|error| self.report.records.problem(lost_frames::key_of(id), error)).is_ok()
     }
@@ -386,11 +386,11 @@ impl Scrub<'_> {
         let others = self.store.index().find(chunk).into_iter();
         let mut others = others.filter(|place| (place.pack, place.offset) != (pack, offset));
         others.any(|place| {
-            *known.entry((place.pack, place.offset)).or_insert_with(|| self.is_frame_whole(&place))
+            *known.entry((place.pack, place.offset)).or_insert_with(|| self.is_frame_intact(&place))
         })
     }
 
-    fn is_frame_whole(&self, place: &Location) -> bool {
+    fn is_frame_intact(&self, place: &Location) -> bool {
         let verify = |bytes: &[u8]| verify_pack::verify(self.domains, bytes).is_ok();
         let (key, offset, len) = (place.pack.key(), place.offset, place.len_bytes);
         let is_on = |tier: &&dyn crate::tier::Tier| {
@@ -401,7 +401,7 @@ impl Scrub<'_> {
     }
 
     /// Puts runs of what the packs hold in place of damaged ones.
-    fn runs(&mut self, progress: &dyn Progress) {
+    fn scrub_runs(&mut self, progress: &dyn Progress) {
         match self.replace_runs(progress) {
             Ok(0) => {}
             Ok(count) => {
@@ -440,7 +440,7 @@ impl Scrub<'_> {
     }
 
     /// Finds the snapshots that need lost chunks.
-    fn search(&mut self, snapshots: &[BTreeMap<SnapshotId, Vec<String>>], progress: &dyn Progress) {
+    fn find_affected(&mut self, snapshots: &[BTreeMap<SnapshotId, Vec<String>>], progress: &dyn Progress) {
         if self.lost.is_empty() {
             return;
         }

@@ -27,7 +27,7 @@ pub enum Remedy {
         error: String,
     },
     /// Not all of the pack is whole somewhere.
-    Lacking {
+    Missing {
         /// Why.
         reason: String,
     },
@@ -149,7 +149,7 @@ impl ScrubReport {
     }
 
     /// Whether something is damaged now.
-    pub fn is_whole(&self) -> bool {
+    pub fn is_intact(&self) -> bool {
         self.records.problems.is_empty() && self.damaged_copies == 0
     }
 

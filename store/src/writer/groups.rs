@@ -17,7 +17,7 @@ impl Writer {
     pub fn put_page_group(&mut self, bytes: &[u8], base: Option<Base>) -> Result<ChunkId> {
         let id = self.store.domain.chunk_id(bytes);
         self.offer(bytes)?;
-        if let Some(known) = self.whole_as(&id, bytes) {
+        if let Some(known) = self.known_as(&id, bytes) {
             return Ok(known);
         }
         if self.fresh_groups.contains(&id) || self.is_known_delta(&id) {

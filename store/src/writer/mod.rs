@@ -212,7 +212,7 @@ impl Writer {
 
     fn put_known(&mut self, kind: PackKind, id: ChunkId, bytes: &[u8]) -> Result<ChunkId> {
         self.offer(bytes)?;
-        if let Some(known) = self.whole_as(&id, bytes)
+        if let Some(known) = self.known_as(&id, bytes)
             && self.is_reliable(&known, bytes)?
         {
             return Ok(known);
@@ -257,7 +257,7 @@ impl Writer {
     }
 
     /// The id under which the bytes are there already, whole by themselves: this domain's, or the public one's.
-    fn whole_as(&mut self, id: &ChunkId, bytes: &[u8]) -> Option<ChunkId> {
+    fn known_as(&mut self, id: &ChunkId, bytes: &[u8]) -> Option<ChunkId> {
         if self.is_known(id) {
             return Some(*id);
         }

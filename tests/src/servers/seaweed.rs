@@ -122,14 +122,14 @@ const NEEDED: [&str; 5] =
 /// Those that the server enforces: whoever may put objects may end uploads in parts, too.
 pub const ENFORCED: [&str; 4] = [NEEDED[0], NEEDED[1], NEEDED[2], NEEDED[4]];
 
-/// The access key that may do below [`LIMITED_PREFIX`] what the README says is needed, but for `lacking`.
-pub fn limited_key(lacking: Option<&str>) -> String {
-    lacking.map_or("limited".to_owned(), |permission| format!("without-{}", permission.replace(':', "-")))
+/// The access key that may do below [`LIMITED_PREFIX`] what the README says is needed, but for `missing`.
+pub fn limited_key(missing: Option<&str>) -> String {
+    missing.map_or("limited".to_owned(), |permission| format!("without-{}", permission.replace(':', "-")))
 }
 
-/// The policy of the README, without `lacking`.
-fn policy(lacking: Option<&str>) -> Value {
-    let allowed = |permission: &&str| Some(*permission) != lacking;
+/// The policy of the README, without `missing`.
+fn policy(missing: Option<&str>) -> Value {
+    let allowed = |permission: &&str| Some(*permission) != missing;
     let (of_bucket, of_objects): (Vec<&str>, _) =
         NEEDED.into_iter().filter(allowed).partition(|permission| *permission == "s3:ListBucket");
     let bucket = format!("arn:aws:s3:::{BUCKET}");
@@ -152,9 +152,9 @@ fn identities() -> String {
     let mut identities =
         vec![json!({ "name": "test", "credentials": credentials(ACCESS_KEY), "actions": actions })];
     let mut policies = Vec::new();
-    for lacking in NEEDED.into_iter().map(Some).chain([None]) {
-        let name = limited_key(lacking);
-        policies.push(json!({ "name": name, "content": policy(lacking).to_string() }));
+    for missing in NEEDED.into_iter().map(Some).chain([None]) {
+        let name = limited_key(missing);
+        policies.push(json!({ "name": name, "content": policy(missing).to_string() }));
         identities.push(json!({ "name": name, "credentials": credentials(&name), "policyNames": [name] }));
     }
     json!({ "identities": identities, "policies": policies }).to_string()

@@ -53,7 +53,7 @@ fn json(run: &Run) -> Value {
 fn a_whole_store_is_scrubbed_in_parts_and_at_a_rate() {
     let place = stored();
     let all = place.run(["scrub", "--json"]).expect(0).json();
-    assert_eq!((&all["is_whole"], &all["repair"]), (&true.into(), &false.into()), "{all}");
+    assert_eq!((&all["is_intact"], &all["repair"]), (&true.into(), &false.into()), "{all}");
     assert!(all["read_bytes"].as_u64().unwrap() > 1_500_000 && all["frames"].as_u64().unwrap() > 3, "{all}");
     let mut packs = 0;
     for part in ["1/3", "2/3", "3/3"] {
@@ -86,7 +86,7 @@ fn lost_files_are_named_noted_and_stored_anew() {
         .map(|affected| affected["path"].as_str().unwrap())
         .collect();
     assert_eq!(paths, ["docs/deep/er/noise"], "{told}");
-    assert_eq!((&affected["refs"][0], &told["damages"][0]["state"]), (&"web".into(), &"lacking".into()));
+    assert_eq!((&affected["refs"][0], &told["damages"][0]["state"]), (&"web".into(), &"missing".into()));
     assert_eq!(told["lost"][0]["offsets"].as_array().unwrap().len(), 1, "{told}");
     assert!(told["lost"][0]["lost_chunks"].as_u64().unwrap() > 0, "{told}");
     assert_eq!(place.run(["scrub", "--json"]).expect(2).json_error()["kind"], "corrupt");

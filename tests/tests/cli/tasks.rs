@@ -186,7 +186,7 @@ fn play(task: &Task, scene: &str) -> Result<(), String> {
                 if code != command.exit_code || answer.contains("panicked") {
                     return Err(shown);
                 }
-                if let Some(line) = page::lacking(&command.answer, &answer) {
+                if let Some(line) = page::missing(&command.answer, &answer) {
                     return Err(format!("{shown}\nhas no line {line:?}"));
                 }
             }

@@ -28,10 +28,10 @@ impl Scene {
         scene
     }
 
-    /// A place in the part of the bucket that limited keys may use, and one that may do all but `lacking`.
-    fn limited(lacking: Option<&str>) -> Self {
+    /// A place in the part of the bucket that limited keys may use, and one that may do all but `missing`.
+    fn limited(missing: Option<&str>) -> Self {
         let scene = Self::new(&SEAWEED.endpoint());
-        scene.use_key(&limited_key(lacking));
+        scene.use_key(&limited_key(missing));
         let prefix = format!("{LIMITED_PREFIX}/{}", scene.prefix);
         Self { prefix, ..scene }
     }

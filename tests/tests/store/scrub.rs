@@ -142,7 +142,7 @@ fn a_whole_store_is_found_whole_and_every_byte_is_read() {
         let (scratch, tiers) = whole.over_tiers(count);
         let before: Vec<_> = tiers.iter().map(|tier| digest(tier)).collect();
         let report = scrub(&scratch.config, &options);
-        assert!(report.is_whole() && report.damages.is_empty(), "{report:#?}");
+        assert!(report.is_intact() && report.damages.is_empty(), "{report:#?}");
         let bytes: u64 = whole.tier.list("packs/").unwrap().iter().map(|info| info.len_bytes).sum();
         assert_eq!(report.read_bytes, bytes * count as u64);
         assert_eq!(report.copies, whole.packs().len() as u64 * count as u64);

@@ -70,8 +70,8 @@ pub(super) fn run(arguments: BackupArguments, context: &mut Context) -> anyhow::
     let stored = describe(arguments.name, report, begun);
     tell(&stored, context);
     context.output.report(&stored)?;
-    let is_whole = stored.unreadable.is_empty() && stored.unreadable_attributes.is_empty();
-    Ok(if is_whole { Outcome::Done } else { Outcome::Partial })
+    let is_complete = stored.unreadable.is_empty() && stored.unreadable_attributes.is_empty();
+    Ok(if is_complete { Outcome::Done } else { Outcome::Partial })
 }
 
 /// Says on standard error what the snapshot lacks, and what moved while it was made.

@@ -1,4 +1,4 @@
-//! `snapctl cache`: the flat-file cache of slower tiers' frames on this host. `info` shows it, `warm` fills it with what a
+//! `snapctl cache`: the disk cache of slower tiers' frames on this host. `info` shows it, `warm` fills it with what a
 //! snapshot needs, `trim` shrinks it.
 
 use std::io::{self, Write};
@@ -30,7 +30,7 @@ impl Usage {
 impl Show for Usage {
     fn show(&self, out: &mut dyn Write) -> io::Result<()> {
         let (size, limit) = (human::size(self.bytes), human::size(self.limit_bytes));
-        writeln!(out, "flat-file cache: {} frames, {size} of {limit}", self.frames)
+        writeln!(out, "disk cache: {} frames, {size} of {limit}", self.frames)
     }
 }
 

@@ -89,7 +89,7 @@ impl Show for Checked {
 }
 
 pub(super) fn run(arguments: &CheckArguments, context: &mut Context) -> anyhow::Result<Outcome> {
-    let store = context.whole_store()?;
+    let store = context.store_of_all_domains()?;
     let options = CheckOptions { read_data: arguments.read_data };
     let report = store::check(&store, options, &context.progress)?;
     context.progress.clear();

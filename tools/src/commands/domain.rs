@@ -126,7 +126,7 @@ impl Show for Repacked {
 }
 
 pub(super) fn run(arguments: &DomainArguments, context: &mut Context) -> anyhow::Result<Outcome> {
-    let store = context.whole_store()?;
+    let store = context.store_of_all_domains()?;
     match &arguments.action {
         DomainAction::Create { name, public } => {
             let kind = if *public { DomainKind::Public } else { DomainKind::Encrypted };

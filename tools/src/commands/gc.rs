@@ -68,7 +68,7 @@ impl Show for Collected {
 
 pub(super) fn run(arguments: &GcArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
-    let store = context.whole_store()?;
+    let store = context.store_of_all_domains()?;
     let options = CollectOptions { dry_run: arguments.dry_run, cycles: arguments.cycles };
     let report = gc::collect(&store, &options, &context.progress)?;
     context.progress.clear();

@@ -24,7 +24,7 @@ impl Show for Rebuilt {
 pub(super) fn run(arguments: &IndexArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     match arguments.action {
         IndexAction::Rebuild => {
-            let store = context.whole_store()?;
+            let store = context.store_of_all_domains()?;
             let (packs, chunks) = store::rebuild_index(&store, &context.progress)?;
             context.progress.clear();
             context.output.report(&Rebuilt { packs, chunks })?;

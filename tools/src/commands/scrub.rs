@@ -39,7 +39,7 @@ struct Scrubbed {
     lost: Vec<Lost>,
     affected: Vec<Affected>,
     more_affected: u64,
-    is_whole: bool,
+    is_intact: bool,
 }
 
 #[derive(Serialize)]
@@ -48,7 +48,7 @@ struct Damage {
     pack: String,
     offset: u64,
     error: String,
-    /// `repairable`, `repaired`, `failed` or `lacking`.
+    /// `repairable`, `repaired`, `failed` or `missing`.
     state: &'static str,
     /// Key of the damaged bytes, or why they stay.
     detail: Option<String>,
@@ -133,7 +133,7 @@ impl Show for Scrubbed {
             self.frames,
             self.repaired_copies,
             self.repaired_index_runs,
-            if self.is_whole { "ok" } else { "damaged" },
+            if self.is_intact { "ok" } else { "damaged" },
         )
     }
 }
@@ -173,14 +173,14 @@ impl Affected {
 }
 
 pub(super) fn run(arguments: &ScrubArguments, context: &mut Context) -> anyhow::Result<Outcome> {
-    let store = context.whole_store()?;
+    let store = context.store_of_all_domains()?;
     let ScrubArguments { subset, rate, repair } = *arguments;
     let options = ScrubOptions { subset, rate, repair };
     let report = store::scrub(&store, &options, &context.progress)?;
     context.progress.clear();
     let scrubbed = describe(report, repair);
     context.output.report(&scrubbed)?;
-    if scrubbed.is_whole {
+    if scrubbed.is_intact {
         return Ok(Outcome::Done);
     }
     let can_repair = scrubbed.damages.iter().any(|damage| damage.state == "repairable");
@@ -196,13 +196,13 @@ pub(super) fn run(arguments: &ScrubArguments, context: &mut Context) -> anyhow::
 }
 
 fn describe(report: ScrubReport, repair: bool) -> Scrubbed {
-    let is_whole = report.is_whole();
+    let is_intact = report.is_intact();
     let damages = report.damages.into_iter().map(|damage| {
         let (state, detail) = match damage.remedy {
             Remedy::Repairable => ("repairable", None),
             Remedy::Repaired { quarantine } => ("repaired", quarantine),
             Remedy::Failed { error } => ("failed", Some(error)),
-            Remedy::Lacking { reason } => ("lacking", Some(reason)),
+            Remedy::Missing { reason } => ("missing", Some(reason)),
         };
         let store::scrub::Damage { tier, pack, offset, error, .. } = damage;
         Damage { tier, pack: pack.to_string(), offset, error, state, detail }
@@ -233,7 +233,7 @@ fn describe(report: ScrubReport, repair: bool) -> Scrubbed {
         lost: lost.collect(),
         affected: report.affected.into_iter().map(affected).collect(),
         more_affected: report.more_affected,
-        is_whole,
+        is_intact,
     }
 }
 

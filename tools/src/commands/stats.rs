@@ -146,19 +146,19 @@ fn part(store: &Store, spec: &str, snapshots: &[SnapshotId]) -> store::Result<Pa
     let mut chunks = RowMarks::new(store.index());
     let mut reached = Reached::new(store);
     let mut logical_bytes = 0_u64;
-    let (mut frames, mut lacking) = (Frames::default(), None);
+    let (mut frames, mut missing) = (Frames::default(), None);
     for id in snapshots {
         logical_bytes = logical_bytes.saturating_add(store.snapshot(id)?.totals.bytes);
         reached.walk(store, id, &mut |chunk: &ChunkId| {
             if chunks.insert(chunk) {
                 match store.index().find_in(chunk, |_| true) {
                     Some(place) => frames.insert(&place),
-                    None => lacking = lacking.or(Some(*chunk)),
+                    None => missing = missing.or(Some(*chunk)),
                 }
             }
         })?;
     }
-    if let Some(chunk) = lacking {
+    if let Some(chunk) = missing {
         return Err(Error::new(Kind::Corrupt, "the index lacks a chunk")
             .object(chunk)
             .advice("run `snapctl check`"));

@@ -120,7 +120,7 @@ impl S3Tier {
             if may_split && write.body.len() as u64 > self.part_bytes {
                 upload::write_in_parts(&self.shared, write, self.part_bytes).await
             } else {
-                self.shared.write_whole(write).await
+                self.shared.write_object(write).await
             }
         })
     }

@@ -57,7 +57,7 @@ pub fn examine_and_record(settings: &S3Settings) -> Result<Examination> {
     let record = examination.record().encode();
     let tier = S3Tier::new(settings)?;
     let write = Write { key: keys::BUCKET, body: &record, condition: Condition::None };
-    tier.runtime.block_on(tier.shared.write_whole(write))?;
+    tier.runtime.block_on(tier.shared.write_object(write))?;
     Ok(examination)
 }
 
@@ -136,7 +136,7 @@ impl Probe {
     }
 
     async fn put(&self, key: &str, body: &[u8], condition: Condition<'_>) -> Result<Written> {
-        self.shared.write_whole(Write { key, body, condition }).await
+        self.shared.write_object(Write { key, body, condition }).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>> {

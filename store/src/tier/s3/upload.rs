@@ -52,7 +52,7 @@ impl Body {
 
 impl Shared {
     /// Writes an object in one request.
-    pub(super) async fn write_whole(&self, write: Write<'_>) -> Result<Written> {
+    pub(super) async fn write_object(&self, write: Write<'_>) -> Result<Written> {
         let (body, mark) = (Body::new(write.body), new_mark());
         let object = self.object(write.key);
         let call = Call { verb: "put", object: &object, bytes: write.body.len() as u64 };

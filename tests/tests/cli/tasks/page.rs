@@ -86,7 +86,7 @@ fn console(block: &[(&str, usize)], steps: &mut Vec<Step>) -> Result<(), String>
 }
 
 /// The first line of `expected` that `output` lacks, behind those before it.
-pub(super) fn lacking<'a>(expected: &'a [String], output: &str) -> Option<&'a String> {
+pub(super) fn missing<'a>(expected: &'a [String], output: &str) -> Option<&'a String> {
     let mut lines = output.lines();
     expected.iter().find(|wanted| !lines.any(|line| matches(wanted, line)))
 }
@@ -111,7 +111,7 @@ fn matches(wanted: &str, line: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Command, Step, lacking, matches, parse};
+    use super::{Command, Step, matches, missing, parse};
 
     #[test]
     fn files_commands_exit_codes_and_answers_are_read() {
@@ -154,7 +154,7 @@ mod tests {
             assert!(!matches(wanted, line), "{wanted:?} {line:?}");
         }
         let expected = ["one".to_owned(), "two".to_owned()];
-        assert_eq!(lacking(&expected, "zero\none\ntwo\n"), None);
-        assert_eq!(lacking(&expected, "two\none\n"), Some(&expected[1]));
+        assert_eq!(missing(&expected, "zero\none\ntwo\n"), None);
+        assert_eq!(missing(&expected, "two\none\n"), Some(&expected[1]));
     }
 }

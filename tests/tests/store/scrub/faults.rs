@@ -90,7 +90,7 @@ fn assert_safe(
     let readable = whole.readable(&scratch.config, context);
     assert!(readable.iter().all(|read| *read), "{context}: {readable:?}");
     let report = scrub(&scratch.config, &REPAIR);
-    assert!(report.is_whole(), "{context}: {report:#?}");
+    assert!(report.is_intact(), "{context}: {report:#?}");
     for tier in tiers {
         assert!(*tier.get(&pack.key()).unwrap() == *whole.bytes(pack), "{context}");
     }
@@ -152,7 +152,7 @@ fn what_a_disk_cannot_read_is_put_together_again_whatever_step_fails() {
             let readable = whole.readable(&config, &context);
             assert!(readable.iter().all(|read| *read), "{context}: {readable:?}");
             let report = scrub(&config, &REPAIR);
-            assert!(report.is_whole(), "{context}: {report:#?}");
+            assert!(report.is_intact(), "{context}: {report:#?}");
             assert!(*worn.get(&pack.key()).unwrap() == *whole.bytes(pack), "{context}");
             if !faulty.met() {
                 break;

@@ -179,7 +179,7 @@ fn a_backup_that_reads_everything_heals_what_an_ordinary_one_passes_over() {
         state_of_store(&scratch.open(), &snapshot).unwrap();
     }
     let report = scrub(&scratch.config, &LOOK);
-    assert!(report.is_whole() && report.affected.is_empty(), "{report:#?}");
+    assert!(report.is_intact() && report.affected.is_empty(), "{report:#?}");
     assert!(report.lost.iter().all(|lost| lost.lost_chunks == 0));
     let checked = store::check(&scratch.open(), CheckOptions::default(), &Unwatched).unwrap();
     assert_eq!((checked.problems.len(), checked.damaged_packs.len()), (0, 2), "{checked:?}");

@@ -61,8 +61,8 @@ fn fate(whole: &Whole, tiers: &[MemoryTier], pack: PackId) -> Fate {
         tiers.iter().map(|tier| tier.get(&pack.key()).ok().map(|bytes| bytes.to_vec())).collect();
     let lost = whole.directory(pack).frames.into_iter().filter(|frame| {
         let range = frame.offset as usize..(frame.offset + u64::from(frame.len_bytes)) as usize;
-        let is_whole = |copy: &Vec<u8>| copy.get(range.clone()) == Some(&right[range.clone()]);
-        !copies.iter().flatten().any(is_whole)
+        let is_intact = |copy: &Vec<u8>| copy.get(range.clone()) == Some(&right[range.clone()]);
+        !copies.iter().flatten().any(is_intact)
     });
     Fate { lost: lost.map(|frame| frame.offset).collect(), copies }
 }
@@ -93,7 +93,7 @@ fn random_damage_is_repaired_byte_for_byte_or_exactly_what_is_lost_is_noted() {
         assert_eq!(after.contains(&false), is_lossy, "{context}: what is whole somewhere is read");
         assert_eq!(report.affected.is_empty(), !is_lossy, "{context}: {:?}", report.affected);
         let again = scrub(&scratch.config, &REPAIR);
-        assert_eq!((again.repaired_copies, again.is_whole()), (0, !is_lossy), "{context}: {again:#?}");
+        assert_eq!((again.repaired_copies, again.is_intact()), (0, !is_lossy), "{context}: {again:#?}");
         if is_lossy {
             lossy += 1;
             collected += u32::from(heal_and_collect(&whole, &scratch, &tiers, &context));
@@ -148,7 +148,7 @@ fn heal_and_collect(whole: &Whole, scratch: &Scratch, tiers: &[MemoryTier], cont
     collect(4);
     all("collected");
     let report = scrub(&scratch.config, &REPAIR);
-    assert!(report.is_whole(), "{context}: what is lost is lost to nobody: {report:#?}");
+    assert!(report.is_intact(), "{context}: what is lost is lost to nobody: {report:#?}");
     let checked = store::check(&scratch.open(), CheckOptions::default(), &Unwatched).unwrap();
     assert!(checked.problems.is_empty(), "{context}: {:?}", checked.problems);
     let store = scratch.open();
@@ -215,11 +215,11 @@ fn a_frame_of_the_disk_cache_repairs_what_no_tier_has() {
         }
         assert!(matches!(scrub(&scratch.config, &LOOK).damages[0].remedy, Remedy::Repairable));
         let report = scrub(&scratch.config, &REPAIR);
-        assert!(report.is_whole(), "{report:#?}");
+        assert!(report.is_intact(), "{report:#?}");
         assert!(*tiers[0].get(&pack.key()).unwrap() == *right);
         repaired += 1;
     }
-    println!("{repaired} packs put together from the flat-file cache alone");
+    println!("{repaired} packs put together from the disk cache alone");
 }
 
 #[test]
@@ -232,9 +232,9 @@ fn damaged_index_runs_are_made_anew_and_damaged_records_are_told() {
         let at = bytes.len() / 2;
         bytes[at] ^= 1;
         overwrite(&tiers[0], &info.key, &bytes);
-        assert!(!scrub(&scratch.config, &LOOK).is_whole());
+        assert!(!scrub(&scratch.config, &LOOK).is_intact());
         let report = scrub(&scratch.config, &REPAIR);
-        assert_eq!((report.repaired_runs, report.is_whole()), (1, true), "{report:#?}");
+        assert_eq!((report.repaired_runs, report.is_intact()), (1, true), "{report:#?}");
         assert!(*tiers[0].get(&format!("quarantine/{}.0", info.key)).unwrap() == *bytes);
         let checked = store::check(&scratch.open(), CheckOptions { read_data: true }, &Unwatched).unwrap();
         assert!(checked.problems.is_empty(), "{:?}", checked.problems);
@@ -252,7 +252,7 @@ fn damaged_index_runs_are_made_anew_and_damaged_records_are_told() {
         bytes[60] ^= 1;
         overwrite(&tiers[0], &info.key, &bytes);
         let report = scrub(&scratch.config, &REPAIR);
-        assert!(!report.is_whole() && !report.records.problems.is_empty());
+        assert!(!report.is_intact() && !report.records.problems.is_empty());
         assert!(*tiers[0].get(&info.key).unwrap() == *bytes, "records are told of only");
         records += 1;
     }
@@ -282,7 +282,7 @@ fn a_damaged_note_of_what_is_lost_is_kept_aside_and_written_anew() {
     overwrite(&tiers[0], &pack.key(), &whole.bytes(pack));
     drop(scrub(&scratch.config, &LOOK));
     assert_eq!(noted(&tiers[0], pack), [frame.offset]);
-    assert!(scrub(&scratch.config, &REPAIR).is_whole());
+    assert!(scrub(&scratch.config, &REPAIR).is_intact());
     assert!(noted(&tiers[0], pack).is_empty());
 }
 
@@ -296,7 +296,7 @@ fn a_repair_and_a_collector_a_mover_or_a_writer_of_any_kind_do_not_work_at_once(
         let _lock = store::FileLock::take(&state.join(name), "test").unwrap();
         let refused = store::scrub(&scratch.open(), &REPAIR, &Unwatched).unwrap_err();
         assert_eq!(refused.kind(), store::Kind::Conflict);
-        assert!(scrub(&scratch.config, &LOOK).is_whole(), "who only looks may");
+        assert!(scrub(&scratch.config, &LOOK).is_intact(), "who only looks may");
     }
     let pack = whole.packs()[0];
     overwrite(&tiers[0], &pack.key(), b"");
@@ -306,7 +306,7 @@ fn a_repair_and_a_collector_a_mover_or_a_writer_of_any_kind_do_not_work_at_once(
         let writer = writer(&store).unwrap();
         let report = scrub(&scratch.config, &REPAIR);
         assert!(matches!(&report.damages[0].remedy, Remedy::Failed { error } if error.contains("locked by")));
-        assert!(!report.is_whole());
+        assert!(!report.is_intact());
         drop(writer);
     }
     assert_eq!(scrub(&scratch.config, &REPAIR).repaired_copies, 1);
@@ -321,7 +321,7 @@ fn every_pack_is_looked_at_on_a_tier_that_has_all_or_none() {
         tiers[usize::from(kept.contains(&pack))].delete(&pack.key()).unwrap();
     }
     let report = scrub(&scratch.config, &REPAIR);
-    assert!(report.is_whole());
+    assert!(report.is_intact());
     assert_eq!(report.copies, whole.packs().len() as u64);
     let copy = copy_of(&tiers[0]);
     assert_eq!(digest(&copy), digest(&tiers[0]), "a pack on one tier is where it belongs");
