@@ -30,33 +30,50 @@
 //! page back; otherwise its owner is stopped. Never a zero page in place of data, whichever of handler and supervisor dies:
 //! only when both are killed at one moment does the kernel hand out zero (see [`supervisor`]).
 
+// In layers: a module uses modules of the layers above its own, and in its own layer there is no circle.
+
+// Kernel calls, pages and addresses, results.
+mod memory_export;
+mod pages;
+mod region;
+mod report;
+mod sys;
+
+// The answer to a fault, and the record of a wake.
+mod drive;
+mod fault;
+mod notes;
+mod resolver;
+mod wake_log;
+
+// Sockets and processes.
+mod orphaned;
+mod protect;
+mod socket;
+mod target;
+
+// Two processes: the supervisor keeps what the handler deposits.
+pub mod supervisor;
+
+// One serve: options, connections, address spaces.
+mod connection;
+mod handler;
+mod options;
+mod reception;
+mod served;
+
+// The ways in.
 pub mod criu;
 pub mod firecracker;
 pub mod map;
 pub mod memory_file;
-pub mod supervisor;
 
-mod connection;
-mod drive;
-mod fault;
+// For the fuzz targets: parsers that are private.
 #[doc(hidden)]
 pub mod fuzzing;
-mod handler;
-mod memory_export;
-mod notes;
-mod outlast;
-mod pages;
-mod protect;
-mod reception;
-mod region;
-mod report;
-mod resolver;
-mod served;
-mod socket;
-mod sys;
-mod target;
-mod wake_log;
 
 pub use memory_export::write_memory;
-pub use report::{Captured, ServeOptions, ServeReport, SocketAccess};
+pub use options::ServeOptions;
+pub use report::{Captured, ServeReport};
+pub use socket::SocketAccess;
 pub use sys::{release_free_memory, share_one_heap};

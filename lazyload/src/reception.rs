@@ -15,8 +15,8 @@ use rustix::process::Pid;
 use store::{Error, Kind, Result};
 
 use crate::connection::Connection;
-use crate::report::{ServeOptions, SocketAccess};
-use crate::socket::{Listener, is_silent_end, timespec, wait_readable};
+use crate::options::ServeOptions;
+use crate::socket::{Listener, SocketAccess, is_silent_end, timespec, wait_readable};
 use crate::supervisor::{Custody, Held, lost};
 use crate::target::Target;
 

@@ -1,10 +1,6 @@
-//! What a serve did, and how it is asked to do it.
-
-use std::time::Duration;
+//! What a capture stored and what a serve did.
 
 use store::{ImageId, ImageStats};
-
-use crate::supervisor::Custody;
 
 /// What a capture stored.
 #[derive(Clone, Copy, Debug)]
@@ -17,63 +13,6 @@ pub struct Captured {
     pub bytes: u64,
     /// Pages of the parent that a lazily woken process had not been given yet, and still has for its next wake.
     pub not_brought: u64,
-}
-
-/// Owner and permissions of a socket's path. To connect takes the permission to write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SocketAccess {
-    /// User and group; by default those of this process.
-    pub owner: Option<(u32, u32)>,
-    /// Permission bits, up to 0o777.
-    pub mode: u32,
-}
-
-impl Default for SocketAccess {
-    /// For the owner alone.
-    fn default() -> Self {
-        Self { owner: None, mode: 0o600 }
-    }
-}
-
-/// How to serve.
-pub struct ServeOptions {
-    /// Load the rest in image order while no fault waits.
-    pub prefetch: bool,
-    /// How long to wait for a connection that is to be served.
-    pub accept_timeout: Duration,
-    /// How long CRIU may take from connecting until every task is in place.
-    pub restore_timeout: Duration,
-    /// Who may connect to the socket of a virtual machine monitor.
-    pub access: SocketAccess,
-    /// The number of a process without which nobody will connect: its end ends the waiting.
-    pub monitor: Option<i32>,
-    /// Called once the socket listens.
-    pub ready: Option<Box<dyn Fn() + Send + Sync>>,
-    /// The supervisor that keeps a copy of every descriptor; without one, this process must not be killed while it serves.
-    pub custody: Option<Custody>,
-}
-
-impl Default for ServeOptions {
-    /// Prefetch, ten seconds to connect and ten minutes to restore, nobody told, no supervisor.
-    fn default() -> Self {
-        Self {
-            prefetch: true,
-            accept_timeout: Duration::from_secs(10),
-            restore_timeout: Duration::from_secs(600),
-            access: SocketAccess::default(),
-            monitor: None,
-            ready: None,
-            custody: None,
-        }
-    }
-}
-
-impl ServeOptions {
-    pub(crate) fn call_ready(&self) {
-        if let Some(ready) = &self.ready {
-            ready();
-        }
-    }
 }
 
 /// What was done by the time a serve ended.

@@ -20,13 +20,28 @@ use rustix::net::{
 };
 use store::{Error, Kind, Result};
 
-use crate::report::SocketAccess;
 use crate::sys::{UserFault, receive};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 /// More than anybody here sends in one message.
 const DESCRIPTORS_PER_MESSAGE: usize = 16;
+
+/// Owner and permissions of a socket's path. To connect takes the permission to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// User and group; by default those of this process.
+    pub owner: Option<(u32, u32)>,
+    /// Permission bits, up to 0o777.
+    pub mode: u32,
+}
+
+impl Default for SocketAccess {
+    /// For the owner alone.
+    fn default() -> Self {
+        Self { owner: None, mode: 0o600 }
+    }
+}
 
 /// Sends all of a short message with descriptors attached.
 pub(crate) fn send(

@@ -40,7 +40,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair}
 use rustix::process::{Pid, Resource, Rlimit};
 use store::{Error, Kind, Result};
 
-use crate::outlast::outlast;
+use crate::orphaned::outlast;
 pub use crate::protect::{END_SIGNALS, spawn};
 use crate::protect::{ignore_stray_signals, lower_score};
 use crate::socket::{Listener, accept, refuse, send, take_memory, timespec, wait_readable};

@@ -1,0 +1,47 @@
+//! How a serve is asked for.
+
+use std::time::Duration;
+
+use crate::socket::SocketAccess;
+use crate::supervisor::Custody;
+
+/// How to serve.
+pub struct ServeOptions {
+    /// Load the rest in image order while no fault waits.
+    pub prefetch: bool,
+    /// How long to wait for a connection that is to be served.
+    pub accept_timeout: Duration,
+    /// How long CRIU may take from connecting until every task is in place.
+    pub restore_timeout: Duration,
+    /// Who may connect to the socket of a virtual machine monitor.
+    pub access: SocketAccess,
+    /// The number of a process without which nobody will connect: its end ends the waiting.
+    pub monitor: Option<i32>,
+    /// Called once the socket listens.
+    pub ready: Option<Box<dyn Fn() + Send + Sync>>,
+    /// The supervisor that keeps a copy of every descriptor; without one, this process must not be killed while it serves.
+    pub custody: Option<Custody>,
+}
+
+impl Default for ServeOptions {
+    /// Prefetch, ten seconds to connect and ten minutes to restore, nobody told, no supervisor.
+    fn default() -> Self {
+        Self {
+            prefetch: true,
+            accept_timeout: Duration::from_secs(10),
+            restore_timeout: Duration::from_secs(600),
+            access: SocketAccess::default(),
+            monitor: None,
+            ready: None,
+            custody: None,
+        }
+    }
+}
+
+impl ServeOptions {
+    pub(crate) fn call_ready(&self) {
+        if let Some(ready) = &self.ready {
+            ready();
+        }
+    }
+}
