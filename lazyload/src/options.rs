@@ -1,13 +1,13 @@
-//! How a serve is asked for.
+//! The options of a serve.
 
 use std::time::Duration;
 
 use crate::socket::SocketAccess;
-use crate::supervisor::Custody;
+use crate::supervisor::Escrow;
 
 /// How to serve.
 pub struct ServeOptions {
-    /// Load the rest in image order while no fault waits.
+    /// Load the remaining pages in image order while no fault waits.
     pub prefetch: bool,
     /// How long to wait for a connection that is to be served.
     pub accept_timeout: Duration,
@@ -15,16 +15,16 @@ pub struct ServeOptions {
     pub restore_timeout: Duration,
     /// Who may connect to the socket of a virtual machine monitor.
     pub access: SocketAccess,
-    /// The number of a process without which nobody will connect: its end ends the waiting.
+    /// The number of the monitor's process: when it ends before it has connected, the serve ends too.
     pub monitor: Option<i32>,
     /// Called once the socket listens.
     pub ready: Option<Box<dyn Fn() + Send + Sync>>,
-    /// The supervisor that keeps a copy of every descriptor; without one, this process must not be killed while it serves.
-    pub custody: Option<Custody>,
+    /// The supervisor that holds a copy of every descriptor; without one, this process must not be killed while it serves.
+    pub escrow: Option<Escrow>,
 }
 
 impl Default for ServeOptions {
-    /// Prefetch, ten seconds to connect and ten minutes to restore, nobody told, no supervisor.
+    /// Prefetch, ten seconds to connect and ten minutes to restore, no callback, no supervisor.
     fn default() -> Self {
         Self {
             prefetch: true,
@@ -33,7 +33,7 @@ impl Default for ServeOptions {
             access: SocketAccess::default(),
             monitor: None,
             ready: None,
-            custody: None,
+            escrow: None,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What is left of memory whose handler died, until nobody runs on it any more: who was killed ends soon; who escaped may
-//! go on to its end, or to a page that is lost, for which it gets SIGBUS.
+//! Orphaned memory: address spaces whose handler died, until the last of them has ended. A killed process ends soon; one that
+//! escaped may run on to its end, or to a page that is lost, for which it gets SIGBUS.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -9,26 +9,26 @@ use store::PAGE;
 use crate::sys::{Event, Stop, UserFault, set_nonblocking};
 use crate::target::waiting_for_pages;
 
-/// How often killed address spaces are looked at until they have ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// What is read of one address space then: one that changes all the time must not keep the others waiting.
-const EVENTS_AT_A_TIME: usize = 1000;
-/// How often it is said that killing was not enough.
-const NEXT_WORD: Duration = Duration::from_secs(3);
+/// How often orphaned address spaces are checked until they have ended.
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
+/// Events read from one address space in each check: one that changes all the time must not keep the others waiting.
+const EVENTS_PER_CHECK: usize = 1000;
+/// How often the log repeats that killing was not enough.
+const LOG_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Returns when none of these address spaces exists any more.
-pub(crate) fn outlast(mut alive: Vec<&UserFault>) {
+/// Returns when none of these address spaces, and none of their forked children, exists any more.
+pub(crate) fn wait_for_end(mut alive: Vec<&UserFault>) {
     let mut forked: Vec<UserFault> = Vec::new();
-    let mut next_word = Instant::now() + NEXT_WORD;
+    let mut next_log = Instant::now() + LOG_INTERVAL;
     loop {
         alive.retain(|space| space.is_alive());
         forked.retain(UserFault::is_alive);
         if alive.is_empty() && forked.is_empty() {
             return;
         }
-        let children: Vec<UserFault> = alive.iter().copied().chain(&forked).flat_map(let_go).collect();
+        let children: Vec<UserFault> = alive.iter().copied().chain(&forked).flat_map(drain_events).collect();
         forked.extend(children);
-        if Instant::now() > next_word {
+        if Instant::now() > next_log {
             let waiting = waiting_for_pages();
             tracing::error!(
                 address_spaces = alive.len() + forked.len(),
@@ -38,19 +38,19 @@ pub(crate) fn outlast(mut alive: Vec<&UserFault>) {
             for space in alive.iter().copied().chain(&forked) {
                 waiting.values().flatten().for_each(|range| mark_lost(space, range.clone()));
             }
-            next_word = Instant::now() + NEXT_WORD;
+            next_log = Instant::now() + LOG_INTERVAL;
         }
-        // The end of an address space is not announced to whoever fills it.
-        std::thread::sleep(LOOK_AGAIN);
+        // The end of an address space is not announced to the process that fills it.
+        std::thread::sleep(CHECK_INTERVAL);
     }
 }
 
-/// Reads what an address space tells of its changes: whoever makes one waits until that is read, and neither ends before
-/// nor can have lost pages marked. Gives the children that were forked meanwhile.
-fn let_go(space: &UserFault) -> Vec<UserFault> {
+/// Reads the queued events of an address space: until its event is read, the thread that made a change waits, cannot end,
+/// and cannot have lost pages marked. Returns the children that were forked meanwhile.
+fn drain_events(space: &UserFault) -> Vec<UserFault> {
     let mut children = Vec::new();
-    for _ in 0..EVENTS_AT_A_TIME {
-        // Whoever has a copy may have changed that.
+    for _ in 0..EVENTS_PER_CHECK {
+        // Another process with a copy of the descriptor may have made it blocking.
         match set_nonblocking(space).and_then(|()| space.read()) {
             Ok(Some(Event::Fork(child))) => children.push(child),
             Ok(Some(_)) => {}
@@ -64,7 +64,8 @@ fn let_go(space: &UserFault) -> Vec<UserFault> {
     children
 }
 
-/// Has whoever touches what is missing in a range killed. Harmless to other address spaces than the one of `space`.
+/// Marks the missing pages of a range as lost: a process that touches one gets SIGBUS. Has no effect on other address spaces
+/// than that of `space`.
 fn mark_lost(space: &UserFault, range: Range<u64>) {
     let mut next = range.start;
     while next < range.end {
@@ -73,13 +74,13 @@ fn mark_lost(space: &UserFault, range: Range<u64>) {
         match filled.stop {
             None => {}
             Some(Stop::Exists) => next += PAGE as u64,
-            // Nothing of this address space, or it is changing: there is a next time.
+            // The range is not of this address space, or that is changing: the next round tries again.
             Some(_) => break,
         }
     }
-    // The kernel wakes whoever waits when it marks a page. Who met the page missing just before and waits since just after
-    // is not woken by that, and the mark is there already when it is set again.
+    // Marking wakes the threads that wait for the page. One that found the page missing just before and began to wait just
+    // after is not woken by it, and marking the page a second time wakes no thread.
     if let Err(error) = space.wake(range.start, range.end - range.start) {
-        tracing::debug!(%error, "whoever waits for a lost page is woken the next time");
+        tracing::debug!(%error, "threads that wait for a lost page are woken the next time");
     }
 }

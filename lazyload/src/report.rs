@@ -7,11 +7,11 @@ use store::{ImageId, ImageStats};
 pub struct Captured {
     /// The image, to be named in a snapshot.
     pub image: ImageId,
-    /// Its pages.
+    /// Counts of its pages.
     pub stats: ImageStats,
     /// Bytes of memory that were looked at.
     pub bytes: u64,
-    /// Pages of the parent that a lazily woken process had not been given yet, and still has for its next wake.
+    /// Pages of the parent that a lazily woken process had not received yet, and receives at its next wake.
     pub not_brought: u64,
 }
 
@@ -27,14 +27,14 @@ pub struct ServeReport {
     pub pages: u64,
     /// Pages filled with zeroes because of faults.
     pub zero_pages: u64,
-    /// Pages that the owner gave back while being served.
+    /// Pages that the owner released while being served.
     pub removed_pages: u64,
-    /// Pages filled from the image before anybody asked.
+    /// Pages filled from the image before a fault asked for them.
     pub prefetched: u64,
-    /// Pages that were waited for, could not be read, and were marked lost.
+    /// Pages that a fault waited for, that could not be read, and that were marked lost.
     pub poisoned: u64,
     /// Pages that were still missing when their owners ended, forked children aside.
     pub never_brought: u64,
-    /// The process that was killed because it waited for such a page, where marking does not do.
+    /// Number of the virtual machine monitor that was killed because it waited for such a page.
     pub killed: Option<i32>,
 }

@@ -1,6 +1,6 @@
 //! Virtual machines: Firecracker's snapshot files into the store, and its page faults served.
 //!
-//! [`capture`] takes the memory file and the vmstate file, [`write_vmstate`] gives the latter back, and [`serve`] is the
+//! [`capture`] takes the memory file and the vmstate file, [`write_vmstate`] writes the latter, and [`serve`] is the
 //! page fault handler behind `mem_backend: {"backend_type": "Uffd", "backend_path": SOCKET}`. One address space with id 0
 //! per machine; the blob `vmstate` is opaque.
 
