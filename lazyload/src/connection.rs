@@ -1,8 +1,8 @@
 //! A connection: the stream, the process on its other end, and the receipt for its copy in escrow.
 //!
-//! A supervisor, if there is one, accepts the connection, so that no userfaultfd sent on it is lost should this process die.
-//! A claimed connection is the one that is served: when it is dropped before its end, the process on the other end is
-//! killed with its descendants, because it would run on incomplete memory, or wait forever.
+//! A supervisor, if there is one, accepts the connection, so that no userfaultfd sent on it is lost should this process
+//! die. A claimed connection is the one that is served: when it is dropped before its end, the process on the other end
+//! is killed with its descendants, because it would run on incomplete memory, or wait forever.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -57,8 +57,8 @@ impl<'a> Connection<'a> {
         self.deposit.as_ref().map_or(Ok(()), |(escrow, receipt)| escrow.claim(receipt))
     }
 
-    /// Closes a connection that is not served. If a userfaultfd came on it, now or earlier (`has_memory`), its process is
-    /// killed with its descendants; returns whether one came.
+    /// Closes a connection that is not served. If a userfaultfd came on it, now or earlier (`has_memory`), its process
+    /// is killed with its descendants; returns whether one came.
     ///
     /// # Errors
     /// When such a process may live on.

@@ -22,8 +22,8 @@ pub(crate) enum Outcome {
     Failed(Errno),
 }
 
-/// Applies `fill` to a page-aligned range until all pages are settled, and returns how many pages of 4096 bytes it filled.
-/// `page_bytes` is the size of the pages that the memory is made of: the kernel fills no part of one.
+/// Applies `fill` to a page-aligned range until all pages are settled, and returns how many pages of 4096 bytes it
+/// filled. `page_bytes` is the size of the pages that the memory is made of: the kernel fills no part of one.
 ///
 /// A page that is there already is woken and counts as settled: a thread may have begun to wait before the page came. A
 /// range that crosses a border of mappings is filled page by page. `settled` is called with every range that is done.

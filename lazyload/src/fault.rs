@@ -5,7 +5,8 @@
 //! - a page that has data and was not removed is never answered with zero;
 //! - a fill never crosses a border of regions, and holds only missing pages, except the one that is asked for.
 //!
-//! An answer fills the one page that a fault waits for; its neighbours in the same group are filled when no fault waits.
+//! An answer fills the one page that a fault waits for; its neighbours in the same group are filled when no fault
+//! waits.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -61,7 +62,8 @@ pub(crate) struct AddressSpace {
     states: PageStates,
     /// No page below this number is missing.
     cursor: u64,
-    /// Index of the region that held the last prefetched page: pages follow each other, so the next is likely there too.
+    /// Index of the region that held the last prefetched page: pages follow each other, so the next is likely there
+    /// too.
     region_hint: usize,
     /// Image pages that are zero in forked children.
     wiped_on_fork: Vec<Range<u64>>,
@@ -183,8 +185,8 @@ impl AddressSpace {
             .map(|places| (!places.is_empty()).then(|| fill(&region, &data, places)))
     }
 
-    /// The next stretch of missing pages in image order, or `None` when no page is missing. Returns the same stretch until
-    /// it is reported as filled.
+    /// The next stretch of missing pages in image order, or `None` when no page is missing. Returns the same stretch
+    /// until it is reported as filled.
     pub(crate) fn prefetch(&mut self) -> Option<Fill> {
         loop {
             let number = self.states.next_missing(self.cursor, self.table.len())?;

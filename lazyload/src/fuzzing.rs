@@ -1,5 +1,5 @@
-//! Private parsers of files and messages of other programs, for the fuzz targets of `tests/fuzz`. Not an interface: may change
-//! with every version.
+//! Private parsers of files and messages of other programs, for the fuzz targets of `tests/fuzz`. Not an interface: may
+//! change with every version.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;

@@ -1,7 +1,7 @@
 //! The loop over all address spaces of one serve: events in, pages out.
 //!
-//! Order of a turn: read every queued event, apply all changes, answer all faults, and only when no fault waits load one
-//! stretch ahead. A fault that meets a change in progress is kept and answered after the change was read. A copy of
+//! Order of a turn: read every queued event, apply all changes, answer all faults, and only when no fault waits load
+//! one stretch ahead. A fault that meets a change in progress is kept and answered after the change was read. A copy of
 //! every descriptor is in escrow before the first page is filled, and until its address space has ended.
 
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,5 +1,5 @@
-//! Lazy memory: processes and virtual machines run before their memory is there, and a thread fills each page when it is
-//! touched.
+//! Lazy memory: processes and virtual machines run before their memory is there, and a thread fills each page when it
+//! is touched.
 //!
 //! ```
 //! use lazyload::map::map;
@@ -22,13 +22,14 @@
 //! Three ways in: [`firecracker`] for virtual machines, [`criu`] for processes, [`map`] for this process. Each captures
 //! into, or serves out of, a memory image of the store. [`supervisor`] makes the death of a serving process safe.
 //!
-//! How a fault is answered: `sys` reads the event, `fault` decides (pure, over `region` and `pages`), `resolver` reads the
-//! bytes, `drive` fills them in, `served` joins these for one address space and `handler` for all of them. `notes` and
-//! `wake_log` keep the record that the next capture needs.
+//! How a fault is answered: `sys` reads the event, `fault` decides (pure, over `region` and `pages`), `resolver` reads
+//! the bytes, `drive` fills them in, `served` joins these for one address space and `handler` for all of them. `notes`
+//! and `wake_log` keep the record that the next capture needs.
 //!
-//! The promise: a page that is touched shows the image's bytes, or zeroes where the image has none or the owner released the
-//! page; otherwise its owner is stopped. Never a zero page in place of data, whichever of handler and supervisor dies: only
-//! when both are killed at one moment does the kernel fill missing pages with zeroes (see [`supervisor`]).
+//! The promise: a page that is touched shows the image's bytes, or zeroes where the image has none or the owner
+//! released the page; otherwise its owner is stopped. Never a zero page in place of data, whichever of handler and
+//! supervisor dies: only when both are killed at one moment does the kernel fill missing pages with zeroes (see
+//! [`supervisor`]).
 
 // In layers: a module uses modules of the layers above its own, and in its own layer there is no circle.
 

@@ -36,8 +36,8 @@ pub struct LazyMapping {
 /// Maps a space of an image by its index. Costs no reads; the length in bytes is that of the space.
 ///
 /// # Errors
-/// `NotFound` when the image has no such space, `Invalid` when it is empty or does not fit, `Unavailable` when the kernel
-/// refuses a userfaultfd.
+/// `NotFound` when the image has no such space, `Invalid` when it is empty or does not fit, `Unavailable` when the
+/// kernel refuses a userfaultfd.
 pub fn map(image: &Image, space: usize) -> Result<LazyMapping> {
     let found = image.spaces().get(space).ok_or_else(|| {
         Error::new(Kind::NotFound, format!("the image has no address space {space}")).object(image.id())

@@ -1,12 +1,13 @@
-//! Memory in one flat file: what Firecracker writes at `mem_file_path`, or plain memory.
+//! Memory in one flat file: the one that Firecracker writes at `mem_file_path`, or plain memory.
 //!
-//! A file of the type Full holds all of the memory, and a hole in it reads as zero. A file of the type Diff has data only
-//! where pages changed since the last snapshot: a hole is a page of the parent image, inherited unread. The bytes of a file
-//! do not tell its type, so neither is assumed: a file that may be either is refused until the caller says the type.
+//! A file of the type Full holds all of the memory, and a hole in it reads as zero. A file of the type Diff has data
+//! only where pages changed since the last snapshot: a hole is a page of the parent image, inherited unread. The bytes
+//! of a file do not tell its type, so neither is assumed: a file that may be either is refused until the caller says
+//! the type.
 //!
-//! A diff depends on the file system keeping holes exactly as they were written. Some file systems make holes of written
-//! zeroes, others fill holes, and no system call tells: so a diff is accepted from known file systems only. The source need
-//! not be writable: where it cannot be synced, its holes are unknown, and a full file is read densely.
+//! A diff depends on the file system keeping holes exactly as they were written. Some file systems make holes of
+//! written zeroes, others fill holes, and no system call tells: so a diff is accepted from known file systems only. The
+//! source need not be writable: where it cannot be synced, its holes are unknown, and a full file is read densely.
 
 use std::fs::File;
 use std::io;
@@ -52,8 +53,8 @@ pub struct MemorySource<'a> {
 /// Stores plain memory: all bytes of one file.
 ///
 /// # Errors
-/// `Invalid` when the file is empty, its length is not a multiple of the page size, or it may be of another type than given;
-/// those of reading it and of the writer.
+/// `Invalid` when the file is empty, its length is not a multiple of the page size, or it may be of another type than
+/// given; those of reading it and of the writer.
 pub fn capture(writer: &mut Writer, source: MemorySource<'_>, progress: &dyn Progress) -> Result<Captured> {
     let mut builder = ImageBuilder::new(writer, ImageKind::Raw, source.parent);
     let bytes = store_memory(&mut builder, ImageKind::Raw, source, progress)?;
@@ -88,7 +89,8 @@ pub(crate) fn store_memory(
     Ok(file.len_bytes)
 }
 
-/// Refuses a dense file that may be a diff whose holes a copy has filled: most pages that the parent stores are zero in it.
+/// Refuses a dense file that may be a diff whose holes a copy has filled: most pages that the parent stores are zero in
+/// it.
 fn check_zeroed(found: &ImageStats, before: &Image) -> Result<()> {
     let stored: u64 = before.runs(0).iter().map(|run| u64::from(run.page_count)).sum();
     if found.zeroed <= stored / 2 {
@@ -161,7 +163,8 @@ impl MemoryFile {
         Ok(())
     }
 
-    /// Refuses a diff that does not belong to its parent, or whose holes do not certainly show the pages that were left out.
+    /// Refuses a diff that does not belong to its parent, or whose holes do not certainly show the pages that were left
+    /// out.
     fn check_diff(&self, kind: ImageKind, parent: Option<&Image>) -> Result<()> {
         let refused = |what: String, advice: &str| Err(Error::new(Kind::Invalid, what).advice(advice));
         let Some(parent) = parent else {
@@ -289,8 +292,8 @@ impl MemoryFile {
     }
 }
 
-/// Syncs the file, so that the file system knows which ranges have data: it may not know while data is in the page cache
-/// only. `false` when the file cannot be synced. A file system that is mounted read-only has nothing to sync.
+/// Syncs the file, so that the file system knows which ranges have data: it may not know while data is in the page
+/// cache only. `false` when the file cannot be synced. A file system that is mounted read-only has nothing to sync.
 fn is_settled(file: &File) -> io::Result<bool> {
     let Err(error) = file.sync_all() else { return Ok(true) };
     tracing::debug!(%error, "the memory file cannot be synced");

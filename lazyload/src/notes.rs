@@ -33,8 +33,8 @@ impl Notes {
         Self { log, process: Some(process) }
     }
 
-    /// The notes on a forked child, whose number is not known. A dump of the child alone would not be seen; but it gets only
-    /// the pages that it touches, and touches pages only while it runs.
+    /// The notes on a forked child, whose number is not known. A dump of the child alone would not be seen; but it gets
+    /// only the pages that it touches, and touches pages only while it runs.
     pub(crate) fn of_fork(&self, at: Stamp) -> Self {
         Self { log: self.log.fork(at), process: None }
     }

@@ -19,7 +19,8 @@ pub struct ServeOptions {
     pub monitor: Option<i32>,
     /// Called once the socket listens.
     pub ready: Option<Box<dyn Fn() + Send + Sync>>,
-    /// The supervisor that holds a copy of every descriptor; without one, this process must not be killed while it serves.
+    /// The supervisor that holds a copy of every descriptor; without one, this process must not be killed while it
+    /// serves.
     pub escrow: Option<Escrow>,
 }
 

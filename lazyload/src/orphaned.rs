@@ -1,5 +1,5 @@
-//! Orphaned memory: address spaces whose handler died, until the last of them has ended. A killed process ends soon; one that
-//! escaped may run on to its end, or to a page that is lost, for which it gets SIGBUS.
+//! Orphaned memory: address spaces whose handler died, until the last of them has ended. A killed process ends soon;
+//! one that escaped may run on to its end, or to a page that is lost, for which it gets SIGBUS.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -45,8 +45,8 @@ pub(crate) fn wait_for_end(mut alive: Vec<&UserFault>) {
     }
 }
 
-/// Reads the queued events of an address space: until its event is read, the thread that made a change waits, cannot end,
-/// and cannot have lost pages marked. Returns the children that were forked meanwhile.
+/// Reads the queued events of an address space: until its event is read, the thread that made a change waits, cannot
+/// end, and cannot have lost pages marked. Returns the children that were forked meanwhile.
 fn drain_events(space: &UserFault) -> Vec<UserFault> {
     let mut children = Vec::new();
     for _ in 0..EVENTS_PER_CHECK {
@@ -64,8 +64,8 @@ fn drain_events(space: &UserFault) -> Vec<UserFault> {
     children
 }
 
-/// Marks the missing pages of a range as lost: a process that touches one gets SIGBUS. Has no effect on other address spaces
-/// than that of `space`.
+/// Marks the missing pages of a range as lost: a process that touches one gets SIGBUS. Has no effect on other address
+/// spaces than that of `space`.
 fn mark_lost(space: &UserFault, range: Range<u64>) {
     let mut next = range.start;
     while next < range.end {
@@ -78,8 +78,8 @@ fn mark_lost(space: &UserFault, range: Range<u64>) {
             Some(_) => break,
         }
     }
-    // Marking wakes the threads that wait for the page. One that found the page missing just before and began to wait just
-    // after is not woken by it, and marking the page a second time wakes no thread.
+    // Marking wakes the threads that wait for the page. One that found the page missing just before and began to wait
+    // just after is not woken by it, and marking the page a second time wakes no thread.
     if let Err(error) = space.wake(range.start, range.end - range.start) {
         tracing::debug!(%error, "threads that wait for a lost page are woken the next time");
     }

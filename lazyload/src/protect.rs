@@ -1,9 +1,9 @@
-//! Protection of supervisor and handler from dying together: signals are caught, and the kernel chooses other victims when
-//! memory runs out. The programs that they start do not inherit it.
+//! Protection of supervisor and handler from dying together: signals are caught, and the kernel chooses other victims
+//! when memory runs out. The programs that they start do not inherit it.
 //!
-//! A handler has a process group of its own, so that a signal to the group of the caller, or a key at its terminal, meets
-//! the supervisor alone. Nothing protects from the end of both at one moment, by a signal that no process can catch:
-//! SIGKILL to both, or to all of their control group at once. See [`crate::supervisor`] for what happens then.
+//! A handler has a process group of its own, so that a signal to the group of the caller, or a key at its terminal,
+//! meets the supervisor alone. Nothing protects from the end of both at one moment, by a signal that no process can
+//! catch: SIGKILL to both, or to all of their control group at once. See [`crate::supervisor`] for what happens then.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -59,8 +59,9 @@ pub(crate) fn lower_score() -> io::Result<()> {
     Ok(())
 }
 
-/// Starts a program of another kind, such as `criu restore`, out of a handler: without the protection of this process, in
-/// the process group of its supervisor, where a terminal reaches it, and killed when the thread that calls this ends.
+/// Starts a program of another kind, such as `criu restore`, out of a handler: without the protection of this process,
+/// in the process group of its supervisor, where a terminal reaches it, and killed when the thread that calls this
+/// ends.
 ///
 /// # Errors
 /// Those of starting it.

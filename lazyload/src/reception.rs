@@ -1,10 +1,10 @@
 //! The choice of the connection that is served: connections are accepted while the serve waits, and the first one whose
 //! greeting is complete is served. All others are turned away.
 //!
-//! Any process may connect: a readiness probe, a client of another protocol, a second monitor. Such a connection is closed,
-//! its process is left alone, and the serve keeps waiting. Only a process that has sent a userfaultfd and is not served is
-//! killed: it would wait for its pages forever. At most [`OPEN_LIMIT`] connections are open at a time; with one more, the
-//! oldest is turned away.
+//! Any process may connect: a readiness probe, a client of another protocol, a second monitor. Such a connection is
+//! closed, its process is left alone, and the serve keeps waiting. Only a process that has sent a userfaultfd and is
+//! not served is killed: it would wait for its pages forever. At most [`OPEN_LIMIT`] connections are open at a time;
+//! with one more, the oldest is turned away.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -39,12 +39,12 @@ pub(crate) trait Greeting {
     fn has_memory(&self) -> bool;
 }
 
-/// Listens at a path, with the permissions of `access`, until a connection has sent a complete greeting, for which it may
-/// take `greeting_timeout`; the path is free again when this returns.
+/// Listens at a path, with the permissions of `access`, until a connection has sent a complete greeting, for which it
+/// may take `greeting_timeout`; the path is free again when this returns.
 ///
 /// # Errors
-/// Those of binding; `NotFound` when the monitor that was named is not there; `Unavailable` when no greeting came in time or
-/// that monitor ended; that of a greeting that was refused after it had brought a userfaultfd.
+/// Those of binding; `NotFound` when the monitor that was named is not there; `Unavailable` when no greeting came in
+/// time or that monitor ended; that of a greeting that was refused after it had brought a userfaultfd.
 pub(crate) fn await_greeting<'a, G: Greeting>(
     (path, access): (&Path, SocketAccess),
     options: &'a ServeOptions,
@@ -72,7 +72,8 @@ pub(crate) fn await_greeting<'a, G: Greeting>(
 struct Open<'a, G> {
     connection: Connection<'a>,
     greeting: G,
-    /// The incomplete greeting is still in the socket, so the connection stays readable and polling for that is in vain.
+    /// The incomplete greeting is still in the socket, so the connection stays readable and polling for that is in
+    /// vain.
     is_peeked: bool,
 }
 
@@ -154,7 +155,8 @@ impl<'a, G: Greeting> Reception<'a, G> {
         Ok(())
     }
 
-    /// Accepts the next connection that waits; an error stands for one that was closed, because its process is out of sight.
+    /// Accepts the next connection that waits; an error stands for one that was closed, because its process is out of
+    /// sight.
     fn accept(&self) -> Result<Option<Result<Connection<'a>>>> {
         let accepted = match &self.deposit {
             Some((escrow, listener)) => {

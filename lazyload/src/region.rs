@@ -1,8 +1,8 @@
 //! Where the pages of an image lie in a running address space.
 //!
-//! A region is one mapping (or part of one): run-time addresses on one side, image pages on the other. Regions move when
-//! the owner moves memory, shrink when it unmaps, never overlap, and a fill must not cross their borders. All arithmetic
-//! is checked when regions are made; afterwards no sum can overflow.
+//! A region is one mapping (or part of one): run-time addresses on one side, image pages on the other. Regions move
+//! when the owner moves memory, shrink when it unmaps, never overlap, and a fill must not cross their borders. All
+//! arithmetic is checked when regions are made; afterwards no sum can overflow.
 
 use store::{Error, Kind, PAGE, Result};
 

@@ -1,8 +1,8 @@
-//! What a capture stored and what a serve did.
+//! The results of a capture and of a serve.
 
 use store::{ImageId, ImageStats};
 
-/// What a capture stored.
+/// The result of a capture.
 #[derive(Clone, Copy, Debug)]
 pub struct Captured {
     /// The image, to be named in a snapshot.
@@ -15,7 +15,7 @@ pub struct Captured {
     pub not_brought: u64,
 }
 
-/// What was done by the time a serve ended.
+/// The result of a serve.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServeReport {

@@ -1,7 +1,7 @@
 //! One address space being served: its descriptor, its state, and the faults that wait.
 //!
-//! Invariant: no page that has data ever becomes zero. While pages are missing the descriptor stays open; a value that is
-//! dropped before its end kills the owner, or poisons the missing pages, before the descriptor closes.
+//! Invariant: no page that has data ever becomes zero. While pages are missing the descriptor stays open; a value that
+//! is dropped before its end kills the owner, or poisons the missing pages, before the descriptor closes.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -40,8 +40,9 @@ pub(crate) struct ServePolicy {
     pub outside_is_zero: bool,
     /// The descriptor is closed once no page is missing, instead of at the end of the owner.
     pub close_when_complete: bool,
-    /// An owner that waits for a page that cannot be read is killed. Otherwise it gets SIGBUS, or an error from a system
-    /// call, which a virtual machine monitor may take for a device's memory, so that its guest would run on with any bytes.
+    /// An owner that waits for a page that cannot be read is killed. Otherwise it gets SIGBUS, or an error from a
+    /// system call, which a virtual machine monitor may take for a device's memory, so that its guest would run on with
+    /// any bytes.
     pub kill_when_lost: bool,
 }
 
@@ -163,8 +164,8 @@ impl Served {
         self.has_ended |= !self.fault.is_alive();
     }
 
-    /// Reads the queued events and applies them. A forked child is passed to `adopt` before the next event is read: until
-    /// its descriptor is in escrow, the death of this process would show the child zeroes.
+    /// Reads the queued events and applies them. A forked child is passed to `adopt` before the next event is read:
+    /// until its descriptor is in escrow, the death of this process would show the child zeroes.
     pub(crate) fn drain(
         &mut self,
         report: &mut ServeReport,
@@ -214,14 +215,15 @@ impl Served {
             Self::new(fault, self.space.forked(), self.resolver.fork(), self.policy, self.abandon.clone());
         child.notes = self.notes.as_ref().map(|notes| notes.of_fork(at));
         child.is_fork = true;
-        // A parent shares pages with its children; prefetch would give each child its own copy. They get what they touch.
+        // A parent shares pages with its children; prefetch would give each child its own copy. They get what they
+        // touch.
         child.may_prefetch = false;
         child.is_target_alive = self.is_target_alive;
         child
     }
 
-    /// Answers all faults that wait, then fills the neighbours of their pages. A fault that meets a change in progress keeps
-    /// waiting.
+    /// Answers all faults that wait, then fills the neighbours of their pages. A fault that meets a change in progress
+    /// keeps waiting.
     ///
     /// # Errors
     /// When a page can neither be filled nor poisoned.
@@ -249,8 +251,8 @@ impl Served {
         Ok(())
     }
 
-    /// Fills the missing pages around a page that was answered. No fault waits for them, so a failure is left to the fault
-    /// that one day does.
+    /// Fills the missing pages around a page that was answered. No fault waits for them, so a failure is left to the
+    /// fault that one day does.
     fn fill_neighbours(&mut self, address: u64, report: &mut ServeReport) {
         for fill in self.space.neighbours(address).into_iter().flatten() {
             match self.copy(&fill) {
@@ -302,8 +304,8 @@ impl Served {
         Ok(outcome)
     }
 
-    /// Fills a huge page with the image's bytes, and with zero where the image has none or they were released. Returns how
-    /// many pages of the image were data and how many zero.
+    /// Fills a huge page with the image's bytes, and with zero where the image has none or they were released. Returns
+    /// how many pages of the image were data and how many zero.
     ///
     /// # Errors
     /// Those of reading the store.
@@ -425,9 +427,9 @@ impl Served {
         self.may_prefetch = false;
     }
 
-    /// Unregisters the memory once no data page is missing: the kernel then answers faults by itself, with zero, and the owner
-    /// no longer depends on this process. While the owner is traced this waits: a dump that began before the last page came
-    /// must find all changes on record.
+    /// Unregisters the memory once no data page is missing: the kernel then answers faults by itself, with zero, and
+    /// the owner no longer depends on this process. While the owner is traced this waits: a dump that began before the
+    /// last page came must find all changes on record.
     pub(crate) fn complete_if_full(&mut self) {
         if self.has_ended || !self.space.is_complete() {
             return;
@@ -450,13 +452,13 @@ impl Served {
                 notes.log().note(at, Entry::Complete);
             }
         }
-        // A thread that began a change earlier waits until its event is read, and a child that it forks may miss pages. The
-        // owner may have a copy of the descriptor, so closing this one would not end such a wait.
+        // A thread that began a change earlier waits until its event is read, and a child that it forks may miss pages.
+        // The owner may have a copy of the descriptor, so closing this one would not end such a wait.
         self.has_ended = self.policy.close_when_complete && !self.fault.is_changing();
     }
 
-    /// Records the end, and returns how many pages the owner never got: 0 for a forked child, which seldom uses all that it
-    /// inherits.
+    /// Records the end, and returns how many pages the owner never got: 0 for a forked child, which seldom uses all
+    /// that it inherits.
     pub(crate) fn conclude(&self) -> u64 {
         if self.is_complete {
             return 0;

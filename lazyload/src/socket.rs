@@ -101,8 +101,8 @@ impl Drop for Listener {
 }
 
 impl Listener {
-    /// Listens at a path, in place of a stale socket if one is there. As soon as the path appears, every permitted process
-    /// can connect.
+    /// Listens at a path, in place of a stale socket if one is there. As soon as the path appears, every permitted
+    /// process can connect.
     ///
     /// # Errors
     /// `Conflict` when a process listens there, `Invalid` when the path is taken by something that is not a socket.
@@ -171,8 +171,8 @@ fn open_to(path: &Path, access: SocketAccess) -> std::io::Result<()> {
     std::fs::set_permissions(path, Permissions::from_mode(access.mode))
 }
 
-/// Accepts a connection that waits on a socket which does not block, if there is one, and asks for the credentials of the
-/// process that sends on it.
+/// Accepts a connection that waits on a socket which does not block, if there is one, and asks for the credentials of
+/// the process that sends on it.
 pub(crate) fn accept(listener: impl AsFd) -> Result<Option<UnixStream>> {
     let failed = |errno: Errno| Error::io("cannot accept a connection", "socket", errno.into());
     let stream = match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {

@@ -1,29 +1,31 @@
-//! The supervisor: a process that outlives the handler and holds a copy of every descriptor that fills memory in escrow.
+//! The supervisor: a process that outlives the handler and holds a copy of every descriptor that fills memory in
+//! escrow.
 //!
 //! Why: when the last copy of a userfaultfd closes, every fault that waits and every page still missing becomes a zero
-//! page, without an error to any process. So the handler runs as a child of a supervisor, deposits each descriptor with it
-//! and waits for the receipt before it fills a page. When the handler is gone with anything still in escrow, the
+//! page, without an error to any process. So the handler runs as a child of a supervisor, deposits each descriptor with
+//! it and waits for the receipt before it fills a page. When the handler is gone with anything still in escrow, the
 //! supervisor kills the processes that run on that memory, waits until their address spaces have ended, and only then
 //! closes the copies. A process that escapes, such as a forked child whose parent ended before the child was seen, gets
 //! SIGBUS in place of each missing page; the supervisor waits for its end and repeats in the log that it waits.
 //!
 //! The supervisor reads no faults while the handler lives, never touches the store, and parses nothing but the fixed
-//! messages below. Either of the two may be killed: the other one stops the processes that run on the memory. Both catch
-//! every signal that asks a process to end (a supervisor first stops the processes, and a handler leaves that to its
-//! supervisor), are no victims when memory runs out (where the score may be lowered), and have process groups of their own.
+//! messages below. Either of the two may be killed: the other one stops the processes that run on the memory. Both
+//! catch every signal that asks a process to end (a supervisor first stops the processes, and a handler leaves that to
+//! its supervisor), are no victims when memory runs out (where the score may be lowered), and have process groups of
+//! their own.
 //!
 //! Nothing survives SIGKILL for both at one moment: `kill -9` of both, `cgroup.kill`, the end of a container or of the
 //! machine's init. The kernel then fills each missing page with zeroes, except for a process that has a copy of the
-//! descriptor, as Firecracker has: that waits forever. All of them must be killed by hand. A `criu restore` in progress is
-//! killed with its handler, and resumes no process.
+//! descriptor, as Firecracker has: that waits forever. All of them must be killed by hand. A `criu restore` in progress
+//! is killed with its handler, and resumes no process.
 //!
-//! Messages of the handler, one datagram each, are a kind and a number (u32, little-endian); each is answered by a receipt
-//! number. `1, process number or 0` deposits the attached descriptor, with the pidfd of the process. `2, receipt` takes it
-//! back. `4, receipt` deposits the attached descriptor of a child that was forked by a process that runs on the memory of
-//! that receipt. `3, 0` deposits the attached listening socket; `5, receipt` has the supervisor accept one connection on
-//! that socket, which is attached to the answer, or answer 0 when no connection waits. `6, receipt` claims a connection:
-//! the process on its other end counts as running on the memory that comes on it. If there was no room for the descriptors
-//! of a message, it is answered by 2^32 - 1 once, is sent again, and is the last.
+//! Messages of the handler, one datagram each, are a kind and a number (u32, little-endian); each is answered by a
+//! receipt number. `1, process number or 0` deposits the attached descriptor, with the pidfd of the process. `2,
+//! receipt` takes it back. `4, receipt` deposits the attached descriptor of a child that was forked by a process that
+//! runs on the memory of that receipt. `3, 0` deposits the attached listening socket; `5, receipt` has the supervisor
+//! accept one connection on that socket, which is attached to the answer, or answer 0 when no connection waits. `6,
+//! receipt` claims a connection: the process on its other end counts as running on the memory that comes on it. If
+//! there was no room for the descriptors of a message, it is answered by 2^32 - 1 once, is sent again, and is the last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -86,8 +88,8 @@ impl AsFd for Escrow {
 }
 
 impl Escrow {
-    /// The connection that [`run`] made this process's standard input. From now on this process is protected, and ends by
-    /// the [`END_SIGNALS`] only; see [`spawn`] for programs that it starts.
+    /// The connection that [`run`] made this process's standard input. From now on this process is protected, and ends
+    /// by the [`END_SIGNALS`] only; see [`spawn`] for programs that it starts.
     ///
     /// # Errors
     /// `Invalid` when standard input is something else: the process was not started by a supervisor.
@@ -108,7 +110,8 @@ impl Escrow {
         Ok(Self { socket })
     }
 
-    /// Deposits a copy of a descriptor, with the process to kill should this one die. Returns once the supervisor has it.
+    /// Deposits a copy of a descriptor, with the process to kill should this one die. Returns once the supervisor has
+    /// it.
     ///
     /// # Errors
     /// `Unavailable` when the supervisor is gone.
@@ -187,7 +190,8 @@ pub fn lost(source: std::io::Error) -> Error {
 pub struct Supervised {
     /// The exit status of the handler.
     pub status: ExitStatus,
-    /// Numbers of the processes that were killed because their memory could no longer be served. Empty after a clean end.
+    /// Numbers of the processes that were killed because their memory could no longer be served. Empty after a clean
+    /// end.
     pub killed: Vec<i32>,
 }
 
@@ -276,7 +280,8 @@ pub(crate) fn receive_all(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Raises the limit of open files, which the handler inherits: every address space costs a descriptor in both processes.
+/// Raises the limit of open files, which the handler inherits: every address space costs a descriptor in both
+/// processes.
 fn raise_descriptor_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let highest = Rlimit { current: limit.maximum, ..limit };
@@ -410,7 +415,7 @@ impl Supervisor {
         receipt
     }
 
-    /// The processes that run on one deposit descend from those that run on another.
+    /// Notes that the processes that run on one deposit descend from those that run on another.
     fn join_tree(&mut self, receipt: u32, parent: u32) {
         let Some(tree) = self.deposits.get(&parent).map(|parent| parent.tree) else { return };
         if let Some(deposit) = self.deposits.get_mut(&receipt) {
@@ -453,12 +458,13 @@ impl Supervisor {
         }
     }
 
-    /// Kills the processes that run on memory in escrow, and the handler. Returns, and closes the copies, only when all of
-    /// their address spaces have ended.
+    /// Kills the processes that run on memory in escrow, and the handler. Returns, and closes the copies, only when all
+    /// of their address spaces have ended.
     fn stop_all(mut self, handler: &mut Child) -> Result<Vec<i32>> {
         self.reserve.clear();
         let mut killed = self.kill_trees();
-        // The handler is killed only now: the descriptor of a forked child may be in flight, and the handler has it open.
+        // The handler is killed only now: the descriptor of a forked child may be in flight, and the handler has it
+        // open.
         self.receive_remaining(MESSAGE_TIMEOUT);
         // Also a handler that merely closed the connection, which could go on filling pages.
         let stopped = handler.kill();
@@ -489,7 +495,8 @@ impl Supervisor {
         }
     }
 
-    /// Takes the userfaultfds that came on connections and that the handler has not deposited: their processes are killed.
+    /// Takes the userfaultfds that came on connections and that the handler has not deposited: their processes are
+    /// killed.
     fn take_undeposited_memory(&mut self) {
         let mut connections = Vec::new();
         for deposit in self.deposits.values() {
@@ -509,8 +516,8 @@ impl Supervisor {
         }
     }
 
-    /// Kills all processes that run on deposits and waits a moment for their ends. Returns the numbers of those that were
-    /// still there.
+    /// Kills all processes that run on deposits and waits a moment for their ends. Returns the numbers of those that
+    /// were still there.
     fn kill_trees(&mut self) -> BTreeSet<i32> {
         let mut killed = BTreeSet::new();
         for tree in self.trees.values_mut() {

@@ -1,12 +1,13 @@
 //! The kernel calls that safe Rust cannot make: userfaultfd ioctls, anonymous mappings, messages with credentials, and
 //! calls in a child before exec.
 //!
-//! The crate `userfaultfd` covers creation, registration, waking and reading events. Filling pages goes through the three
-//! ioctls below instead, because that crate lacks POISON and drops how far a COPY or ZEROPAGE came before it stopped.
-//! Messages are received here because the sender's number may be 0 (out of sight), which rustix's type cannot hold.
+//! The crate `userfaultfd` covers creation, registration, waking and reading events. Filling pages goes through the
+//! three ioctls below instead, because that crate lacks POISON and drops how far a COPY or ZEROPAGE came before it
+//! stopped. Messages are received here because the sender's number may be 0 (out of sight), which rustix's type cannot
+//! hold.
 //!
-//! Invariants: every descriptor and mapping has exactly one owner here; every ioctl is wrapped once; nothing outside this
-//! module is `unsafe`.
+//! Invariants: every descriptor and mapping has exactly one owner here; every ioctl is wrapped once; nothing outside
+//! this module is `unsafe`.
 #![expect(
     unsafe_code,
     reason = "userfaultfd ioctls, mmap, control messages and pre_exec have no safe interface"
@@ -149,11 +150,13 @@ impl UserFault {
         })
     }
 
-    /// Stops fault delivery for a range and wakes the threads that wait in it: missing pages there are zero from now on.
+    /// Stops fault delivery for a range and wakes the threads that wait in it: missing pages there are zero from now
+    /// on.
     ///
-    /// The kernel wakes them too, but before it detaches the range from the descriptor. A thread that faults under the lock
-    /// of the mapping alone (Linux 6.6 and newer) can begin to wait between the two, and while the owner keeps a copy of the
-    /// descriptor, closing this one does not end that wait. So the range is woken once more after the kernel detached it.
+    /// The kernel wakes them too, but before it detaches the range from the descriptor. A thread that faults under the
+    /// lock of the mapping alone (Linux 6.6 and newer) can begin to wait between the two, and while the owner keeps a
+    /// copy of the descriptor, closing this one does not end that wait. So the range is woken once more after the
+    /// kernel detached it.
     pub(crate) fn unregister(&self, start: u64, len_bytes: u64) -> Result<()> {
         self.0.unregister(start as *mut c_void, len_bytes as usize).map_err(|error| {
             Error::new(Kind::Unavailable, "cannot unregister memory from a userfaultfd").caused_by(error)
@@ -224,8 +227,8 @@ impl UserFault {
         self.probe() == Errno::AGAIN.raw_os_error()
     }
 
-    /// The error of a request that has no effect: nothing is registered for write protection, so lifting it finds no range
-    /// (ENOENT), unless the owner is gone (ESRCH) or its address space is changing (EAGAIN).
+    /// The error of a request that has no effect: nothing is registered for write protection, so lifting it finds no
+    /// range (ENOENT), unless the owner is gone (ESRCH) or its address space is changing (EAGAIN).
     fn probe(&self) -> i32 {
         match self.0.remove_write_protection(PROBE_ADDRESS as *mut c_void, PAGE, false) {
             Err(userfaultfd::Error::SystemError(errno)) => errno as i32,
@@ -237,16 +240,16 @@ impl UserFault {
 /// Any address that a range check accepts: above the lowest mappable one.
 const PROBE_ADDRESS: u64 = 1 << 20;
 
-/// Returns memory that this process has freed to the kernel, wherever in its heaps it lies. Takes a moment for each piece;
-/// other threads wait meanwhile when they allocate.
+/// Returns memory that this process has freed to the kernel, wherever in its heaps it lies. Takes a moment for each
+/// piece; other threads wait meanwhile when they allocate.
 pub fn release_free_memory() {
-    // SAFETY: it takes the allocator's own locks and touches only free memory. The result says only whether any memory was
-    // returned.
+    // SAFETY: it takes the allocator's own locks and touches only free memory. The result says only whether any memory
+    // was returned.
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Has threads that are started from now on allocate from the heap of the first. With a heap for each, freed memory stays at
-/// the end of the thread's heap, where [`release_free_memory`] does not reach it.
+/// Has threads that are started from now on allocate from the heap of the first. With a heap for each, freed memory
+/// stays at the end of the thread's heap, where [`release_free_memory`] does not reach it.
 pub fn share_one_heap() {
     // SAFETY: it sets a parameter of the allocator, under its lock. It fails only for an unknown parameter.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
@@ -410,8 +413,8 @@ pub(crate) fn peer(socket: impl AsFd) -> rustix::io::Result<Option<Pid>> {
 
 /// Private anonymous memory of this process that is only ever read through it.
 ///
-/// Invariant: `address..address + len_bytes` is mapped readable until the value is dropped, is not inherited by a forked
-/// child, and no byte of it changes once it has been seen.
+/// Invariant: `address..address + len_bytes` is mapped readable until the value is dropped, is not inherited by a
+/// forked child, and no byte of it changes once it has been seen.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     address: NonNull<c_void>,
@@ -424,7 +427,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Reserves `len_bytes` (a multiple of the page size, not zero) of address space; no memory is used until pages are filled.
+    /// Reserves `len_bytes` (a multiple of the page size, not zero) of address space; no memory is used until pages are
+    /// filled.
     pub(crate) fn reserve(len_bytes: usize) -> Result<Self> {
         // SAFETY: a new mapping at an address that the kernel chooses touches no memory of anyone.
         let mapped = unsafe {

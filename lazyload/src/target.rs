@@ -18,8 +18,8 @@ use crate::sys;
 /// How long killed processes are waited for.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long processes may take to stop before they count as stopped: one that waits in the kernel for a page does not stop,
-/// and does not finish a fork either; nor does one whose child runs in its memory and was stopped.
+/// How long processes may take to stop before they count as stopped: one that waits in the kernel for a page does not
+/// stop, and does not finish a fork either; nor does one whose child runs in its memory and was stopped.
 const HALT_TIMEOUT: Duration = Duration::from_millis(50);
 /// Descriptors that listing processes takes at a time.
 const LISTING: usize = 3;
@@ -99,13 +99,13 @@ impl Target {
     }
 }
 
-/// Kills a process, its known descendants, and the present descendants of all of these, which are added to `known`. Does
-/// not wait for their end. Returns the numbers of those that were still there.
+/// Kills a process, its known descendants, and the present descendants of all of these, which are added to `known`.
+/// Does not wait for their end. Returns the numbers of those that were still there.
 pub(crate) fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Result<()>) {
     let mut killed = BTreeSet::new();
     let mut kill = |one: &Target| one.kill().map(|was_there| killed.extend(was_there.then(|| one.number())));
-    // Children are found before the parent dies: afterwards they have another parent. But an error with one must not save
-    // the others: processes that cannot be opened are listed at least.
+    // Children are found before the parent dies: afterwards they have another parent. But an error with one must not
+    // save the others: processes that cannot be opened are listed at least.
     let listed = match halt_tree(root, known) {
         Ok(()) => Ok(Vec::new()),
         Err(error) => {
@@ -141,8 +141,8 @@ pub(crate) fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32
     (killed, outcome)
 }
 
-/// Stops a process, its known descendants, and the present descendants of all of these, which are added to `known`: while
-/// one runs, it may fork a child that no list shows yet.
+/// Stops a process, its known descendants, and the present descendants of all of these, which are added to `known`:
+/// while one runs, it may fork a child that no list shows yet.
 ///
 /// # Errors
 /// When one may have been missed. `known` has those that were stopped in any case.
@@ -185,7 +185,8 @@ pub(crate) fn wait_for_ends<'a>(killed: impl Iterator<Item = &'a Target>) {
     }
 }
 
-/// Opens every process that descends from `root`, or from a known one, and adds it to `known`; returns how many were new.
+/// Opens every process that descends from `root`, or from a known one, and adds it to `known`; returns how many were
+/// new.
 ///
 /// # Errors
 /// When one may have been missed.
@@ -299,8 +300,8 @@ fn parent_in(stat: &[u8]) -> Option<Pid> {
     fields_of(stat).nth(1)?.parse().ok().and_then(Pid::from_raw)
 }
 
-/// The process group of a process; `None` when the process is gone, or when the group is of another pid namespace and has no
-/// number in this one. (`getpgid` of rustix panics on the 0 that the kernel returns then.)
+/// The process group of a process; `None` when the process is gone, or when the group is of another pid namespace and
+/// has no number in this one. (`getpgid` of rustix panics on the 0 that the kernel returns then.)
 pub(crate) fn group_of(pid: Pid) -> Option<Pid> {
     let stat = std::fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     group_in(&stat)

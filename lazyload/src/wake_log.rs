@@ -1,14 +1,14 @@
-//! The record of a wake for the next capture: the image that the memory comes from, and every change by which the owners
-//! released, unmapped or moved pages while pages were missing.
+//! The record of a wake for the next capture: the image that the memory comes from, and every change by which the
+//! owners released, unmapped or moved pages while pages were missing.
 //!
-//! One file for each wake in the local state, named by the number that the woken processes carry, with one JSON line for
-//! each entry. The handler appends an entry before it does anything else about a change, and holds a lock on the file while
-//! it serves: a file without a lock whose spaces did not end is of a handler that was killed. Only changes that affect the
-//! content of a page are written, and each page and each mapping can be released once, so the number of missing pages
-//! bounds the file.
+//! One file for each wake in the local state, named by the number that the woken processes carry, with one JSON line
+//! for each entry. The handler appends an entry before it does anything else about a change, and holds a lock on the
+//! file while it serves: a file without a lock whose spaces did not end is of a handler that was killed. Only changes
+//! that affect the content of a page are written, and each page and each mapping can be released once, so the number of
+//! missing pages bounds the file.
 //!
-//! Entries have the time by which file systems stamp files: a dump is as old as its files, and later entries do not concern
-//! it.
+//! Entries have the time by which file systems stamp files: a dump is as old as its files, and later entries do not
+//! concern it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};

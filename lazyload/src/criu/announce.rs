@@ -1,7 +1,7 @@
 //! The messages of CRIU on the lazy-pages socket: one announcement per task, then one mark.
 //!
-//! An announcement is the task's number (four bytes, host order) and, in a second message of one byte, its userfaultfd; a
-//! zombie is announced by its number negated and sends no descriptor. The mark 0x52535446 says that every task is in
+//! An announcement is the task's number (four bytes, host order) and, in a second message of one byte, its userfaultfd;
+//! a zombie is announced by its number negated and sends no descriptor. The mark 0x52535446 says that every task is in
 //! place. The protocol has no answers. This module keeps partial words between calls and never waits.
 
 use std::io::ErrorKind;
@@ -121,8 +121,8 @@ impl Announcements {
     }
 }
 
-/// Receives the descriptor and leaves it in the socket, which the supervisor has too: should this process die before its
-/// deposit, the one in the socket keeps the userfaultfd open.
+/// Receives the descriptor and leaves it in the socket, which the supervisor has too: should this process die before
+/// its deposit, the one in the socket keeps the userfaultfd open.
 fn peek_descriptor(stream: &UnixStream, task: u32) -> Result<Option<Announcement>> {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     let Some(received) = unless_empty(receive(stream, &mut [0], flags))? else { return Ok(None) };

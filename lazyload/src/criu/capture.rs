@@ -1,9 +1,10 @@
 //! A dumped image directory into the store.
 //!
 //! Pages of tasks become address spaces of the image; every other file becomes a blob under its name, shared memory's
-//! page maps and pages included. Nothing is written to the directory. Pages that the dump misses because userfaultfd had not
-//! brought them yet are taken from the image that was woken ([`super::not_brought`]); the stored image is that of a complete
-//! dump. Refused: dumps that depend on a parent directory or a page server, because their bytes are elsewhere.
+//! page maps and pages included. Nothing is written to the directory. Pages that the dump misses because userfaultfd
+//! had not brought them yet are taken from the image that was woken ([`super::not_brought`]); the stored image is that
+//! of a complete dump. Refused: dumps that depend on a parent directory or a page server, because their bytes are
+//! elsewhere.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -66,9 +67,9 @@ impl MissingPage {
 /// task cost nothing, nor do those that a lazily woken process had not received yet when it was dumped.
 ///
 /// # Errors
-/// `Corrupt` when files are cut or contradict each other; `Invalid` when bytes are elsewhere (a parent directory, a page
-/// server), when it cannot be known which pages of a woken process were still missing, or when the images are of another
-/// version; those of reading the directory and of the writer.
+/// `Corrupt` when files are cut or contradict each other; `Invalid` when bytes are elsewhere (a parent directory, a
+/// page server), when it cannot be known which pages of a woken process were still missing, or when the images are of
+/// another version; those of reading the directory and of the writer.
 pub fn capture(
     writer: &mut Writer,
     images: &Path,

@@ -2,9 +2,9 @@
 //!
 //! Such a directory has few of its pages. A page map lists those that come later as lazy and not present, as `criu dump
 //! --lazy-pages` does, and ends with a page at an address where no memory can be: `criu restore --lazy-pages` passes
-//! over it like over every lazy page, and a plain `criu restore`, which would take other pages for the missing ones, fails
-//! at it. Pages of arguments and environment are not left for later, because `ps` and `/proc/PID/environ` show them and
-//! cannot wait for a page.
+//! over it like over every lazy page, and a plain `criu restore`, which would take other pages for the missing ones,
+//! fails at it. Pages of arguments and environment are not left for later, because `ps` and `/proc/PID/environ` show
+//! them and cannot wait for a page.
 
 use std::path::Path;
 

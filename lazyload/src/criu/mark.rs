@@ -1,10 +1,10 @@
 //! The mark in a dump that its process was woken lazily, and in which wake.
 //!
-//! A dump does not show which pages userfaultfd had still to bring, so a capture must know that a process was woken at all,
-//! even when its directory was copied, its number is in use again or the record of the wake is lost. The mark is in the
-//! auxiliary vector that the kernel shows in `/proc/PID/auxv` (the process itself uses the copy on its stack): `AT_FLAGS`,
-//! which is zero, becomes `AT_IGNORE` with the number of the wake. CRIU restores and dumps the vector, fork copies it, and
-//! exec makes a new one: the mark goes where the memory goes.
+//! A dump does not show which pages userfaultfd had still to bring, so a capture must know that a process was woken at
+//! all, even when its directory was copied, its number is in use again or the record of the wake is lost. The mark is
+//! in the auxiliary vector that the kernel shows in `/proc/PID/auxv` (the process itself uses the copy on its stack):
+//! `AT_FLAGS`, which is zero, becomes `AT_IGNORE` with the number of the wake. CRIU restores and dumps the vector, fork
+//! copies it, and exec makes a new one: the mark goes where the memory goes.
 
 use store::{Error, Kind, Result};
 

@@ -1,8 +1,9 @@
-//! An image directory out of the store: for `criu restore --lazy-pages` while this library serves, or complete for a plain
-//! `criu restore`.
+//! An image directory out of the store: for `criu restore --lazy-pages` while this library serves, or complete for a
+//! plain `criu restore`.
 //!
-//! Every stored file is written as it was. In the lazy form ([`super::lazy_form`]) the page maps of tasks say which pages
-//! come later, and the pages files have the others. Nothing outside the directory is written, whatever names the image has.
+//! Every stored file is written as it was. In the lazy form ([`super::lazy_form`]) the page maps of tasks say which
+//! pages come later, and the pages files have the others. Nothing outside the directory is written, whatever names the
+//! image has.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
@@ -39,8 +40,8 @@ pub fn file_names(image: &Image) -> Vec<String> {
     image.blobs().iter().map(|(name, _)| name.clone()).filter(|name| check_name(name).is_ok()).collect()
 }
 
-/// Removes the files that [`materialize`] or [`restore`] wrote (`names`, and all pages files), and the directory itself if
-/// it is empty then.
+/// Removes the files that [`materialize`] or [`restore`] wrote (`names`, and all pages files), and the directory itself
+/// if it is empty then.
 ///
 /// # Errors
 /// Those of listing the directory and of removing files.

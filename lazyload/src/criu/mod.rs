@@ -1,8 +1,9 @@
 //! Processes: CRIU's image directories in and out of the store, and its lazy restore served.
 //!
-//! [`capture`] stores a dumped directory, [`restore`] writes a complete one, [`materialize`] writes one with only the pages
-//! that CRIU reads by itself, and [`serve`] serves all others on `lazy-pages.socket` while `criu restore --lazy-pages` runs.
-//! The image has one address space per task, by its process number; every other image file is stored as it is.
+//! [`capture`] stores a dumped directory, [`restore`] writes a complete one, [`materialize`] writes one with only the
+//! pages that CRIU reads by itself, and [`serve`] serves all others on `lazy-pages.socket` while `criu restore
+//! --lazy-pages` runs. The image has one address space per task, by its process number; every other image file is
+//! stored as it is.
 
 pub(crate) mod announce;
 mod capture;

@@ -1,10 +1,11 @@
-//! The pages that a dump misses because they had not been brought yet when it was made: their bytes are still those of the
-//! image that was woken.
+//! The pages that a dump misses because they had not been brought yet when it was made: their bytes are still those of
+//! the image that was woken.
 //!
-//! CRIU leaves out a page that is not present, whether it is zero or userfaultfd had still to bring it. A dump whose task
-//! carries the mark of a wake is completed from the record of that wake: all changes up to the dump are replayed on the
-//! state that the wake began with, and each page that then still belongs to the image, and that the dump misses, is the
-//! image's. The dump's own bytes take precedence. Without a record that certainly applies to this dump, it is refused.
+//! CRIU leaves out a page that is not present, whether it is zero or userfaultfd had still to bring it. A dump whose
+//! task carries the mark of a wake is completed from the record of that wake: all changes up to the dump are replayed
+//! on the state that the wake began with, and each page that then still belongs to the image, and that the dump misses,
+//! is the image's. The dump's own bytes take precedence. Without a record that certainly applies to this dump, it is
+//! refused.
 
 use std::collections::BTreeMap;
 
@@ -102,8 +103,8 @@ struct Dump<'a> {
 }
 
 impl Dump<'_> {
-    /// The private anonymous mapping of a page that the dump misses; `None` when the dump has the page, or the page is in no
-    /// such mapping.
+    /// The private anonymous mapping of a page that the dump misses; `None` when the dump has the page, or the page is
+    /// in no such mapping.
     fn mapping_without(&self, page: u64) -> Option<&AnonymousMapping> {
         let entries = &self.task.map.entries;
         let index = entries.partition_point(|entry| entry.pages().end <= page);

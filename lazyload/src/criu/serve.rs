@@ -1,8 +1,8 @@
 //! Replaces CRIU's lazy-pages daemon: serves all tasks of one restore until each has all its memory or has ended.
 //!
 //! Faults are served from the first announcement on; prefetch waits for the mark that every task is in place. If CRIU
-//! gives up, or this serve fails, the restored tasks are killed: they must not run on incomplete memory. Changes that the
-//! next capture needs are recorded as they happen.
+//! gives up, or this serve fails, the restored tasks are killed: they must not run on incomplete memory. Changes that
+//! the next capture needs are recorded as they happen.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -36,17 +36,17 @@ use crate::wake_log::{Entry, Stamp, WakeLog};
 /// CRIU connects to this name in its work directory.
 const SOCKET: &str = "lazy-pages.socket";
 
-/// Memory that grew after the restore is zero, and closing the descriptor ends the kernel's need for this process.
+/// Memory that grew after the restore is zero, and closing the descriptor tells the kernel that this process is done.
 const POLICY: ServePolicy =
     ServePolicy { outside_is_zero: true, close_when_complete: true, kill_when_lost: false };
 
 /// Serves one `criu restore --lazy-pages` of `images`, which [`super::materialize`] wrote from the same image. Binds
-/// `lazy-pages.socket` in `work_dir` (CRIU's `--work-dir`, by default the image directory) and returns when every task has
-/// all its memory or is gone.
+/// `lazy-pages.socket` in `work_dir` (CRIU's `--work-dir`, by default the image directory) and returns when every task
+/// has all its memory or is gone.
 ///
 /// # Errors
-/// `Invalid` when the directory is of another image or the protocol is broken, `Unavailable` when nobody connects in time
-/// or CRIU gives up. Restored tasks are killed first.
+/// `Invalid` when the directory is of another image or the protocol is broken, `Unavailable` when nobody connects in
+/// time or CRIU gives up. Restored tasks are killed first.
 pub fn serve(
     store: &Store,
     image: &Image,
@@ -132,8 +132,8 @@ impl Serve<'_> {
     }
 }
 
-/// Opens the process of a task: the sender of its announcement. The announced number is of the task's own PID namespace, and
-/// may be another process's number here.
+/// Opens the process of a task: the sender of its announcement. The announced number is of the task's own PID
+/// namespace, and may be another process's number here.
 fn target_of(sender: Option<Pid>) -> Result<Target> {
     let invisible = || {
         Error::new(Kind::Invalid, "the process that announced a task is not visible in this PID namespace")

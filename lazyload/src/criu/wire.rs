@@ -1,6 +1,7 @@
 //! A reader of the part of protobuf that CRIU's image files use, and a writer of integers.
 //!
-//! Total: any bytes give fields or an error, never a panic, and nothing is allocated. The caller knows what fields mean.
+//! Total: any bytes give fields or an error, never a panic, and nothing is allocated. The caller knows the meaning of
+//! fields.
 
 use store::{Error, Kind, Result};
 

@@ -13,12 +13,13 @@ use crate::report::Captured;
 
 const READ_BYTES: usize = 1 << 20;
 
-/// Stores a machine: its memory file and its state file. Pages equal to those of the parent at the same address cost nothing,
-/// nor do those that a Diff file leaves out. Until this returns, the machine must be paused or the files must be copies.
+/// Stores a machine: its memory file and its state file. Pages equal to those of the parent at the same address cost
+/// nothing, nor do those that a Diff file leaves out. Until this returns, the machine must be paused or the files must
+/// be copies.
 ///
 /// # Errors
-/// `Invalid` when the state file is empty, when the length of the memory file is not a multiple of the page size, or when
-/// that file may be of another type than given; those of reading the files and of the writer.
+/// `Invalid` when the state file is empty, when the length of the memory file is not a multiple of the page size, or
+/// when that file may be of another type than given; those of reading the files and of the writer.
 pub fn capture(
     writer: &mut Writer,
     memory: MemorySource<'_>,
@@ -40,8 +41,8 @@ pub fn capture(
     Ok(Captured { image, stats, bytes, not_brought: 0 })
 }
 
-/// Writes the state file of an image to `target`, from where Firecracker loads it, readable for `owner` (user and group)
-/// alone, by default that of this process. The file must not exist; it does not exist either when this fails.
+/// Writes the state file of an image to `target`, from where Firecracker loads it, readable for `owner` (user and
+/// group) alone, by default that of this process. The file must not exist; it does not exist either when this fails.
 ///
 /// # Errors
 /// `Conflict` when the file exists, `Invalid` when the image is of another kind; `Corrupt` when it has no state.

@@ -1,8 +1,9 @@
 //! The one message that Firecracker sends: a JSON list of memory regions, with its userfaultfd attached.
 //!
-//! It has neither length nor end mark, so it is read until the JSON is complete; the descriptor may come with any part of
-//! it, or later. Unknown keys are ignored, because versions and forks add some. Total: any bytes give regions, a wish for
-//! more bytes, or an error. The userfaultfd is in escrow before it leaves the socket, so that it is never lost.
+//! It has neither length nor end mark, so it is read until the JSON is complete; the descriptor may come with any part
+//! of it, or later. Unknown keys are ignored, because versions and forks add some. Total: any bytes give regions, a
+//! wish for more bytes, or an error. The userfaultfd is in escrow before it leaves the socket, so that it is never
+//! lost.
 
 use std::os::fd::AsFd;
 

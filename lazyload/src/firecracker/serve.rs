@@ -1,10 +1,10 @@
 //! The page fault handler of one virtual machine, until its memory is complete or its monitor is gone.
 //!
-//! Complete memory is unregistered, and the machine runs on by itself: the kernel answers faults on pages that it releases
-//! later with zero, and no process has to read events. Firecracker keeps its copies of the userfaultfd and of the socket to
-//! its end, so the end of the connection is a sign of its end; but another monitor may close both and run on. So when the
-//! connection ends, the handler checks whether the address space still exists. While pages are missing only this handler
-//! answers faults: if serving fails, the monitor is killed rather than left waiting.
+//! Complete memory is unregistered, and the machine runs on by itself: the kernel answers faults on pages that it
+//! releases later with zero, and no process has to read events. Firecracker keeps its copies of the userfaultfd and of
+//! the socket to its end, so the end of the connection is a sign of its end; but another monitor may close both and run
+//! on. So when the connection ends, the handler checks whether the address space still exists. While pages are missing
+//! only this handler answers faults: if serving fails, the monitor is killed rather than left waiting.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -35,11 +35,11 @@ const POLICY: ServePolicy =
 /// How long a monitor may take from connecting until its handshake is complete; it is sent right after connecting.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Binds `socket`, serves one machine that loads a snapshot with this image, and returns when its memory is complete or its
-/// monitor is gone.
+/// Binds `socket`, serves one machine that loads a snapshot with this image, and returns when its memory is complete or
+/// its monitor is gone.
 ///
-/// Connections without a complete handshake are closed and their processes left alone. A second monitor that has sent its
-/// handshake too is killed, because it would wait forever.
+/// Connections without a complete handshake are closed and their processes left alone. A second monitor that has sent
+/// its handshake too is killed, because it would wait forever.
 ///
 /// # Errors
 /// `Unavailable` when no handshake comes in time, `Invalid` when one is refused after it has brought a userfaultfd; its
