@@ -1,8 +1,8 @@
-//! A connection: the stream, the process on its other end, and its place in custody.
+//! A connection: the stream, the process on its other end, and the receipt for its copy in escrow.
 //!
-//! A supervisor, where there is one, accepts it, so that no userfaultfd which comes on it is lost should this process die.
-//! Claimed, it is the one that is served: dropped before its end, the process on the other end is killed with its
-//! children, because that process would run on incomplete memory, or wait forever.
+//! A supervisor, if there is one, accepts the connection, so that no userfaultfd sent on it is lost should this process
+//! die. A claimed connection is the one that is served: when it is dropped before its end, the process on the other end
+//! is killed with its descendants, because it would run on incomplete memory, or wait forever.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use store::Result;
 
 use crate::socket::take_memory;
-use crate::supervisor::{Custody, Held};
+use crate::supervisor::{Escrow, Receipt};
 use crate::target::{Target, peer_of};
 
 /// An accepted connection.
@@ -20,7 +20,7 @@ use crate::target::{Target, peer_of};
 pub(crate) struct Connection<'a> {
     stream: UnixStream,
     peer: Arc<Target>,
-    held: Option<(&'a Custody, Held)>,
+    deposit: Option<(&'a Escrow, Receipt)>,
     since: Instant,
     is_claimed: bool,
 }
@@ -32,38 +32,38 @@ impl AsFd for Connection<'_> {
 }
 
 impl<'a> Connection<'a> {
-    /// A connection that was accepted just now, with its place in custody.
+    /// A connection that was accepted just now, with its escrow and receipt.
     ///
     /// # Errors
     /// `Unavailable` when the process on its other end is gone or out of sight; the connection is closed then.
-    pub(crate) fn new(stream: UnixStream, held: Option<(&'a Custody, Held)>) -> Result<Self> {
+    pub(crate) fn new(stream: UnixStream, deposit: Option<(&'a Escrow, Receipt)>) -> Result<Self> {
         match peer_of(&stream) {
             Ok(peer) => {
-                Ok(Self { stream, peer: Arc::new(peer), held, since: Instant::now(), is_claimed: false })
+                Ok(Self { stream, peer: Arc::new(peer), deposit, since: Instant::now(), is_claimed: false })
             }
             Err(error) => {
-                release(held);
+                release(deposit);
                 Err(error)
             }
         }
     }
 
-    /// From now on the process on the other end runs on what comes here.
+    /// From now on the process on the other end runs on the memory that comes here.
     ///
     /// # Errors
     /// `Unavailable` when the supervisor is gone.
     pub(crate) fn claim(&mut self) -> Result<()> {
         self.is_claimed = true;
-        self.held.as_ref().map_or(Ok(()), |(custody, held)| custody.claim(held))
+        self.deposit.as_ref().map_or(Ok(()), |(escrow, receipt)| escrow.claim(receipt))
     }
 
-    /// Closes a connection that is not served. If a userfaultfd came on it, now or, as `has_memory` says, before, its
-    /// process is killed with its children; tells whether.
+    /// Closes a connection that is not served. If a userfaultfd came on it, now or earlier (`has_memory`), its process
+    /// is killed with its descendants; returns whether one came.
     ///
     /// # Errors
     /// When such a process may live on.
     pub(crate) fn turn_away(self, has_memory: bool) -> Result<bool> {
-        // Kept until the process has ended: it sees no zero page meanwhile.
+        // Open until the process has ended: it sees no zero page meanwhile.
         let memory = take_memory(&self.stream);
         let has_memory = has_memory || !memory.is_empty();
         if has_memory {
@@ -77,7 +77,7 @@ impl<'a> Connection<'a> {
         self.since
     }
 
-    /// How much is left of a time that began when the other side connected.
+    /// The rest of a time limit that began when the connection was accepted.
     pub(crate) fn left_of(&self, time: Duration) -> Duration {
         time.saturating_sub(self.since.elapsed())
     }
@@ -92,12 +92,12 @@ impl<'a> Connection<'a> {
         &self.peer
     }
 
-    /// The supervisor that has a copy of it.
-    pub(crate) fn custody(&self) -> Option<&'a Custody> {
-        self.held.as_ref().map(|(custody, _)| *custody)
+    /// The escrow that has a copy of the connection.
+    pub(crate) fn escrow(&self) -> Option<&'a Escrow> {
+        self.deposit.as_ref().map(|(escrow, _)| *escrow)
     }
 
-    /// Nothing depends on it any more.
+    /// Closes a connection that no process depends on any more.
     pub(crate) fn finish(mut self) {
         self.is_claimed = false;
     }
@@ -106,17 +106,17 @@ impl<'a> Connection<'a> {
 impl Drop for Connection<'_> {
     fn drop(&mut self) {
         if !self.is_claimed {
-            return release(self.held.take());
+            return release(self.deposit.take());
         }
-        // It stays in custody: the supervisor sees to it that nobody is left.
+        // The copy stays in escrow: the supervisor kills what remains.
         if let Err(error) = self.peer.kill_tree() {
             tracing::error!(%error, "the other side could not be stopped");
         }
     }
 }
 
-fn release(held: Option<(&Custody, Held)>) {
-    if let Some((custody, held)) = held {
-        custody.release(held);
+fn release(deposit: Option<(&Escrow, Receipt)>) {
+    if let Some((escrow, receipt)) = deposit {
+        escrow.release(receipt);
     }
 }

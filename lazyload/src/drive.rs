@@ -1,4 +1,4 @@
-//! One fill of a range, page errors and all: how COPY, ZEROPAGE and POISON are carried through.
+//! One fill of a range by COPY, ZEROPAGE or POISON, with all the ways in which the kernel stops early.
 
 use std::ops::Range;
 
@@ -22,11 +22,11 @@ pub(crate) enum Outcome {
     Failed(Errno),
 }
 
-/// Applies `fill` to a range of whole pages until all are settled, and returns how many pages of 4096 bytes it really filled.
-/// `page_bytes` is the size of the pages that the memory is made of: the kernel takes no part of one.
+/// Applies `fill` to a page-aligned range until all pages are settled, and returns how many pages of 4096 bytes it
+/// filled. `page_bytes` is the size of the pages that the memory is made of: the kernel fills no part of one.
 ///
-/// A page that is there already is woken and counts as settled: whoever waits for it may have asked before it came. A
-/// range that crosses a border of mappings is filled page by page. `settled` hears of every range that needs nothing more.
+/// A page that is there already is woken and counts as settled: a thread may have begun to wait before the page came. A
+/// range that crosses a border of mappings is filled page by page. `settled` is called with every range that is done.
 pub(crate) fn drive(
     fault: &UserFault,
     range: Range<u64>,

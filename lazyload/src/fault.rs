@@ -1,11 +1,12 @@
-//! What to do about a fault: a pure state machine over one address space, free of descriptors and kernel calls.
+//! The answer to a fault: a pure state machine over one address space, free of descriptors and kernel calls.
 //!
 //! Changes (remove, unmap, remap) and outcomes go in, answers come out. Invariants:
-//! - a page that was removed is answered with zero forever, never with the image's bytes;
+//! - a page that was removed is answered with zero, never again with the image's bytes;
 //! - a page that has data and was not removed is never answered with zero;
-//! - a fill never crosses a border of regions, and only holds missing pages, but for the one asked for.
+//! - a fill never crosses a border of regions, and holds only missing pages, except the one that is asked for.
 //!
-//! An answer fills the one page that is waited for; its neighbours in the same group come after nobody waits any more.
+//! An answer fills the one page that a fault waits for; its neighbours in the same group are filled when no fault
+//! waits.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ const PAGE_BYTES: u64 = PAGE as u64;
 /// A change of the address space, as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// The owner gave the bytes of `start..end` back.
+    /// The owner released the bytes of `start..end`.
     Remove { start: u64, end: u64 },
     /// `start..end` is no longer mapped.
     Unmap { start: u64, end: u64 },
@@ -61,14 +62,15 @@ pub(crate) struct AddressSpace {
     states: PageStates,
     /// No page below this number is missing.
     cursor: u64,
-    /// Index of the region that held the last prefetched page: pages follow each other, so the next is likely there too.
+    /// Index of the region that held the last prefetched page: pages follow each other, so the next is likely there
+    /// too.
     region_hint: usize,
-    /// Image pages that forked children see as zero.
+    /// Image pages that are zero in forked children.
     wiped_on_fork: Vec<Range<u64>>,
 }
 
 impl AddressSpace {
-    /// Everything that regions show is missing; data pages that no region shows need nothing.
+    /// Every data page that a region shows is missing; other data pages count as present.
     pub(crate) fn new(regions: RegionMap, table: Arc<PageTable>) -> Self {
         let states = PageStates::all_missing(table.len());
         let mut space = Self { regions, table, states, cursor: 0, region_hint: 0, wiped_on_fork: Vec::new() };
@@ -90,7 +92,7 @@ impl AddressSpace {
         space
     }
 
-    /// Marks image pages as restored by somebody else.
+    /// Marks image pages as restored by another process.
     pub(crate) fn set_present(&mut self, pages: Range<u64>) {
         self.table.numbers_in(pages).for_each(|number| self.states.set_present(number));
     }
@@ -100,7 +102,7 @@ impl AddressSpace {
         self.regions.regions()
     }
 
-    /// Whether every data page has been given, removed or unmapped: all that is missing now is zero.
+    /// Whether every data page is filled, removed or unmapped: all other pages are zero.
     pub(crate) fn is_complete(&self) -> bool {
         self.states.missing_pages() == 0
     }
@@ -110,7 +112,7 @@ impl AddressSpace {
         self.states.missing_pages()
     }
 
-    /// Applies a change, and tells whether it makes any difference to what pages show.
+    /// Applies a change, and returns whether it affects the content of any page.
     pub(crate) fn change(&mut self, change: Change) -> bool {
         match change {
             Change::Remove { start, end } => self.set_removed(start, end),
@@ -145,7 +147,7 @@ impl AddressSpace {
         is_new
     }
 
-    /// The address and the image page of every data page that was not given back, brought or not, by address.
+    /// The address and the image page of every data page that was not removed, filled or not, by address.
     pub(crate) fn backed(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.regions.regions().iter().flat_map(move |region| {
             let numbers = self.table.numbers_in(pages_of(region));
@@ -166,7 +168,7 @@ impl AddressSpace {
         }
     }
 
-    /// Records that whatever data the addresses of a range show is there now.
+    /// Records that the data pages in a range of addresses are filled.
     pub(crate) fn filled_range(&mut self, start: u64, end: u64) {
         for part in self.regions.overlapping(start, end) {
             let pages = part.first_page..part.first_page + part.len_bytes / PAGE_BYTES;
@@ -174,7 +176,7 @@ impl AddressSpace {
         }
     }
 
-    /// The missing pages right behind and right before a page, in the same group: what to fill once it has its answer.
+    /// The missing pages right behind and right before a page, in the same group: they are filled after its answer.
     pub(crate) fn neighbours(&self, address: u64) -> [Option<Fill>; 2] {
         let Some(region) = self.regions.find(address) else { return [None, None] };
         let Some(data) = self.data_at(region.page_at(address)) else { return [None, None] };
@@ -183,8 +185,8 @@ impl AddressSpace {
             .map(|places| (!places.is_empty()).then(|| fill(&region, &data, places)))
     }
 
-    /// The next stretch of missing pages in image order, or `None` when nothing is missing. Until the stretch is reported
-    /// as filled, the same one comes again.
+    /// The next stretch of missing pages in image order, or `None` when no page is missing. Returns the same stretch
+    /// until it is reported as filled.
     pub(crate) fn prefetch(&mut self) -> Option<Fill> {
         loop {
             let number = self.states.next_missing(self.cursor, self.table.len())?;
@@ -198,12 +200,12 @@ impl AddressSpace {
         }
     }
 
-    /// In forked children these image pages are zero, whatever is here.
+    /// Has these image pages be zero in forked children, whatever they are here.
     pub(crate) fn wipe_on_fork(&mut self, pages: Range<u64>) {
         self.wiped_on_fork.push(pages);
     }
 
-    /// What a child that is forked now starts from.
+    /// The initial state of a child that is forked now.
     pub(crate) fn forked(&self) -> Self {
         let mut child = self.clone();
         for pages in &self.wiped_on_fork {
@@ -212,12 +214,12 @@ impl AddressSpace {
         child
     }
 
-    /// Records that pages of a fill are there now.
+    /// Records that pages of a fill are filled.
     pub(crate) fn filled(&mut self, fill: &Fill, places: Range<u32>) {
         places.for_each(|place| self.states.set_present(fill.first_number + u64::from(place)));
     }
 
-    /// The data that a page must show, if it must not show zero.
+    /// The data page at an image page; `None` where the page is zero or removed.
     fn data_at(&self, page: u64) -> Option<DataPage> {
         self.table.find(page).filter(|data| self.states.get(data.number) != PageState::Removed)
     }
@@ -254,7 +256,7 @@ impl AddressSpace {
     }
 }
 
-/// Some places of a page's run, as they are to be filled in. The region shows all of them.
+/// The fill of some places of a page's run. The region shows all of them.
 fn fill(region: &Region, data: &DataPage, places: Range<u32>) -> Fill {
     let address = region.address_of(data.run.first_page + u64::from(places.start));
     Fill {

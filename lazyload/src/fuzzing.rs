@@ -1,4 +1,4 @@
-//! Parsers of files and messages of others that are private, for the fuzz targets of `tests/fuzz`. Not an interface: it may
+//! Private parsers of files and messages of other programs, for the fuzz targets of `tests/fuzz`. Not an interface: may
 //! change with every version.
 
 use std::io::Write;
@@ -14,7 +14,7 @@ use crate::wake_log::Wake;
 
 /// Bytes of the image that a handshake is for.
 const IMAGE_BYTES: u64 = 256 << 20;
-/// What a socket takes at once, whoever reads.
+/// What a socket takes at once, even if no process reads.
 const SOCKET_BYTES: usize = 4096;
 
 /// The text of Firecracker's handshake.
@@ -66,7 +66,7 @@ pub fn wake_log(text: &str) -> Result<()> {
     Wake::parse(text, false).map(drop)
 }
 
-/// What CRIU says on the lazy-pages socket, without descriptors.
+/// The messages of CRIU on the lazy-pages socket, without descriptors.
 ///
 /// # Errors
 /// As the reader; `Unavailable` when there is no socket.
@@ -80,10 +80,10 @@ pub fn announcements(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// What a handler says to its supervisor, without descriptors, one message after the other.
+/// The messages of a handler to its supervisor, without descriptors.
 ///
 /// # Errors
 /// As the supervisor.
 pub fn supervisor(bytes: &[u8]) -> Result<()> {
-    supervisor::hear_all(bytes)
+    supervisor::receive_all(bytes)
 }

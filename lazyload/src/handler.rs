@@ -1,8 +1,8 @@
 //! The loop over all address spaces of one serve: events in, pages out.
 //!
-//! Order of a turn: read every queued event, apply all changes, answer all faults, and only when no fault waits load one
-//! stretch ahead. A fault that meets a change in progress is kept and answered after the change was read. A copy of
-//! every descriptor is in custody before the first page is filled, and until its address space has ended.
+//! Order of a turn: read every queued event, apply all changes, answer all faults, and only when no fault waits load
+//! one stretch ahead. A fault that meets a change in progress is kept and answered after the change was read. A copy of
+//! every descriptor is in escrow before the first page is filled, and until its address space has ended.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -12,9 +12,9 @@ use store::{Error, Result};
 
 use crate::report::ServeReport;
 use crate::served::Served;
-use crate::supervisor::{Custody, Held, lost};
+use crate::supervisor::{Escrow, Receipt, lost};
 
-/// How often an idle loop looks whether its address spaces still exist.
+/// How often an idle loop checks whether its address spaces still exist.
 const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The same while a process is traced, whose dump may end any moment.
 const TRACED: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -23,31 +23,32 @@ const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// Serves any number of address spaces from one thread.
 #[derive(Debug)]
 pub(crate) struct Handler<'a> {
-    served: Vec<(Served, Option<Held>)>,
-    custody: Option<&'a Custody>,
+    served: Vec<(Served, Option<Receipt>)>,
+    escrow: Option<&'a Escrow>,
     report: ServeReport,
 }
 
-/// What a turn found on one of the foreign descriptors that it watched.
+/// Whether a watched descriptor became readable.
 pub(crate) type Ready = bool;
 
 impl<'a> Handler<'a> {
     /// Serves nothing yet.
-    pub(crate) fn new(custody: Option<&'a Custody>) -> Self {
-        Self { served: Vec::new(), custody, report: ServeReport::default() }
+    pub(crate) fn new(escrow: Option<&'a Escrow>) -> Self {
+        Self { served: Vec::new(), escrow, report: ServeReport::default() }
     }
 
-    /// Serves one more address space, from the moment its descriptor is in custody.
+    /// Serves one more address space, once its descriptor is in escrow.
     pub(crate) fn add(&mut self, served: Served) -> Result<()> {
-        let held = self.custody.map(|custody| custody.hold(served.as_fd(), served.target())).transpose()?;
-        self.add_held(served, held);
+        let receipt =
+            self.escrow.map(|escrow| escrow.deposit(served.as_fd(), served.target())).transpose()?;
+        self.add_deposited(served, receipt);
         Ok(())
     }
 
-    /// Serves one more address space, whose descriptor has its place in custody already.
-    pub(crate) fn add_held(&mut self, served: Served, held: Option<Held>) {
+    /// Serves one more address space, whose descriptor is in escrow already.
+    pub(crate) fn add_deposited(&mut self, served: Served, receipt: Option<Receipt>) {
         self.report.spaces += 1;
-        self.served.push((served, held));
+        self.served.push((served, receipt));
     }
 
     /// Whether every address space has ended.
@@ -55,31 +56,31 @@ impl<'a> Handler<'a> {
         self.served.is_empty()
     }
 
-    /// What was done so far.
+    /// The report so far.
     pub(crate) fn report(&self) -> ServeReport {
         self.report
     }
 
-    /// Nothing can go wrong in any of the address spaces any more: their owners are gone.
+    /// Ends all address spaces: their owners are gone.
     pub(crate) fn end_all(&mut self) {
         self.served.iter_mut().for_each(|(served, _)| served.end());
         self.retire();
     }
 
-    /// Ends those whose memory no longer exists.
-    pub(crate) fn end_those_gone(&mut self) {
+    /// Ends the address spaces that no longer exist.
+    pub(crate) fn end_gone(&mut self) {
         self.served.iter_mut().for_each(|(served, _)| served.end_if_gone());
         self.retire();
     }
 
-    /// One turn. Waits up to a second for something to do, and tells which of `others` became readable.
+    /// One turn. Waits up to a second for something to do, and returns which of `others` became readable.
     ///
     /// # Errors
     /// When pages can be neither filled nor poisoned, or the supervisor is lost: stop serving, which stops the owners.
     pub(crate) fn turn(&mut self, others: &[BorrowedFd<'_>], prefetch: bool) -> Result<Vec<Ready>> {
         let is_waiting = self.served.iter().any(|(served, _)| served.has_waiting());
         let could_prefetch = prefetch && self.served.iter().any(|(served, _)| served.can_prefetch());
-        let is_traced = self.served.iter_mut().fold(false, |any, (served, _)| served.look_for_tracer() | any);
+        let is_traced = self.served.iter_mut().fold(false, |any, (served, _)| served.check_tracer() | any);
         let timeout = match (is_waiting || could_prefetch, is_traced) {
             (true, _) => NO_WAIT,
             (false, true) => TRACED,
@@ -92,7 +93,7 @@ impl<'a> Handler<'a> {
             served.answer_waiting(&mut self.report)?;
         }
         if self.served.iter().any(|(served, _)| served.has_waiting()) {
-            // Whoever changes the address space needs the processor to finish.
+            // The thread that changes the address space needs the processor to finish.
             std::thread::yield_now();
         } else if !has_events && could_prefetch {
             self.prefetch();
@@ -104,7 +105,7 @@ impl<'a> Handler<'a> {
         Ok(others_ready)
     }
 
-    /// Polls the descriptors of all address spaces, the processes behind them, the others, and the line to the supervisor.
+    /// Polls the descriptors of all address spaces, their processes, the others, and the connection to the supervisor.
     fn wait(&mut self, others: &[BorrowedFd<'_>], timeout: &Timespec) -> Result<(Vec<Ready>, Vec<Ready>)> {
         let watched: Vec<usize> =
             (0..self.served.len()).filter(|index| self.served[*index].0.watched_target().is_some()).collect();
@@ -114,14 +115,14 @@ impl<'a> Handler<'a> {
         polled.extend(self.served.iter().map(|(served, _)| PollFd::new(served, PollFlags::IN)));
         let targets = watched.iter().filter_map(|index| self.served[*index].0.watched_target());
         polled.extend(targets.map(|target| PollFd::new(target, PollFlags::IN)));
-        // Of this one only the end is of interest, and that is reported unasked.
-        polled.extend(self.custody.map(|custody| PollFd::new(custody, PollFlags::empty())));
+        // Only the end of the supervisor matters, which poll reports without being asked.
+        polled.extend(self.escrow.map(|escrow| PollFd::new(escrow, PollFlags::empty())));
         match poll(&mut polled, Some(timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(Error::io("cannot wait for faults", "poll", errno.into())),
         }
-        if self.custody.is_some() && polled.last().is_some_and(|line| !line.revents().is_empty()) {
-            // Should this process die now, nobody would keep zeroes from the owners.
+        if self.escrow.is_some() && polled.last().is_some_and(|escrow| !escrow.revents().is_empty()) {
+            // Should this process die now, the owners would see zeroes.
             return Err(lost(std::io::ErrorKind::BrokenPipe.into()));
         }
         let ready: Vec<Ready> = polled.iter().map(|entry| !entry.revents().is_empty()).collect();
@@ -135,15 +136,16 @@ impl<'a> Handler<'a> {
 
     fn drain(&mut self, ready: &[Ready]) -> Result<()> {
         let mut children = Vec::new();
-        for ((served, held), is_ready) in self.served.iter_mut().zip(ready) {
+        for ((served, receipt), is_ready) in self.served.iter_mut().zip(ready) {
             if !*is_ready && !served.has_waiting() {
                 continue;
             }
-            let place = self.custody.zip(held.as_ref());
+            let deposit = self.escrow.zip(receipt.as_ref());
             served.drain(&mut self.report, |child| {
-                let held =
-                    place.map(|(custody, held)| custody.hold_forked(child.as_fd(), held)).transpose()?;
-                children.push((child, held));
+                let receipt = deposit
+                    .map(|(escrow, parent)| escrow.deposit_forked(child.as_fd(), parent))
+                    .transpose()?;
+                children.push((child, receipt));
                 Ok(())
             })?;
         }
@@ -152,14 +154,14 @@ impl<'a> Handler<'a> {
         Ok(())
     }
 
-    /// One stretch for the first address space that still misses something.
+    /// Loads one stretch for the first address space that still misses pages.
     fn prefetch(&mut self) {
         if let Some((served, _)) = self.served.iter_mut().find(|(served, _)| served.can_prefetch()) {
             served.prefetch(&mut self.report);
         }
     }
 
-    /// Lets go of what has ended.
+    /// Drops the address spaces that have ended.
     fn retire(&mut self) {
         let mut index = 0;
         while index < self.served.len() {
@@ -167,10 +169,10 @@ impl<'a> Handler<'a> {
                 index += 1;
                 continue;
             }
-            let (served, held) = self.served.swap_remove(index);
+            let (served, receipt) = self.served.swap_remove(index);
             self.report.never_brought += served.conclude();
-            if let (Some(custody), Some(held)) = (self.custody, held) {
-                custody.release(held);
+            if let (Some(escrow), Some(receipt)) = (self.escrow, receipt) {
+                escrow.release(receipt);
             }
             drop(served);
         }

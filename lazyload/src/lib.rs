@@ -1,5 +1,5 @@
-//! Lazy memory: processes and virtual machines run before their memory is there, and a thread brings each page when it is
-//! touched.
+//! Lazy memory: processes and virtual machines run before their memory is there, and a thread fills each page when it
+//! is touched.
 //!
 //! ```
 //! use lazyload::map::map;
@@ -22,41 +22,59 @@
 //! Three ways in: [`firecracker`] for virtual machines, [`criu`] for processes, [`map`] for this process. Each captures
 //! into, or serves out of, a memory image of the store. [`supervisor`] makes the death of a serving process safe.
 //!
-//! How a fault is answered: `sys` reads the event, `fault` decides (pure, over `region` and `pages`), `resolver` reads the
-//! bytes, `drive` fills them in, `served` joins these for one address space and `handler` for all of them. What the next
-//! capture must know of it goes on record by `notes` and `wake_log`.
+//! How a fault is answered: `sys` reads the event, `fault` decides (pure, over `region` and `pages`), `resolver` reads
+//! the bytes, `drive` fills them in, `served` joins these for one address space and `handler` for all of them. `notes`
+//! and `wake_log` keep the record that the next capture needs.
 //!
-//! The promise: a page that is touched shows the image's bytes, or zeroes where the image has none or the owner gave the
-//! page back; otherwise its owner is stopped. Never a zero page in place of data, whichever of handler and supervisor dies:
-//! only when both are killed at one moment does the kernel hand out zero (see [`supervisor`]).
+//! The promise: a page that is touched shows the image's bytes, or zeroes where the image has none or the owner
+//! released the page; otherwise its owner is stopped. Never a zero page in place of data, whichever of handler and
+//! supervisor dies: only when both are killed at one moment does the kernel fill missing pages with zeroes (see
+//! [`supervisor`]).
 
+// In layers: a module uses modules of the layers above its own, and in its own layer there is no circle.
+
+// Kernel calls, pages and addresses, results.
+mod memory_export;
+mod pages;
+mod region;
+mod report;
+mod sys;
+
+// The answer to a fault, and the record of a wake.
+mod drive;
+mod fault;
+mod notes;
+mod resolver;
+mod wake_log;
+
+// Sockets and processes.
+mod orphaned;
+mod protect;
+mod socket;
+mod target;
+
+// Two processes: the supervisor holds the descriptors that the handler deposits.
+pub mod supervisor;
+
+// One serve: options, connections, address spaces.
+mod connection;
+mod handler;
+mod options;
+mod reception;
+mod served;
+
+// The ways in.
 pub mod criu;
 pub mod firecracker;
 pub mod map;
 pub mod memory_file;
-pub mod supervisor;
 
-mod connection;
-mod drive;
-mod fault;
+// For the fuzz targets: parsers that are private.
 #[doc(hidden)]
 pub mod fuzzing;
-mod handler;
-mod memory_export;
-mod notes;
-mod outlast;
-mod pages;
-mod protect;
-mod reception;
-mod region;
-mod report;
-mod resolver;
-mod served;
-mod socket;
-mod sys;
-mod target;
-mod wake_log;
 
 pub use memory_export::write_memory;
-pub use report::{Captured, ServeOptions, ServeReport, SocketAccess};
+pub use options::ServeOptions;
+pub use report::{Captured, ServeReport};
+pub use socket::SocketAccess;
 pub use sys::{release_free_memory, share_one_heap};

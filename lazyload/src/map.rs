@@ -1,4 +1,4 @@
-//! An image space as memory of this process, filled as it is read.
+//! A space of an image as memory of this process, filled as it is read.
 //!
 //! A thread serves the faults. Reading a page for the first time waits for the store; a page that cannot be read is
 //! SIGBUS, never zero. A forked child does not have the mapping.
@@ -17,10 +17,11 @@ use crate::pages::PageTable;
 use crate::region::{Region, RegionMap};
 use crate::report::ServeReport;
 use crate::resolver::Resolver;
-use crate::served::{Abandon, Manners, Served};
+use crate::served::{Abandon, ServePolicy, Served};
 use crate::sys::{Mapping, UserFault};
 
-const MANNERS: Manners = Manners { outside_is_zero: false, close_when_complete: true, kill_when_lost: false };
+const POLICY: ServePolicy =
+    ServePolicy { outside_is_zero: false, close_when_complete: true, kill_when_lost: false };
 
 /// Bytes of an image space, read-only. Dropping it stops its thread and unmaps it.
 #[derive(Debug)]
@@ -32,11 +33,11 @@ pub struct LazyMapping {
     len_bytes: usize,
 }
 
-/// Maps a space of an image by its index. Costs no reads; the length is the space's.
+/// Maps a space of an image by its index. Costs no reads; the length in bytes is that of the space.
 ///
 /// # Errors
-/// `NotFound` when the image has no such space, `Invalid` when it is empty or does not fit, `Unavailable` when the kernel
-/// refuses a userfaultfd.
+/// `NotFound` when the image has no such space, `Invalid` when it is empty or does not fit, `Unavailable` when the
+/// kernel refuses a userfaultfd.
 pub fn map(image: &Image, space: usize) -> Result<LazyMapping> {
     let found = image.spaces().get(space).ok_or_else(|| {
         Error::new(Kind::NotFound, format!("the image has no address space {space}")).object(image.id())
@@ -52,7 +53,7 @@ pub fn map(image: &Image, space: usize) -> Result<LazyMapping> {
     let region = Region { start: mapping.address(), len_bytes: mapped_bytes as u64, first_page: 0 };
     let memory =
         AddressSpace::new(RegionMap::new(vec![region])?, Arc::new(PageTable::new(image.runs(space))));
-    let served = Served::new(fault, memory, Resolver::new(image.clone()), MANNERS, Abandon::Poison);
+    let served = Served::new(fault, memory, Resolver::new(image.clone()), POLICY, Abandon::Poison);
     let (stopped, stop) =
         std::io::pipe().map_err(|error| Error::io("cannot start serving a mapping", "pipe", error))?;
     let thread = std::thread::Builder::new()
@@ -67,7 +68,7 @@ fn serve(served: Served, stopped: &std::io::PipeReader) -> Result<ServeReport> {
     handler.add(served)?;
     while !handler.is_idle() {
         if handler.turn(&[stopped.as_fd()], false)?.contains(&true) {
-            // Nobody can read the mapping any more.
+            // The mapping is being dropped: no thread reads it any more.
             handler.end_all();
         }
     }
@@ -83,7 +84,7 @@ impl Deref for LazyMapping {
 }
 
 impl LazyMapping {
-    /// Unmaps it and tells what was served.
+    /// Unmaps the space and returns what was served.
     ///
     /// # Errors
     /// Those of the serving thread.

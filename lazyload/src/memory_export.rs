@@ -1,4 +1,4 @@
-//! Memory of an image as one plain file: pages that are zero are holes.
+//! The memory of an image as one plain file, with holes for zero pages.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -6,10 +6,10 @@ use std::path::Path;
 
 use store::{Error, Image, PAGE, Progress, Result, Work};
 
-/// Writes the memory of a virtual machine, or plain memory, to a new file. Until it is whole it has another name.
+/// Writes the memory of a virtual machine, or plain memory, to a new file. It has another name until it is complete.
 ///
 /// # Errors
-/// Those of reading the store and of writing; `Invalid` when the file is there.
+/// Those of reading the store and of writing; `Conflict` when the file exists.
 pub fn write_memory(image: &Image, target: &Path, progress: &dyn Progress) -> Result<()> {
     if target.symlink_metadata().is_ok() {
         let error = std::io::Error::from(std::io::ErrorKind::AlreadyExists);

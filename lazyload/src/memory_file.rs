@@ -1,12 +1,13 @@
-//! Memory in one flat file: what Firecracker writes at `mem_file_path`, or plain memory.
+//! Memory in one flat file: the one that Firecracker writes at `mem_file_path`, or plain memory.
 //!
-//! A file of the type Full holds all of the memory, and a hole in it reads as zero. A file of the type Diff has data only
-//! where pages changed since the last snapshot: a hole is a page of the parent image, taken over unread. The bytes of a
-//! file do not say which it is, so neither is assumed: a file that may be either is refused until the caller says it.
+//! A file of the type Full holds all of the memory, and a hole in it reads as zero. A file of the type Diff has data
+//! only where pages changed since the last snapshot: a hole is a page of the parent image, inherited unread. The bytes
+//! of a file do not tell its type, so neither is assumed: a file that may be either is refused until the caller says
+//! the type.
 //!
-//! What a hole means depends on the file system keeping holes exactly as they were written. Some make holes of written
-//! zeroes, others fill them up, and no system call tells: so a diff is taken from file systems that are known. Nothing here
-//! depends on writing to the source: where it cannot be synced, holes are unknown, and a full file is read densely.
+//! A diff depends on the file system keeping holes exactly as they were written. Some file systems make holes of
+//! written zeroes, others fill holes, and no system call tells: so a diff is accepted from known file systems only. The
+//! source need not be writable: where it cannot be synced, its holes are unknown, and a full file is read densely.
 
 use std::fs::File;
 use std::io;
@@ -24,11 +25,11 @@ const READ_BYTES: u64 = 1 << 20;
 const PAGE_BYTES: u64 = PAGE as u64;
 /// Bytes of a block in `st_blocks`.
 const BLOCK_BYTES: u64 = 512;
-/// File systems that keep holes and written zeroes apart, by the type that statfs(2) gives: ext4, XFS, btrfs, tmpfs.
+/// File systems that keep holes and written zeroes apart, by the type that statfs(2) returns: ext4, XFS, btrfs, tmpfs.
 const EXACT_HOLES: [u64; 4] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994];
 const EXACT_HOLES_NAMES: &str = "ext4, XFS, btrfs or tmpfs";
 
-/// What a memory file holds; Firecracker's `snapshot_type`.
+/// The type of a memory file; Firecracker's `snapshot_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MemoryType {
@@ -38,22 +39,22 @@ pub enum MemoryType {
     Diff,
 }
 
-/// Where memory is, and how it is to be understood.
+/// A memory file, its type and its parent.
 #[derive(Clone, Copy, Debug)]
 pub struct MemorySource<'a> {
     /// The file.
     pub path: &'a Path,
-    /// Its type; `None` when nobody said, and then a file that may be a diff is refused.
+    /// Its type; with `None`, a file that may be a diff is refused.
     pub memory_type: Option<MemoryType>,
-    /// What pages are compared with, and what a diff leaves out.
+    /// The image that pages are compared with, and that has the pages that a diff leaves out.
     pub parent: Option<&'a Image>,
 }
 
-/// Stores plain memory: whole pages from the first to the last byte of one file.
+/// Stores plain memory: all bytes of one file.
 ///
 /// # Errors
-/// `Invalid` when the file is not whole pages, or may be of another type than is said; those of reading it and of the
-/// writer.
+/// `Invalid` when the file is empty, its length is not a multiple of the page size, or it may be of another type than
+/// given; those of reading it and of the writer.
 pub fn capture(writer: &mut Writer, source: MemorySource<'_>, progress: &dyn Progress) -> Result<Captured> {
     let mut builder = ImageBuilder::new(writer, ImageKind::Raw, source.parent);
     let bytes = store_memory(&mut builder, ImageKind::Raw, source, progress)?;
@@ -76,7 +77,7 @@ pub(crate) fn store_memory(
     let memory_type = match source.memory_type {
         Some(MemoryType::Diff) => file.check_diff(kind, source.parent).map(|()| MemoryType::Diff),
         Some(MemoryType::Full) => Ok(MemoryType::Full),
-        None => file.check_unsaid(before).map(|()| MemoryType::Full),
+        None => file.check_untyped(before).map(|()| MemoryType::Full),
     };
     let memory_type = memory_type.map_err(at)?;
     progress.begin("capture", Work::Bytes(file.len_bytes));
@@ -88,7 +89,8 @@ pub(crate) fn store_memory(
     Ok(file.len_bytes)
 }
 
-/// A dense file may be a diff whose holes a copy has filled: then nearly all that the parent stores is zero in it.
+/// Refuses a dense file that may be a diff whose holes a copy has filled: most pages that the parent stores are zero in
+/// it.
 fn check_zeroed(found: &ImageStats, before: &Image) -> Result<()> {
     let stored: u64 = before.runs(0).iter().map(|run| u64::from(run.page_count)).sum();
     if found.zeroed <= stored / 2 {
@@ -107,9 +109,9 @@ fn check_zeroed(found: &ImageStats, before: &Image) -> Result<()> {
 struct MemoryFile {
     file: File,
     len_bytes: u64,
-    /// What the file system says it takes on the disk.
+    /// Bytes that it takes on the disk, as the file system says.
     allocated_bytes: u64,
-    /// The file system knows where data stands: everything of the file was written to the disk.
+    /// The file system knows which ranges have data: all of the file is written to the disk.
     is_settled: bool,
 }
 
@@ -136,7 +138,7 @@ impl MemoryFile {
         Ok(self.first_hole()? < self.len_bytes || self.allocated_bytes < self.len_bytes)
     }
 
-    /// Where the first hole begins; the file's length when there is none or the file system does not tell.
+    /// The offset of the first hole; the file's length when there is none or the file system does not tell.
     fn first_hole(&self) -> Result<u64> {
         match rustix::fs::seek(&self.file, SeekFrom::Hole(0)) {
             Ok(hole) => Ok(hole),
@@ -145,8 +147,8 @@ impl MemoryFile {
         }
     }
 
-    /// Refuses what may be no full file.
-    fn check_unsaid(&self, before: Option<&Image>) -> Result<()> {
+    /// Refuses a file that may not be a full file.
+    fn check_untyped(&self, before: Option<&Image>) -> Result<()> {
         if self.has_holes()? {
             return Err(Error::new(Kind::Invalid, "a memory file with holes is a Diff file or a sparse Full file")
                 .advice("say which: --diff with --parent, where holes are pages of the parent, or --full, where they are zero"));
@@ -161,7 +163,8 @@ impl MemoryFile {
         Ok(())
     }
 
-    /// Refuses a diff that does not belong to its parent, or whose holes do not say for sure what was left out.
+    /// Refuses a diff that does not belong to its parent, or whose holes do not certainly show the pages that were left
+    /// out.
     fn check_diff(&self, kind: ImageKind, parent: Option<&Image>) -> Result<()> {
         let refused = |what: String, advice: &str| Err(Error::new(Kind::Invalid, what).advice(advice));
         let Some(parent) = parent else {
@@ -208,7 +211,7 @@ impl MemoryFile {
                 &format!("let Firecracker write it to {EXACT_HOLES_NAMES}"),
             );
         }
-        // Space that was allocated ahead is a hole, but counts as data where a reader has brought it into the page cache.
+        // Preallocated space is a hole, but counts as data while it is in the page cache, as after a read.
         rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed).map_err(failed)?;
         if self.first_hole()? == self.len_bytes {
             return refused(
@@ -239,7 +242,7 @@ impl MemoryFile {
         Ok(())
     }
 
-    /// The next stretch of whole pages at or after `offset` that holds data; an empty one at the end.
+    /// The next page-aligned range at or after `offset` that has data; an empty one at the end.
     fn next_data(&self, offset: u64, memory_type: MemoryType) -> Result<Range<u64>> {
         let len_bytes = self.len_bytes;
         if !self.is_settled {
@@ -254,10 +257,9 @@ impl MemoryFile {
             Err(errno) => return Err(failed(errno)),
         };
         let hole = rustix::fs::seek(&self.file, SeekFrom::Hole(data)).map_err(failed)?.min(len_bytes);
-        let is_whole = data.is_multiple_of(PAGE_BYTES) && hole.is_multiple_of(PAGE_BYTES);
-        if memory_type == MemoryType::Diff && !is_whole {
-            let what =
-                format!("data from byte {data} to {hole} is not whole pages, as those of a Diff file are");
+        let is_aligned = data.is_multiple_of(PAGE_BYTES) && hole.is_multiple_of(PAGE_BYTES);
+        if memory_type == MemoryType::Diff && !is_aligned {
+            let what = format!("data from byte {data} to {hole} is not page-aligned, as in a Diff file");
             return Err(
                 Error::new(Kind::Invalid, what).advice("give the file that Firecracker wrote, unchanged")
             );
@@ -290,8 +292,8 @@ impl MemoryFile {
     }
 }
 
-/// Makes the file system settle where data stands, which of a file in the page cache it may not know yet. `false` when that
-/// cannot be had: not every file system has it. One that is mounted read-only has nothing to settle.
+/// Syncs the file, so that the file system knows which ranges have data: it may not know while data is in the page
+/// cache only. `false` when the file cannot be synced. A file system that is mounted read-only has nothing to sync.
 fn is_settled(file: &File) -> io::Result<bool> {
     let Err(error) = file.sync_all() else { return Ok(true) };
     tracing::debug!(%error, "the memory file cannot be synced");

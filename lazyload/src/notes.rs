@@ -1,16 +1,16 @@
-//! What the handler takes down about one address space, and the look for a tracer.
+//! The notes of the handler on one address space, and the check for a tracer.
 //!
-//! A dump is seen only by its tracer: CRIU traces every task from before it reads the first page map until after the last
-//! image is written. So nothing that was seen while nobody traced falls into a dump.
+//! A dump shows only by its tracer: CRIU traces every task from before it reads the first page map until after the last
+//! image is written. So no event that is read while the process is not traced falls into a dump.
 
 use std::time::{Duration, Instant};
 
 use crate::wake_log::{Entry, SpaceLog, Stamp};
 
-/// How often a process is looked at: a dump takes longer.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// How often a process is checked: a dump takes longer.
+const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The log of one address space and, where its process is known, whether that is traced.
+/// The log of one address space and, where its process is known, whether that process is traced.
 #[derive(Debug)]
 pub(crate) struct Notes {
     log: SpaceLog,
@@ -20,21 +20,21 @@ pub(crate) struct Notes {
 #[derive(Debug)]
 struct Watched {
     number: i32,
-    next_look: Instant,
+    next_check: Instant,
     /// When it was last seen without a tracer.
     free_at: Stamp,
     is_traced: bool,
 }
 
 impl Notes {
-    /// Of a process.
+    /// The notes on a process.
     pub(crate) fn new(log: SpaceLog, number: i32) -> Self {
-        let process = Watched { number, next_look: Instant::now(), free_at: Stamp::now(), is_traced: false };
+        let process = Watched { number, next_check: Instant::now(), free_at: Stamp::now(), is_traced: false };
         Self { log, process: Some(process) }
     }
 
-    /// Of a forked child, whose number nobody tells. Dumped alone it would not be seen; but it gets only what it touches,
-    /// and does that only while it runs.
+    /// The notes on a forked child, whose number is not known. A dump of the child alone would not be seen; but it gets
+    /// only the pages that it touches, and touches pages only while it runs.
     pub(crate) fn of_fork(&self, at: Stamp) -> Self {
         Self { log: self.log.fork(at), process: None }
     }
@@ -44,20 +44,20 @@ impl Notes {
         &self.log
     }
 
-    /// Whether somebody traces the process, as of the last few milliseconds.
-    pub(crate) fn look(&mut self) -> bool {
+    /// Whether the process is traced, as of the last few milliseconds.
+    pub(crate) fn check(&mut self) -> bool {
         match &self.process {
-            Some(process) if Instant::now() < process.next_look => process.is_traced,
-            _ => self.look_now(),
+            Some(process) if Instant::now() < process.next_check => process.is_traced,
+            _ => self.check_now(),
         }
     }
 
-    /// Whether somebody traces the process now.
-    pub(crate) fn look_now(&mut self) -> bool {
+    /// Whether the process is traced now.
+    pub(crate) fn check_now(&mut self) -> bool {
         let Some(process) = &mut self.process else { return false };
         let now = Stamp::now();
         let is_traced = has_tracer(process.number);
-        process.next_look = Instant::now() + LOOK_EVERY;
+        process.next_check = Instant::now() + CHECK_INTERVAL;
         if process.is_traced && !is_traced {
             self.log.note(Stamp::now(), Entry::Traced { from: process.free_at });
         }

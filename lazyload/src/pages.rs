@@ -1,20 +1,20 @@
 //! The pages of one image space that hold data, numbered densely, and the state of each.
 //!
-//! Pages without data are zero whatever happens to them, so only data pages have a number and a state: the tables cost
-//! what is stored, not what an address space spans. Never knows run-time addresses or descriptors.
+//! Pages without data are zero whatever happens to them, so only data pages have a number and a state: the size of the
+//! tables follows the stored pages, not the span of the address space. Never knows run-time addresses or descriptors.
 
 use std::ops::Range;
 
 use store::PageRun;
 
-/// What the loader knows of a data page.
+/// The state of a data page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PageState {
-    /// Not given to the owner yet.
+    /// Not filled yet.
     Missing,
-    /// Given, or restored by somebody else.
+    /// Filled, or restored by another process.
     Present,
-    /// The owner gave it back: it is zero forever, and the image's bytes must not come again.
+    /// Released by the owner: it is zero from then on, and the image's bytes must not come back.
     Removed,
 }
 
@@ -35,7 +35,7 @@ pub(crate) struct DataPage {
 }
 
 impl PageTable {
-    /// Takes the runs of a space, ascending and disjoint as [`store::Image::runs`] gives them.
+    /// Takes the runs of a space, ascending and disjoint as [`store::Image::runs`] returns them.
     pub(crate) fn new(runs: &[PageRun]) -> Self {
         debug_assert!(
             runs.windows(2)
@@ -56,7 +56,7 @@ impl PageTable {
         self.numbers[self.runs.len()]
     }
 
-    /// The data page at an image page; `None` is a zero page.
+    /// The data page at an image page; `None` for a zero page.
     pub(crate) fn find(&self, page: u64) -> Option<DataPage> {
         let after = self.runs.partition_point(|run| run.first_page <= page);
         let index = after.checked_sub(1)?;
@@ -126,7 +126,7 @@ impl PageStates {
         self.present[word] |= bit;
     }
 
-    /// Marks pages removed, forever.
+    /// Marks pages removed; they stay removed.
     pub(crate) fn set_removed(&mut self, numbers: Range<u64>) {
         for number in numbers {
             let (word, bit) = place(number);

@@ -1,9 +1,9 @@
-//! What keeps supervisor and handler from dying together: signals that are caught, and no victims of the kernel's search
-//! for memory. Nothing of it reaches the programs that they start.
+//! Protection of supervisor and handler from dying together: signals are caught, and the kernel chooses other victims
+//! when memory runs out. The programs that they start do not inherit it.
 //!
-//! A handler has a process group of its own, so that a signal to the group of the caller, or a key at its terminal, meets
-//! the supervisor alone. What cannot be survived is the end of both at one moment, by a signal that no process can catch:
-//! SIGKILL to both, or to all of their control group at once. See [`crate::supervisor`] for what happens then.
+//! A handler has a process group of its own, so that a signal to the group of the caller, or a key at its terminal,
+//! meets the supervisor alone. Nothing protects from the end of both at one moment, by a signal that no process can
+//! catch: SIGKILL to both, or to all of their control group at once. See [`crate::supervisor`] for what happens then.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -20,9 +20,9 @@ use store::{Error, Result};
 use crate::sys;
 use crate::target::group_of;
 
-/// Signals by which a process that guards memory is asked to end. It stops first what runs on that memory.
+/// Signals that ask a process to end. A supervisor first stops the processes that run on memory in escrow.
 pub const END_SIGNALS: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT, SIGXCPU, SIGPWR];
-/// Signals that end a process by default, but do not ask it to end: they do nothing.
+/// Signals that end a process by default, but do not ask it to end: they are caught and have no effect.
 const STRAY_SIGNALS: [i32; 8] = [SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGXFSZ, SIGIO, SIGSTKFLT];
 const REAL_TIME_SIGNALS: std::ops::RangeInclusive<i32> = 34..=64;
 const SIGSTKFLT: i32 = 16;
@@ -34,12 +34,12 @@ const NEVER: &str = "-1000";
 /// The score of this process before it was protected.
 static SCORE_BEFORE: OnceLock<String> = OnceLock::new();
 
-/// Has signals do nothing that would end this process without asking it to end.
+/// Catches the signals that would end this process without asking it to end.
 ///
 /// # Errors
-/// When one cannot be caught.
+/// When a signal cannot be caught.
 pub(crate) fn ignore_stray_signals() -> Result<()> {
-    // Caught rather than ignored: what is ignored stays ignored in programs that are started.
+    // Caught rather than ignored: an ignored signal stays ignored in programs that are started.
     for signal in STRAY_SIGNALS.into_iter().chain(REAL_TIME_SIGNALS) {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))
             .map_err(|error| Error::io("cannot catch a signal", signal, error))?;
@@ -47,20 +47,21 @@ pub(crate) fn ignore_stray_signals() -> Result<()> {
     Ok(())
 }
 
-/// Has the kernel choose other processes when memory runs out, also when all of a control group is chosen.
+/// Has the kernel choose other victims when memory runs out, also when it kills all of a control group.
 ///
 /// # Errors
 /// Without CAP_SYS_RESOURCE. The score stays as it is then.
 pub(crate) fn lower_score() -> io::Result<()> {
     let before = std::fs::read_to_string(SCORE)?;
     std::fs::write(SCORE, NEVER)?;
-    // Kept from the first time: later this process is protected already.
+    // The first value is kept: later this process is protected already.
     drop(SCORE_BEFORE.set(before));
     Ok(())
 }
 
-/// Starts a program of another kind, such as `criu restore`, out of a handler: without the protection of this process, in
-/// the process group of its supervisor, where a terminal reaches it, and killed when the thread that calls this ends.
+/// Starts a program of another kind, such as `criu restore`, out of a handler: without the protection of this process,
+/// in the process group of its supervisor, where a terminal reaches it, and killed when the thread that calls this
+/// ends.
 ///
 /// # Errors
 /// Those of starting it.
@@ -69,7 +70,7 @@ pub fn spawn(command: &mut Command) -> io::Result<Child> {
         command.process_group(group.as_raw_nonzero().get());
     }
     sys::kill_with_parent(command);
-    // A child has the score that its parent has when it is made.
+    // A child inherits the score that its parent has when it is made.
     let Some(before) = SCORE_BEFORE.get() else { return command.spawn() };
     std::fs::write(SCORE, before)?;
     let child = command.spawn();

@@ -1,10 +1,10 @@
 //! The choice of the connection that is served: connections are accepted while the serve waits, and the first one whose
 //! greeting is complete is served. All others are turned away.
 //!
-//! Anybody may connect: a readiness probe, a client of another protocol, a second monitor. Such a connection is closed and
-//! its process left alone, and the serve waits on. Only a process that has sent a userfaultfd and is not served is killed:
-//! it would wait for its pages forever. At most [`OPEN_LIMIT`] connections are open at a time; with one more, the oldest
-//! is turned away.
+//! Any process may connect: a readiness probe, a client of another protocol, a second monitor. Such a connection is
+//! closed, its process is left alone, and the serve keeps waiting. Only a process that has sent a userfaultfd and is
+//! not served is killed: it would wait for its pages forever. At most [`OPEN_LIMIT`] connections are open at a time;
+//! with one more, the oldest is turned away.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,36 +15,36 @@ use rustix::process::Pid;
 use store::{Error, Kind, Result};
 
 use crate::connection::Connection;
-use crate::report::{ServeOptions, SocketAccess};
-use crate::socket::{Listener, is_silent_end, timespec, wait_readable};
-use crate::supervisor::{Custody, Held, lost};
+use crate::options::ServeOptions;
+use crate::socket::{Listener, SocketAccess, is_silent_end, timespec, wait_readable};
+use crate::supervisor::{Escrow, Receipt, lost};
 use crate::target::Target;
 
-/// More connections than this are not kept open while they have not said what they want.
+/// Connections that may be open before their greetings are complete.
 const OPEN_LIMIT: usize = 16;
 
-/// How soon a connection is heard again that has left in the socket what it said so far.
-const HEAR_AGAIN: Duration = Duration::from_millis(10);
+/// How soon a connection is read again whose incomplete greeting is still in the socket.
+const PEEK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What a protocol says first.
+/// The first message of a protocol.
 pub(crate) trait Greeting {
-    /// Takes what has come on the connection, or looks at it, without waiting; true once it is a whole greeting.
+    /// Receives, or peeks at, the bytes that have come on the connection, without waiting; true once the greeting is
+    /// complete.
     ///
     /// # Errors
-    /// When this is not, and will not become, a greeting of the protocol.
-    fn hear(&mut self, connection: &Connection<'_>) -> Result<bool>;
+    /// When the bytes are not, and will not become, a greeting of the protocol.
+    fn receive(&mut self, connection: &Connection<'_>) -> Result<bool>;
 
     /// Whether a userfaultfd has been taken from the connection.
     fn has_memory(&self) -> bool;
 }
 
-/// Listens at a path, to which those may connect that `access` says, until a connection has sent a whole greeting; the path is free again when this returns. A connection
-/// may take `greeting_timeout` for that.
+/// Listens at a path, with the permissions of `access`, until a connection has sent a complete greeting, for which it
+/// may take `greeting_timeout`; the path is free again when this returns.
 ///
 /// # Errors
-/// Those of binding; `NotFound` when the monitor that was named is not there; `Unavailable` when no greeting came in time or
-/// that monitor ended; that of a greeting which was refused after it had brought
-/// a userfaultfd.
+/// Those of binding; `NotFound` when the monitor that was named is not there; `Unavailable` when no greeting came in
+/// time or that monitor ended; that of a greeting that was refused after it had brought a userfaultfd.
 pub(crate) fn await_greeting<'a, G: Greeting>(
     (path, access): (&Path, SocketAccess),
     options: &'a ServeOptions,
@@ -55,7 +55,7 @@ pub(crate) fn await_greeting<'a, G: Greeting>(
     options.call_ready();
     loop {
         reception.wait()?;
-        if let Some(chosen) = reception.hear_all()? {
+        if let Some(chosen) = reception.receive_greetings()? {
             return Ok(chosen);
         }
         reception.close_expired()?;
@@ -68,18 +68,20 @@ pub(crate) fn await_greeting<'a, G: Greeting>(
     }
 }
 
-/// A connection that has not said all yet.
+/// A connection whose greeting is not complete.
 struct Open<'a, G> {
     connection: Connection<'a>,
     greeting: G,
-    /// What it said so far is still in the socket, so that waiting for it to be readable is in vain.
+    /// The incomplete greeting is still in the socket, so the connection stays readable and polling for that is in
+    /// vain.
     is_peeked: bool,
 }
 
 struct Reception<'a, G: Greeting> {
     listener: Listener,
-    held: Option<(&'a Custody, Held)>,
-    /// Nobody comes any more once it has ended.
+    /// The escrow, and the receipt for the listening socket.
+    deposit: Option<(&'a Escrow, Receipt)>,
+    /// Once this process has ended, no connection is expected any more.
     monitor: Option<Target>,
     options: &'a ServeOptions,
     accept_deadline: Instant,
@@ -93,25 +95,34 @@ struct Reception<'a, G: Greeting> {
 impl<'a, G: Greeting> Reception<'a, G> {
     fn open(listener: Listener, options: &'a ServeOptions, greeting_timeout: Duration) -> Result<Self> {
         let monitor = options.monitor.and_then(Pid::from_raw).map(Target::open).transpose()?;
-        let custody = options.custody.as_ref();
-        let held = custody.map(|custody| Ok((custody, custody.listen(&listener)?))).transpose()?;
+        let escrow = options.escrow.as_ref();
+        let deposit = escrow.map(|escrow| Ok((escrow, escrow.deposit_listener(&listener)?))).transpose()?;
         let accept_deadline = Instant::now() + options.accept_timeout;
         let (open, last_refusal) = (Vec::new(), None);
-        Ok(Self { listener, held, monitor, options, accept_deadline, greeting_timeout, open, last_refusal })
+        Ok(Self {
+            listener,
+            deposit,
+            monitor,
+            options,
+            accept_deadline,
+            greeting_timeout,
+            open,
+            last_refusal,
+        })
     }
 
-    /// Waits until there is something to accept or to hear, or a time is over.
+    /// Waits until a connection can be accepted or read, or a time is over.
     fn wait(&self) -> Result<()> {
         let now = Instant::now();
         let ends = self.open.iter().map(|open| match open.is_peeked {
-            true => now + HEAR_AGAIN,
+            true => now + PEEK_INTERVAL,
             false => open.connection.since() + self.greeting_timeout,
         });
         let accepts = now < self.accept_deadline;
         let next_end = ends.chain(accepts.then_some(self.accept_deadline)).min().unwrap_or(now);
         let mut polled: Vec<PollFd<'_>> = Vec::with_capacity(self.open.len() + 2);
-        // Of this one only the end is of interest, and that is reported unasked.
-        polled.extend(self.held.iter().map(|(custody, _)| PollFd::new(*custody, PollFlags::empty())));
+        // Only the end of the supervisor matters, which poll reports without being asked.
+        polled.extend(self.deposit.iter().map(|(escrow, _)| PollFd::new(*escrow, PollFlags::empty())));
         let of_interest =
             |open: &Open<'_, G>| if open.is_peeked { PollFlags::empty() } else { PollFlags::IN };
         polled.extend(self.open.iter().map(|open| PollFd::new(&open.connection, of_interest(open))));
@@ -121,7 +132,7 @@ impl<'a, G: Greeting> Reception<'a, G> {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(Error::io("cannot wait for a connection", "poll", errno.into())),
         }
-        if self.held.is_some() && polled.first().is_some_and(|line| !line.revents().is_empty()) {
+        if self.deposit.is_some() && polled.first().is_some_and(|escrow| !escrow.revents().is_empty()) {
             return Err(lost(std::io::ErrorKind::BrokenPipe.into()));
         }
         Ok(())
@@ -144,19 +155,20 @@ impl<'a, G: Greeting> Reception<'a, G> {
         Ok(())
     }
 
-    /// The next connection that waits; an error for one whose process cannot be seen from here, which is closed.
+    /// Accepts the next connection that waits; an error stands for one that was closed, because its process is out of
+    /// sight.
     fn accept(&self) -> Result<Option<Result<Connection<'a>>>> {
-        let accepted = match &self.held {
-            Some((custody, listener)) => {
-                custody.accept(listener)?.map(|(stream, held)| (stream, Some((*custody, held))))
+        let accepted = match &self.deposit {
+            Some((escrow, listener)) => {
+                escrow.accept(listener)?.map(|(stream, receipt)| (stream, Some((*escrow, receipt))))
             }
             None => self.listener.accept()?.map(|stream| (stream, None)),
         };
-        Ok(accepted.map(|(stream, held)| Connection::new(stream, held)))
+        Ok(accepted.map(|(stream, deposit)| Connection::new(stream, deposit)))
     }
 
-    /// Hears every connection, and gives the first whose greeting is complete.
-    fn hear_all(&mut self) -> Result<Option<(Connection<'a>, G)>> {
+    /// Reads every connection, and returns the first whose greeting is complete.
+    fn receive_greetings(&mut self) -> Result<Option<(Connection<'a>, G)>> {
         let mut index = 0;
         while index < self.open.len() {
             let Open { connection, greeting, is_peeked } = &mut self.open[index];
@@ -164,7 +176,7 @@ impl<'a, G: Greeting> Reception<'a, G> {
                 drop(self.open.remove(index));
                 continue;
             }
-            match greeting.hear(connection) {
+            match greeting.receive(connection) {
                 Ok(false) => {
                     *is_peeked = wait_readable(&*connection, Instant::now())?;
                     index += 1;
@@ -180,7 +192,7 @@ impl<'a, G: Greeting> Reception<'a, G> {
         Ok(None)
     }
 
-    /// Turns those away whose time is over.
+    /// Turns away the connections whose time is over.
     fn close_expired(&mut self) -> Result<()> {
         let timeout = self.greeting_timeout;
         while let Some(index) = self.open.iter().position(|open| open.connection.since().elapsed() >= timeout)
@@ -228,7 +240,7 @@ impl<'a, G: Greeting> Reception<'a, G> {
 }
 
 impl<G: Greeting> Drop for Reception<'_, G> {
-    /// Nobody is left waiting: the path is free, and all connections but the one that is served are turned away.
+    /// Leaves no process waiting: frees the path and turns away all connections but the one that is served.
     fn drop(&mut self) {
         self.listener.refuse();
         loop {
@@ -245,13 +257,13 @@ impl<G: Greeting> Drop for Reception<'_, G> {
         for Open { connection, greeting, .. } in self.open.drain(..) {
             turn_away_late(connection, greeting.has_memory());
         }
-        if let Some((custody, held)) = self.held.take() {
-            custody.release(held);
+        if let Some((escrow, receipt)) = self.deposit.take() {
+            escrow.release(receipt);
         }
     }
 }
 
-/// Turns away a connection that came beside, or after, the one that is served.
+/// Turns away a connection when another one is served.
 fn turn_away_late(connection: Connection<'_>, has_memory: bool) {
     let process = connection.peer().number();
     match connection.turn_away(has_memory) {

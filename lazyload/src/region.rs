@@ -1,8 +1,8 @@
 //! Where the pages of an image lie in a running address space.
 //!
-//! A region is one mapping (or part of one): run-time addresses on one side, image pages on the other. Regions move when
-//! the owner moves memory, shrink when it unmaps, never overlap, and a fill must not cross their borders. All arithmetic
-//! is checked when regions are made; afterwards no sum can overflow.
+//! A region is one mapping (or part of one): run-time addresses on one side, image pages on the other. Regions move
+//! when the owner moves memory, shrink when it unmaps, never overlap, and a fill must not cross their borders. All
+//! arithmetic is checked when regions are made; afterwards no sum can overflow.
 
 use store::{Error, Kind, PAGE, Result};
 
@@ -93,7 +93,7 @@ impl RegionMap {
         self.0[first..].iter().map_while(move |region| region.clip(start, end))
     }
 
-    /// Forgets what is shown in `start..end`.
+    /// Removes `start..end` from all regions.
     pub(crate) fn unmap(&mut self, start: u64, end: u64) {
         if self.overlapping(start, end).next().is_none() {
             return;
@@ -102,7 +102,7 @@ impl RegionMap {
         self.0 = kept.flatten().collect();
     }
 
-    /// Moves what is shown in `source..source + len_bytes` to `target`, over whatever was there.
+    /// Moves `source..source + len_bytes` to `target`, replacing what was there.
     pub(crate) fn remap(&mut self, source: u64, target: u64, len_bytes: u64) {
         let (Some(source_end), Some(target_end)) =
             (source.checked_add(len_bytes), target.checked_add(len_bytes))
@@ -125,7 +125,7 @@ mod tests {
         Region { start: start_page * PAGE_BYTES, len_bytes: pages * PAGE_BYTES, first_page }
     }
 
-    /// What each run-time page shows, the slow way.
+    /// The image page that each run-time page shows, the slow way.
     fn shown(map: &RegionMap) -> Vec<Option<u64>> {
         (0..64)
             .map(|page| map.find(page * PAGE_BYTES).map(|region| region.page_at(page * PAGE_BYTES)))

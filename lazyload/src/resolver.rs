@@ -1,7 +1,7 @@
-//! The bytes of a fill, out of the store.
+//! The bytes of a fill, read from the store.
 //!
-//! A group is decoded and verified once however many of its pages are asked for in a row: the last one is kept. Never
-//! invents bytes: what cannot be read is an error.
+//! The last group is kept, so that a group is decoded and verified once for any number of its pages in a row. Never
+//! invents bytes: a group that cannot be read is an error.
 
 use std::ops::Range;
 
@@ -17,17 +17,17 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
-    /// Over an image.
+    /// A resolver over an image.
     pub(crate) fn new(image: Image) -> Self {
         Self { image, last: None }
     }
 
-    /// One more over the same image.
+    /// Another resolver over the same image.
     pub(crate) fn fork(&self) -> Self {
         Self { image: self.image.clone(), last: self.last.clone() }
     }
 
-    /// The group that holds a fill, and where in it the fill's bytes are. May read the tier.
+    /// Returns the group that holds a fill, and the range of the fill's bytes in it. May read the tier.
     ///
     /// # Errors
     /// Those of reading the group; `Corrupt` when it is shorter than the page table says.

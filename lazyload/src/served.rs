@@ -1,7 +1,7 @@
-//! One address space being served: its descriptor, its state, and who waits.
+//! One address space being served: its descriptor, its state, and the faults that wait.
 //!
-//! Invariants: no page that has data is ever left to become zero. While pages are missing the descriptor stays open; a
-//! value that is dropped before its end stops the owner, or poisons what is missing, before the descriptor closes.
+//! Invariant: no page that has data ever becomes zero. While pages are missing the descriptor stays open; a value that
+//! is dropped before its end kills the owner, or poisons the missing pages, before the descriptor closes.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -19,9 +19,9 @@ use crate::target::{Target, kill_tree};
 use crate::wake_log::{Entry, Stamp};
 
 const PAGE_BYTES: u64 = PAGE as u64;
-/// Bytes of the larger pages that memory may be made of. The kernel fills such memory by whole pages only.
+/// Bytes of the huge pages that memory may be made of. The kernel fills no part of one.
 pub(crate) const HUGE_PAGE_BYTES: u64 = 2 << 20;
-/// Events that are read before faults get their turn: a flood of events cannot starve them.
+/// Events that are read before faults are answered: a flood of events cannot starve the faults.
 const EVENTS_PER_TURN: usize = 1024;
 
 /// What happens to an address space whose handler gives up.
@@ -29,19 +29,20 @@ const EVENTS_PER_TURN: usize = 1024;
 pub(crate) enum Abandon {
     /// The process is killed.
     Kill(Arc<Target>),
-    /// What is missing is poisoned.
+    /// The missing pages are poisoned.
     Poison,
 }
 
-/// How the other side behaves; it differs by protocol.
+/// How an address space is served; it differs by protocol.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Manners {
-    /// A fault outside every region is answered with zero (mappings that grew) instead of poison.
+pub(crate) struct ServePolicy {
+    /// A fault outside every region, as in a mapping that grew, is answered with zero instead of poison.
     pub outside_is_zero: bool,
-    /// The owner is let go once nothing is missing, instead of being watched to its end.
+    /// The descriptor is closed once no page is missing, instead of at the end of the owner.
     pub close_when_complete: bool,
-    /// An owner that waits for a page which cannot be read is killed. Others get SIGBUS, or an error from a system call; a
-    /// virtual machine monitor may take that for a device's memory and have its guest run on with anything.
+    /// An owner that waits for a page that cannot be read is killed. Otherwise it gets SIGBUS, or an error from a
+    /// system call, which a virtual machine monitor may take for a device's memory, so that its guest would run on with
+    /// any bytes.
     pub kill_when_lost: bool,
 }
 
@@ -51,21 +52,21 @@ pub(crate) struct Served {
     fault: UserFault,
     space: AddressSpace,
     resolver: Resolver,
-    manners: Manners,
+    policy: ServePolicy,
     abandon: Abandon,
-    /// What the next capture has to know.
+    /// The record for the next capture.
     notes: Option<Notes>,
     /// Bytes of the pages that the memory is made of.
     page_bytes: u64,
-    /// It came out of a fork: the process to kill is an ancestor and may have ended before it.
+    /// A forked child: the process to kill is an ancestor and may have ended before it.
     is_fork: bool,
     /// The process to kill has not been seen to end.
     is_target_alive: bool,
     /// Addresses of pages whose threads wait for an answer.
     waiting: Vec<u64>,
-    /// All data pages are given and the ranges are unregistered.
+    /// All data pages are filled and the ranges are unregistered.
     is_complete: bool,
-    /// Nothing is left to do for it.
+    /// Nothing is left to do.
     has_ended: bool,
     /// Cleared when a page could not be read ahead of time.
     may_prefetch: bool,
@@ -83,14 +84,14 @@ impl Served {
         fault: UserFault,
         space: AddressSpace,
         resolver: Resolver,
-        manners: Manners,
+        policy: ServePolicy,
         abandon: Abandon,
     ) -> Self {
         Self {
             fault,
             space,
             resolver,
-            manners,
+            policy,
             abandon,
             notes: None,
             page_bytes: PAGE_BYTES,
@@ -108,18 +109,18 @@ impl Served {
         self.notes = Some(notes);
     }
 
-    /// Looks whether its process is traced, which is how a dump begins and ends. Tells whether it is.
-    pub(crate) fn look_for_tracer(&mut self) -> bool {
-        !self.is_complete && self.notes.as_mut().is_some_and(Notes::look)
+    /// Checks whether its process is traced, which a dump begins and ends with.
+    pub(crate) fn check_tracer(&mut self) -> bool {
+        !self.is_complete && self.notes.as_mut().is_some_and(Notes::check)
     }
 
-    /// The same for memory that is made of larger pages, such as [`HUGE_PAGE_BYTES`].
+    /// The same for memory made of pages of `page_bytes`, such as [`HUGE_PAGE_BYTES`].
     pub(crate) fn with_pages_of(mut self, page_bytes: u64) -> Self {
         self.page_bytes = page_bytes;
         self
     }
 
-    /// The process that would be killed if this one were abandoned.
+    /// The process that would be killed if this address space were abandoned.
     pub(crate) fn target(&self) -> Option<&Target> {
         match &self.abandon {
             Abandon::Kill(target) => Some(target),
@@ -127,18 +128,18 @@ impl Served {
         }
     }
 
-    /// The same, while it is worth watching for its end.
+    /// The same, unless its end was seen already.
     pub(crate) fn watched_target(&self) -> Option<&Target> {
         self.target().filter(|_| self.is_target_alive)
     }
 
-    /// The process to kill has ended; the address space usually ends with it, unless it was forked off.
+    /// Notes that the process to kill has ended; the address space usually ends with it, except that of a forked child.
     pub(crate) fn target_ended(&mut self) {
         self.is_target_alive = false;
         self.end_if_gone();
     }
 
-    /// Whether nothing is left to do for it.
+    /// Whether nothing is left to do.
     pub(crate) fn has_ended(&self) -> bool {
         self.has_ended
     }
@@ -148,12 +149,12 @@ impl Served {
         !self.waiting.is_empty()
     }
 
-    /// Whether something could be loaded ahead.
+    /// Whether pages can be loaded ahead.
     pub(crate) fn can_prefetch(&self) -> bool {
         self.may_prefetch && !self.has_ended && !self.space.is_complete()
     }
 
-    /// Its owner is gone: nothing can go wrong in it any more.
+    /// Ends it: its owner is gone.
     pub(crate) fn end(&mut self) {
         self.has_ended = true;
     }
@@ -163,15 +164,15 @@ impl Served {
         self.has_ended |= !self.fault.is_alive();
     }
 
-    /// Reads what is queued and applies it. A forked child is given to `adopt` before the next event is read: until it is
-    /// in custody, the death of this process would show it zeroes.
+    /// Reads the queued events and applies them. A forked child is passed to `adopt` before the next event is read:
+    /// until its descriptor is in escrow, the death of this process would show the child zeroes.
     pub(crate) fn drain(
         &mut self,
         report: &mut ServeReport,
         mut adopt: impl FnMut(Self) -> Result<()>,
     ) -> Result<()> {
         for _ in 0..EVENTS_PER_TURN {
-            // Before the event is read: while it is not, its process cannot be dumped.
+            // Taken before the event is read: until then its process cannot be dumped.
             let at = Stamp::now();
             let Some(event) = self.fault.read()? else { break };
             if let Some(child) = self.apply(event, at, report) {
@@ -181,7 +182,7 @@ impl Served {
         Ok(())
     }
 
-    /// Takes note of one event; a forked child is returned.
+    /// Applies one event; returns a forked child.
     fn apply(&mut self, event: Event, at: Stamp, report: &mut ServeReport) -> Option<Self> {
         match event {
             Event::Fault { address } => {
@@ -211,16 +212,18 @@ impl Served {
     /// The child starts from the parent's state at the moment of the fork.
     fn fork(&self, fault: UserFault, at: Stamp) -> Self {
         let mut child =
-            Self::new(fault, self.space.forked(), self.resolver.fork(), self.manners, self.abandon.clone());
+            Self::new(fault, self.space.forked(), self.resolver.fork(), self.policy, self.abandon.clone());
         child.notes = self.notes.as_ref().map(|notes| notes.of_fork(at));
         child.is_fork = true;
-        // What a parent shares with its children, each of them would hold for itself: they get what they touch.
+        // A parent shares pages with its children; prefetch would give each child its own copy. They get what they
+        // touch.
         child.may_prefetch = false;
         child.is_target_alive = self.is_target_alive;
         child
     }
 
-    /// Answers all that wait, then fills the neighbours of their pages. What meets a change in progress waits on.
+    /// Answers all faults that wait, then fills the neighbours of their pages. A fault that meets a change in progress
+    /// keeps waiting.
     ///
     /// # Errors
     /// When a page can neither be filled nor poisoned.
@@ -248,8 +251,8 @@ impl Served {
         Ok(())
     }
 
-    /// Fills what is missing around a page that was answered. Nobody waits for it, so any failure is left to whoever does
-    /// one day.
+    /// Fills the missing pages around a page that was answered. No fault waits for them, so a failure is left to the
+    /// fault that one day does.
     fn fill_neighbours(&mut self, address: u64, report: &mut ServeReport) {
         for fill in self.space.neighbours(address).into_iter().flatten() {
             match self.copy(&fill) {
@@ -270,7 +273,7 @@ impl Served {
         match self.space.answer(address) {
             Answer::Copy(fill) => self.copy_or_poison(&fill, report),
             Answer::Zero { start, len_bytes } => self.zero(start, len_bytes, report),
-            Answer::Outside if self.manners.outside_is_zero => self.zero(address, PAGE_BYTES, report),
+            Answer::Outside if self.policy.outside_is_zero => self.zero(address, PAGE_BYTES, report),
             Answer::Outside => {
                 tracing::error!(address, "a fault lies outside all regions of the image");
                 self.lose(address, PAGE_BYTES, report)
@@ -282,7 +285,7 @@ impl Served {
         self.page_bytes != PAGE_BYTES
     }
 
-    /// The same for a page that is made of many pages of the image.
+    /// The same for a huge page, which is made of many pages of the image.
     fn answer_huge(&mut self, address: u64, report: &mut ServeReport) -> Result<Outcome> {
         let failure = match self.copy_huge(address) {
             Ok((Outcome::Failed(errno), _)) => refused(address, errno),
@@ -301,8 +304,8 @@ impl Served {
         Ok(outcome)
     }
 
-    /// Fills a large page with the image's bytes, and with zero where the image has none or they were given back. Tells how
-    /// many pages of the image were of either kind.
+    /// Fills a huge page with the image's bytes, and with zero where the image has none or they were released. Returns
+    /// how many pages of the image were data and how many zero.
     ///
     /// # Errors
     /// Those of reading the store.
@@ -333,7 +336,7 @@ impl Served {
         Ok((outcome, (data_pages, self.page_bytes / PAGE_BYTES - data_pages)))
     }
 
-    /// Fills with the image's bytes; when they cannot be had, the pages are marked lost.
+    /// Fills with the image's bytes; when those cannot be read, the pages are marked lost.
     fn copy_or_poison(&mut self, fill: &Fill, report: &mut ServeReport) -> Result<Outcome> {
         let failure = match self.copy(fill) {
             Ok((Outcome::Failed(errno), _)) => refused(fill.address, errno),
@@ -379,16 +382,16 @@ impl Served {
         Ok(outcome)
     }
 
-    /// What to do for who waits for pages that cannot be had.
+    /// Marks pages that cannot be read as lost, and kills the owner if the policy says so.
     fn lose(&mut self, start: u64, len_bytes: u64, report: &mut ServeReport) -> Result<Outcome> {
-        if self.manners.kill_when_lost
+        if self.policy.kill_when_lost
             && let Abandon::Kill(target) = &self.abandon
             && report.killed.is_none()
         {
             report.killed = Some(target.number());
             kill_tree(target, &mut Vec::new()).1?;
         }
-        // Also for a process that was killed: the kernel may wait for the page on its behalf, and would not let it end.
+        // Also for a killed process: the kernel may wait for the page on its behalf, and the process could not end.
         let poison = |part: std::ops::Range<u64>| self.fault.poison(part.start, part.end - part.start);
         let (outcome, _) = drive(&self.fault, start..start + len_bytes, self.page_bytes, poison, drop)?;
         if outcome != Outcome::Again {
@@ -397,7 +400,7 @@ impl Served {
         Ok(outcome)
     }
 
-    /// Loads one stretch that nobody asked for yet.
+    /// Loads one stretch that no fault asked for yet.
     pub(crate) fn prefetch(&mut self, report: &mut ServeReport) {
         if !self.can_prefetch() {
             return;
@@ -413,7 +416,7 @@ impl Served {
             Ok((Outcome::Done, filled_pages)) => report.prefetched += filled_pages,
             Ok((Outcome::Again, _)) => std::thread::yield_now(),
             Ok((Outcome::Gone, _)) => self.has_ended = true,
-            // Nobody waits for these pages; whoever does one day gets the attempt, and the answer, of that day.
+            // No fault waits for these pages; one that does later has its own attempt and answer.
             Ok((Outcome::Failed(errno), _)) => self.stop_prefetch(&refused(fill.address, errno)),
             Err(error) => self.stop_prefetch(&error),
         }
@@ -424,38 +427,38 @@ impl Served {
         self.may_prefetch = false;
     }
 
-    /// Once nothing is missing the kernel can answer by itself: what is not there is zero. Nothing that happens to this
-    /// process concerns the owner from then on. While the owner is traced this waits: a dump that began before the last page
-    /// came must find all on record.
+    /// Unregisters the memory once no data page is missing: the kernel then answers faults by itself, with zero, and
+    /// the owner no longer depends on this process. While the owner is traced this waits: a dump that began before the
+    /// last page came must find all changes on record.
     pub(crate) fn complete_if_full(&mut self) {
         if self.has_ended || !self.space.is_complete() {
             return;
         }
         if !self.is_complete {
-            if self.notes.as_mut().is_some_and(Notes::look_now) {
+            if self.notes.as_mut().is_some_and(Notes::check_now) {
                 return;
             }
-            // After the look: a dump that ended before it is older than this.
+            // Taken after the check: a dump that ended before the check is older than this stamp.
             let at = Stamp::now();
             for region in self.space.regions() {
                 if let Err(error) = self.fault.unregister(region.start, region.len_bytes) {
-                    // Its faults are answered, with zero, until this succeeds.
+                    // Faults in the range are answered, with zero, until a later attempt succeeds.
                     tracing::debug!(%error, start = region.start, "a range stays registered");
                     return;
                 }
             }
             self.is_complete = true;
             if let Some(notes) = &self.notes {
-                notes.log().note(at, Entry::Whole);
+                notes.log().note(at, Entry::Complete);
             }
         }
-        // A thread that began a change before waits until its event is read, and a child that it forks may lack pages. The
-        // owner may have a copy of the descriptor, so that closing this one ends no such wait.
-        self.has_ended = self.manners.close_when_complete && !self.fault.is_changing();
+        // A thread that began a change earlier waits until its event is read, and a child that it forks may miss pages.
+        // The owner may have a copy of the descriptor, so closing this one would not end such a wait.
+        self.has_ended = self.policy.close_when_complete && !self.fault.is_changing();
     }
 
-    /// It has ended: takes that down, and tells how many pages its owner was never given. Of a forked child nobody expects
-    /// that it uses all it inherits.
+    /// Records the end, and returns how many pages the owner never got: 0 for a forked child, which seldom uses all
+    /// that it inherits.
     pub(crate) fn conclude(&self) -> u64 {
         if self.is_complete {
             return 0;
@@ -467,7 +470,7 @@ impl Served {
         if self.is_fork { 0 } else { missing_pages }
     }
 
-    /// Marks everything that is missing as lost.
+    /// Marks all missing pages as lost.
     ///
     /// # Errors
     /// When the kernel cannot poison.
@@ -477,7 +480,7 @@ impl Served {
             loop {
                 match drive(&self.fault, region.start..region.end(), self.page_bytes, poison, drop)?.0 {
                     Outcome::Done | Outcome::Gone => break,
-                    // Events are read only so that the kernel lets go; what they say no longer matters.
+                    // Events are read only so that the kernel continues; their content no longer matters.
                     Outcome::Again => while self.fault.read()?.is_some() {},
                     Outcome::Failed(errno) => return Err(refused(region.start, errno)),
                 }
@@ -498,7 +501,7 @@ impl Drop for Served {
             Abandon::Poison => self.poison_rest(),
         };
         if let Err(error) = stopped {
-            // Going on would show zero in place of data: nothing is worse.
+            // Continuing would show zero in place of data: nothing is worse.
             tracing::error!(%error, "memory can be neither served nor stopped");
             std::process::abort();
         }

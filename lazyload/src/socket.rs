@@ -1,4 +1,4 @@
-//! Unix sockets that carry descriptors: listen, accept, send, close for good. Receiving one message is in `sys`.
+//! Unix sockets that carry descriptors: listen, accept, send, refuse. `sys` receives a message.
 //!
 //! Every wait has a deadline.
 
@@ -20,13 +20,28 @@ use rustix::net::{
 };
 use store::{Error, Kind, Result};
 
-use crate::report::SocketAccess;
 use crate::sys::{UserFault, receive};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
-/// More than anybody here sends in one message.
+/// More than any message of this crate carries.
 const DESCRIPTORS_PER_MESSAGE: usize = 16;
+
+/// Owner and permissions of a socket's path. A process needs write permission to connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// User and group; by default those of this process.
+    pub owner: Option<(u32, u32)>,
+    /// Permission bits, up to 0o777.
+    pub mode: u32,
+}
+
+impl Default for SocketAccess {
+    /// Only the owner may connect.
+    fn default() -> Self {
+        Self { owner: None, mode: 0o600 }
+    }
+}
 
 /// Sends all of a short message with descriptors attached.
 pub(crate) fn send(
@@ -86,11 +101,11 @@ impl Drop for Listener {
 }
 
 impl Listener {
-    /// Listens at a path, taking the place of a socket that nobody answers any more. When the path appears, connecting
-    /// works for every process that may.
+    /// Listens at a path, in place of a stale socket if one is there. As soon as the path appears, every permitted
+    /// process can connect.
     ///
     /// # Errors
-    /// `Conflict` when a process listens there, `Invalid` when something else than a socket has the path.
+    /// `Conflict` when a process listens there, `Invalid` when the path is taken by something that is not a socket.
     pub(crate) fn bind(path: &Path, access: SocketAccess) -> Result<Self> {
         let failed = |error| {
             let advice =
@@ -98,7 +113,7 @@ impl Listener {
             Error::io("cannot listen on a socket", path.display(), error).advice(advice)
         };
         remove_stale(path)?;
-        // Made under another name: between binding and listening a connection would be refused.
+        // Made under another name: a connection between binding and listening would be refused.
         let mut unready = path.as_os_str().to_owned();
         unready.push(format!(".{}", std::process::id()));
         let unready = PathBuf::from(unready);
@@ -117,14 +132,14 @@ impl Listener {
         accept(&self.listener).map_err(|error| error.object(self.path.display()))
     }
 
-    /// From now on nobody can connect. Connections that wait can still be accepted.
+    /// Refuses new connections. Connections that wait can still be accepted.
     pub(crate) fn refuse(&self) {
-        // The path leads nowhere any more, and a process that has just followed it is refused.
+        // The path is removed, and a process that has just resolved it is refused.
         drop(std::fs::remove_file(&self.path));
         refuse(&self.listener);
     }
 
-    /// The error of waiting in vain.
+    /// The error when no process has connected within `timeout`.
     pub(crate) fn nobody_came(&self, timeout: Duration) -> Error {
         Error::new(Kind::Unavailable, format!("nobody connected within {} s", timeout.as_secs()))
             .object(self.path.display())
@@ -138,7 +153,7 @@ impl AsFd for Listener {
     }
 }
 
-/// A listening socket that does not block, at a path, to which nobody but this user can connect.
+/// A listening socket that does not block, at a path; only this user can connect.
 fn bind_private(path: &Path) -> rustix::io::Result<UnixListener> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -156,13 +171,13 @@ fn open_to(path: &Path, access: SocketAccess) -> std::io::Result<()> {
     std::fs::set_permissions(path, Permissions::from_mode(access.mode))
 }
 
-/// Accepts a connection that waits on a socket which does not block, if there is one, and asks for the credentials of the
-/// process that sends on it.
+/// Accepts a connection that waits on a socket which does not block, if there is one, and asks for the credentials of
+/// the process that sends on it.
 pub(crate) fn accept(listener: impl AsFd) -> Result<Option<UnixStream>> {
     let failed = |errno: Errno| Error::io("cannot accept a connection", "socket", errno.into());
     let stream = match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
         Ok(stream) => stream,
-        // Nobody waits, also not on a socket that refuses (INVAL).
+        // No connection waits; INVAL: nor on a socket that refuses.
         Err(Errno::AGAIN | Errno::CONNABORTED | Errno::INVAL) => return Ok(None),
         Err(errno) => return Err(failed(errno)),
     };
@@ -170,16 +185,16 @@ pub(crate) fn accept(listener: impl AsFd) -> Result<Option<UnixStream>> {
     Ok(Some(UnixStream::from(stream)))
 }
 
-/// Has a listening socket refuse all that connect from now on.
+/// Has a listening socket refuse new connections.
 pub(crate) fn refuse(listener: impl AsFd) {
     if let Err(error) = rustix::net::shutdown(listener, Shutdown::Read) {
         tracing::debug!(%error, "a listening socket goes on accepting until it closes");
     }
 }
 
-/// Refuses whatever else the other side of a connection sends, and takes out the userfaultfds that it has sent.
+/// Refuses further messages on a connection, and returns the userfaultfds among those that were sent.
 pub(crate) fn take_memory(stream: &UnixStream) -> Vec<UserFault> {
-    // First: what is sent after this look would be lost without a sign.
+    // Refused first: a message sent after the last receive would be lost without a trace.
     if let Err(error) = rustix::net::shutdown(stream, Shutdown::Read) {
         tracing::debug!(%error, "the other side has closed the connection");
     }
@@ -215,7 +230,7 @@ fn remove_stale(path: &Path) -> Result<()> {
 
 /// Whether a socket at a path is open in some process. The process that listens on it does not notice.
 fn is_in_use(path: &Path) -> rustix::io::Result<bool> {
-    // A socket of another type is turned away before it would wait to be accepted.
+    // A socket of another type is refused before it would wait to be accepted.
     let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     match rustix::net::connect(&probe, &SocketAddrUnix::new(path)?) {
         Err(Errno::CONNREFUSED) => Ok(false),
@@ -224,7 +239,7 @@ fn is_in_use(path: &Path) -> rustix::io::Result<bool> {
     }
 }
 
-/// Whether the other side of a connection has closed without having said a word.
+/// Whether the other side of a connection has closed it, and nothing that it sent is left.
 pub(crate) fn is_silent_end(stream: &UnixStream) -> bool {
     let peeked = receive(stream, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
     peeked.is_ok_and(|peeked| peeked.len_bytes == 0 && peeked.descriptors.is_empty())
@@ -235,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_that_refuses_gives_those_who_came_before_and_no_others() {
+    fn a_socket_that_refuses_accepts_earlier_connections_and_no_others() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("socket");
         let listener = Listener::bind(&path, SocketAccess::default()).expect("bound");
@@ -249,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_found_among_what_was_sent_and_nothing_more_comes() {
+    fn memory_is_found_among_messages_and_nothing_more_comes() {
         let (theirs, ours) = UnixStream::pair().expect("pair");
         let memory = UserFault::create().expect("userfaultfd");
         send(&theirs, b"word", &[]).expect("sent");
@@ -309,7 +324,7 @@ mod tests {
         let listener = UnixListener::bind(&path).expect("bound");
         assert_eq!(Listener::bind(&path, SocketAccess::default()).expect_err("taken").kind(), Kind::Conflict);
         listener.set_nonblocking(true).expect("set");
-        let error = listener.accept().expect_err("whoever listens is not bothered");
+        let error = listener.accept().expect_err("the listening process sees no connection");
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
     }
 
@@ -326,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_coming_is_told() {
+    fn no_connection_is_an_error() {
         let directory = tempfile::tempdir().expect("directory");
         let listener =
             Listener::bind(&directory.path().join("socket"), SocketAccess::default()).expect("bound");

@@ -1,29 +1,31 @@
-//! The process that outlives its handler: it keeps a copy of every descriptor that fills memory.
+//! The supervisor: a process that outlives the handler and holds a copy of every descriptor that fills memory in
+//! escrow.
 //!
 //! Why: when the last copy of a userfaultfd closes, every fault that waits and every page still missing becomes a zero
-//! page, without an error to anyone. So the handler runs as a child of a supervisor, hands each descriptor over and waits
-//! for the receipt before it fills a page. When the handler is gone with anything still in custody, the supervisor kills
-//! the processes that run on that memory, waits until their address spaces have ended, and only then closes the copies.
-//! Who escapes, such as a forked child whose parent ended before it was seen, gets SIGBUS in place of each missing page,
-//! and the supervisor waits for its end, saying so all the time.
+//! page, without an error to any process. So the handler runs as a child of a supervisor, deposits each descriptor with
+//! it and waits for the receipt before it fills a page. When the handler is gone with anything still in escrow, the
+//! supervisor kills the processes that run on that memory, waits until their address spaces have ended, and only then
+//! closes the copies. A process that escapes, such as a forked child whose parent ended before the child was seen, gets
+//! SIGBUS in place of each missing page; the supervisor waits for its end and repeats in the log that it waits.
 //!
 //! The supervisor reads no faults while the handler lives, never touches the store, and parses nothing but the fixed
-//! messages below. Either of the two may be killed: the other one sees to what runs on the memory. Both catch every signal
-//! that asks a process to end (a supervisor stops first what it guards, and a handler leaves that to its supervisor), are no
-//! victims when memory runs out (where the score may be lowered), and have process groups of their own.
+//! messages below. Either of the two may be killed: the other one stops the processes that run on the memory. Both
+//! catch every signal that asks a process to end (a supervisor first stops the processes, and a handler leaves that to
+//! its supervisor), are no victims when memory runs out (where the score may be lowered), and have process groups of
+//! their own.
 //!
-//! What nobody can survive is SIGKILL for both at one moment: `kill -9` of both, `cgroup.kill`, the end of a container or
-//! of the machine's init. The kernel then hands out zero for each missing page, except to who holds a copy of the
-//! descriptor, as Firecracker does, and waits forever. Those must be killed by hand. A `criu restore` that was still
-//! at work is killed with its handler, and resumes nobody.
+//! Nothing survives SIGKILL for both at one moment: `kill -9` of both, `cgroup.kill`, the end of a container or of the
+//! machine's init. The kernel then fills each missing page with zeroes, except for a process that has a copy of the
+//! descriptor, as Firecracker has: that waits forever. All of them must be killed by hand. A `criu restore` in progress
+//! is killed with its handler, and resumes no process.
 //!
-//! Messages of the handler, one datagram each, a kind and a number (u32, little-endian); each is answered by a receipt
-//! number. `1, process number or 0` gives the attached descriptor away, with the pidfd of the process. `2, receipt` takes
-//! it back. `4, receipt` gives away the attached descriptor of a child that what runs on the memory of that receipt has
-//! forked. `3, 0` gives the attached listening socket away; `5, receipt` has the supervisor accept one connection on it,
-//! which is attached to its receipt, or 0 when none waits. `6, receipt` claims a connection: the process on its other end
-//! counts as running on what it will bring. A message for whose descriptors there was no room is answered by 2^32 - 1
-//! once, is sent again, and is the last.
+//! Messages of the handler, one datagram each, are a kind and a number (u32, little-endian); each is answered by a
+//! receipt number. `1, process number or 0` deposits the attached descriptor, with the pidfd of the process. `2,
+//! receipt` takes it back. `4, receipt` deposits the attached descriptor of a child that was forked by a process that
+//! runs on the memory of that receipt. `3, 0` deposits the attached listening socket; `5, receipt` has the supervisor
+//! accept one connection on that socket, which is attached to the answer, or answer 0 when no connection waits. `6,
+//! receipt` claims a connection: the process on its other end counts as running on the memory that comes on it. If
+//! there was no room for the descriptors of a message, it is answered by 2^32 - 1 once, is sent again, and is the last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -40,54 +42,54 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair}
 use rustix::process::{Pid, Resource, Rlimit};
 use store::{Error, Kind, Result};
 
-use crate::outlast::outlast;
+use crate::orphaned::wait_for_end;
 pub use crate::protect::{END_SIGNALS, spawn};
 use crate::protect::{ignore_stray_signals, lower_score};
 use crate::socket::{Listener, accept, refuse, send, take_memory, timespec, wait_readable};
 use crate::sys::{UserFault, receive};
-use crate::target::{Target, kill_tree, peer_of, take_hold_of_descendants, wait_for_ends};
+use crate::target::{Target, kill_tree, open_descendants, peer_of, wait_for_ends};
 
-const HOLD: u8 = 1;
+const DEPOSIT: u8 = 1;
 const RELEASE: u8 = 2;
-const LISTEN: u8 = 3;
-const HOLD_FORKED: u8 = 4;
+const DEPOSIT_LISTENER: u8 = 3;
+const DEPOSIT_FORKED: u8 = 4;
 const ACCEPT: u8 = 5;
 const CLAIM: u8 = 6;
 /// No receipt has this number.
-const NOTHING: u32 = 0;
+const NO_RECEIPT: u32 = 0;
 const NO_ROOM: u32 = u32::MAX;
 const MESSAGE_BYTES: usize = 5;
 /// Descriptors that listing and killing processes takes at a time.
 const RESERVED: usize = 4;
-/// How long a handler that has something to say may take to say it.
-const QUIET: Duration = Duration::from_millis(50);
+/// How long the handler may take from one message to the next, until it counts as having sent its last.
+const MESSAGE_TIMEOUT: Duration = Duration::from_millis(50);
 /// How long a killed handler may take to end.
-const END_OF_LINE: Duration = Duration::from_secs(5);
-/// How long after a fork the child is looked for, so that it is known should its parent end.
-const FORK_SHOWS: Duration = Duration::from_millis(20);
-/// How long one wait lasts before signals are looked at again.
-const ROUND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const HANDLER_END_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long after a fork the child is searched for, so that it is known should its parent end.
+const FORK_DELAY: Duration = Duration::from_millis(20);
+/// How long one wait lasts until signals are checked again.
+const SIGNAL_CHECK_INTERVAL: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// The receipt for a descriptor in custody.
+/// The receipt for a descriptor in escrow.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Held(u32);
+pub(crate) struct Receipt(u32);
 
-/// The handler's line to its supervisor.
+/// The handler's end of its connection to the supervisor, which holds descriptors in escrow.
 #[derive(Debug)]
-pub struct Custody {
+pub struct Escrow {
     socket: OwnedFd,
 }
 
-impl AsFd for Custody {
-    /// The line: hung up once the supervisor is gone.
+impl AsFd for Escrow {
+    /// The connection: hung up once the supervisor is gone.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-impl Custody {
-    /// The line that [`run`] gave this process as its standard input. From now on this process is protected, and ends by
-    /// the [`END_SIGNALS`] only; see [`spawn`] for programs that it starts.
+impl Escrow {
+    /// The connection that [`run`] made this process's standard input. From now on this process is protected, and ends
+    /// by the [`END_SIGNALS`] only; see [`spawn`] for programs that it starts.
     ///
     /// # Errors
     /// `Invalid` when standard input is something else: the process was not started by a supervisor.
@@ -108,43 +110,45 @@ impl Custody {
         Ok(Self { socket })
     }
 
-    /// Gives a copy of a descriptor away, with the process to kill should this one die. Returns once it is safe.
+    /// Deposits a copy of a descriptor, with the process to kill should this one die. Returns once the supervisor has
+    /// it.
     ///
     /// # Errors
     /// `Unavailable` when the supervisor is gone.
-    pub(crate) fn hold(&self, descriptor: BorrowedFd<'_>, target: Option<&Target>) -> Result<Held> {
+    pub(crate) fn deposit(&self, descriptor: BorrowedFd<'_>, target: Option<&Target>) -> Result<Receipt> {
         let pid = target.map_or(0, Target::number);
         let mut attached = vec![descriptor];
         attached.extend(target.map(AsFd::as_fd));
-        self.ask(HOLD, pid.to_le_bytes(), &attached).map(|(receipt, _)| Held(receipt))
+        self.ask(DEPOSIT, pid.to_le_bytes(), &attached).map(|(receipt, _)| Receipt(receipt))
     }
 
-    /// Gives a copy of the descriptor of a forked child away; it is killed with the process of its parent.
-    pub(crate) fn hold_forked(&self, descriptor: BorrowedFd<'_>, parent: &Held) -> Result<Held> {
-        self.ask(HOLD_FORKED, parent.0.to_le_bytes(), &[descriptor]).map(|(receipt, _)| Held(receipt))
+    /// Deposits a copy of the descriptor of a forked child, which is killed with the process of its parent.
+    pub(crate) fn deposit_forked(&self, descriptor: BorrowedFd<'_>, parent: &Receipt) -> Result<Receipt> {
+        self.ask(DEPOSIT_FORKED, parent.0.to_le_bytes(), &[descriptor]).map(|(receipt, _)| Receipt(receipt))
     }
 
-    /// Takes a descriptor out of custody: nothing can go wrong with its memory any more.
-    pub(crate) fn release(&self, held: Held) {
-        if let Err(error) = self.ask(RELEASE, held.0.to_le_bytes(), &[]) {
+    /// Takes a descriptor out of escrow: its memory is complete, or has ended.
+    pub(crate) fn release(&self, receipt: Receipt) {
+        if let Err(error) = self.ask(RELEASE, receipt.0.to_le_bytes(), &[]) {
             // Without a supervisor there is no copy left to close.
             tracing::warn!(%error, "a descriptor was not removed from the supervisor");
         }
     }
 
-    /// Gives a copy of a listening socket away: connections that wait on it are looked at should this process die.
-    pub(crate) fn listen(&self, listener: &Listener) -> Result<Held> {
-        self.ask(LISTEN, [0; 4], &[listener.as_fd()]).map(|(receipt, _)| Held(receipt))
+    /// Deposits a copy of a listening socket: should this process die, the connections that wait on it are searched for
+    /// memory.
+    pub(crate) fn deposit_listener(&self, listener: &Listener) -> Result<Receipt> {
+        self.ask(DEPOSIT_LISTENER, [0; 4], &[listener.as_fd()]).map(|(receipt, _)| Receipt(receipt))
     }
 
-    /// Has the supervisor accept a connection, which is in its custody from the start; `None` when none waits.
-    pub(crate) fn accept(&self, listener: &Held) -> Result<Option<(UnixStream, Held)>> {
+    /// Has the supervisor accept a connection, which is in escrow from the start; `None` when none waits.
+    pub(crate) fn accept(&self, listener: &Receipt) -> Result<Option<(UnixStream, Receipt)>> {
         let (receipt, connection) = self.ask(ACCEPT, listener.0.to_le_bytes(), &[])?;
-        Ok(connection.map(|connection| (UnixStream::from(connection), Held(receipt))))
+        Ok(connection.map(|connection| (UnixStream::from(connection), Receipt(receipt))))
     }
 
     /// Has the process on the other end of a connection killed should this one die.
-    pub(crate) fn claim(&self, connection: &Held) -> Result<()> {
+    pub(crate) fn claim(&self, connection: &Receipt) -> Result<()> {
         self.ask(CLAIM, connection.0.to_le_bytes(), &[]).map(drop)
     }
 
@@ -176,7 +180,7 @@ impl Custody {
     }
 }
 
-/// The error of a handler without its supervisor.
+/// The error of a handler whose supervisor is gone.
 pub fn lost(source: std::io::Error) -> Error {
     Error::new(Kind::Unavailable, "the supervisor is gone").caused_by(source).advice("resume again")
 }
@@ -184,30 +188,31 @@ pub fn lost(source: std::io::Error) -> Error {
 /// How a supervised handler ended.
 #[derive(Debug)]
 pub struct Supervised {
-    /// Of the handler.
+    /// The exit status of the handler.
     pub status: ExitStatus,
-    /// Processes that were killed because their memory could no longer be served, by number. Empty after a clean end.
+    /// Numbers of the processes that were killed because their memory could no longer be served. Empty after a clean
+    /// end.
     pub killed: Vec<i32>,
 }
 
-/// One thing in custody.
-struct Guarded {
-    kept: Kept,
-    /// The receipt under which the processes that run on it were first told of.
-    family: u32,
+/// One deposit in escrow.
+struct Deposit {
+    descriptor: Descriptor,
+    /// The receipt under which the processes that run on this memory were first named.
+    tree: u32,
 }
 
-/// What is kept open.
-enum Kept {
-    /// The pages of an address space.
+/// A descriptor in escrow.
+enum Descriptor {
+    /// Of an address space.
     Space(UserFault),
-    /// More of them may be under way on it.
+    /// A connection, on which descriptors of address spaces may be in flight.
     Connection(UnixStream),
-    /// More connections may wait on it.
+    /// A listening socket, on which connections may wait.
     Listener(OwnedFd),
 }
 
-impl AsFd for Kept {
+impl AsFd for Descriptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Space(space) => space.as_fd(),
@@ -217,16 +222,16 @@ impl AsFd for Kept {
     }
 }
 
-/// A process to kill, with all that descends from it.
-struct Family {
+/// A process to kill, with its descendants.
+struct ProcessTree {
     root: Target,
     descendants: Vec<Target>,
 }
 
-/// Runs a handler as a child and stands by until it has ended. The child finds its line by [`Custody::from_stdin`].
+/// Runs a handler as a child and returns when it has ended. The child connects by [`Escrow::from_stdin`].
 ///
 /// # Errors
-/// When the handler cannot be started or waited for. That processes had to be killed is not an error but in the answer.
+/// When the handler cannot be started or waited for. That processes had to be killed is no error: see [`Supervised`].
 pub fn run(mut command: Command) -> Result<Supervised> {
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
@@ -240,9 +245,9 @@ pub fn run(mut command: Command) -> Result<Supervised> {
         .process_group(0)
         .spawn()
         .map_err(|error| Error::io("cannot start the handler", program.display(), error))?;
-    // The command owns the child's end; while it lives, the line would never report an end.
+    // The command owns the child's end; while it lives, the connection would never report an end.
     drop(command);
-    // Not before: the handler does the same, and knows then what the score was.
+    // Only after the spawn: the handler inherits the former score and keeps it for the programs that it starts.
     if let Err(error) = lower_score() {
         tracing::warn!(
             %error,
@@ -250,32 +255,33 @@ pub fn run(mut command: Command) -> Result<Supervised> {
              memory runs out, what is resumed sees zero pages"
         );
     }
-    let mut guards = Guards::new(ours);
-    let attended = guards.attend(&interrupted);
-    let is_over = guards.is_empty() && attended.is_ok() && !interrupted.load(Ordering::Relaxed);
-    let killed = if is_over { Vec::new() } else { guards.stop_all(&mut child)? };
+    let mut supervisor = Supervisor::new(ours);
+    let received = supervisor.receive_until_end(&interrupted);
+    let is_over = supervisor.is_empty() && received.is_ok() && !interrupted.load(Ordering::Relaxed);
+    let killed = if is_over { Vec::new() } else { supervisor.stop_all(&mut child)? };
     let status =
         child.wait().map_err(|error| Error::io("cannot wait for the handler", program.display(), error))?;
-    attended.map(|()| Supervised { status, killed })
+    received.map(|()| Supervised { status, killed })
 }
 
-/// Hears messages of a handler, each as long as a right one but for the last, for [`crate::fuzzing`].
-pub(crate) fn hear_all(bytes: &[u8]) -> Result<()> {
+/// Receives messages of a handler, each as long as a right one but for the last, for [`crate::fuzzing`].
+pub(crate) fn receive_all(bytes: &[u8]) -> Result<()> {
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|errno| Error::io("cannot make a line to the handler", "socketpair", errno.into()))?;
-    let mut guards = Guards::new(ours);
+    let mut supervisor = Supervisor::new(ours);
     for message in bytes.chunks(MESSAGE_BYTES) {
         send(&theirs, message, &[])
             .map_err(|errno| Error::io("cannot speak to the supervisor", "socket", errno.into()))?;
-        guards.hear()?;
+        supervisor.receive_message()?;
         receive(&theirs, &mut [0; MESSAGE_BYTES], RecvFlags::empty())
-            .map_err(|errno| Error::io("cannot hear the supervisor", "socket", errno.into()))?;
+            .map_err(|errno| Error::io("cannot receive from the supervisor", "socket", errno.into()))?;
     }
     Ok(())
 }
 
-/// Every address space costs a descriptor, here and in the handler, which inherits the limit.
+/// Raises the limit of open files, which the handler inherits: every address space costs a descriptor in both
+/// processes.
 fn raise_descriptor_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let highest = Rlimit { current: limit.maximum, ..limit };
@@ -284,7 +290,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Set when this process is asked to end.
+/// A flag that is set when this process is asked to end.
 fn watch_signals() -> Result<Arc<AtomicBool>> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in END_SIGNALS {
@@ -294,92 +300,93 @@ fn watch_signals() -> Result<Arc<AtomicBool>> {
     Ok(interrupted)
 }
 
-/// The line to the handler, and everything in custody.
-struct Guards {
-    line: OwnedFd,
-    guarded: BTreeMap<u32, Guarded>,
-    /// By the receipt of the first thing in custody that they run on.
-    families: BTreeMap<u32, Family>,
-    /// Copies of the line, closed to make room for killing when no descriptor is left.
+/// The connection to the handler, and everything in escrow.
+struct Supervisor {
+    connection: OwnedFd,
+    /// By receipt.
+    deposits: BTreeMap<u32, Deposit>,
+    /// The processes that run on deposits, by the receipt of the first deposit that they run on.
+    trees: BTreeMap<u32, ProcessTree>,
+    /// Copies of the connection, closed to make room for killing when no descriptor is left.
     reserve: Vec<OwnedFd>,
-    /// When to look for the children that were forked meanwhile.
-    next_look: Option<Instant>,
-    next: u32,
+    /// When to search for the children that were forked meanwhile.
+    next_search: Option<Instant>,
+    last_receipt: u32,
 }
 
-impl Guards {
-    fn new(line: OwnedFd) -> Self {
-        let reserve = (0..RESERVED).filter_map(|_| line.try_clone().ok()).collect();
-        let (guarded, families) = (BTreeMap::new(), BTreeMap::new());
-        Self { line, guarded, families, reserve, next_look: None, next: NOTHING }
+impl Supervisor {
+    fn new(connection: OwnedFd) -> Self {
+        let reserve = (0..RESERVED).filter_map(|_| connection.try_clone().ok()).collect();
+        let (deposits, trees) = (BTreeMap::new(), BTreeMap::new());
+        Self { connection, deposits, trees, reserve, next_search: None, last_receipt: NO_RECEIPT }
     }
 
     fn is_empty(&self) -> bool {
-        self.guarded.is_empty()
+        self.deposits.is_empty()
     }
 
-    /// Takes and returns descriptors until the handler is gone or this process is asked to end.
-    fn attend(&mut self, interrupted: &AtomicBool) -> Result<()> {
+    /// Receives messages until the handler is gone or this process is asked to end.
+    fn receive_until_end(&mut self, interrupted: &AtomicBool) -> Result<()> {
         while !interrupted.load(Ordering::Relaxed) {
-            let mut polled = [PollFd::new(&self.line, PollFlags::IN)];
-            let until_look = self.next_look.map(|time| time.saturating_duration_since(Instant::now()));
-            match poll(&mut polled, Some(&until_look.map_or(ROUND, timespec))) {
-                Ok(0) if self.next_look.take().is_some() => {
-                    self.look_for_children();
+            let mut polled = [PollFd::new(&self.connection, PollFlags::IN)];
+            let until_search = self.next_search.map(|time| time.saturating_duration_since(Instant::now()));
+            match poll(&mut polled, Some(&until_search.map_or(SIGNAL_CHECK_INTERVAL, timespec))) {
+                Ok(0) if self.next_search.take().is_some() => {
+                    self.search_for_children();
                     continue;
                 }
                 Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => {}
                 Err(errno) => return Err(Error::io("cannot wait for the handler", "poll", errno.into())),
             }
-            if !self.hear()? {
+            if !self.receive_message()? {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Does what one message says. False at the end of the line.
-    fn hear(&mut self) -> Result<bool> {
+    /// Receives one message and acts on it. False when the handler has closed the connection.
+    fn receive_message(&mut self) -> Result<bool> {
         let mut message = [0; MESSAGE_BYTES];
-        let received = match receive(&self.line, &mut message, RecvFlags::empty()) {
+        let received = match receive(&self.connection, &mut message, RecvFlags::empty()) {
             Ok(received) if received.len_bytes == 0 => return Ok(false),
             Ok(received) => received,
             Err(Errno::CONNRESET) => return Ok(false),
             Err(Errno::MFILE) if !self.reserve.is_empty() => {
                 self.reserve.clear();
-                // It sends the same again, and that is the last.
+                // The handler sends the same message again, and that is the last.
                 if self.answer(NO_ROOM, &[]) {
-                    self.hear()?;
+                    self.receive_message()?;
                 }
-                return Err(Error::io("cannot hear the handler", "socket", Errno::MFILE.into())
+                return Err(Error::io("cannot receive from the handler", "socket", Errno::MFILE.into())
                     .advice("allow more open files"));
             }
-            Err(errno) => return Err(Error::io("cannot hear the handler", "socket", errno.into())),
+            Err(errno) => return Err(Error::io("cannot receive from the handler", "socket", errno.into())),
         };
         let argument = u32::from_le_bytes([message[1], message[2], message[3], message[4]]);
         let mut descriptors = received.descriptors.into_iter();
         let mut attached =
             || descriptors.next().ok_or_else(|| Error::new(Kind::Internal, "the handler sent no descriptor"));
         let receipt = match message[0] {
-            HOLD => {
-                let space = Kept::Space(UserFault::trust(attached()?));
+            DEPOSIT => {
+                let space = Descriptor::Space(UserFault::trust(attached()?));
                 let pid = i32::try_from(argument).ok().and_then(Pid::from_raw);
                 let target = pid.zip(descriptors.next()).map(|(pid, pidfd)| Target::adopt(pid, pidfd));
-                self.guard(space, target)
+                self.add(space, target)
             }
-            HOLD_FORKED => {
-                let space = Kept::Space(UserFault::trust(attached()?));
-                let receipt = self.guard(space, None);
-                self.join_family(receipt, argument);
-                self.next_look.get_or_insert_with(|| Instant::now() + FORK_SHOWS);
+            DEPOSIT_FORKED => {
+                let space = Descriptor::Space(UserFault::trust(attached()?));
+                let receipt = self.add(space, None);
+                self.join_tree(receipt, argument);
+                self.next_search.get_or_insert_with(|| Instant::now() + FORK_DELAY);
                 receipt
             }
             RELEASE => {
                 self.release(argument);
                 argument
             }
-            LISTEN => self.guard(Kept::Listener(attached()?), None),
+            DEPOSIT_LISTENER => self.add(Descriptor::Listener(attached()?), None),
             ACCEPT => return self.accept(argument),
             CLAIM => {
                 self.claim(argument);
@@ -390,90 +397,94 @@ impl Guards {
         Ok(self.answer(receipt, &[]))
     }
 
-    /// Takes hold of what was forked meanwhile.
-    fn look_for_children(&mut self) {
-        for Family { root, descendants } in self.families.values_mut() {
-            if let Err(error) = take_hold_of_descendants(root, descendants) {
+    /// Opens the processes that were forked meanwhile.
+    fn search_for_children(&mut self) {
+        for ProcessTree { root, descendants } in self.trees.values_mut() {
+            if let Err(error) = open_descendants(root, descendants) {
                 tracing::warn!(%error, "a forked child may be missed");
             }
         }
     }
 
-    fn guard(&mut self, kept: Kept, target: Option<Target>) -> u32 {
-        self.next += 1;
-        self.guarded.insert(self.next, Guarded { kept, family: self.next });
-        self.families.extend(target.map(|root| (self.next, Family { root, descendants: Vec::new() })));
-        self.next
+    /// Adds a deposit, with the process that runs on it, and returns its receipt.
+    fn add(&mut self, descriptor: Descriptor, target: Option<Target>) -> u32 {
+        self.last_receipt += 1;
+        let receipt = self.last_receipt;
+        self.deposits.insert(receipt, Deposit { descriptor, tree: receipt });
+        self.trees.extend(target.map(|root| (receipt, ProcessTree { root, descendants: Vec::new() })));
+        receipt
     }
 
-    /// What runs on one thing in custody descends from what runs on another.
-    fn join_family(&mut self, receipt: u32, parent: u32) {
-        let Some(family) = self.guarded.get(&parent).map(|parent| parent.family) else { return };
-        if let Some(guarded) = self.guarded.get_mut(&receipt) {
-            guarded.family = family;
+    /// Notes that the processes that run on one deposit descend from those that run on another.
+    fn join_tree(&mut self, receipt: u32, parent: u32) {
+        let Some(tree) = self.deposits.get(&parent).map(|parent| parent.tree) else { return };
+        if let Some(deposit) = self.deposits.get_mut(&receipt) {
+            deposit.tree = tree;
         }
     }
 
     fn release(&mut self, receipt: u32) {
-        let Some(Guarded { family, .. }) = self.guarded.remove(&receipt) else { return };
-        if self.guarded.values().all(|other| other.family != family) {
-            self.families.remove(&family);
+        let Some(Deposit { tree, .. }) = self.deposits.remove(&receipt) else { return };
+        if self.deposits.values().all(|other| other.tree != tree) {
+            self.trees.remove(&tree);
         }
     }
 
-    /// A handler that died before its answer shows as the end of the line, too.
+    /// Sends an answer. False when the handler has died, which the next receive finds as well.
     fn answer(&self, receipt: u32, attached: &[BorrowedFd<'_>]) -> bool {
-        send(&self.line, &receipt.to_le_bytes(), attached).is_ok()
+        send(&self.connection, &receipt.to_le_bytes(), attached).is_ok()
     }
 
     /// Accepts a connection, if one waits, and gives the handler a copy.
     fn accept(&mut self, listener: u32) -> Result<bool> {
-        let accepted = match self.guarded.get(&listener) {
-            Some(Guarded { kept: Kept::Listener(listener), .. }) => accept(listener)?,
+        let accepted = match self.deposits.get(&listener) {
+            Some(Deposit { descriptor: Descriptor::Listener(listener), .. }) => accept(listener)?,
             _ => None,
         };
-        let Some(connection) = accepted else { return Ok(self.answer(NOTHING, &[])) };
-        let receipt = self.guard(Kept::Connection(connection), None);
-        Ok(self.answer(receipt, &[self.guarded[&receipt].kept.as_fd()]))
+        let Some(connection) = accepted else { return Ok(self.answer(NO_RECEIPT, &[])) };
+        let receipt = self.add(Descriptor::Connection(connection), None);
+        Ok(self.answer(receipt, &[self.deposits[&receipt].descriptor.as_fd()]))
     }
 
-    /// The process on the other end of a connection runs on what comes there.
+    /// The process on the other end of a connection runs on the memory that comes on it.
     fn claim(&mut self, receipt: u32) {
-        let Some(guarded) = self.guarded.get(&receipt) else { return };
-        match peer_of(&guarded.kept) {
+        let Some(deposit) = self.deposits.get(&receipt) else { return };
+        match peer_of(&deposit.descriptor) {
             Ok(root) => {
-                self.families.insert(guarded.family, Family { root, descendants: Vec::new() });
+                self.trees.insert(deposit.tree, ProcessTree { root, descendants: Vec::new() });
             }
-            // The handler has one that it holds by itself.
+            // The handler opened that process when it took the connection.
             Err(error) => tracing::warn!(%error, "the process of a connection is gone"),
         }
     }
 
-    /// Kills everything that runs on memory in custody and the handler, and lets go only when all of it has ended.
+    /// Kills the processes that run on memory in escrow, and the handler. Returns, and closes the copies, only when all
+    /// of their address spaces have ended.
     fn stop_all(mut self, handler: &mut Child) -> Result<Vec<i32>> {
         self.reserve.clear();
-        let mut killed = self.kill_families();
-        // Only now, because a child's descriptor may be on its way here: while the handler lives, it holds that one open.
-        self.hear_out(QUIET);
-        // A handler that merely closed the line could go on filling: its work is over.
+        let mut killed = self.kill_trees();
+        // The handler is killed only now: the descriptor of a forked child may be in flight, and the handler has it
+        // open.
+        self.receive_remaining(MESSAGE_TIMEOUT);
+        // Also a handler that merely closed the connection, which could go on filling pages.
         let stopped = handler.kill();
-        self.hear_out(END_OF_LINE);
-        self.take_what_came();
-        killed.append(&mut self.kill_families());
+        self.receive_remaining(HANDLER_END_TIMEOUT);
+        self.take_undeposited_memory();
+        killed.append(&mut self.kill_trees());
         // A connection has no address space of its own.
-        let spaces = self.guarded.values().filter_map(|guarded| match &guarded.kept {
-            Kept::Space(space) => Some(space),
-            Kept::Connection(_) | Kept::Listener(_) => None,
+        let spaces = self.deposits.values().filter_map(|deposit| match &deposit.descriptor {
+            Descriptor::Space(space) => Some(space),
+            Descriptor::Connection(_) | Descriptor::Listener(_) => None,
         });
-        outlast(spaces.collect());
+        wait_for_end(spaces.collect());
         stopped.map_err(|error| Error::io("cannot stop the handler", handler.id(), error))?;
         Ok(killed.into_iter().collect())
     }
 
-    /// Takes what the handler still has to say, until it says nothing for a while.
-    fn hear_out(&mut self, patience: Duration) {
-        while wait_readable(&self.line, Instant::now() + patience).unwrap_or(false) {
-            match self.hear() {
+    /// Receives the remaining messages of the handler, until none comes for `timeout`.
+    fn receive_remaining(&mut self, timeout: Duration) {
+        while wait_readable(&self.connection, Instant::now() + timeout).unwrap_or(false) {
+            match self.receive_message() {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
@@ -484,14 +495,15 @@ impl Guards {
         }
     }
 
-    /// Takes the memory that came on connections and that the handler has not given away: its process is to be killed.
-    fn take_what_came(&mut self) {
+    /// Takes the userfaultfds that came on connections and that the handler has not deposited: their processes are
+    /// killed.
+    fn take_undeposited_memory(&mut self) {
         let mut connections = Vec::new();
-        for guarded in self.guarded.values() {
-            match &guarded.kept {
-                Kept::Space(_) => {}
-                Kept::Connection(connection) => connections.extend(connection.try_clone()),
-                Kept::Listener(listener) => {
+        for deposit in self.deposits.values() {
+            match &deposit.descriptor {
+                Descriptor::Space(_) => {}
+                Descriptor::Connection(connection) => connections.extend(connection.try_clone()),
+                Descriptor::Listener(listener) => {
                     refuse(listener);
                     connections.extend(std::iter::from_fn(|| accept(listener).unwrap_or_default()));
                 }
@@ -499,33 +511,34 @@ impl Guards {
         }
         for connection in connections {
             for space in take_memory(&connection) {
-                self.guard(Kept::Space(space), peer_of(&connection).ok());
+                self.add(Descriptor::Space(space), peer_of(&connection).ok());
             }
         }
     }
 
-    /// Kills everybody, then waits a moment for their ends, and tells who was still there.
-    fn kill_families(&mut self) -> BTreeSet<i32> {
+    /// Kills all processes that run on deposits and waits a moment for their ends. Returns the numbers of those that
+    /// were still there.
+    fn kill_trees(&mut self) -> BTreeSet<i32> {
         let mut killed = BTreeSet::new();
-        for family in self.families.values_mut() {
-            let (members, outcome) = kill_tree(&family.root, &mut family.descendants);
+        for tree in self.trees.values_mut() {
+            let (members, outcome) = kill_tree(&tree.root, &mut tree.descendants);
             killed.extend(members);
             if let Err(error) = outcome {
-                // Its faults go on waiting, because the copies stay open until it has ended.
+                // The faults of a process that lives on keep waiting: the copies stay open until it has ended.
                 tracing::error!(%error, "not everybody was killed who runs on memory without its handler");
             }
         }
         if !killed.is_empty() {
             tracing::warn!(?killed, "the handler is gone: what ran on its memory was killed");
         }
-        wait_for_ends(self.families.values().flat_map(Family::members));
-        // Room for what the handler may still have to hand over.
-        self.families.values_mut().for_each(|family| family.descendants.clear());
+        wait_for_ends(self.trees.values().flat_map(ProcessTree::members));
+        // Room for descriptors that the handler may still deposit.
+        self.trees.values_mut().for_each(|tree| tree.descendants.clear());
         killed
     }
 }
 
-impl Family {
+impl ProcessTree {
     /// The root first.
     fn members(&self) -> impl Iterator<Item = &Target> {
         std::iter::once(&self.root).chain(&self.descendants)

@@ -1,12 +1,13 @@
 //! The kernel calls that safe Rust cannot make: userfaultfd ioctls, anonymous mappings, messages with credentials, and
-//! what a child does before it becomes another program.
+//! calls in a child before exec.
 //!
-//! The crate `userfaultfd` covers creation, registration, waking and reading events. Filling pages goes through the three
-//! ioctls below instead, because that crate lacks POISON and drops how far a COPY or ZEROPAGE came before it stopped.
-//! Messages are received here because the sender's number may be 0 (out of sight), which rustix's type cannot hold.
+//! The crate `userfaultfd` covers creation, registration, waking and reading events. Filling pages goes through the
+//! three ioctls below instead, because that crate lacks POISON and drops how far a COPY or ZEROPAGE came before it
+//! stopped. Messages are received here because the sender's number may be 0 (out of sight), which rustix's type cannot
+//! hold.
 //!
-//! Invariants: every descriptor and mapping has exactly one owner here; every ioctl is wrapped once; nothing outside this
-//! module is `unsafe`.
+//! Invariants: every descriptor and mapping has exactly one owner here; every ioctl is wrapped once; nothing outside
+//! this module is `unsafe`.
 #![expect(
     unsafe_code,
     reason = "userfaultfd ioctls, mmap, control messages and pre_exec have no safe interface"
@@ -33,7 +34,7 @@ use userfaultfd::{FeatureFlags, Uffd, UffdBuilder};
 pub(crate) enum Event {
     /// A thread waits for the page that holds this address.
     Fault { address: u64 },
-    /// The owner gave the bytes of `start..end` back; from now on they read as zero.
+    /// The owner released the bytes of `start..end`; from now on they read as zero.
     Remove { start: u64, end: u64 },
     /// `start..end` is no longer mapped.
     Unmap { start: u64, end: u64 },
@@ -50,20 +51,20 @@ pub(crate) enum Stop {
     Exists,
     /// An event waits to be read, or the address space is changing: read events, then try again.
     Again,
-    /// Nothing registered is mapped there, or the range crosses a border of mappings.
+    /// No registered mapping is there, or the range crosses a border of mappings.
     Absent,
     /// The address space has ended.
     Gone,
-    /// Anything else, such as no memory.
+    /// Any other error, such as no memory.
     Failed(Errno),
 }
 
-/// How far a fill came: the bytes done, and why it stopped when that is not all.
+/// How far a fill came: the bytes done, and why it stopped if it stopped early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Filled {
-    /// Whole pages, in bytes.
+    /// Bytes done, a multiple of the page size.
     pub done_bytes: u64,
-    /// `None` when everything asked for is done, or when the kernel wants the rest asked again.
+    /// `None` when the range is done, or when the kernel wants to be asked for the rest again.
     pub stop: Option<Stop>,
 }
 
@@ -135,25 +136,27 @@ impl UserFault {
         Ok(Self::trust(descriptor))
     }
 
-    /// Takes over a descriptor of which whoever sent it knows what it is.
+    /// Takes over a descriptor whose sender has checked that it is a userfaultfd.
     pub(crate) fn trust(descriptor: OwnedFd) -> Self {
         // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, and `Uffd` becomes its only owner; on another
         // kind of descriptor every call fails.
         Self(unsafe { Uffd::from_raw_fd(descriptor.into_raw_fd()) })
     }
 
-    /// Registers a mapping of this process: from now on its missing pages fault to this descriptor.
+    /// Registers a mapping of this process: from now on faults on its missing pages come to this descriptor.
     pub(crate) fn register(&self, mapping: &Mapping) -> Result<()> {
         self.0.register(mapping.address.as_ptr(), mapping.len_bytes).map(drop).map_err(|error| {
             Error::new(Kind::Unavailable, "cannot register memory with a userfaultfd").caused_by(error)
         })
     }
 
-    /// Stops fault delivery for a range and wakes the threads that wait in it: missing pages there are zero from now on.
+    /// Stops fault delivery for a range and wakes the threads that wait in it: missing pages there are zero from now
+    /// on.
     ///
-    /// The kernel wakes them too, but before it takes the range from the descriptor. A thread that faults under the lock of
-    /// the mapping alone (Linux 6.6 and newer) can begin to wait between the two, and while the owner keeps a copy of the
-    /// descriptor, closing this one does not end that wait. So the range is woken once more after the kernel let go of it.
+    /// The kernel wakes them too, but before it detaches the range from the descriptor. A thread that faults under the
+    /// lock of the mapping alone (Linux 6.6 and newer) can begin to wait between the two, and while the owner keeps a
+    /// copy of the descriptor, closing this one does not end that wait. So the range is woken once more after the
+    /// kernel detached it.
     pub(crate) fn unregister(&self, start: u64, len_bytes: u64) -> Result<()> {
         self.0.unregister(start as *mut c_void, len_bytes as usize).map_err(|error| {
             Error::new(Kind::Unavailable, "cannot unregister memory from a userfaultfd").caused_by(error)
@@ -175,13 +178,13 @@ impl UserFault {
         })?;
         let event = event.map(Event::from);
         if let Some(Event::Fork(child)) = &event {
-            // It behaves as the parent's did when it was made, not as it does now.
+            // The child's descriptor has the flags that the parent's was made with, not its present ones.
             set_nonblocking(child)?;
         }
         Ok(event)
     }
 
-    /// Fills the pages from `address` on with `bytes` and wakes who waits for them. Both are whole pages.
+    /// Fills the pages from `address` on with `bytes` and wakes the threads that wait for them. Both are page-aligned.
     pub(crate) fn copy(&self, address: u64, bytes: &[u8]) -> Filled {
         debug_assert!(bytes.len().is_multiple_of(PAGE) && address.is_multiple_of(PAGE as u64));
         let mut request = Copy {
@@ -197,7 +200,7 @@ impl UserFault {
         filled(outcome, request.copied, request.len)
     }
 
-    /// Fills a range of whole pages with zeroes and wakes who waits for them.
+    /// Fills a page-aligned range with zeroes and wakes the threads that wait for its pages.
     pub(crate) fn zero(&self, start: u64, len_bytes: u64) -> Filled {
         let mut request = Span { start, len: len_bytes, mode: 0, done: 0 };
         // SAFETY: ZEROPAGE is the opcode of exactly this structure; only missing registered pages are written.
@@ -205,7 +208,7 @@ impl UserFault {
         filled(outcome, request.done, len_bytes)
     }
 
-    /// Marks a range of whole pages as lost: who touches them gets SIGBUS instead of wrong bytes.
+    /// Marks the pages of a page-aligned range as lost: a thread that touches one gets SIGBUS instead of wrong bytes.
     pub(crate) fn poison(&self, start: u64, len_bytes: u64) -> Filled {
         let mut request = Span { start, len: len_bytes, mode: 0, done: 0 };
         // SAFETY: POISON is the opcode of exactly this structure; only missing registered pages are marked.
@@ -218,14 +221,14 @@ impl UserFault {
         self.probe() != Errno::SRCH.raw_os_error()
     }
 
-    /// Whether a thread of the owner is in the middle of a change that it tells of, or has told of and waits for the
-    /// event to be read. Changes nothing.
+    /// Whether a thread of the owner is making a change that has an event, or waits for that event to be read. Changes
+    /// nothing.
     pub(crate) fn is_changing(&self) -> bool {
         self.probe() == Errno::AGAIN.raw_os_error()
     }
 
-    /// The error of a request that has no effect: nothing is registered for write protection, so lifting it finds no range
-    /// (ENOENT), unless the owner is gone (ESRCH) or its address space is changing (EAGAIN).
+    /// The error of a request that has no effect: nothing is registered for write protection, so lifting it finds no
+    /// range (ENOENT), unless the owner is gone (ESRCH) or its address space is changing (EAGAIN).
     fn probe(&self) -> i32 {
         match self.0.remove_write_protection(PROBE_ADDRESS as *mut c_void, PAGE, false) {
             Err(userfaultfd::Error::SystemError(errno)) => errno as i32,
@@ -237,22 +240,22 @@ impl UserFault {
 /// Any address that a range check accepts: above the lowest mappable one.
 const PROBE_ADDRESS: u64 = 1 << 20;
 
-/// Gives memory that this process has freed back to the kernel, wherever in its heaps it lies. Takes a moment for each piece;
-/// other threads wait meanwhile when they allocate.
+/// Returns memory that this process has freed to the kernel, wherever in its heaps it lies. Takes a moment for each
+/// piece; other threads wait meanwhile when they allocate.
 pub fn release_free_memory() {
-    // SAFETY: it takes the allocator's own locks and touches only memory that nobody has. What it returns says only whether
-    // there was something to give back.
+    // SAFETY: it takes the allocator's own locks and touches only free memory. The result says only whether any memory
+    // was returned.
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Has threads that are started from now on allocate from the heap of the first. With a heap for each, what they free stays
-/// at the end of theirs, where [`release_free_memory`] does not reach it.
+/// Has threads that are started from now on allocate from the heap of the first. With a heap for each, freed memory
+/// stays at the end of the thread's heap, where [`release_free_memory`] does not reach it.
 pub fn share_one_heap() {
-    // SAFETY: it sets a number of the allocator's own, under its lock. It fails only for a number that is none.
+    // SAFETY: it sets a parameter of the allocator, under its lock. It fails only for an unknown parameter.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Has reads of a userfaultfd return when there is nothing to read. Holds for all copies of it, in any process.
+/// Has reads of a userfaultfd return when no event is queued. Applies to all copies of the descriptor, in any process.
 pub(crate) fn set_nonblocking(descriptor: impl AsFd) -> Result<()> {
     rustix::fs::fcntl_getfl(&descriptor)
         .and_then(|flags| rustix::fs::fcntl_setfl(&descriptor, flags | OFlags::NONBLOCK))
@@ -294,14 +297,14 @@ impl From<userfaultfd::Event> for Event {
     }
 }
 
-/// What one receive brought.
+/// The result of one receive.
 #[derive(Debug, Default)]
 pub(crate) struct Received {
     /// Zero when the other side has closed.
     pub len_bytes: usize,
-    /// In the order they were sent, closed in children.
+    /// In the order in which they were sent, close-on-exec.
     pub descriptors: Vec<OwnedFd>,
-    /// The process that sent it, where the socket asks for credentials and that process is in sight.
+    /// The process that sent the message, if the socket asks for credentials and the process is in sight.
     pub sender: Option<Pid>,
 }
 
@@ -314,7 +317,7 @@ const CONTROL_BYTES: usize = 1280;
 /// Receives once from a socket, up to `buffer.len()` bytes.
 ///
 /// # Errors
-/// `MFILE` when descriptors came for which this process had no room; those that came are closed.
+/// `MFILE` when this process had no room for all descriptors; those that were received are closed.
 pub(crate) fn receive(
     socket: impl AsFd,
     buffer: &mut [u8],
@@ -347,13 +350,13 @@ pub(crate) fn receive(
     Ok(received)
 }
 
-/// Takes ownership of what the control messages of a received message carry.
+/// Takes ownership of the descriptors in the control messages of a received message.
 fn read_control(message: &libc::msghdr, len_bytes: usize) -> Received {
     let mut received = Received { len_bytes, ..Received::default() };
     // SAFETY: the kernel filled the header's control buffer, which is still live; the macros walk inside its length.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
     while !header.is_null() {
-        // SAFETY: not null, so it is a whole control header inside the buffer, with its data behind it.
+        // SAFETY: not null, so it is a complete control header inside the buffer, with its data behind it.
         let (kind, data, data_bytes) = unsafe {
             let data = libc::CMSG_DATA(header);
             let head_bytes = data.offset_from_unsigned(header.cast::<u8>());
@@ -362,7 +365,7 @@ fn read_control(message: &libc::msghdr, len_bytes: usize) -> Received {
         match kind {
             (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
                 let count = data_bytes / size_of::<RawFd>();
-                // SAFETY: the kernel put `count` descriptors there, new in this process and owned by nobody yet.
+                // SAFETY: the kernel put `count` descriptors there, new in this process and not owned yet.
                 let descriptors = (0..count).map(|index| unsafe {
                     OwnedFd::from_raw_fd(data.cast::<RawFd>().add(index).read_unaligned())
                 });
@@ -410,8 +413,8 @@ pub(crate) fn peer(socket: impl AsFd) -> rustix::io::Result<Option<Pid>> {
 
 /// Private anonymous memory of this process that is only ever read through it.
 ///
-/// Invariant: `address..address + len_bytes` is mapped readable until the value is dropped, is not inherited by a forked
-/// child, and no byte of it changes once it has been seen.
+/// Invariant: `address..address + len_bytes` is mapped readable until the value is dropped, is not inherited by a
+/// forked child, and no byte of it changes once it has been seen.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     address: NonNull<c_void>,
@@ -424,7 +427,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Reserves `len_bytes` (whole pages, not zero) of address space; no memory is used until pages are filled.
+    /// Reserves `len_bytes` (a multiple of the page size, not zero) of address space; no memory is used until pages are
+    /// filled.
     pub(crate) fn reserve(len_bytes: usize) -> Result<Self> {
         // SAFETY: a new mapping at an address that the kernel chooses touches no memory of anyone.
         let mapped = unsafe {
@@ -508,12 +512,12 @@ mod tests {
             fault.register(&mapping).expect("registered");
             let start = mapping.address();
             send_mapping.send(mapping).expect("the reader reads");
-            // The reader comes before, at, and after the unregistering.
+            // The reader reads before, during and after the unregistering.
             (0..round % 50 * 100).for_each(|_| std::hint::spin_loop());
             fault.unregister(start, PAGE as u64).expect("unregistered");
             let byte = bytes.recv_timeout(std::time::Duration::from_secs(10));
             if byte.is_err() {
-                // So that the test ends instead of hanging: the reader is let go.
+                // Wakes the reader, so that the test ends instead of hanging.
                 fault.wake(start, PAGE as u64).expect("woken");
             }
             assert_eq!(byte, Ok(0), "round {round}");

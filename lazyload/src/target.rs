@@ -1,6 +1,6 @@
 //! The process that runs on served memory: watched and, when its memory can no longer be served, killed.
 //!
-//! Held by pidfd from the moment its number is learned, so a reused number is never hit.
+//! It is opened by pidfd as soon as its number is known, so a process that reuses the number is never hit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroI32;
@@ -15,11 +15,11 @@ use store::{Error, Kind, Result};
 use crate::socket::wait_readable;
 use crate::sys;
 
-/// How long killed processes may take to end before nobody waits for them any more.
+/// How long killed processes are waited for.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long processes may take to stand still before they count as if they did: one that waits in the kernel for a page
-/// does not, and does not finish a fork either; nor does one whose child runs in its memory and was stopped.
+/// How long processes may take to stop before they count as stopped: one that waits in the kernel for a page does not
+/// stop, and does not finish a fork either; nor does one whose child runs in its memory and was stopped.
 const HALT_TIMEOUT: Duration = Duration::from_millis(50);
 /// Descriptors that listing processes takes at a time.
 const LISTING: usize = 3;
@@ -39,10 +39,10 @@ impl AsFd for Target {
 }
 
 impl Target {
-    /// Takes hold of a running process.
+    /// Opens a running process.
     ///
     /// # Errors
-    /// `NotFound` when there is none with this number.
+    /// `NotFound` when no process has this number.
     pub(crate) fn open(pid: Pid) -> Result<Self> {
         let what = "cannot take hold of a process";
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
@@ -62,7 +62,7 @@ impl Target {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Kills the process, and tells whether it was still there.
+    /// Kills the process, and returns whether it was still there.
     pub(crate) fn kill(&self) -> Result<bool> {
         match rustix::process::pidfd_send_signal(&self.descriptor, Signal::KILL) {
             Ok(()) => Ok(true),
@@ -72,25 +72,25 @@ impl Target {
         }
     }
 
-    /// Stops the process, and tells whether all its threads stand still already.
+    /// Stops the process, and returns whether all its threads are stopped already.
     fn halt(&self) -> Result<bool> {
         match rustix::process::pidfd_send_signal(&self.descriptor, Signal::STOP) {
-            // A thread that ends while it is looked at leaves it open.
-            Ok(()) => Ok(stands_still(self.pid).unwrap_or_else(|error| is_gone(&error) && self.has_ended())),
+            // A thread that ends while it is read leaves the answer open.
+            Ok(()) => Ok(is_stopped(self.pid).unwrap_or_else(|error| is_gone(&error) && self.has_ended())),
             Err(Errno::SRCH) => Ok(true),
             Err(errno) => Err(Error::io("cannot stop a process", self.pid.as_raw_nonzero(), errno.into())),
         }
     }
 
-    /// Whether it has ended; its number may be another process's then.
+    /// Whether the process has ended; another process may have its number then.
     pub(crate) fn has_ended(&self) -> bool {
         wait_readable(self, Instant::now()).unwrap_or(false)
     }
 
-    /// Kills the process and all that descend from it now, and waits a moment for their end.
+    /// Kills the process and its present descendants, and waits a moment for their end.
     ///
     /// # Errors
-    /// When one may live on. All others are killed all the same.
+    /// When one may live on. All others are killed in any case.
     pub(crate) fn kill_tree(&self) -> Result<()> {
         let mut descendants = Vec::new();
         let killed = kill_tree(self, &mut descendants).1;
@@ -99,13 +99,13 @@ impl Target {
     }
 }
 
-/// Kills a process, those known to descend from it and those that descend from any of them now. Waits for nobody's end.
-/// Tells who was still there; those found join the known ones.
+/// Kills a process, its known descendants, and the present descendants of all of these, which are added to `known`.
+/// Does not wait for their end. Returns the numbers of those that were still there.
 pub(crate) fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32>, Result<()>) {
     let mut killed = BTreeSet::new();
     let mut kill = |one: &Target| one.kill().map(|was_there| killed.extend(was_there.then(|| one.number())));
-    // Children are found before the parent dies: afterwards they would belong to somebody else. But whatever goes
-    // wrong with one, it must not save the others: who cannot be held is listed at least.
+    // Children are found before the parent dies: afterwards they have another parent. But an error with one must not
+    // save the others: processes that cannot be opened are listed at least.
     let listed = match halt_tree(root, known) {
         Ok(()) => Ok(Vec::new()),
         Err(error) => {
@@ -122,7 +122,7 @@ pub(crate) fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32
         while is_refused(&opened)
             && let Some(other) = known.pop()
         {
-            // There may be no room for one more: let go of one.
+            // There may be no room for another descriptor: close one.
             outcome = outcome.and(kill(&other));
             drop(other);
             opened = Target::open(pid);
@@ -136,40 +136,40 @@ pub(crate) fn kill_tree(root: &Target, known: &mut Vec<Target>) -> (BTreeSet<i32
             Err(error) => outcome = outcome.and(Err(error)),
         }
     }
-    // Children first: when a parent ends, the kernel may have those who were stopped go on.
+    // Children first: when a parent ends, the kernel may continue its stopped children.
     outcome = known.iter().rev().chain([root]).map(&mut kill).fold(outcome, Result::and);
     (killed, outcome)
 }
 
-/// Stops a process, those known to descend from it and those that descend from any of them now, and takes hold of all:
+/// Stops a process, its known descendants, and the present descendants of all of these, which are added to `known`:
 /// while one runs, it may fork a child that no list shows yet.
 ///
 /// # Errors
-/// When one may have been missed. Those who were stopped are known all the same.
+/// When one may have been missed. `known` has those that were stopped in any case.
 fn halt_tree(root: &Target, known: &mut Vec<Target>) -> Result<()> {
-    // Given back at the end: should there be no room to hold all, there is some to list them.
+    // Closed at the end: should there be no room to open all processes, there is room to list them.
     let _room: Vec<OwnedFd> = (0..LISTING).filter_map(|_| root.descriptor.try_clone().ok()).collect();
-    let (begun, mut quiet) = (Instant::now(), Instant::now());
+    let (begun, mut last_found) = (Instant::now(), Instant::now());
     loop {
-        let mut stand_still = true;
+        let mut all_stopped = true;
         for one in std::iter::once(root).chain(known.iter()) {
-            stand_still &= one.halt()?;
+            all_stopped &= one.halt()?;
         }
-        if !stand_still && quiet.elapsed() < HALT_TIMEOUT {
+        if !all_stopped && last_found.elapsed() < HALT_TIMEOUT {
             std::thread::yield_now();
             continue;
         }
-        if take_hold_of_descendants(root, known)? == 0 {
+        if open_descendants(root, known)? == 0 {
             return Ok(());
         }
-        quiet = Instant::now();
+        last_found = Instant::now();
         if begun.elapsed() > END_TIMEOUT {
             return Err(Error::new(Kind::Unavailable, "processes are forked faster than they are stopped"));
         }
     }
 }
 
-/// Whether a process may be there that could not be opened.
+/// Whether a process that could not be opened may exist.
 fn is_refused(opened: &Result<Target>) -> bool {
     opened.as_ref().is_err_and(|error| error.kind() != Kind::NotFound)
 }
@@ -178,18 +178,19 @@ fn is_refused(opened: &Result<Target>) -> bool {
 pub(crate) fn wait_for_ends<'a>(killed: impl Iterator<Item = &'a Target>) {
     let deadline = Instant::now() + END_TIMEOUT;
     for one in killed {
-        // One that takes longer hangs in the kernel, and runs no instruction of its own any more.
+        // A process that takes longer hangs in the kernel, and runs no instruction of its own any more.
         if let Err(error) = wait_readable(one, deadline) {
             tracing::warn!(%error, "the end of a killed process was not waited for");
         }
     }
 }
 
-/// Adds to `known` every process that descends from `root`, or from a known one, and is not known yet; tells how many.
+/// Opens every process that descends from `root`, or from a known one, and adds it to `known`; returns how many were
+/// new.
 ///
 /// # Errors
 /// When one may have been missed.
-pub(crate) fn take_hold_of_descendants(root: &Target, known: &mut Vec<Target>) -> Result<usize> {
+pub(crate) fn open_descendants(root: &Target, known: &mut Vec<Target>) -> Result<usize> {
     let found = unknown_descendants(root, known)?;
     let before = known.len();
     for pid in found {
@@ -202,19 +203,19 @@ pub(crate) fn take_hold_of_descendants(root: &Target, known: &mut Vec<Target>) -
     Ok(known.len() - before)
 }
 
-/// Every process that descends from `root`, or from a known one, and is not known yet. Known ones that have ended are
-/// dropped.
+/// Lists every process that descends from `root`, or from a known one, and is not known yet. Drops known ones that have
+/// ended.
 fn unknown_descendants(root: &Target, known: &mut Vec<Target>) -> Result<Vec<Pid>> {
     let mut parents = parents()?;
-    // Whoever stops and kills must not begin with itself, should it descend from the root.
+    // This process must not stop and kill itself, should it descend from the root.
     parents.retain(|(pid, _)| *pid != rustix::process::getpid());
-    // Looked at after the list was made: whoever lives now had its number to itself then.
+    // Checked after the list was made: a process that is alive now had its number when the list was made.
     known.retain(|one| !one.has_ended());
     let living = known.iter().chain([root]).filter(|one| !one.has_ended());
     Ok(below(living.map(|one| one.pid.as_raw_nonzero()).collect(), &parents))
 }
 
-/// Every process there is, with its parent.
+/// Every visible process, with its parent.
 fn parents() -> Result<Vec<(Pid, Pid)>> {
     let failed = |error| Error::io("cannot list processes", "/proc", error);
     let mut parents = Vec::new();
@@ -225,7 +226,7 @@ fn parents() -> Result<Vec<(Pid, Pid)>> {
         };
         match std::fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())) {
             Ok(stat) => parents.extend(parent_in(&stat).map(|parent| (pid, parent))),
-            // It ended while the list was read: it has no parent any more, and needs no killing.
+            // It ended while the list was read, and needs no killing.
             Err(error) if is_gone(&error) => {}
             Err(error) => return Err(failed(error)),
         }
@@ -233,7 +234,7 @@ fn parents() -> Result<Vec<(Pid, Pid)>> {
     Ok(parents)
 }
 
-/// The processes that have memory whose missing pages somebody else brings, and where, as far as can be seen.
+/// The visible processes that have memory registered with a userfaultfd, and its address ranges.
 pub(crate) fn waiting_for_pages() -> BTreeMap<i32, Vec<Range<u64>>> {
     let listed = parents().unwrap_or_default().into_iter().map(|(pid, _)| pid.as_raw_nonzero().get());
     let with_ranges = listed.map(|pid| {
@@ -243,7 +244,7 @@ pub(crate) fn waiting_for_pages() -> BTreeMap<i32, Vec<Range<u64>>> {
     with_ranges.filter(|(_, ranges)| !ranges.is_empty()).collect()
 }
 
-/// The mappings in a `/proc/PID/smaps` text that carry the flag of missing pages.
+/// The mappings in a `/proc/PID/smaps` text with the flag `um`: userfaultfd, missing pages.
 fn waiting_in(maps: &str) -> Vec<Range<u64>> {
     let mut ranges = Vec::new();
     let mut current = 0..0;
@@ -262,7 +263,7 @@ fn waiting_in(maps: &str) -> Vec<Range<u64>> {
     ranges
 }
 
-/// All processes below some, which are not among them, parents before children.
+/// The descendants of the known processes, without these, parents before children.
 fn below(mut known: BTreeSet<NonZeroI32>, parents: &[(Pid, Pid)]) -> Vec<Pid> {
     let mut found = Vec::new();
     loop {
@@ -278,8 +279,8 @@ fn below(mut known: BTreeSet<NonZeroI32>, parents: &[(Pid, Pid)]) -> Vec<Pid> {
     }
 }
 
-/// Whether no thread of a process runs, or will before it is told to.
-fn stands_still(pid: Pid) -> std::io::Result<bool> {
+/// Whether all threads of a process are stopped or have ended.
+fn is_stopped(pid: Pid) -> std::io::Result<bool> {
     for thread in std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()))? {
         let stat = std::fs::read(thread?.path().join("stat"))?;
         if !matches!(fields_of(&stat).next(), Some("T" | "t" | "Z" | "X")) {
@@ -299,8 +300,8 @@ fn parent_in(stat: &[u8]) -> Option<Pid> {
     fields_of(stat).nth(1)?.parse().ok().and_then(Pid::from_raw)
 }
 
-/// The process group of a process; `None` when the process is gone or the group is of another pid namespace, where it has
-/// no number. (`getpgid` of rustix panics on the 0 that the kernel returns then.)
+/// The process group of a process; `None` when the process is gone, or when the group is of another pid namespace and
+/// has no number in this one. (`getpgid` of rustix panics on the 0 that the kernel returns then.)
 pub(crate) fn group_of(pid: Pid) -> Option<Pid> {
     let stat = std::fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     group_in(&stat)
@@ -311,7 +312,7 @@ fn group_in(stat: &[u8]) -> Option<Pid> {
     fields_of(stat).nth(2)?.parse().ok().and_then(Pid::from_raw)
 }
 
-/// The fields of a `/proc/PID/stat` line from the state on; the command name before it may hold anything.
+/// The fields of a `/proc/PID/stat` line from the state on; the command name before it may have any bytes.
 fn fields_of(stat: &[u8]) -> impl Iterator<Item = &str> {
     let after_name = stat.iter().rposition(|byte| *byte == b')').map_or(stat.len(), |place| place + 1);
     std::str::from_utf8(&stat[after_name..]).unwrap_or_default().split_ascii_whitespace()
@@ -320,7 +321,7 @@ fn fields_of(stat: &[u8]) -> impl Iterator<Item = &str> {
 /// The process that connected the other end of a socket.
 ///
 /// # Errors
-/// `Unavailable` when it is gone or cannot be seen from here, as from another pid namespace.
+/// `Unavailable` when the process is gone or out of sight, as in another pid namespace.
 pub(crate) fn peer_of(socket: impl AsFd) -> Result<Target> {
     let out_of_sight = || Error::new(Kind::Unavailable, "the process that connected is gone or out of sight");
     let pid = sys::peer(&socket).map_err(|errno| out_of_sight().caused_by(std::io::Error::from(errno)))?;
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_that_goes_on_forking_is_killed_whole() {
+    fn a_tree_that_keeps_forking_is_killed_completely() {
         use std::os::unix::process::CommandExt;
         let forking = "echo ready; i=0; while [ $i -lt 300 ]; do sleep 60 & i=$((i+1)); done; wait";
         for _ in 0..5 {
@@ -384,14 +385,14 @@ mod tests {
     }
 
     #[test]
-    fn whoever_kills_a_tree_is_not_found_in_it() {
+    fn the_killing_process_is_not_found_in_the_tree() {
         let parent = Target::open(rustix::process::getppid().expect("a parent")).expect("opened");
         let found = unknown_descendants(&parent, &mut Vec::new()).expect("listed");
         assert!(!found.contains(&rustix::process::getpid()));
     }
 
     #[test]
-    fn a_tree_of_processes_is_killed_whole() {
+    fn a_tree_of_processes_is_killed_completely() {
         let mut shell = std::process::Command::new("sh")
             .args(["-c", "sleep 1000 & sleep 1000 & echo ready; wait"])
             .stdout(std::process::Stdio::piped())

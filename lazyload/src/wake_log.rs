@@ -1,12 +1,13 @@
-//! What is known of a wake, on record for the next capture: which image the memory comes from, and every change by which
-//! the owners gave pages back, unmapped or moved them while pages were missing.
+//! The record of a wake for the next capture: the image that the memory comes from, and every change by which the
+//! owners released, unmapped or moved pages while pages were missing.
 //!
-//! One file for each wake in the local state, named by the number that the woken processes carry, of one JSON line for each
-//! entry. The handler appends an entry before it does anything else about a change, and holds a lock on the file while it
-//! serves: a file without a lock whose spaces did not end is of a handler that was killed. Only changes that matter are
-//! written, each page and each mapping can be given back once, so the file is bounded by what there was to bring.
+//! One file for each wake in the local state, named by the number that the woken processes carry, with one JSON line
+//! for each entry. The handler appends an entry before it does anything else about a change, and holds a lock on the
+//! file while it serves: a file without a lock whose spaces did not end is of a handler that was killed. Only changes
+//! that affect the content of a page are written, and each page and each mapping can be released once, so the number of
+//! missing pages bounds the file.
 //!
-//! Entries carry the clock by which file systems stamp files: a dump is as old as its files, and what came later does not
+//! Entries have the time by which file systems stamp files: a dump is as old as its files, and later entries do not
 //! concern it.
 
 use std::fs::{File, OpenOptions};
@@ -24,7 +25,7 @@ use crate::fault::Change;
 
 /// The directory of these files, in the local state.
 const DIRECTORY: &str = "wakes";
-/// How long a file is kept of which no process runs any more: a dump has to be captured within this time.
+/// How long a file is kept whose processes have all ended: a dump has to be captured within this time.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// The number of a wake; never zero.
@@ -65,7 +66,7 @@ impl Stamp {
     }
 }
 
-/// One thing that is known.
+/// An entry of the record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Entry {
@@ -75,16 +76,17 @@ pub(crate) enum Entry {
     Task(u32),
     /// A space that was forked off another.
     Fork { parent: u32 },
-    /// Bytes were given back.
+    /// Bytes were released.
     Remove { start: u64, end: u64 },
-    /// No longer mapped.
+    /// A range was unmapped.
     Unmap { start: u64, end: u64 },
-    /// Moved.
+    /// A range was moved.
     Remap { source: u64, target: u64, len_bytes: u64 },
-    /// Some time after `from` and before this entry, somebody traced the process, as a dump does.
+    /// The process was traced, as a dump does, at some time after `from` and before this entry.
     Traced { from: Stamp },
-    /// Nothing was missing any more; nothing is known of what came later.
-    Whole,
+    /// No page was missing any more; later changes are not on record.
+    #[serde(rename = "whole")]
+    Complete,
     /// The space ended.
     Ended { missing_pages: u64 },
 }
@@ -100,7 +102,7 @@ impl From<Change> for Entry {
 }
 
 impl Entry {
-    /// The change that this is, if it is one.
+    /// The change that this entry records, if it records one.
     pub(crate) fn change(&self) -> Option<Change> {
         match *self {
             Self::Remove { start, end } => Some(Change::Remove { start, end }),
@@ -114,11 +116,11 @@ impl Entry {
 /// A line of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Line {
-    /// When.
+    /// The time of the entry.
     pub at: Stamp,
-    /// Which space: they are counted from zero in the order of their first entries.
+    /// Number of the space: counted from zero in the order of first entries.
     pub space: u32,
-    /// What.
+    /// The entry.
     pub entry: Entry,
 }
 
@@ -155,7 +157,7 @@ impl WakeLog {
         Ok((id, Arc::new(log)))
     }
 
-    /// The log of a new space.
+    /// Begins the log of a new space.
     pub(crate) fn begin(self: &Arc<Self>, at: Stamp, entry: Entry) -> SpaceLog {
         let space = self.spaces.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let log = SpaceLog { log: Arc::clone(self), space };
@@ -180,7 +182,7 @@ pub(crate) struct SpaceLog {
 impl SpaceLog {
     /// Appends an entry. A log that cannot be written is removed: without one, a capture refuses.
     pub(crate) fn note(&self, at: Stamp, entry: Entry) {
-        let is_last = matches!(entry, Entry::Whole | Entry::Ended { .. });
+        let is_last = matches!(entry, Entry::Complete | Entry::Ended { .. });
         let noted = self.log.append(self.space, at, entry);
         let noted = noted.and_then(|()| if is_last { self.log.file.sync_data() } else { Ok(()) });
         if let Err(error) = noted {
@@ -193,7 +195,7 @@ impl SpaceLog {
         }
     }
 
-    /// The log of a space that is forked off this one.
+    /// Begins the log of a space that is forked off this one.
     pub(crate) fn fork(&self, at: Stamp) -> Self {
         self.log.begin(at, Entry::Fork { parent: self.space })
     }
@@ -204,9 +206,9 @@ impl SpaceLog {
 pub(crate) struct Wake {
     /// The image that was woken.
     pub image: ImageId,
-    /// All that is known, in order.
+    /// All entries, in order.
     pub lines: Vec<Line>,
-    /// The handler still serves.
+    /// Whether the handler still serves.
     pub is_served: bool,
 }
 
@@ -214,7 +216,7 @@ impl Wake {
     /// Reads the file of a wake; `None` when there is none.
     ///
     /// # Errors
-    /// `Corrupt` when it is no such file; those of reading it.
+    /// `Corrupt` when the file is no record of a wake; those of reading it.
     pub(crate) fn read(store: &Store, id: WakeId) -> Result<Option<Self>> {
         let path = store.state_dir().join(DIRECTORY).join(id.file_name());
         let file = match File::open(&path) {
@@ -222,7 +224,7 @@ impl Wake {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(&path)(error)),
         };
-        // Asked before the lines are read: those of a handler that has ended are all there.
+        // Checked before the lines are read: if the handler has ended by then, all of its lines are there.
         let is_served = file.try_lock_shared().is_err();
         let text = std::io::read_to_string(&file).map_err(failed(&path))?;
         Self::parse(&text, is_served).map(Some).map_err(|error| error.object(path.display()))
@@ -230,10 +232,10 @@ impl Wake {
 
     pub(crate) fn parse(text: &str, is_served: bool) -> Result<Self> {
         // A line that is being written ends without a line feed.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
         let broken = || Error::new(store::Kind::Corrupt, "the record of a wake is not readable");
         let mut lines = Vec::new();
-        for line in whole.lines() {
+        for line in complete.lines() {
             lines.push(serde_json::from_str::<Line>(line).map_err(|error| broken().caused_by(error))?);
         }
         let Some(Line { entry: Entry::Image(image), .. }) = lines.first() else { return Err(broken()) };
@@ -246,7 +248,7 @@ fn failed(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
     |error| Error::io("cannot keep the record of a wake", path.display(), error)
 }
 
-/// Removes files that nobody will ask for: old, of no handler that serves, and of no process that runs.
+/// Removes old files that no handler holds locked and whose number no running process carries.
 fn forget_old(directory: &Path) {
     let old = |entry: std::fs::DirEntry| {
         let age = entry.metadata().ok()?.modified().ok()?.elapsed().ok()?;
@@ -276,15 +278,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_come_back_and_a_line_under_way_is_left_out() {
+    fn lines_come_back_and_an_incomplete_line_is_left_out() {
         let image = ImageId::from(store::ChunkId::from_bytes([7; 32]));
         let lines = [
             Line { at: Stamp(1), space: 0, entry: Entry::Image(image.to_string()) },
             Line { at: Stamp(2), space: 0, entry: Entry::Task(42) },
             Line { at: Stamp(3), space: 0, entry: Entry::Remove { start: 4096, end: 8192 } },
             Line { at: Stamp(4), space: 1, entry: Entry::Fork { parent: 0 } },
-            Line { at: Stamp(5), space: 1, entry: Entry::Whole },
+            Line { at: Stamp(5), space: 1, entry: Entry::Complete },
         ];
+        // The name in files of earlier versions.
+        assert_eq!(serde_json::to_string(&Entry::Complete).expect("text"), "\"whole\"");
         let text: String =
             lines.iter().map(|line| serde_json::to_string(line).expect("text") + "\n").collect();
         for cut in [text.clone(), text.clone() + "{\"at\":6"] {

@@ -1,19 +1,19 @@
 //! POSIX access control lists, as the bytes of `system.posix_acl_access` and `system.posix_acl_default`.
 //!
-//! The kernel checks permissions by them and refuses lists that mean nothing; what it leaves to a file system is here:
-//! keeping the mode and the list in step, and handing a directory's default on. The rules are those of the kernel's own
-//! fs/posix_acl.c, the bytes those of acl(5): a version (u32), then entries of tag (u16), permissions (u16) and id (u32),
-//! little-endian.
+//! The kernel checks permissions by them and refuses malformed lists. Here is the part that it leaves to a file system:
+//! keeping the mode and the list in step, and passing a directory's default on. The rules are those of the kernel's own
+//! fs/posix_acl.c, the bytes those of acl(5): a version (u32), then entries of tag (u16), permissions (u16) and id
+//! (u32), little-endian.
 
-/// The attribute that says who may do what with a node.
+/// The attribute with the access list of a node.
 pub(crate) const ACCESS: &[u8] = b"system.posix_acl_access";
-/// The attribute of a directory that new nodes in it begin from.
+/// The attribute of a directory with the default list for new nodes in it.
 pub(crate) const DEFAULT: &[u8] = b"system.posix_acl_default";
 
 const VERSION: u32 = 2;
 const HEADER_LEN: usize = 4;
 const ENTRY_LEN: usize = 8;
-/// Nine bits: what the owner, the group and others may do.
+/// The nine permission bits of the owner, the group and others.
 const PERMISSIONS: u32 = 0o777;
 
 const OWNER: u16 = 0x01;
@@ -35,7 +35,7 @@ struct Entry {
 pub(crate) struct Acl(Vec<Entry>);
 
 impl Acl {
-    /// `None` where the bytes are no list.
+    /// Parses a list; `None` when the bytes are no valid list.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (version, entries) = bytes.split_first_chunk::<HEADER_LEN>()?;
         let (entries, rest) = entries.as_chunks::<ENTRY_LEN>();
@@ -45,11 +45,11 @@ impl Acl {
         let acl = Self(entries.iter().map(decode_entry).collect());
         let count = |tag| acl.0.iter().filter(|entry| entry.tag == tag).count();
         let known = |entry: &Entry| [OWNER, USER, OWNING_GROUP, GROUP, MASK, OTHERS].contains(&entry.tag);
-        let is_whole = [OWNER, OWNING_GROUP, OTHERS].iter().all(|tag| count(*tag) == 1) && count(MASK) <= 1;
-        (is_whole && acl.0.iter().all(known)).then_some(acl)
+        let is_valid = [OWNER, OWNING_GROUP, OTHERS].iter().all(|tag| count(*tag) == 1) && count(MASK) <= 1;
+        (is_valid && acl.0.iter().all(known)).then_some(acl)
     }
 
-    /// The bytes.
+    /// Encodes the list.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let entries = self.0.iter().flat_map(|entry| {
             let [tag, permissions] = [entry.tag, entry.permissions].map(u16::to_le_bytes);
@@ -58,12 +58,12 @@ impl Acl {
         VERSION.to_le_bytes().into_iter().chain(entries).collect()
     }
 
-    /// Whether a mode says all that it says.
+    /// Whether a mode expresses all of the list.
     pub(crate) fn is_mode(&self) -> bool {
         self.0.iter().all(|entry| [OWNER, OWNING_GROUP, OTHERS].contains(&entry.tag))
     }
 
-    /// The nine permission bits that go with it. Those of the group are the mask's, where there is one.
+    /// The nine permission bits of the list. Those of the group are the mask's, if there is a mask.
     pub(crate) fn mode(&self) -> u32 {
         let shifted = |tag, shift| {
             let entry = self.0.iter().find(|entry| entry.tag == tag);
@@ -78,7 +78,7 @@ impl Acl {
         self.limited(mode, |_, bits| bits)
     }
 
-    /// What a new node gets from this default, whose maker asks for `mode`: the list and the mode.
+    /// The list and the mode of a new node that inherits this default and is made with `mode`.
     pub(crate) fn inherited(&self, mode: u32) -> (Self, u32) {
         let acl = self.limited(mode, |old, bits| old & bits);
         let mode = mode & !PERMISSIONS | acl.mode();
@@ -100,7 +100,7 @@ impl Acl {
         Self(entries.collect())
     }
 
-    /// The entry that the group's bits of a mode stand for.
+    /// The entry that corresponds to the group's bits of a mode.
     fn class_tag(&self) -> u16 {
         if self.0.iter().any(|entry| entry.tag == MASK) { MASK } else { OWNING_GROUP }
     }

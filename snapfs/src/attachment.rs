@@ -1,4 +1,4 @@
-//! A mount's place among the kernel's mounts, and how far its end has come: what its threads and its owner share.
+//! The state of a mount that its threads and its owner share: its kernel mount, and how far its end has come.
 
 use crate::mountinfo;
 use crate::overlay::Overlay;
@@ -14,7 +14,7 @@ use store::{Error, Kind, Result};
 const DEVICE: &str = "/dev/fuse";
 const ROOT_MODE: u32 = 0o40755;
 
-/// What the serving thread, the control thread and the owner of the mount share.
+/// The state that the serving thread, the control thread and the owner of the mount share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) overlay: Arc<Overlay>,
@@ -30,7 +30,7 @@ pub(crate) enum Stage {
     Serving,
     /// Everything is durable and the upper is free.
     Closed,
-    /// Nothing of it is left.
+    /// The end is complete.
     Over(Option<String>),
 }
 
@@ -39,7 +39,7 @@ impl Shared {
         Self { overlay, ref_name, mountpoint, stage: Mutex::new(Stage::Serving), moved_on: Condvar::new() }
     }
 
-    /// Takes the mount away and waits until the upper is free.
+    /// Unmounts and waits until the upper is free.
     pub(crate) fn unmount(&self) -> Result<()> {
         if matches!(*self.stage(), Stage::Serving) && self.is_attached() {
             rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW).map_err(
@@ -65,12 +65,12 @@ impl Shared {
         }
     }
 
-    /// Takes the mount away even if it is in use; what is open in it goes on being served.
+    /// Detaches the mount even if it is in use; its open files are still served.
     pub(crate) fn detach(&self) {
         self.take_away(UnmountFlags::DETACH);
     }
 
-    /// Takes the mount away and fails whatever waits for an answer from it.
+    /// Unmounts and fails all requests that wait for an answer.
     pub(crate) fn abort(&self) {
         self.take_away(UnmountFlags::DETACH | UnmountFlags::FORCE);
     }
@@ -105,7 +105,7 @@ pub(crate) const STALE_MOUNT_ADVICE: &str =
 /// The canonical path of a directory to mount on.
 ///
 /// # Errors
-/// `Invalid` for anything but a directory, `Unavailable` below a mount whose process is gone, and those of the path.
+/// `Invalid` when the path is no directory, `Unavailable` below a mount whose process is gone, and those of the path.
 pub fn check_mountpoint(path: &Path) -> Result<PathBuf> {
     let found = path.canonicalize().and_then(|path| Ok((path.metadata()?.is_dir(), path)));
     match found {

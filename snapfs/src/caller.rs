@@ -1,7 +1,7 @@
 //! The caller of an operation, and those of its rights that the kernel does not pass with the request.
 //!
-//! A caller waits for its answer and cannot end before it has one, so what /proc says of its process is true while the
-//! request is served. A process that cannot be seen in /proc counts as one without rights.
+//! A caller waits for its answer and cannot end before it has one, so /proc shows its process as long as the request is
+//! served. A process that cannot be seen in /proc counts as one without rights.
 
 use std::path::PathBuf;
 
@@ -17,13 +17,13 @@ pub(crate) struct Caller {
     pub gid: u32,
     /// Thread; 0 where this process cannot see it.
     pub pid: u32,
-    /// Permission bits that what it makes does not get.
+    /// The umask: permission bits that new nodes do not get.
     pub umask: u32,
 }
 
 impl Caller {
-    /// Whether it may keep set-user-id and set-group-id bits of files that it changes: CAP_FSETID of this process's user
-    /// namespace, as the kernel asks for other file systems.
+    /// Whether it may keep set-user-id and set-group-id bits of files that it changes: CAP_FSETID of this process's
+    /// user namespace, as the kernel asks for other file systems.
     pub(crate) fn keeps_set_id(&self) -> bool {
         let held = self.status("CapEff").and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
         held.is_some_and(|held| held & FSETID != 0) && self.is_in_our_user_namespace()

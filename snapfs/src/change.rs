@@ -1,6 +1,6 @@
-//! What can happen to the state of a mount, as values: the vocabulary of the journal.
+//! The changes to the state of a mount, as values: the vocabulary of the journal.
 //!
-//! Each change sets something, so applying it twice is the same as once. A frame of the journal is a list of changes
+//! Each change sets a value, so applying it twice is the same as once. A frame of the journal is a list of changes
 //! that happen together. The byte layout is in SEMANTICS.md ("Journal").
 
 use rustix::fs::FileType;
@@ -20,7 +20,7 @@ impl NodeId {
 /// A name in a directory: any bytes but NUL and slash.
 pub(crate) type Name = Vec<u8>;
 
-/// What `stat` shows of a node, except what follows from its body.
+/// The attributes of a node that `stat` shows, except those that follow from its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Attributes {
     /// Permission bits, `0o7777`.
@@ -29,17 +29,17 @@ pub(crate) struct Attributes {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Names of the node; 0 means it is gone once nobody holds it open.
+    /// Number of names; a node with 0 names is removed once no process holds it open.
     pub nlink: u32,
     /// Last access, as last set.
     pub atime: Time,
     /// Last change of the content.
     pub mtime: Time,
-    /// Last change of anything.
+    /// Last change of content or attributes.
     pub ctime: Time,
 }
 
-/// What a newly made node is.
+/// The body of a new node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NewBody {
     /// An empty file.
@@ -59,7 +59,7 @@ pub(crate) enum NewBody {
 }
 
 impl NewBody {
-    /// What mknod(2) makes for this mode; `None` where it makes nothing.
+    /// The body of the node that mknod(2) makes for this mode; `None` for a mode that it refuses.
     pub(crate) fn of_mode(mode: u32, rdev: u64) -> Option<Self> {
         Some(match FileType::from_raw_mode(mode) {
             FileType::RegularFile => Self::File,
@@ -75,13 +75,13 @@ impl NewBody {
 /// One step from one state to the next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// `node` is what stands at `path` in the base; from now on it is kept here.
+    /// `node` is the base's node at `path`; from now on its state is kept here.
     Adopt { node: NodeId, path: Vec<u8> },
-    /// `node` is the base's hard-linked file `number`; from now on it is kept here.
+    /// `node` is the base's hard-linked file `number`; from now on its state is kept here.
     AdoptLink { node: NodeId, number: u64 },
     /// A new node that the base does not have.
     Create { node: NodeId, body: NewBody, attributes: Attributes },
-    /// `name` in `parent` is `node`, or nothing.
+    /// `name` in `parent` is `node`, or does not exist.
     Entry { parent: NodeId, name: Name, node: Option<NodeId> },
     /// New attributes.
     Attributes { node: NodeId, attributes: Attributes },
@@ -91,18 +91,18 @@ pub(crate) enum Change {
     Write { node: NodeId, range: Range<u64> },
     /// The file was cut or extended.
     Truncate { node: NodeId, len_bytes: u64 },
-    /// Whole blocks became zero.
+    /// Blocks became zero.
     Zero { node: NodeId, blocks: Range<u64> },
-    /// Everything written to the file so far is durable in its data file.
+    /// All writes to the file so far are durable in its data file.
     Synced { node: NodeId },
     /// The base's hard-linked file `number` has no name left.
     DeadLink { number: u64 },
-    /// All changes before this one are the tree `tree`, which is about to be committed.
+    /// All changes before this one are in the tree `tree`, which is about to be committed.
     Freezing { tree: TreeId },
 }
 
 impl Change {
-    /// The node whose absence makes the change meaningless, where there is one.
+    /// The node without which the change has no meaning, if there is one.
     pub(crate) fn node(&self) -> Option<NodeId> {
         match self {
             Self::Adopt { node, .. }
@@ -263,7 +263,7 @@ fn decode_len(input: &mut Decoder<'_>) -> Result<u64> {
 
 fn decode_range(input: &mut Decoder<'_>) -> Result<Range<u64>> {
     let range = input.u64()?..input.u64()?;
-    // Offsets of files are signed 64 bit in Linux; anything above would overflow block arithmetic.
+    // File offsets are signed 64-bit numbers in Linux; a larger one would overflow block arithmetic.
     if range.start > range.end || range.end > i64::MAX as u64 {
         return Err(Error::corrupt(format!("impossible range {range:?} in the journal")));
     }

@@ -1,9 +1,10 @@
 //! The control socket of a mount and its client: freeze, unmount, status, from another process.
 //!
-//! The socket is `control.sock` in the upper. A client finds it through the mount table, so it never touches a mount whose
-//! process may be gone. One request and one answer a connection, each a u32 length and that many bytes, and before the answer
-//! one byte at once: the mount is at work. Root and the owner of the mount may ask. Each is answered on a thread of its own; an
-//! unmount waits for freezes, and those take turns by the writer's lock of the store.
+//! The socket is `control.sock` in the upper. A client finds it through the mount table, so it never touches a mount
+//! whose process may be gone. A connection carries one request and one answer, each a u32 length and that many bytes;
+//! one byte comes at once, before the answer: the mount has taken the request. Root and the owner of the mount may send
+//! requests. Each is answered on a thread of its own; an unmount waits for freezes, and freezes take turns by the
+//! store's writer's lock.
 
 use crate::attachment::{STALE_MOUNT_ADVICE, Shared};
 use crate::freeze::FreezeReport;
@@ -23,29 +24,29 @@ use store::wire::{Decoder, Encoder};
 use store::{Error, Kind, Result, SnapshotId};
 
 const SOCKET: &str = "control.sock";
-/// What a mount says when it has taken a request.
+/// The byte that a mount sends when it has taken a request.
 const ALIVE: u8 = 1;
 /// Longest request or answer in bytes.
 const MESSAGE_MAX: u32 = 1 << 20;
 /// How long a client may take over its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a mount may take to say that it is there.
+/// How long a mount may take until it has taken a request.
 const ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Clients that are answered at a time; others wait for one of these.
 const CLIENTS_MAX: usize = 16;
 /// When connections cannot be accepted (no descriptor is left), how long until the next attempt.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// What a mount says of itself.
+/// The status of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// Its process.
+    /// Number of its process.
     pub pid: u32,
-    /// The ref that was asked for.
+    /// The ref that it was mounted from.
     pub ref_name: String,
-    /// The snapshot below, now.
+    /// Its present base.
     pub snapshot: SnapshotId,
-    /// Its local state.
+    /// Path of its upper.
     pub upper: PathBuf,
     /// Whether it refuses changes.
     pub read_only: bool,
@@ -88,8 +89,8 @@ impl Control {
         Ok(Self { listener, thread: Some(thread), path: Some(path) })
     }
 
-    /// Removes the socket, while the upper is still locked: later its place may be the next mount's. What is connected goes
-    /// on being served.
+    /// Removes the socket, while the upper is still locked: later the path may be the next mount's. Connected clients
+    /// are still served.
     pub(crate) fn remove_socket(&mut self) {
         if let Some(path) = self.path.take()
             && let Err(error) = std::fs::remove_file(path)
@@ -162,7 +163,7 @@ fn answer(mut stream: UnixStream, shared: &Shared, freezes: &RwLock<()>) -> Resu
     stream.set_write_timeout(Some(REQUEST_TIMEOUT)).map_err(failed)?;
     let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(|errno| failed(errno.into()))?;
     let Some(request) = receive(&mut stream)? else { return Ok(()) };
-    // Whoever asks knows from now on that somebody works on the answer.
+    // From now on the client knows that a thread works on the answer.
     stream.write_all(&[ALIVE]).map_err(failed)?;
     let may_ask = peer.uid.is_root() || peer.uid == rustix::process::geteuid();
     let outcome = match may_ask {
@@ -223,8 +224,8 @@ pub fn find(mountpoint: &Path) -> Result<Client> {
 }
 
 impl Client {
-    /// Freezes the mount into the ref `name`, or into the one it was mounted from. Pages that applications changed through
-    /// shared mappings are written back first.
+    /// Freezes the mount into the ref `name`, or into the one it was mounted from. Pages that applications changed
+    /// through shared mappings are written back first.
     ///
     /// # Errors
     /// Those of the freeze; `Unavailable` when the process of the mount is gone.
@@ -242,7 +243,7 @@ impl Client {
         name: Option<&str>,
         labels: &BTreeMap<String, String>,
     ) -> Result<FreezeReport> {
-        // Whoever touches a mount that answers nobody waits forever.
+        // A process that touches a mount that does not answer waits forever.
         self.status()?;
         self.write_back()?;
         let mut out = Encoder::new();
@@ -250,7 +251,7 @@ impl Client {
         for (key, value) in labels {
             out.string(key.as_bytes()).string(value.as_bytes());
         }
-        // A mount of an older build knows no wait, and needs none unless one is asked for.
+        // A mount of an older build does not know the wait, which is sent only if the caller asks for one.
         if let Some(wait) = wait {
             out.u64(wait.as_millis() as u64);
         }
@@ -274,7 +275,7 @@ impl Client {
         self.ask(&[2]).map(drop)
     }
 
-    /// What the mount says of itself.
+    /// The status of the mount.
     ///
     /// # Errors
     /// `Unavailable` when the process of the mount is gone.
@@ -304,7 +305,8 @@ impl Client {
         Err(Error::new(kind, input.text()?))
     }
 
-    /// A stopped process accepts nothing: only once it has said that it is there, it may take its time.
+    /// The wait for the first byte has a time limit, because a stopped process accepts nothing; the wait for the answer
+    /// has none.
     fn await_answer(&self, stream: &mut UnixStream) -> Result<Vec<u8>> {
         let silent = |error: std::io::Error| {
             Error::new(Kind::Unavailable, "the process of the mount does not answer")
@@ -329,7 +331,7 @@ impl Client {
         UnixStream::connect(short_path(&directory)).map_err(gone)
     }
 
-    /// Makes the kernel hand over what it still has of shared mappings.
+    /// Has the kernel write back the changed pages of shared mappings.
     fn write_back(&self) -> Result<()> {
         let failed = |errno: rustix::io::Errno| {
             Error::io("cannot sync the mount", self.mountpoint.display(), errno.into())
@@ -340,7 +342,7 @@ impl Client {
     }
 }
 
-/// The path with everything but its last name resolved: the last one may be a dead mount.
+/// The path with all but its last name resolved: the last one may be a dead mount.
 fn resolve_parent(path: &Path) -> Result<PathBuf> {
     let failed = |error: std::io::Error| Error::io("cannot find the mount point", path.display(), error);
     let path = std::path::absolute(path).map_err(failed)?;
@@ -394,7 +396,7 @@ fn send(stream: &mut UnixStream, message: &[u8]) -> Result<()> {
     stream.write_all(&framed).map_err(|error| Error::io("cannot write to the control socket", SOCKET, error))
 }
 
-/// One message; `None` where the other side hung up before it said anything.
+/// Receives one message; `None` when the other side closed the connection before any byte.
 fn receive(stream: &mut UnixStream) -> Result<Option<Vec<u8>>> {
     let failed = |error: std::io::Error| Error::io("cannot read from the control socket", SOCKET, error);
     let mut len = [0; 4];
@@ -439,16 +441,16 @@ mod tests {
     fn a_request_that_is_cut_anywhere_is_refused() {
         let mut out = Encoder::new();
         out.u8(1).u8(1).string(b"name").count(1).string(b"key").string(b"value");
-        let whole = out.finish();
+        let complete = out.finish();
         let freeze = |request: &[u8]| match decode_request(request).unwrap() {
             Request::Freeze { name, labels, wait } => (name, labels.get("key").cloned(), wait),
             _ => panic!("it is a freeze"),
         };
         let (name, value) = (Some("name".to_owned()), Some("value".to_owned()));
-        assert_eq!(freeze(&whole), (name.clone(), value.clone(), None));
-        let waiting = [&whole[..], &7u64.to_le_bytes()].concat();
+        assert_eq!(freeze(&complete), (name.clone(), value.clone(), None));
+        let waiting = [&complete[..], &7u64.to_le_bytes()].concat();
         assert_eq!(freeze(&waiting), (name, value, Some(Duration::from_millis(7))));
-        for len in (0..waiting.len()).filter(|len| *len != whole.len()) {
+        for len in (0..waiting.len()).filter(|len| *len != complete.len()) {
             assert!(decode_request(&waiting[..len]).is_err(), "cut at {len}");
         }
         assert!(decode_request(&[&waiting[..], &[0]].concat()).is_err());

@@ -1,10 +1,10 @@
-//! The one table from what the store says to the number an application sees.
+//! The one table from errors of the store to the numbers that an application sees.
 //!
-//! Errors of the store are logged here, once: the application behind the kernel can only be told a number.
+//! Errors of the store are logged here, once: the kernel passes only a number to the application.
 
 pub(crate) use rustix::io::Errno;
 
-/// What a file-system operation gives: a value, or the error number for the application.
+/// The result of a file-system operation: a value, or the error number for the application.
 pub(crate) type Answer<T> = Result<T, Errno>;
 
 /// The error number for an error of the store, which is logged.
@@ -14,7 +14,7 @@ pub(crate) fn from_store(error: store::Error) -> Errno {
         Kind::Full => Errno::NOSPC,
         Kind::Invalid => Errno::INVAL,
         Kind::Conflict => Errno::BUSY,
-        // A piece of the base that is not there is damage for whoever reads the file, not an absent name.
+        // A missing piece of the base is damage for the application that reads the file, not an absent name.
         Kind::NotFound | Kind::Fenced | Kind::Unavailable | Kind::Corrupt | Kind::Internal => Errno::IO,
     };
     tracing::error!(%error, ?errno, "the store could not serve the mount");

@@ -1,7 +1,7 @@
 //! Where the bytes of a changed file come from: a pure map from blocks to the upper, to zeroes, or to the base below.
 //!
-//! Knows numbers only, does no I/O. Invariants: no block is both held by the upper and hidden behind zeroes; blocks behind
-//! the end of the file are neither; `lower_len_bytes` never grows and is never more than the length.
+//! Knows numbers only, does no I/O. Invariants: no block is both held by the upper and hidden behind zeroes; blocks
+//! behind the end of the file are neither; `lower_len_bytes` never grows and is never more than the length.
 
 use crate::ranges::BlockSet;
 use std::ops::Range;
@@ -9,14 +9,14 @@ use std::ops::Range;
 /// Granularity of copy on write in bytes.
 pub(crate) const BLOCK: u64 = 4096;
 
-/// Who holds the bytes of a range.
+/// The source of the bytes of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// The data file in the upper, at the same offset.
     Upper,
     /// The file of the base, at the same offset.
     Lower,
-    /// Nobody: the bytes are zero.
+    /// None: the bytes are zero.
     Zero,
 }
 
@@ -25,7 +25,7 @@ pub(crate) enum Source {
 pub(crate) struct Segment {
     /// Byte range in the file.
     pub range: Range<u64>,
-    /// Who holds it.
+    /// Its source.
     pub source: Source,
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Segment {
 pub(crate) struct Layout {
     len_bytes: u64,
     lower_len_bytes: u64,
-    /// What hides the base; nearly no file of a mount has it, so it takes memory where it is needed only.
+    /// The blocks that hide the base; allocated only when there are any, because few files of a mount have some.
     covered: Option<Box<Covered>>,
 }
 
@@ -52,7 +52,7 @@ struct Covered {
 static NOTHING: Covered = Covered { data: BlockSet::EMPTY, zero: BlockSet::EMPTY, hiding: 0 };
 
 impl Layout {
-    /// A file that is the base's `len_bytes` bytes, unchanged.
+    /// An unchanged file with `len_bytes` bytes of the base.
     pub(crate) fn over(len_bytes: u64) -> Self {
         Self { len_bytes, lower_len_bytes: len_bytes, covered: None }
     }
@@ -62,7 +62,7 @@ impl Layout {
         self.len_bytes
     }
 
-    /// How much of the base still shows through: bytes from here on never come from it.
+    /// How many bytes of the base still show through: bytes from here on never come from the base.
     pub(crate) fn lower_len_bytes(&self) -> u64 {
         self.lower_len_bytes
     }
@@ -73,7 +73,7 @@ impl Layout {
         !is_covered && self.len_bytes == base_len_bytes && self.lower_len_bytes == base_len_bytes
     }
 
-    /// The blocks that `range` touches now come whole from the upper; the file reaches at least to `range.end`.
+    /// Has the blocks that `range` touches come from the upper completely; the file reaches at least to `range.end`.
     pub(crate) fn write(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -101,7 +101,7 @@ impl Layout {
         self.len_bytes = len_bytes;
     }
 
-    /// Blocks `blocks` become zero. The length stays.
+    /// Makes `blocks` zero. The length stays.
     pub(crate) fn zero(&mut self, blocks: Range<u64>) {
         let hiding = blocks.start..blocks.end.min(self.lower_blocks());
         self.change_data(blocks, BlockSet::remove);
@@ -128,7 +128,7 @@ impl Layout {
         segments
     }
 
-    /// The source of the byte at `at`, and where another one begins at the earliest.
+    /// The source of the byte at `at`, and the earliest offset at which another source begins.
     fn source_at(&self, at: u64) -> (u64, Source) {
         let block = at / BLOCK;
         let end = |blocks: Range<u64>| blocks.end.saturating_mul(BLOCK);
@@ -153,8 +153,8 @@ impl Layout {
     }
 
     /// The first hole at or behind `offset`; the end of the file is one. `holes` are those of the base's file, sorted,
-    /// disjoint, and apart from each other. Costs the logarithm of the number of pieces and of holes, and as much again for
-    /// each hole of the base that is filled.
+    /// disjoint, and apart from each other. Costs the logarithm of the number of pieces and of holes, and as much again
+    /// for each hole of the base that is filled.
     pub(crate) fn next_hole(&self, offset: u64, holes: &[Range<u64>]) -> u64 {
         let mut at = offset;
         while at < self.len_bytes {
@@ -221,14 +221,14 @@ impl Layout {
         self.covered().zero.ranges()
     }
 
-    /// Bytes held by the upper, in whole blocks.
+    /// Bytes held by the upper, a multiple of the block size.
     pub(crate) fn upper_bytes(&self) -> u64 {
         self.covered().data.count() * BLOCK
     }
 
     /// Bytes of the base that show through.
     pub(crate) fn shown_bytes(&self) -> u64 {
-        // The last block of the base may be a part of one.
+        // The last block of the base may be partial.
         let last = self.lower_len_bytes / BLOCK;
         let is_last_hidden =
             self.covered().data.range_at(last).is_some() || self.covered().zero.range_at(last).is_some();
@@ -237,12 +237,12 @@ impl Layout {
         self.lower_len_bytes + beyond - (self.covered().hiding + self.covered().zero.count()) * BLOCK
     }
 
-    /// Blocks of the base, the last of which may be a part of one.
+    /// Blocks of the base, the last of which may be partial.
     fn lower_blocks(&self) -> u64 {
         self.lower_len_bytes.div_ceil(BLOCK)
     }
 
-    /// Changes `data` and what is counted of it.
+    /// Changes `data` and its counts.
     fn change_data(&mut self, blocks: Range<u64>, change: fn(&mut BlockSet, Range<u64>)) {
         let edge = self.lower_blocks().clamp(blocks.start, blocks.end.max(blocks.start));
         let covered = self.covered_mut();
@@ -252,7 +252,7 @@ impl Layout {
         covered.hiding = covered.hiding + covered.data.count() - before;
     }
 
-    /// Where nothing is covered there is no set, so that equal layouts compare as equal.
+    /// Drops an empty set, so that equal layouts compare as equal.
     fn drop_empty(&mut self) {
         if self.covered().data.is_empty() && self.covered().zero.is_empty() {
             self.covered = None;

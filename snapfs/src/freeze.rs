@@ -1,11 +1,11 @@
-//! Freezing: what changed becomes a new snapshot, at a cost that follows the change.
+//! Freezing: the changes become a new snapshot, at a cost that follows the changes.
 //!
-//! Changed files are stored while everything goes on, pass by pass ([`crate::passes`]). Then changes wait: what was written
-//! during the last pass is stored, then all the rest, so the snapshot is one moment; reading goes on. Only dirty ranges of
-//! files are read, cut and hashed; only
-//! directories on the way from a change to the root are written; all else is taken over by id. Then the upper changes over
-//! to the new snapshot: commit -> journal of the new base in place of the old one (one rename) -> memory. A crash between
-//! the first two is seen at the next mount, because the journal says which tree was about to be committed.
+//! Changed files are stored while changes continue, pass by pass ([`crate::passes`]). Then changes wait, while reads
+//! are answered: the writes of the last pass are stored, then all the rest, so the snapshot is one moment. Only dirty
+//! ranges of files are read, cut and hashed; only directories on the way from a change to the root are written; all
+//! others are reused by id. Then the upper is rebased on the new snapshot: commit -> journal of the new base in place
+//! of the old one (one rename) -> memory. The next mount detects a crash between the first two, because the journal
+//! says which tree was about to be committed.
 
 use crate::change::{Change, NodeId};
 use crate::errno::Errno;
@@ -26,31 +26,31 @@ use store::{
     SnapshotId, Store, TreeRoot, Writer,
 };
 
-/// What a freeze did.
+/// The result of a freeze.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FreezeReport {
     /// The new snapshot.
     pub snapshot: SnapshotId,
-    /// Files, directories and other nodes that were written again.
+    /// Files, directories and other nodes that were written.
     pub changed_files: u64,
     /// Bytes in the ranges that were read again.
     pub changed_bytes: u64,
     /// Plain bytes that the store did not have.
     pub new_bytes: u64,
-    /// What those take in the store.
+    /// Bytes that those take in the store.
     pub stored_bytes: u64,
-    /// How long it took. Changes waited for a part of that.
+    /// Duration of the freeze. Changes waited for a part of it.
     pub elapsed: Duration,
 }
 
 impl Overlay {
-    /// Makes a snapshot of the mount as it is now, moves the ref `name` to it, and goes on over it.
+    /// Makes a snapshot of the mount as it is now, moves the ref `name` to it, and rebases the mount on it.
     ///
     /// # Errors
-    /// `Conflict` when another process writes to the store or the ref names what this mount is not based on, `Invalid` for a
-    /// read-only mount or an impossible name, and those of the store. After an error the changes are still in the upper;
-    /// after `Unavailable` they are committed too, and the mount has to be made again.
+    /// `Conflict` when another process writes to the store or the ref's snapshot is not the mount's base, `Invalid` for
+    /// a read-only mount or an impossible name, and those of the store. After an error the changes are still in the
+    /// upper; after `Unavailable` they are committed too, and the mount has to be mounted again.
     pub(crate) fn freeze(&self, name: &str, labels: BTreeMap<String, String>) -> Result<FreezeReport> {
         self.freeze_within(None, name, labels)
     }
@@ -71,7 +71,7 @@ impl Overlay {
                 .object(self.upper().path().display()));
         }
         store::check_name(name)?;
-        // Others may be writing to the store for a while: changes go on until the lock is had.
+        // Another process may write to the store for a while: changes continue until the lock is taken.
         let mut writer = match wait {
             Some(wait) => self.store().writer_within(wait, &purpose)?,
             None => self.store().writer(&purpose)?,
@@ -81,14 +81,14 @@ impl Overlay {
         let mut passes = Passes::new(self);
         passes.run(&mut writer)?;
         let _stopped = self.stop_changes();
-        // Space for the next journal is taken before there is no way back.
+        // Space for the next journal is taken before the commit, after which there is no way back.
         let header = Header { store: self.store().id(), base: self.base().id, boot: boot_id()? };
         let journal = Journal::prepare(&self.upper().journal_path(), &header, std::iter::empty())?;
         let (report, frozen) = self.commit_changes(&mut writer, name, labels, passes)?;
         let rebased = Base::open(self.store(), &report.snapshot)
             .and_then(|base| rebase(self, Arc::new(base), frozen, journal));
         rebased.map_err(|error| {
-            // What was journaled from now on would belong to neither snapshot.
+            // Changes journaled from now on would belong to neither snapshot.
             self.poison("a freeze was committed, and the mount could not change over to it");
             Error::new(
                 Kind::Unavailable,
@@ -101,7 +101,8 @@ impl Overlay {
         Ok(FreezeReport { elapsed: started.elapsed(), ..report })
     }
 
-    /// The first half: a new snapshot with all changes, which are still in the upper too. The caller keeps changes out.
+    /// The first half: makes a new snapshot with all changes, which are still in the upper too. The caller keeps
+    /// changes out.
     pub(crate) fn commit_changes(
         &self,
         writer: &mut Writer,
@@ -136,7 +137,7 @@ impl Overlay {
         Ok((report, freezer.frozen))
     }
 
-    /// Puts a change that only the next mount reads into the journal, durably.
+    /// Writes a change that only the next mount reads into the journal, durably.
     fn announce(&self, change: Change) -> Result<()> {
         let failed = |errno: Errno| {
             Error::io("cannot write the journal", self.upper().path().display(), errno.into())
@@ -153,7 +154,7 @@ struct Freezer<'a> {
     base: Arc<Base>,
     /// Copies of all nodes that differ from the base.
     nodes: HashMap<NodeId, Node>,
-    /// Where the changed nodes stood in the base.
+    /// The places of the changed nodes in the base.
     standing: HashSet<Vec<u8>>,
     frozen: Frozen,
     links: BTreeMap<u64, LinkedInode>,
@@ -205,7 +206,8 @@ impl<'a> Freezer<'a> {
         Ok(TreeRoot { metadata: inode.metadata, directory, links: std::mem::take(&mut self.links) })
     }
 
-    /// The link table: the base's, without what lost its last name, with what changed or got a second name.
+    /// The link table: the base's, without files that lost their last name, with files that changed or got a second
+    /// name.
     fn freeze_links(&mut self) -> Result<()> {
         let old = self.base.tree.links()?;
         self.links = old.as_ref().clone();
@@ -290,8 +292,8 @@ impl<'a> Freezer<'a> {
         writer.put_directory(&entries)
     }
 
-    /// Entries of the base's directory at `path` do not stand there any more. A directory among them that stands nowhere
-    /// else either was emptied before: its entries are gone too.
+    /// Counts entries of the base's directory at `path` that are not there any more. A directory among them that is not
+    /// at another place either was emptied before: its entries are gone too.
     fn count_gone(&mut self, path: &[u8], gone: Vec<Entry>) -> Result<()> {
         let mut pending: Vec<(Vec<u8>, Entry)> =
             gone.into_iter().map(|entry| (join(path, &entry.name), entry)).collect();
@@ -316,7 +318,7 @@ impl<'a> Freezer<'a> {
         }
     }
 
-    /// What the snapshot has of a changed node, whose number would be `derived` if nothing was kept of it.
+    /// The inode of a changed node in the snapshot; its number would be `derived` if the snapshot kept none.
     fn inode(&self, id: NodeId, node: &Node, derived: NodeId) -> Result<Inode> {
         let node_of_store = match &node.body {
             Body::Directory(_) => {
@@ -338,7 +340,8 @@ impl<'a> Freezer<'a> {
     }
 }
 
-/// Refuses to put changes over a snapshot that they do not follow: what it holds would silently be gone from the ref's head.
+/// Refuses to replace a snapshot that the changes are not based on: its content would silently disappear from the ref's
+/// head.
 fn check_follows(store: &Store, name: &str, base: &SnapshotId) -> Result<()> {
     let Some(current) = store.refs().get(name)?.and_then(|found| found.current()) else { return Ok(()) };
     let mut ancestor = Some(*base);

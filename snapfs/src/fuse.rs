@@ -1,7 +1,7 @@
-//! Translation between the FUSE protocol and [`Overlay`]: here and in the files below the FUSE library is used, nowhere else.
+//! Translation between the FUSE protocol and [`Overlay`]: only this file and those below it use the FUSE library.
 //!
-//! All changes come through this kernel, so everything it caches stays right forever: names, absent names, attributes and
-//! pages. It may keep only listings that cannot change: in a kept listing it looks for the very line that a reader saw last,
+//! All changes come through this kernel, so all that it caches stays valid: names, absent names, attributes and pages.
+//! It may cache only listings that cannot change: in a cached listing it searches for the line that a reader saw last,
 //! and ends the reader's listing when that name is gone. Files need no handle, so opening one is answered by "not
 //! implemented", after which the kernel opens and closes files without asking.
 
@@ -31,11 +31,11 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-/// How long the kernel may believe what it is told: longer than any mount lives.
+/// How long the kernel may cache names and attributes: longer than any mount lives.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// Largest write in one request.
 const WRITE_MAX: u32 = 1 << 20;
-/// Requests that the kernel may have in flight without anybody waiting for them.
+/// Requests that the kernel may have in flight without a process that waits for them.
 const BACKGROUND_MAX: u16 = 64;
 const GENERATION: Generation = Generation(0);
 
@@ -52,7 +52,7 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
-            // Without it every write asks for file capabilities first.
+            // Without this the kernel asks for file capabilities before every write.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             // A node that the kernel forgot cannot be found by its number: file handles would go stale at any time.
             InitFlags::FUSE_NO_EXPORT_SUPPORT,
@@ -259,7 +259,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let drops_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        // Bytes are copied only where they have to wait.
+        // Bytes are copied only if the write has to wait.
         if let Some(inside) = self.overlay.gate().enter() {
             self.answer_write(ino, offset, data, drops_set_id, reply);
             drop(inside);
@@ -323,14 +323,14 @@ impl Filesystem for Adapter {
     ) {
         let listed = self.each_line(ino, offset, |line| {
             let name = OsStr::from_bytes(&line.name);
-            // The kernel takes no hold on these two.
+            // The kernel does not count a lookup for these two.
             if matches!(line.name.as_slice(), b"." | b"..") {
                 let attr = FileAttr { ino: INodeNo(line.id.0), kind: FileType::Directory, ..absent() };
                 return reply.add(attr.ino, line.next, name, &FOREVER, &attr, GENERATION);
             }
             let stat = match self.overlay.lookup(node(ino), &line.name) {
                 Ok(Some(stat)) => stat,
-                // It went since the line was made, or cannot be read: whoever asks for it by name is told why.
+                // It was removed since the line was made, or cannot be read: a lookup of its name returns the error.
                 Ok(None) | Err(_) => return false,
             };
             let attr = attr(&stat);
@@ -421,7 +421,7 @@ impl Filesystem for Adapter {
         });
     }
 
-    /// Every program that asks whether a file is a terminal asks this. The library would log each of them.
+    /// Every program that checks whether a file is a terminal sends this. The library would log each of these requests.
     fn ioctl(
         &self,
         _request: &Request,
@@ -436,7 +436,7 @@ impl Filesystem for Adapter {
         reply.error(fuser::Errno::ENOTTY);
     }
 
-    /// Not implemented: the kernel says from then on by itself that files are always ready.
+    /// Not implemented: from then on the kernel answers by itself that files are always ready.
     fn poll(
         &self,
         _request: &Request,

@@ -1,5 +1,5 @@
-//! Decoders of an upper's records and of a mount's control socket that are private, for the fuzz targets of `tests/fuzz`.
-//! Not an interface: it may change with every version.
+//! Private decoders of an upper's records and of a mount's control socket, for the fuzz targets of `tests/fuzz`. Not an
+//! interface: may change with every version.
 
 use crate::acl::Acl;
 use crate::{change, control, journal};
@@ -21,7 +21,7 @@ pub fn changes(payload: &[u8]) -> Result<()> {
 /// As the reader.
 pub fn journal(bytes: &[u8]) -> Result<()> {
     if let Some((header, mut frames)) = bytes.split_first_chunk::<{ journal::HEADER_LEN }>() {
-        // A wrong header is told, and what follows is read all the same.
+        // A wrong header is an error, but the frames are read in any case.
         std::hint::black_box(journal::parse_header(header).is_ok());
         let mut sequence = 0;
         let failed = |error| Error::io("cannot read the journal", "bytes", error);
@@ -48,7 +48,7 @@ pub fn control_request(message: &[u8]) -> Result<()> {
 /// A POSIX access control list.
 ///
 /// # Panics
-/// When a list does not come back as it was.
+/// When a list does not encode to the same bytes.
 pub fn acl(bytes: &[u8]) {
     if let Some(acl) = Acl::decode(bytes) {
         assert_eq!(acl.encode(), bytes);

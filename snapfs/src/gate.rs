@@ -1,4 +1,4 @@
-//! Where changes that must wait do so: as tasks in a queue, so that no serving thread waits with them and reading goes on.
+//! The queue of changes that must wait: no serving thread waits with them, so reads are answered.
 //!
 //! A caller of the kernel has one request at a time, so there are never more tasks than callers.
 
@@ -7,12 +7,12 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Threads that do what waited once the gate opens.
+/// Threads that make the changes that waited once the gate opens.
 const THREADS: usize = 4;
 
 /// A change that waits.
 struct Task {
-    /// About how many bytes of files have to be stored again after it.
+    /// About how many bytes of files have to be stored again after the change.
     weight_bytes: u64,
     make: Box<dyn FnOnce() + Send>,
 }
@@ -27,7 +27,7 @@ pub(crate) struct Gate {
 
 #[derive(Default)]
 struct State {
-    /// How many keep changes out.
+    /// How many callers keep changes out.
     closed: usize,
     /// How many changes are being made.
     inside: usize,
@@ -42,7 +42,7 @@ pub(crate) struct Inside<'a>(&'a Gate);
 pub(crate) struct Closed(Arc<Gate>);
 
 impl Gate {
-    /// Leave to make a change now; `None` where it has to wait: see [`Self::run`].
+    /// Permission to make a change now; `None` when it has to wait: see [`Self::run`].
     pub(crate) fn enter(&self) -> Option<Inside<'_>> {
         let mut state = self.state();
         if state.closed > 0 {
@@ -52,8 +52,8 @@ impl Gate {
         Some(Inside(self))
     }
 
-    /// Makes a change now, or when the gate opens; after it about `weight_bytes` bytes of files have to be stored again.
-    /// Gives whether it was made.
+    /// Makes a change now, or when the gate opens; after it about `weight_bytes` bytes of files have to be stored
+    /// again. Returns whether the change was made at once.
     pub(crate) fn run(&self, weight_bytes: u64, change: impl FnOnce() + Send + 'static) -> bool {
         let mut state = self.state();
         if state.closed > 0 {
@@ -68,8 +68,8 @@ impl Gate {
         true
     }
 
-    /// For whoever keeps changes out: makes some of those that wait or come within a time. The weight of all but the last
-    /// is at most `weight_bytes`.
+    /// For the caller that keeps changes out: makes some of the changes that wait or come within a time. The weight of
+    /// all but the last is at most `weight_bytes`.
     pub(crate) fn let_through(&self, mut weight_bytes: u64, time: Duration) {
         let until = Instant::now() + time;
         while weight_bytes > 0 {
@@ -89,7 +89,7 @@ impl Gate {
         self.finish_closing()
     }
 
-    /// As [`Self::close`]; `None` where somebody else keeps changes out.
+    /// As [`Self::close`]; `None` when another caller keeps changes out.
     pub(crate) fn try_close(self: &Arc<Self>) -> Option<Closed> {
         let mut state = self.state();
         if state.closed > 0 {

@@ -1,9 +1,9 @@
-//! What tells one file from another and from what it was before: inode numbers and change times, the same at every mount,
-//! and other ones for other contents.
+//! The identity of files: inode numbers and change times, which are the same at every mount and differ for other
+//! contents.
 //!
-//! What a mount changed has both in the snapshot. For everything else they follow from the snapshot: the number from the
-//! directory's number and the name, the change time from everything that the inode holds. docs/FORMAT.md ("Inode") has
-//! the rules.
+//! Files that a mount changed have both in the snapshot. For all others they follow from the snapshot: the number from
+//! the directory's number and the name, the change time from all that the inode holds. docs/FORMAT.md ("Inode") has the
+//! rules.
 
 use crate::change::NodeId;
 use crate::times;
@@ -35,19 +35,20 @@ pub(crate) fn number_of_link(link: u64, kept: Option<u64>) -> NodeId {
     possible(kept).unwrap_or_else(|| NodeId(hash(seed, &link.to_le_bytes()) | BASE_BIT))
 }
 
-/// A kept number, but for those that mean something else to the kernel.
+/// A kept number, except those with another meaning to the kernel.
 fn possible(kept: Option<u64>) -> Option<NodeId> {
     kept.map(NodeId).filter(|number| *number > NodeId::ROOT)
 }
 
-/// `inode` with what it needs to be node `id` of this change time again, where `derived` is its number without that.
+/// `inode` with the identity that makes it node `id` with this change time again; `derived` is its number without that.
 pub(crate) fn kept(mut inode: Inode, id: NodeId, derived: NodeId, ctime: Time) -> Inode {
     let ctime = (derived_ctime(&inode) != ctime).then_some(ctime);
     inode.metadata.identity = Identity::new(ctime, (derived != id).then_some(id.0));
     inode
 }
 
-/// A number for a new node: at random, because which numbers a snapshot has in use is known only after reading all of it.
+/// A number for a new node: at random, because which numbers a snapshot has in use is known only after reading all of
+/// it.
 pub(crate) fn random_number() -> NodeId {
     NodeId(u64::from_le_bytes(clock::random_bytes()) & !BASE_BIT)
 }

@@ -1,9 +1,9 @@
 //! The journal file: a header and checksummed frames, appended one write(2) each.
 //!
-//! A frame is in the page cache when [`Journal::append`] returns, so it outlives the process; [`Journal::sync`] makes it
-//! outlive the machine. Reading stops at a torn tail. A hole that cannot be a torn tail is damage and is refused: when the
-//! machine was not rebooted, any whole frame behind it proves that; after a reboot, a frame behind it that was written
-//! when the hole was already durable. Layout: SEMANTICS.md ("Journal"). Never interprets payloads.
+//! A frame is in the page cache when [`Journal::append`] returns, so it outlives the process; [`Journal::sync`] makes
+//! it outlive the machine. Reading stops at a torn tail. A hole that cannot be a torn tail is damage and is refused:
+//! when the machine was not rebooted, any intact frame behind the hole proves damage; after a reboot, one that was
+//! written when the hole was already durable. Layout: SEMANTICS.md ("Journal"). Never interprets payloads.
 
 use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
@@ -22,14 +22,14 @@ pub(crate) const HEADER_LEN: usize = 88;
 const FRAME_MAGIC: &[u8; 4] = b"FRAM";
 /// Bytes of a frame before its payload.
 const FRAME_HEADER_LEN: usize = 32;
-/// Space that is kept for changes that make room when the disk is full: some thousand of them.
+/// Bytes kept for changes that free space when the disk is full: some thousand changes.
 const RESERVE_LEN: u64 = 256 << 10;
-/// How far behind a hole frames are looked for.
+/// How far behind a hole frames are searched for.
 const SEARCH_MAX: u64 = 256 << 20;
 /// Largest payload of a frame; larger ones are refused on both sides.
 pub(crate) const PAYLOAD_MAX: usize = 64 << 20;
 
-/// What the journal's changes are changes to, and in which boot of the machine it was last opened for writing.
+/// The base of the journal's changes, and the boot of the machine in which it was last opened for writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     /// The store that holds the base.
@@ -46,26 +46,26 @@ pub(crate) struct Journal {
     file: Arc<File>,
     len_bytes: u64,
     durable_len_bytes: u64,
-    /// Zeroes stand behind the last frame up to here.
+    /// End of the zeroes behind the last frame.
     reserved_len_bytes: u64,
     sequence: u64,
     /// Bytes of the journals that this mount wrote before this one.
     before_bytes: u64,
 }
 
-/// How much this mount had written into its journals when something was said.
+/// A position: bytes that this mount has written into its journals.
 pub(crate) type Position = u64;
 
-/// What reading a journal gave.
+/// The result of reading a journal.
 pub(crate) struct Scan {
-    /// Where the last whole frame ends.
+    /// Offset of the end of the last intact frame.
     end: u64,
-    /// Number of whole frames.
+    /// Number of intact frames.
     frames: u64,
 }
 
 impl Scan {
-    /// Length of the whole frames and the header in bytes.
+    /// Length of the header and the intact frames in bytes.
     pub(crate) fn len_bytes(&self) -> u64 {
         self.end
     }
@@ -75,7 +75,7 @@ impl Journal {
     /// Writes a new journal with these payloads beside the one at `path`, durably.
     ///
     /// # Errors
-    /// Those of the file system; nothing of the new one is left then.
+    /// Those of the file system; the new one is removed then.
     pub(crate) fn prepare(
         path: &Path,
         header: &Header,
@@ -100,7 +100,7 @@ impl Journal {
         Ok(prepared)
     }
 
-    /// Puts a new journal with these payloads at `path`, atomically and durably, in place of what is there.
+    /// Puts a new journal with these payloads at `path`, atomically and durably, in place of the present one.
     ///
     /// # Errors
     /// Those of the file system; one of the two journals is there then.
@@ -112,7 +112,7 @@ impl Journal {
         Self::prepare(path, header, payloads)?.take_place(path)
     }
 
-    /// Makes an empty journal at `path` where there is none. It is not durable before its first sync.
+    /// Makes an empty journal at `path` if there is none. It is not durable before its first sync.
     ///
     /// # Errors
     /// Those of the file system.
@@ -149,12 +149,12 @@ impl Journal {
         }
     }
 
-    /// Sees to it that changes that make room can be written also when nothing else can: zeroes stand where they will be.
-    /// A frame that replaces zeroes leaves the length of the file and its blocks as they are, so that its sync need not
-    /// wait for the file system's own journal.
+    /// Reserves space for changes that free space on a full disk, by writing zeroes where their frames will be. A frame
+    /// that replaces zeroes leaves the length of the file and its blocks as they are, so its sync need not wait for the
+    /// file system's own journal.
     ///
     /// # Errors
-    /// `ENOSPC` when there is no room left to keep.
+    /// `ENOSPC` when there is no space left to reserve.
     pub(crate) fn reserve(&mut self) -> Result<(), Errno> {
         if self.len_bytes + RESERVE_LEN / 2 <= self.reserved_len_bytes {
             return Ok(());
@@ -166,10 +166,10 @@ impl Journal {
         Ok(())
     }
 
-    /// Appends one frame. Either all of it is there afterwards or none.
+    /// Appends one frame, completely or not at all.
     ///
     /// # Errors
-    /// The error of write(2); `EIO` when a partly written frame could not be taken back: nothing may follow it then.
+    /// The error of write(2); `EIO` when a partly written frame could not be removed: no frame may follow it then.
     pub(crate) fn append(&mut self, payload: &[u8]) -> Result<(), Errno> {
         if payload.len() > PAYLOAD_MAX {
             return Err(Errno::TOOBIG);
@@ -194,32 +194,32 @@ impl Journal {
         self.len_bytes
     }
 
-    /// How much was written so far, by the journals before this one too.
+    /// The present position, which counts the journals before this one too.
     pub(crate) fn position(&self) -> Position {
         self.before_bytes + self.len_bytes
     }
 
-    /// Whether all that was written up to `position` is durable.
+    /// Whether all frames up to `position` are durable.
     pub(crate) fn is_durable(&self, position: Position) -> bool {
         position <= self.before_bytes + self.durable_len_bytes
     }
 
-    /// Positions go on behind those of the journal that this one, all of which is durable, replaces.
+    /// Continues the positions of the journal that this one replaces; all of this one is durable.
     pub(crate) fn follow(&mut self, replaced: &Self) {
         self.before_bytes = replaced.position();
     }
 
-    /// The file and how much of it a sync now would make durable; `None` when all of it already is.
+    /// The file, and the length in bytes that a sync now would make durable; `None` when all of it already is.
     pub(crate) fn unsynced(&self) -> Option<(Arc<File>, u64)> {
         (self.durable_len_bytes < self.len_bytes).then(|| (self.file.clone(), self.len_bytes))
     }
 
-    /// Whether nothing of it is durable yet, not even its name.
+    /// Whether neither its bytes nor its name are durable yet.
     pub(crate) fn is_unnamed(&self) -> bool {
         self.durable_len_bytes == 0
     }
 
-    /// Notes that the first `len_bytes` bytes of `file` are durable. Another journal may be in its place by now.
+    /// Notes that the first `len_bytes` bytes of `file` are durable. Another journal may have replaced it by now.
     pub(crate) fn synced(&mut self, file: &Arc<File>, len_bytes: u64) {
         if Arc::ptr_eq(file, &self.file) {
             self.durable_len_bytes = self.durable_len_bytes.max(len_bytes);
@@ -227,7 +227,7 @@ impl Journal {
     }
 }
 
-/// A whole, durable journal that is not in its place yet. Dropping it removes it.
+/// A complete, durable journal that is not in its place yet. Dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     journal: Journal,
@@ -240,7 +240,7 @@ impl Prepared {
         self.journal.len_bytes
     }
 
-    /// Gives it another header; takes no space.
+    /// Replaces its header; takes no space.
     ///
     /// # Errors
     /// Those of the file system.
@@ -252,7 +252,7 @@ impl Prepared {
     /// Takes the place of the journal at `path`.
     ///
     /// # Errors
-    /// Those of the file system; it is not known then which of the two is there.
+    /// Those of the file system; either of the two may be in place then.
     pub(crate) fn take_place(self, path: &Path) -> Result<Journal> {
         std::fs::rename(&self.temporary, path).map_err(|error| self.failed(error))?;
         sync_directory(path.parent().unwrap_or(Path::new(".")))?;
@@ -270,7 +270,7 @@ impl Prepared {
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        // Once it is in its place there is nothing under this name.
+        // Once it is in its place, no file has this name.
         if let Err(error) = std::fs::remove_file(&self.temporary)
             && error.kind() != std::io::ErrorKind::NotFound
         {
@@ -279,8 +279,8 @@ impl Drop for Prepared {
     }
 }
 
-/// Reads the header of the journal at `path`; `None` where there is no journal, or one that a power cut kept from ever
-/// becoming durable.
+/// Reads the header of the journal at `path`; `None` when there is no journal, or one that never became durable because
+/// of a power cut.
 ///
 /// # Errors
 /// `Corrupt`, `Invalid` for a newer version, and those of the file system.
@@ -298,7 +298,7 @@ pub(crate) fn read_header(path: &Path) -> Result<Option<Header>> {
     take_header(&mut bytes.as_slice(), path).map(Some)
 }
 
-/// Reads every whole frame in order. `boot` is the running kernel's boot id.
+/// Reads every intact frame in order. `boot` is the running kernel's boot id.
 ///
 /// # Errors
 /// `Corrupt` when a frame in the middle is damaged, those of the file system, and those of `visit`.
@@ -324,7 +324,7 @@ pub(crate) fn scan(
     Ok(scan)
 }
 
-/// The next frame's payload; `None` at the end and where the bytes are no whole frame with this sequence number.
+/// The next frame's payload; `None` at the end and where the bytes are no intact frame with this sequence number.
 pub(crate) fn take_frame(
     reader: &mut impl Read,
     left: u64,
@@ -344,7 +344,7 @@ pub(crate) fn take_frame(
     Ok(frame.holds(&payload).then_some(payload))
 }
 
-/// Looks behind the end of a scan for frames that prove damage.
+/// Searches for frames behind the end of a scan that prove damage.
 fn refuse_damage(path: &Path, scan: &Scan, same_boot: bool) -> Result<()> {
     let failed = |error: std::io::Error| Error::io("cannot read the journal", path.display(), error);
     let file = File::open(path).map_err(failed)?;
@@ -356,7 +356,7 @@ fn refuse_damage(path: &Path, scan: &Scan, same_boot: bool) -> Result<()> {
     for at in 1..rest.len().saturating_sub(FRAME_HEADER_LEN) {
         let Some(frame) = FrameHeader::parse(&rest[at..at + FRAME_HEADER_LEN]) else { continue };
         let payload = rest[at + FRAME_HEADER_LEN..].get(..frame.len);
-        // No tail that was torn holds so much of what looks like frames.
+        // A torn tail does not have so many bytes that look like frames.
         let hashed = payload.map_or(0, <[u8]>::len) as u64;
         let is_hostile = hashed > budget;
         budget = budget.saturating_sub(hashed);
@@ -484,15 +484,15 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_cut_at_any_byte_keeps_every_whole_frame_and_can_be_appended_to() {
+    fn a_journal_cut_at_any_byte_keeps_every_intact_frame_and_can_be_appended_to() {
         let directory = tempfile::tempdir().unwrap();
         let path = path_in(directory.path());
         written(&path, 5);
-        let whole = std::fs::read(&path).unwrap();
+        let intact = std::fs::read(&path).unwrap();
         let mut ends = vec![HEADER_LEN];
         (0..5).for_each(|frame| ends.push(ends[frame] + FRAME_HEADER_LEN + 10 + frame));
-        for len in HEADER_LEN..=whole.len() {
-            std::fs::write(&path, &whole[..len]).unwrap();
+        for len in HEADER_LEN..=intact.len() {
+            std::fs::write(&path, &intact[..len]).unwrap();
             let (frames, scan) = read_all(&path, &BOOT).unwrap();
             assert_eq!(frames.len(), ends.iter().filter(|end| **end <= len).count() - 1, "cut at {len}");
             Journal::open(&path, &scan).unwrap().append(b"next").unwrap();
@@ -501,7 +501,7 @@ mod tests {
             assert_eq!(again.len(), frames.len() + 1);
         }
         for len in 0..HEADER_LEN {
-            std::fs::write(&path, &whole[..len]).unwrap();
+            std::fs::write(&path, &intact[..len]).unwrap();
             assert!(read_all(&path, &BOOT).is_err(), "cut at {len}");
         }
     }
@@ -531,17 +531,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = path_in(directory.path());
         written(&path, 5);
-        let whole = std::fs::read(&path).unwrap();
-        let last_frame = whole.len() - FRAME_HEADER_LEN - 14;
+        let intact = std::fs::read(&path).unwrap();
+        let last_frame = intact.len() - FRAME_HEADER_LEN - 14;
         for byte in 0..last_frame {
-            let mut damaged = whole.clone();
+            let mut damaged = intact.clone();
             damaged[byte] ^= 0x10;
             std::fs::write(&path, &damaged).unwrap();
             assert!(read_all(&path, &BOOT).is_err(), "byte {byte}");
         }
     }
 
-    /// A sync takes its time; when another journal is in place at its end, it says nothing of that one.
+    /// A sync that ends when another journal is in place says nothing about that journal.
     #[test]
     fn a_sync_of_the_journal_before_counts_for_nothing() {
         let directory = tempfile::tempdir().unwrap();
@@ -564,15 +564,15 @@ mod tests {
         file.sync_data().unwrap();
         journal.synced(&file, durable);
         (10..13).for_each(|frame| journal.append(&[frame; 20]).unwrap());
-        let whole = std::fs::read(&path).unwrap();
+        let intact = std::fs::read(&path).unwrap();
 
-        let mut hole = whole.clone();
+        let mut hole = intact.clone();
         hole[durable as usize..durable as usize + FRAME_HEADER_LEN].fill(0);
         std::fs::write(&path, &hole).unwrap();
         assert_eq!(read_all(&path, &[9; 16]).unwrap().0.len(), 2, "another boot: the tail was never durable");
         assert!(read_all(&path, &BOOT).is_err(), "same boot: nothing can have been lost");
 
-        let mut damage = whole;
+        let mut damage = intact;
         damage[HEADER_LEN + 4] ^= 1;
         std::fs::write(&path, &damage).unwrap();
         assert!(read_all(&path, &[9; 16]).is_err(), "a durable frame is damaged");

@@ -1,9 +1,9 @@
 //! snapfs: a snapshot of the store as a read-write directory, and back.
 //!
-//! [`mount()`] serves a snapshot's tree through FUSE; changes go into a local upper, block by block, journaled. A freeze
-//! turns what changed into a new snapshot and goes on over it. Start reading at `overlay` for the file system itself (no
-//! kernel needed), at `fuse` for its translation, at `state` for what a mount knows, at `journal` for what outlives it.
-//! Which POSIX promises are kept, and the journal's format, are in SEMANTICS.md.
+//! [`mount()`] serves a snapshot's tree through FUSE; changes go into a local upper, block by block, journaled. A
+//! freeze turns the changes into a new snapshot and rebases the mount on it. Start reading at `overlay` for the file
+//! system itself (no kernel needed), at `fuse` for the protocol, at `state` for the state of a mount in memory, at
+//! `journal` for its state on disk. SEMANTICS.md lists the POSIX promises that are kept, and the journal's format.
 
 mod acl;
 mod attachment;

@@ -1,5 +1,5 @@
-//! What lies below a mount: one snapshot's tree, opened piece by piece, pinned against collection while it is used. Of its
-//! directories those that were opened last stay in memory.
+//! The base of a mount: one snapshot's tree, opened piece by piece, pinned against collection while it is used. The
+//! directories that were opened last stay in memory.
 
 use crate::slots::SharedName;
 use std::collections::VecDeque;
@@ -8,17 +8,17 @@ use store::{
     Content, Directory, DirectoryId, Error, Inode, Kind, Pin, Result, Snapshot, SnapshotId, Store, Tree,
 };
 
-/// Directories that hold more are put together from several frames, which takes long: they get a place of their own, so
-/// that others do not drive them out.
+/// Length in bytes above which a directory is read from several frames, which takes long: such directories are cached
+/// apart, so that others do not evict them.
 const LONG_BYTES: usize = 1 << 20;
-/// How much the others may hold.
+/// Bytes that the other directories may take.
 const SHORT_MAX_BYTES: usize = 4 << 20;
-/// How much long ones may hold.
+/// Bytes that the long ones may take.
 const LONG_MAX_BYTES: usize = 32 << 20;
-/// So many stay in any case.
+/// Number of directories of either kind that stay in any case.
 const KEPT_MIN: usize = 2;
 
-/// The snapshot below a mount.
+/// The base of a mount.
 #[derive(Debug)]
 pub(crate) struct Base {
     /// Its id.
@@ -72,7 +72,7 @@ impl Base {
         Ok(Self { id: *id, snapshot, tree, recent: Mutex::default(), _pin: pin })
     }
 
-    /// Keeps a directory that was just opened for a while.
+    /// Caches a directory that was just opened.
     fn keep(&self, directory: Arc<Directory>) {
         let mut recent = self.recent();
         match directory.held_bytes() > LONG_BYTES {
@@ -81,7 +81,7 @@ impl Base {
         }
     }
 
-    /// Lets go of all directories that nobody uses now.
+    /// Empties the cache of directories; those in use stay alive.
     pub(crate) fn forget_directories(&self) {
         *self.recent() = Recent::default();
     }
@@ -91,10 +91,10 @@ impl Base {
     }
 }
 
-/// Where the content of a file of the base is found.
+/// The place of a base file's content.
 #[derive(Debug)]
 pub(crate) enum LowerContent {
-    /// It is this.
+    /// The content itself.
     Known(Content),
     /// In a directory, by its name.
     Entry(Arc<Base>, Arc<LowerDirectory>, SharedName),
@@ -131,7 +131,7 @@ impl LowerContent {
 pub(crate) struct LowerDirectory {
     /// Its id.
     pub id: DirectoryId,
-    /// Where it stands in the base: names joined by slashes, empty for the root.
+    /// Its path in the base: names joined by slashes, empty for the root.
     pub path: Vec<u8>,
     opened: Mutex<Weak<Directory>>,
 }
@@ -142,12 +142,12 @@ impl LowerDirectory {
         Arc::new(Self { id, path, opened: Mutex::default() })
     }
 
-    /// The same directory, standing elsewhere in another base.
+    /// The same directory at another path of another base.
     pub(crate) fn moved(&self, path: Vec<u8>) -> Arc<Self> {
         Arc::new(Self { id: self.id, path, opened: Mutex::default() })
     }
 
-    /// Its entries. Reads no store while anybody still has what an earlier call gave, and for a while after that.
+    /// Its entries. Reads no store while the result of an earlier call is in use, and for a while after that.
     ///
     /// # Errors
     /// Those of the store.
@@ -168,7 +168,7 @@ impl LowerDirectory {
         Ok(read)
     }
 
-    /// Where the entry `name` stands in the base.
+    /// The path of the entry `name` in the base.
     pub(crate) fn path_of(&self, name: &[u8]) -> Vec<u8> {
         join(&self.path, name)
     }

@@ -1,8 +1,8 @@
 //! A mount in this process: kernel connection, serving threads, control socket, and their end in the right order.
 //!
-//! End: the mount goes (by whoever) -> the serving threads end -> the control socket goes -> the overlay is closed (all
-//! durable, upper unlocked) -> the control thread ends -> [`Mount::wait`] returns. This process never touches a file below its own mount point: the
-//! answer would have to come from itself.
+//! End: the mount is removed (by any process) -> the serving threads end -> the control socket is removed -> the
+//! overlay is closed (all durable, upper unlocked) -> the control thread ends -> [`Mount::wait`] returns. This process
+//! never touches a file below its own mount point: the answer would have to come from itself.
 
 use crate::attachment::{Shared, Stage, attach, check_mountpoint};
 use crate::control::Control;
@@ -18,25 +18,25 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use store::{Error, Kind, Result, SnapshotId, Store};
 
-/// What is kept for those who come next is freed when for so long nobody came.
+/// How long after the last use cached memory is freed.
 const IDLE_AFTER: Duration = Duration::from_secs(2);
 
-/// What to mount, where, and with which local state.
+/// The snapshot to mount, the mount point and the local state.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
-    /// The snapshot below.
+    /// The base.
     pub snapshot: SnapshotId,
-    /// The ref that was asked for: where a freeze goes that names no other.
+    /// The ref of the snapshot: the target of a freeze that names no other.
     pub ref_name: String,
-    /// Where it appears: a directory.
+    /// The mount point: a directory.
     pub mountpoint: PathBuf,
-    /// Directory of the local writable state; made if missing.
+    /// The upper: directory of the local writable state; made if missing.
     pub upper: PathBuf,
     /// Refuse all changes.
     pub read_only: bool,
     /// Let other users in; the kernel checks permissions in any case.
     pub allow_other: bool,
-    /// Gives memory that this process has freed back to the kernel: called some seconds after the last use, and when the
+    /// Returns memory that this process has freed to the kernel: called some seconds after the last use, and when the
     /// kernel has forgotten many files.
     pub release_memory: fn(),
 }
@@ -51,7 +51,7 @@ pub struct Mount {
 /// Mounts a snapshot. Returns when the mount answers; takes milliseconds whatever the size of the snapshot.
 ///
 /// # Errors
-/// `Invalid` for an impossible mount point, `Unavailable` where a dead mount is in the way or the kernel refuses,
+/// `Invalid` for an impossible mount point, `Unavailable` when a stale mount occupies it or the kernel refuses,
 /// `Conflict` for an upper in use or over another snapshot, and those of the store.
 pub fn mount(store: &Store, options: MountOptions) -> Result<Mount> {
     let mountpoint = check_mountpoint(&options.mountpoint)?;
@@ -92,10 +92,10 @@ fn start(overlay: Arc<Overlay>, options: MountOptions, mountpoint: PathBuf) -> R
 }
 
 impl Mount {
-    /// Waits until the mount is gone, by whoever, and everything in it is durable.
+    /// Waits until the mount is gone, whichever process removed it, and all changes are durable.
     ///
     /// # Errors
-    /// When not everything could be made durable, or serving failed.
+    /// When not all changes could be made durable, or serving failed.
     pub fn wait(&self) -> Result<()> {
         match &*self.shared.wait_for(|stage| matches!(stage, Stage::Over(_))) {
             Stage::Over(Some(failure)) => Err(Error::new(Kind::Unavailable, failure.clone())
@@ -122,12 +122,12 @@ impl Mount {
         self.shared.overlay.freeze(name, labels)
     }
 
-    /// Whether anything differs from the snapshot below.
+    /// Whether any node differs from the base.
     pub fn has_changes(&self) -> bool {
         self.shared.overlay.has_changes()
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub fn mountpoint(&self) -> &Path {
         &self.shared.mountpoint
     }
@@ -136,7 +136,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         if let Err(error) = self.shared.unmount() {
-            // Files in use keep a detached mount going until they are closed, so there is nothing to wait for.
+            // Files in use keep a detached mount alive until they are closed, so this does not wait for its end.
             tracing::warn!(%error, "detaching a mount that is in use");
             self.shared.detach();
             return;
@@ -149,7 +149,7 @@ impl Drop for Mount {
     }
 }
 
-/// Serves until the mount goes, then ends everything in order.
+/// Serves until the mount is removed, then ends all parts in order.
 fn serve(shared: &Shared, server: Server, mut control: Control, release_memory: fn()) {
     let served = std::thread::scope(|scope| {
         let tidy = std::thread::Builder::new().name("snapfs-tidy".to_owned());
@@ -167,7 +167,7 @@ fn serve(shared: &Shared, server: Server, mut control: Control, release_memory: 
         let _end = shared.overlay.uses().end_at_drop();
         server.run()
     });
-    // Serving threads that ended early leave a mount that would hang whoever touches it.
+    // If serving threads ended early, the mount is still there and would hang any process that touches it.
     shared.abort();
     control.remove_socket();
     let closed = shared.overlay.close();

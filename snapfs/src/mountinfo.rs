@@ -1,5 +1,4 @@
-//! What the kernel says is mounted, read without touching any mount: the one way to look at a mount whose process may be
-//! gone.
+//! The kernel's mount table, read without touching any mount: the one way to inspect a mount whose process may be gone.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -7,15 +6,15 @@ use std::path::{Path, PathBuf};
 use store::{Error, Result};
 
 const PATH: &str = "/proc/self/mountinfo";
-/// Before the upper's path in the source of a mount of ours.
+/// The prefix of the upper's path in the source of a mount of ours.
 const SOURCE_PREFIX: &[u8] = b"torpor:";
 
-/// The source that a mount with this upper shows.
+/// The source of a mount with this upper.
 pub(crate) fn source_of(upper: &Path) -> OsString {
     OsString::from_vec([SOURCE_PREFIX, upper.as_os_str().as_bytes()].concat())
 }
 
-/// The upper of the topmost mount at `mountpoint`; `None` where that is no mount of ours.
+/// The upper of the topmost mount at `mountpoint`; `None` when that is no mount of ours.
 ///
 /// # Errors
 /// Those of reading /proc.

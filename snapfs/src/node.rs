@@ -1,4 +1,4 @@
-//! A node: one file-system object that the kernel knows or that has changed, and what of it comes from the base.
+//! A node: one file-system object that the kernel knows or that has changed, and its origin in the base.
 
 use crate::change::{Attributes, NewBody, NodeId};
 use crate::extent::{Layout, Source, blocks_of, bytes_of};
@@ -11,10 +11,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use store::{Content, Inode, Metadata, Time};
 
-/// Where the version of a node stands that it began from.
+/// The place in the base of the version that a node began from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// It is the root.
+    /// The root.
     Root,
     /// An unchanged node: entry `name` of the base's directory that is node `parent`.
     Entry {
@@ -23,32 +23,32 @@ pub(crate) enum Origin {
         /// The name in it.
         name: SharedName,
     },
-    /// A changed node that the base has at this path.
+    /// A changed node, which the base has at this path.
     Path(Vec<u8>),
     /// A hard-linked file of the base, by its number in the link table.
     Link(u64),
-    /// The base does not have it.
+    /// The base does not have the node.
     New,
 }
 
 /// The changed part of a directory over the base's.
 #[derive(Clone, Debug)]
 pub(crate) struct DirectoryBody {
-    /// What it began from.
+    /// The directory that it began from.
     pub lower: Option<Arc<LowerDirectory>>,
     /// Names that are live or changed.
     pub slots: Slots,
-    /// The directory it stands in.
+    /// Its parent directory.
     pub parent: NodeId,
 }
 
 /// The content that a file began from.
 #[derive(Clone, Debug)]
 pub(crate) enum Lower {
-    /// So many bytes that stand in a directory of the base, or in its link table: they are looked up at the node's origin
-    /// when somebody reads them, so that what is known of a file does not keep its bytes in memory.
+    /// Bytes that are inline in a directory of the base, or in its link table. They are looked up at the node's origin
+    /// at each read, so that a node does not keep the bytes in memory.
     Inline {
-        /// How many.
+        /// Their number.
         len_bytes: u64,
     },
     /// Extents.
@@ -59,7 +59,7 @@ impl Lower {
     /// No bytes.
     pub(crate) const EMPTY: Self = Self::Inline { len_bytes: 0 };
 
-    /// What the base has at the node's origin.
+    /// The content that the base has at the node's origin.
     pub(crate) fn of(content: Content) -> Self {
         match content.is_inline() {
             true => Self::Inline { len_bytes: content.len_bytes() },
@@ -79,35 +79,35 @@ impl Lower {
 /// The content of a file.
 #[derive(Clone, Debug)]
 pub(crate) struct FileBody {
-    /// What it began from.
+    /// The content that it began from.
     pub lower: Lower,
-    /// Bytes of holes in `lower`; 0 until it was opened.
+    /// Bytes of holes in `lower`; 0 until it is opened.
     pub holes_bytes: u64,
-    /// Which bytes come from where.
+    /// The source of each block.
     pub layout: Layout,
-    /// While a freeze stores the file: what changed since it last began to.
+    /// While a freeze stores the file: the changes since the present pass began.
     pub rewritten: Option<Box<Rewritten>>,
     /// Whether its data file has writes that are not known to be durable.
     pub unsynced: bool,
-    /// Whether among them are some that put bytes where the upper held none: without the journal's word that they are
-    /// durable, a power cut takes them back.
+    /// Whether some of them put bytes where the upper held none: a power cut reverts those unless the journal says that
+    /// they are durable.
     pub unconfirmed: bool,
-    /// Where in the journal the last thing stands that finding the bytes needs.
+    /// Position of the last journal frame that is needed to find the bytes.
     pub needs: Position,
     /// For a file without a name: the earlier base that it still reads.
     pub kept_base: Option<Arc<Base>>,
 }
 
-/// What changed of a file's content since some moment.
+/// The changes of a file's content since a moment.
 #[derive(Clone, Debug)]
 pub(crate) struct Rewritten {
-    /// These blocks did.
+    /// The blocks that changed.
     pub blocks: BlockSet,
-    /// Nothing behind this is what it was, not even where it is shown again.
+    /// All bytes from here on may have changed, also where the base shows through again.
     pub cut_at_bytes: u64,
 }
 
-/// What a node is.
+/// The body of a node.
 #[derive(Clone, Debug)]
 pub(crate) enum Body {
     /// A directory.
@@ -133,25 +133,25 @@ pub(crate) struct Node {
     pub attributes: Attributes,
     /// Extended attributes, sorted by name.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// What it is.
+    /// Its body.
     pub body: Body,
-    /// What it began from.
+    /// The version that it began from.
     pub origin: Origin,
-    /// Whether it differs from the base in any way, or may.
+    /// Whether it differs, or may differ, from the base.
     pub dirty: bool,
-    /// How often the kernel was given it and did not forget it.
+    /// Lookups that the kernel has of it.
     pub lookups: u64,
 }
 
-/// What the base keeps of a node's body, with what only the mount knows.
+/// The place of an unchanged node in the base.
 pub(crate) struct LowerPlace {
-    /// What the node began from.
+    /// The version that the node began from.
     pub origin: Origin,
-    /// Names that the base has for it.
+    /// Number of names that it has in the base.
     pub nlink: u32,
-    /// The directory it stands in, and its path: used for directories only.
+    /// Its parent directory; used for directories only.
     pub parent: NodeId,
-    /// Its path in the base.
+    /// Its path in the base; used for directories only.
     pub path: Vec<u8>,
 }
 
@@ -212,7 +212,7 @@ impl Node {
         Self { attributes, xattrs: Vec::new(), body, origin: Origin::New, dirty: true, lookups: 0 }
     }
 
-    /// The directory part, where it is a directory.
+    /// The directory part, if it is a directory.
     pub(crate) fn directory(&self) -> Option<&DirectoryBody> {
         match &self.body {
             Body::Directory(directory) => Some(directory),
@@ -220,7 +220,7 @@ impl Node {
         }
     }
 
-    /// As [`Self::directory`], to change.
+    /// As [`Self::directory`], mutable.
     pub(crate) fn directory_mut(&mut self) -> Option<&mut DirectoryBody> {
         match &mut self.body {
             Body::Directory(directory) => Some(directory),
@@ -228,7 +228,7 @@ impl Node {
         }
     }
 
-    /// The file part, where it is a regular file.
+    /// The file part, if it is a regular file.
     pub(crate) fn file(&self) -> Option<&FileBody> {
         match &self.body {
             Body::File(file) => Some(file),
@@ -236,7 +236,7 @@ impl Node {
         }
     }
 
-    /// As [`Self::file`], to change.
+    /// As [`Self::file`], mutable.
     pub(crate) fn file_mut(&mut self) -> Option<&mut FileBody> {
         match &mut self.body {
             Body::File(file) => Some(file),
@@ -249,7 +249,7 @@ impl Node {
         self.attributes.nlink == 0
     }
 
-    /// What the store keeps of its attributes, without its identity.
+    /// Its attributes as the store keeps them, without its identity.
     pub(crate) fn metadata(&self) -> Metadata {
         let Attributes { mode, uid, gid, mtime, .. } = self.attributes;
         Metadata { mode, uid, gid, mtime, xattrs: self.xattrs.clone(), ..Metadata::default() }
@@ -268,7 +268,7 @@ impl Node {
         }
     }
 
-    /// What `stat` shows.
+    /// Its attributes as `stat` shows them.
     pub(crate) fn stat(&self, id: NodeId) -> Stat {
         let (len_bytes, blocks, rdev) = match &self.body {
             Body::Directory(_) => (4096, 8, 0),
@@ -282,14 +282,14 @@ impl Node {
 }
 
 impl FileBody {
-    /// These blocks are about to get other content.
+    /// Notes that these blocks are about to get other content.
     pub(crate) fn note_rewritten(&mut self, blocks: Range<u64>) {
         if let Some(rewritten) = &mut self.rewritten {
             rewritten.blocks.insert(blocks);
         }
     }
 
-    /// These blocks are about to become zero. Those that are zero already stay as they are, however many they are.
+    /// Notes that these blocks are about to become zero, except those that are zero already.
     pub(crate) fn note_zeroed(&mut self, blocks: &Range<u64>) {
         let Some(rewritten) = &mut self.rewritten else { return };
         let bytes = bytes_of(blocks, self.layout.len_bytes());
@@ -298,21 +298,21 @@ impl FileBody {
         changing.for_each(|segment| rewritten.blocks.insert(blocks_of(&segment.range)));
     }
 
-    /// The file is about to have this length.
+    /// Notes that the file is about to have this length.
     pub(crate) fn note_cut(&mut self, len_bytes: u64) {
         if let Some(rewritten) = &mut self.rewritten {
             rewritten.cut_at_bytes = rewritten.cut_at_bytes.min(len_bytes);
         }
     }
 
-    /// From here on, what changes is noted. Gives what was noted before.
+    /// Starts a new note of changes, and returns the previous one.
     pub(crate) fn note_from_here_on(&mut self) -> Option<Box<Rewritten>> {
         let nothing = Rewritten { blocks: BlockSet::default(), cut_at_bytes: u64::MAX };
         self.rewritten.replace(Box::new(nothing))
     }
 
-    /// Allocated size in units of 512 bytes. What shows through from the base counts whole until the
-    /// file was opened once.
+    /// Allocated size in units of 512 bytes. Ranges of the base count completely, holes included, until the file was
+    /// opened once.
     fn blocks(&self) -> u64 {
         let shown = self.layout.shown_bytes().saturating_sub(self.holes_bytes);
         (self.layout.upper_bytes() + shown).div_ceil(512)
@@ -339,7 +339,7 @@ pub(crate) enum FileKind {
 }
 
 impl FileKind {
-    /// The type of what the base calls `node`.
+    /// The type of the store's `node`.
     pub(crate) fn of(node: &store::Node) -> Self {
         match node {
             store::Node::Directory(_) => Self::Directory,
@@ -353,7 +353,7 @@ impl FileKind {
     }
 }
 
-/// What `stat` shows of a node.
+/// The attributes of a node that `stat` shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     /// Its number.
@@ -371,7 +371,7 @@ pub(crate) struct Stat {
 }
 
 impl Stat {
-    /// Of nothing.
+    /// The attributes of no node.
     pub(crate) const NOTHING: Self = Self {
         id: NodeId(0),
         kind: FileKind::File,

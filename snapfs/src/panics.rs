@@ -1,12 +1,12 @@
-//! What happens when a serving thread panics: the mounts of this process end at once.
+//! A panic of a serving thread: the mounts of this process end at once.
 //!
-//! The FUSE library gives no word of it, and the request at hand would never be answered: its caller would hang, and with
-//! the last thread everybody. Ended mounts say so to all callers; nothing that was answered is lost.
+//! The FUSE library does not report a panic, and the request at hand would never be answered: its caller would hang,
+//! and after the last thread all callers. An ended mount returns an error to all callers; no answered change is lost.
 
 use crate::attachment::Shared;
 use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 
-/// The library names its threads so, and the control service its own.
+/// Names of serving threads begin like this: the library's and the control service's.
 const SERVING_PREFIXES: [&str; 2] = ["fuser-", "snapfs-control"];
 
 static WATCHED: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());

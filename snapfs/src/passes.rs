@@ -1,8 +1,9 @@
-//! Storing changed files while they change, as live migration moves memory: the first pass stores all that differs from the
-//! base, each further one what was written during the one before, until so little is left that changes can wait for it.
+//! Storing changed files while they change, as live migration moves memory: the first pass stores all ranges that
+//! differ from the base, each further pass the ranges written during the previous one, until so little is left that
+//! changes can wait for it.
 //!
-//! Where files change faster than they are stored, changes are let through between pieces of what is stored, few enough
-//! that every pass leaves half of the one before.
+//! If files change faster than they are stored, changes wait and are let through between stored pieces, few enough that
+//! every pass leaves at most half of the previous one.
 
 use crate::change::NodeId;
 use crate::errno::Errno;
@@ -15,16 +16,16 @@ use std::ops::Range;
 use std::time::Instant;
 use store::{Content, Error, Result, Spliced, Writer};
 
-/// Changes may wait for so many bytes to be stored.
+/// Bytes that may be left to store when changes begin to wait.
 const REST_MAX: u64 = 4 << 20;
 /// More passes than this are not made, however much is left.
 const PASSES_MAX: u32 = 16;
-/// How much is stored before changes are let through, where they wait.
+/// Bytes that are stored between changes that are let through.
 const SLICE_LEN: u64 = 8 << 20;
-/// With so much of it new, what was stored is made durable before changes wait for the rest.
+/// With so many new bytes, stored data is made durable before changes wait for the rest.
 const PUBLISH_MIN: u64 = 8 << 20;
 
-/// Changed files as they are stored so far. From the first pass until this is dropped, nodes note what is written to them.
+/// Changed files as they are stored so far. From the first pass until this is dropped, nodes note writes to them.
 pub(crate) struct Passes<'a> {
     overlay: &'a Overlay,
     stored: HashMap<NodeId, Spliced>,
@@ -32,17 +33,17 @@ pub(crate) struct Passes<'a> {
     closed: Option<Closed>,
 }
 
-/// What has to be stored of a file.
+/// The part of a file that has to be stored.
 struct Job {
     id: NodeId,
-    /// What it is stored as so far.
+    /// The content as it is stored so far.
     from: Spliced,
     len_bytes: u64,
     dirty: Vec<Range<u64>>,
 }
 
 impl Job {
-    /// For what changed of a file that is stored already; `None` where nothing did.
+    /// The changes of a file that is stored already; `None` when there are none.
     fn again(id: NodeId, from: &Spliced, mut rewritten: Rewritten, len_bytes: u64) -> Option<Self> {
         let is_cut = rewritten.cut_at_bytes < from.len_bytes();
         if !is_cut && rewritten.blocks.is_empty() && from.len_bytes() == len_bytes {
@@ -63,12 +64,12 @@ impl Job {
 }
 
 impl<'a> Passes<'a> {
-    /// Nothing is stored yet.
+    /// With no file stored yet.
     pub(crate) fn new(overlay: &'a Overlay) -> Self {
         Self { overlay, stored: HashMap::new(), closed: None }
     }
 
-    /// Stores pass after pass until little is left; from then on the changes that come from the kernel wait.
+    /// Stores pass after pass until little is left; from then on changes that come from the kernel wait.
     ///
     /// # Errors
     /// Those of reading the files and of the store.
@@ -95,7 +96,7 @@ impl<'a> Passes<'a> {
         Ok(())
     }
 
-    /// How much would have to be stored now.
+    /// Bytes that would have to be stored now.
     pub(crate) fn left_bytes(&self) -> u64 {
         let inner = self.overlay.lock();
         let files = inner.state.nodes().filter(|(_, node)| node.dirty && !node.is_orphan());
@@ -111,12 +112,13 @@ impl<'a> Passes<'a> {
         left.fold(0, u64::saturating_add)
     }
 
-    /// Stores the rest. The caller keeps changes out. Gives the content of every file that differs from the base in it.
+    /// Stores the rest, and returns the content of every file whose content differs from the base. The caller keeps
+    /// changes out.
     ///
     /// # Errors
     /// As [`Self::run`].
     pub(crate) fn finish(mut self, writer: &mut Writer) -> Result<HashMap<NodeId, Content>> {
-        // Nothing is let through any more: the caller keeps all out.
+        // No change is let through any more: the caller keeps all out.
         self.closed = None;
         let jobs = self.take_jobs()?;
         self.store(writer, jobs)?;
@@ -124,7 +126,7 @@ impl<'a> Passes<'a> {
         stored.map(|(id, spliced)| Ok((id, spliced.finish(writer)?))).collect()
     }
 
-    /// What has to be stored now; from here on nodes note what is written again.
+    /// The files to store now; nodes start new notes of their writes.
     fn take_jobs(&mut self) -> Result<Vec<Job>> {
         let mut jobs = Vec::new();
         let mut new = Vec::new();
@@ -185,11 +187,11 @@ impl Drop for Passes<'_> {
 }
 
 impl Overlay {
-    /// Bytes of a file for a freeze. Where it was cut meanwhile they are zero: that is stored again.
+    /// Reads bytes of a file for a freeze. They are zero where the file was cut meanwhile: that range is stored again.
     fn read_for_freeze(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let len = match self.read_into(id, offset, buffer) {
             Ok(len) => len,
-            // It lost its last name meanwhile, and was closed.
+            // The file lost its last name meanwhile, and was closed.
             Err(Errno::STALE) => 0,
             Err(errno) => {
                 let node = format!("node {:016x}", id.0);

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Block numbers. Looking one up costs the logarithm of the number of ranges; how many there are is known at any time.
+/// A set of block numbers. A lookup costs the logarithm of the number of ranges; their count is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct BlockSet {
-    /// Where each range begins and ends.
+    /// The start and the end of each range.
     ranges: BTreeMap<u64, u64>,
     count: u64,
 }
@@ -15,12 +15,12 @@ impl BlockSet {
     /// None.
     pub(crate) const EMPTY: Self = Self { ranges: BTreeMap::new(), count: 0 };
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
-    /// How many there are.
+    /// How many blocks there are.
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
@@ -36,12 +36,12 @@ impl BlockSet {
         (block < end).then_some(start..end)
     }
 
-    /// Whether all of `blocks` are there.
+    /// Whether the set has all of `blocks`.
     pub(crate) fn has_all(&self, blocks: &Range<u64>) -> bool {
         blocks.is_empty() || self.range_at(blocks.start).is_some_and(|range| blocks.end <= range.end)
     }
 
-    /// Where the first range behind `block` begins.
+    /// The start of the first range behind `block`.
     pub(crate) fn next_start(&self, block: u64) -> Option<u64> {
         self.ranges.range(block.saturating_add(1)..).next().map(|(&start, _)| start)
     }
@@ -65,7 +65,7 @@ impl BlockSet {
         self.ranges.insert(start, end);
     }
 
-    /// Takes blocks out.
+    /// Removes blocks.
     pub(crate) fn remove(&mut self, blocks: Range<u64>) {
         if blocks.is_empty() {
             return;

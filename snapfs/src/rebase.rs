@@ -1,7 +1,7 @@
-//! Changing over to the snapshot that a freeze just made: the journal first, then memory, while nothing else runs.
+//! Rebasing on the snapshot that a freeze just made: the journal first, then memory, while no other operation runs.
 //!
-//! Live nodes keep their numbers, so the kernel notices nothing. What the freeze wrote becomes what lies below; what is
-//! not in the snapshot (files without a name, held open) keeps its data file and goes on.
+//! Live nodes keep their numbers, so the kernel notices no difference. The content that the freeze wrote becomes the
+//! base; files that are not in the snapshot (without a name, held open) keep their data files.
 
 use crate::change::NodeId;
 use crate::extent::Layout;
@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use store::{Content, DirectoryId, Result};
 
-/// What a freeze wrote for the nodes that had changed.
+/// The objects that a freeze wrote for the changed nodes.
 #[derive(Debug, Default)]
 pub(crate) struct Frozen {
     /// Files whose content changed.
@@ -27,11 +27,11 @@ pub(crate) struct Frozen {
     pub links: HashMap<NodeId, u64>,
 }
 
-/// Puts the mount over `base`, which holds everything that had changed. The caller keeps changes out.
+/// Rebases the mount on `base`, which has all changes. The caller keeps changes out.
 ///
 /// # Errors
-/// Those of the file system and the store. What was journaled stays, and the next mount finishes this: the caller sees to it
-/// that nothing more is journaled.
+/// Those of the file system and the store. The journal stays, and the next mount finishes the rebase: the caller must
+/// prevent further changes from being journaled.
 pub(crate) fn rebase(
     overlay: &Overlay,
     base: Arc<Base>,
@@ -59,7 +59,7 @@ pub(crate) fn rebase(
     Ok(())
 }
 
-/// Makes every changed node an unchanged one of the new base. Gives those whose data files are garbage now.
+/// Makes every changed node an unchanged one of the new base. Returns the nodes whose data files are garbage now.
 fn settle(state: &mut State, frozen: &Frozen) -> Vec<NodeId> {
     let changed: Vec<NodeId> =
         state.nodes().filter(|(_, node)| node.dirty && !node.is_orphan()).map(|(id, _)| id).collect();
@@ -83,7 +83,7 @@ fn settle(state: &mut State, frozen: &Frozen) -> Vec<NodeId> {
     emptied
 }
 
-/// Gives changed directories, and live ones below a directory that moved, their places in the new base.
+/// Sets the places in the new base of changed directories, and of live ones below a directory that moved.
 fn settle_directories(state: &mut State, frozen: &Frozen) {
     let mut places = vec![(NodeId::ROOT, Vec::new())];
     while let Some((id, path)) = places.pop() {

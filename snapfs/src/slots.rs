@@ -1,20 +1,20 @@
-//! The names of a directory that are live or changed. How many of them stand for a node is counted along, because it is
-//! asked each time that the kernel forgets something, and a directory may hide any number of names of the base.
+//! The names of a directory that are live or changed. The number of those that stand for a node is kept, because it is
+//! needed each time that the kernel forgets a node, and a directory may hide any number of names of the base.
 
 use crate::change::NodeId;
 use std::collections::{BTreeMap, btree_map};
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// A name that a directory and the node that stands there share.
+/// A name that a directory and the node with this name share.
 pub(crate) type SharedName = Arc<[u8]>;
 
-/// What a name in a directory stands for, where that is not simply what the base says.
+/// The meaning of a name in a directory that is live or differs from the base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slot {
-    /// What the base says, and it is this live node.
+    /// The base's entry, which is this live node.
     Known(NodeId),
-    /// Differs from the base: this node, or nothing although the base has the name.
+    /// Different from the base: this node, or no node although the base has the name.
     Changed(Option<NodeId>),
 }
 
@@ -28,7 +28,7 @@ impl Slot {
     }
 }
 
-/// Slots by name. To be read like the map that it is.
+/// Slots by name. Reads like a map.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Slots {
     slots: BTreeMap<SharedName, Slot>,
@@ -41,7 +41,7 @@ impl Slots {
         self.named
     }
 
-    /// Sets what `name` stands for.
+    /// Sets the slot of `name`.
     pub(crate) fn insert(&mut self, name: SharedName, slot: Slot) {
         self.named += usize::from(slot.node().is_some());
         let old = self.slots.insert(name, slot);

@@ -1,9 +1,9 @@
-//! Everything a mount knows in memory: live nodes over a base, changed only by [`State::apply`].
+//! The state of a mount in memory: live nodes over a base, changed only by [`State::apply`].
 //!
 //! The same `apply` runs when an operation happens and when the journal is replayed, so both end in the same state.
-//! Invariants: the root is always there; a live node's directory is live; every changed node of the base has changed
+//! Invariants: the root always exists; a live node's directory is live; every changed node of the base has changed
 //! directories up to the root, so all changes are found from there (hard-linked files: from the table of nodes); a node
-//! with no name left is in no directory. Reads the base where needed, writes nothing.
+//! with no name left is in no directory. Reads the base if needed, writes nothing.
 
 use crate::change::{Change, Name, NodeId};
 use crate::extent::blocks_of;
@@ -15,15 +15,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use store::{Content, Entry, EntryInode, Error, Inode, Result};
 
-/// Changes in a piece of a checkpoint: far below what a frame of the journal takes.
+/// Changes in a piece of a checkpoint: far fewer than fit into a frame of the journal.
 const PIECE_LEN: usize = 100_000;
-/// Room for fewer nodes is not worth giving back.
+/// Room for fewer nodes is not worth freeing.
 const MANY: usize = 4096;
 
 /// Live and changed nodes over a base.
 #[derive(Debug)]
 pub(crate) struct State {
-    /// The snapshot below.
+    /// The base.
     pub base: Arc<Base>,
     nodes: HashMap<NodeId, Box<Node>>,
     /// Live hard-linked files of the base, by number.
@@ -33,7 +33,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The unchanged base.
+    /// The state of an unchanged base.
     pub(crate) fn new(base: Arc<Base>) -> Self {
         let place = LowerPlace { origin: Origin::Root, nlink: 1, parent: NodeId::ROOT, path: Vec::new() };
         let root = Node::from_base(base.tree.root().clone(), place);
@@ -41,12 +41,12 @@ impl State {
         Self { base, nodes, links: HashMap::new(), dead_links: BTreeSet::new() }
     }
 
-    /// The node, where it is live.
+    /// The node, if it is live.
     pub(crate) fn node(&self, id: NodeId) -> Option<&Node> {
         self.nodes.get(&id).map(Box::as_ref)
     }
 
-    /// As [`Self::node`], to change what no journal keeps.
+    /// As [`Self::node`], to change fields that are not journaled.
     pub(crate) fn node_mut(&mut self, id: NodeId) -> Option<&mut Node> {
         self.nodes.get_mut(&id).map(Box::as_mut)
     }
@@ -56,7 +56,7 @@ impl State {
         self.nodes.iter().map(|(id, node)| (*id, node.as_ref()))
     }
 
-    /// As [`Self::nodes`], to change what no journal keeps.
+    /// As [`Self::nodes`], to change fields that are not journaled.
     pub(crate) fn nodes_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut Node)> {
         self.nodes.iter_mut().map(|(id, node)| (*id, node.as_mut()))
     }
@@ -66,7 +66,7 @@ impl State {
         &self.dead_links
     }
 
-    /// Whether anything differs from the base.
+    /// Whether any node differs from the base.
     pub(crate) fn has_changes(&self) -> bool {
         !self.dead_links.is_empty() || self.nodes.values().any(|node| node.dirty && !node.is_orphan())
     }
@@ -81,7 +81,7 @@ impl State {
         }
     }
 
-    /// The node that `name` stands for, made live if the base has it; `None` where there is no such name.
+    /// The node with the name `name`, made live if the base has it; `None` when there is no such name.
     ///
     /// # Errors
     /// `NotFound` when `parent` is no live directory, and those of the store.
@@ -146,7 +146,7 @@ impl State {
     }
 
     /// The number that a listing shows for an entry of the base in `parent` that is not live. `link`: its number in the
-    /// link table, where it stands in that; `kept`: the inode number that the base keeps of it.
+    /// link table, if it is there; `kept`: the inode number that the base keeps for it.
     pub(crate) fn listed_id(
         &self,
         parent: NodeId,
@@ -163,7 +163,7 @@ impl State {
         }
     }
 
-    /// The changes after which `id` and all directories above it are kept in the journal. Empty when they are already.
+    /// The changes that put `id` and all directories above it into the journal. Empty when they are there already.
     pub(crate) fn adopt(&self, id: NodeId, changes: &mut Vec<Change>) {
         let begin = changes.len();
         let mut next = Some(id);
@@ -182,14 +182,14 @@ impl State {
                 Origin::Root | Origin::New | Origin::Path(_) => {}
             }
         }
-        // A directory must be there before an entry of it is set.
+        // A directory must exist before an entry of it is set.
         changes[begin..].reverse();
     }
 
-    /// Takes one step. Applying a change that was applied before does nothing.
+    /// Applies a change. Applying it a second time has no effect.
     ///
     /// # Errors
-    /// `Corrupt` when the change cannot follow the state, and those of the store.
+    /// `Corrupt` when the change does not fit the state, and those of the store.
     pub(crate) fn apply(&mut self, change: Change) -> Result<()> {
         match change {
             Change::Adopt { node, path } => self.apply_adopt(node, path),
@@ -246,12 +246,12 @@ impl State {
                 self.dead_links.insert(number);
                 Ok(())
             }
-            // Only who opens the journal cares.
+            // Used only when the journal is opened.
             Change::Freezing { .. } => Ok(()),
         }
     }
 
-    /// Whether the bytes of a file cannot be found without `change`: after a power cut, for one that was synced.
+    /// Whether the bytes of a synced file could not be found after a power cut without `change`.
     pub(crate) fn is_needed_for_bytes(&self, change: &Change) -> bool {
         match change {
             Change::Write { node, range } => {
@@ -271,8 +271,8 @@ impl State {
         }
     }
 
-    /// Whether `id` may become another node. A node without a name is changed no more, so a journal that takes its number
-    /// into use again was written after it was gone.
+    /// Whether `id` may become another node. A node without a name is not changed any more, so a journal that reuses
+    /// its number was written after the node was gone.
     fn is_free(&self, id: NodeId) -> bool {
         self.node(id).is_none_or(Node::is_orphan)
     }
@@ -348,14 +348,15 @@ impl State {
         found.ok_or_else(|| Error::new(store::Kind::NotFound, format!("node {} is no live directory", id.0)))
     }
 
-    /// The kernel forgot `id` that many times. Gives the orphan that went with it, if one did: its data file is garbage.
+    /// Notes that the kernel forgot `id` that many times. Returns the orphan that was dropped, if any: its data file is
+    /// garbage.
     pub(crate) fn forget(&mut self, id: NodeId, lookups: u64) -> Option<NodeId> {
         let node = self.nodes.get_mut(&id)?;
         node.lookups = node.lookups.saturating_sub(lookups);
         self.release(id)
     }
 
-    /// Gives back the room of nodes that are gone, when it is most of much. Tells whether it did.
+    /// Frees the room of dropped nodes when that is most of a large table. Returns whether it did.
     pub(crate) fn shrink(&mut self) -> bool {
         let is_mostly_empty = self.nodes.capacity() >= MANY && self.nodes.len() < self.nodes.capacity() / 4;
         if is_mostly_empty {
@@ -365,7 +366,7 @@ impl State {
         is_mostly_empty
     }
 
-    /// Where the content is found that the file `id` began from; `None` where it is no live file.
+    /// The place of the content that the file `id` began from; `None` when it is no live file.
     pub(crate) fn lower_content(&self, id: NodeId) -> Option<LowerContent> {
         let node = self.node(id)?;
         let file = node.file()?;
@@ -382,7 +383,8 @@ impl State {
         })
     }
 
-    /// Drops `id` if nothing needs it any more, and directories above it that only it kept. Gives the orphan that went.
+    /// Drops `id` if it is not needed any more, and directories above it that only it needed. Returns the dropped
+    /// orphan.
     pub(crate) fn release(&mut self, id: NodeId) -> Option<NodeId> {
         let mut orphan = None;
         let mut next = Some(id);
@@ -415,7 +417,8 @@ impl State {
         orphan
     }
 
-    /// The changes that make the unchanged base into this state, in pieces of bounded size, in an order that `apply` takes.
+    /// The changes that turn the unchanged base into this state, in pieces of bounded size, in an order that `apply`
+    /// accepts.
     pub(crate) fn checkpoint(&self) -> Vec<Vec<Change>> {
         let kept = || self.nodes.iter().filter(|(_, node)| node.dirty && !node.is_orphan());
         let mut pieces: Vec<Vec<Change>> = Vec::new();
@@ -436,7 +439,7 @@ impl State {
         pieces
     }
 
-    /// Refuses a state in which going down from the root does not end: a directory in itself, or with two names.
+    /// Refuses a state in which a walk from the root does not end: a directory in itself, or with two names.
     ///
     /// # Errors
     /// `Corrupt`.
@@ -455,7 +458,7 @@ impl State {
         Ok(())
     }
 
-    /// Drops what the journal ended up not needing: nodes without a name.
+    /// Drops nodes without a name, which the journal need not keep.
     pub(crate) fn drop_orphans(&mut self) {
         let orphans: Vec<NodeId> =
             self.nodes().filter(|(_, node)| node.is_orphan()).map(|(id, _)| id).collect();
@@ -464,10 +467,10 @@ impl State {
         }
     }
 
-    /// Puts a state over a new base in which all of it is: see [`crate::rebase`], which alone calls this.
+    /// Replaces the base by one that has all of the state: see [`crate::rebase`], the only caller.
     pub(crate) fn restart(&mut self, base: Arc<Base>, links: HashMap<u64, NodeId>) {
         let old = std::mem::replace(&mut self.base, base);
-        // Files without a name are in no snapshot: they go on reading what they began from.
+        // Files without a name are in no snapshot: they keep reading the base that they began from.
         for node in self.nodes.values_mut().filter(|node| node.is_orphan()) {
             if let Some(file) = node.file_mut().filter(|file| file.lower.len_bytes() > 0) {
                 file.kept_base.get_or_insert_with(|| old.clone());

@@ -1,4 +1,4 @@
-//! What several unit tests of this crate use.
+//! Parts that several unit tests of this crate use.
 
 /// Numbers that look random and are the same in every run, each below the bound that it is asked with.
 pub(crate) fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {

@@ -6,17 +6,17 @@ use store::Time;
 /// Nanoseconds in a second.
 const SECOND: u32 = 1_000_000_000;
 
-/// For the standard library; 1970 where that cannot hold it.
+/// The time for the standard library; 1970 when its type cannot represent it.
 pub(crate) fn to_system(time: Time) -> SystemTime {
     let (seconds, nanos) = (time.seconds.unsigned_abs(), Duration::from_nanos(time.nanos.into()));
-    let whole = match time.seconds {
+    let at_second = match time.seconds {
         0.. => UNIX_EPOCH.checked_add(Duration::from_secs(seconds)),
         _ => UNIX_EPOCH.checked_sub(Duration::from_secs(seconds)),
     };
-    whole.and_then(|whole| whole.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+    at_second.and_then(|time| time.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
-/// For the store, of a time that the FUSE library made: before 1970 it takes nanoseconds off that should be added.
+/// The time for the store, from one of the FUSE library, which before 1970 subtracts nanoseconds that should be added.
 pub(crate) fn from_library(time: SystemTime) -> Time {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => {
@@ -30,7 +30,7 @@ pub(crate) fn from_library(time: SystemTime) -> Time {
     }
 }
 
-/// `nanos`, less than a second, after `time`; the last time that there is where that is behind it.
+/// The time `nanos`, less than a second, after `time`; at most the last time that can be represented.
 pub(crate) fn later(time: Time, nanos: u32) -> Time {
     let sum = time.nanos + nanos;
     match (sum < SECOND, time.seconds.checked_add(1)) {

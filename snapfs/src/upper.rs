@@ -1,7 +1,7 @@
 //! The local directory of a mount's changes: its lock, its journal and one sparse data file for each changed file.
 //!
-//! Layout: `lock`, `journal`, `data/<node as 16 hex digits>`, `control.sock`. Holds the lock as long as it lives, so two
-//! mounts never share an upper. Knows nothing of names or attributes.
+//! Layout: `lock`, `journal`, `data/<node as 16 hex digits>`, `control.sock`. Holds the lock as long as it lives, so
+//! two mounts never share an upper. Knows nothing of names or attributes.
 
 use crate::change::NodeId;
 use crate::errno::{Answer, Errno};
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use store::{Error, FileLock, Kind, Result};
 
-/// At most this many data files are kept open; above it some other one is closed.
+/// At most this many data files are kept open; to open one more, another is closed.
 const OPEN_MAX: usize = 512;
 
 /// An upper, locked.
@@ -27,22 +27,22 @@ pub(crate) struct Upper {
     path: PathBuf,
     data: OwnedFd,
     open: Mutex<HashMap<NodeId, Arc<File>>>,
-    /// A data file was made since the directory of them was last synced.
+    /// A data file was made since their directory was last synced.
     names_unsynced: AtomicBool,
     lock: Mutex<Option<FileLock>>,
 }
 
 const LOCK: &str = "lock";
-/// How long a mount that is in the mount table no more may take to let go of its upper.
+/// How long a mount that has left the mount table may take to unlock its upper.
 const RELEASE_MAX: Duration = Duration::from_secs(20);
-/// How long until the next look at its lock.
+/// How often its lock is checked.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Stands in an upper whose mount had a sync that failed.
+/// A file in an upper whose mount had a failed sync.
 const POISONED: &str = "poisoned";
 
-/// Data files without a journal that says what they are belong to changes that were never durable, or the journal was
-/// damaged: they are moved to a directory `lost-N` of the upper and not deleted.
+/// Data files without a journal belong to changes that were never durable, or the journal was damaged: they are moved
+/// to a directory `lost-N` of the upper and not deleted.
 fn set_aside(upper: &Path) -> Result<()> {
     let data = upper.join("data");
     let failed = |error: std::io::Error| Error::io("cannot set changes aside", upper.display(), error);
@@ -64,8 +64,8 @@ fn set_aside(upper: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Waits, [`RELEASE_MAX`] at most, for a mount with the upper at `path` that was just taken away: it lets go of the upper once
-/// everything in it is durable. A mount that is still there, or is used on, is found by opening the upper.
+/// Waits, [`RELEASE_MAX`] at most, for a mount with the upper at `path` that was just removed: it unlocks the upper
+/// once all changes are durable. A mount that still exists, or stays in use, is found when the upper is opened.
 ///
 /// # Errors
 /// Those of taking the lock and of reading the mount table.
@@ -114,29 +114,29 @@ impl Upper {
         })
     }
 
-    /// Where it is, with no symbolic link in it.
+    /// Its path, without symbolic links.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where its journal is.
+    /// The path of its journal.
     pub(crate) fn journal_path(&self) -> PathBuf {
         journal::path_in(&self.path)
     }
 
-    /// Notes, as well as it can be noted, that a sync failed: what is not known to be durable may be lost.
+    /// Notes on disk, if that is possible, that a sync failed: writes not known to be durable may be lost.
     pub(crate) fn mark_poisoned(&self) {
         if let Err(error) = std::fs::write(self.path.join(POISONED), []) {
             tracing::error!(%error, upper = %self.path.display(), "the next mount will not know of a failed sync");
         }
     }
 
-    /// Whether a sync failed and no mount has settled it since.
+    /// Whether a sync failed and no mount has cleared the note since.
     pub(crate) fn is_poisoned(&self) -> bool {
         self.path.join(POISONED).exists()
     }
 
-    /// What may be lost was left out.
+    /// Clears the note of a failed sync: writes that may be lost were left out.
     ///
     /// # Errors
     /// Those of the file system.
@@ -150,7 +150,7 @@ impl Upper {
         }
     }
 
-    /// The data file of `node`; `None` where it has none.
+    /// The data file of `node`; `None` when it has none.
     ///
     /// # Errors
     /// Those of the file system.
@@ -200,17 +200,17 @@ impl Upper {
         file
     }
 
-    /// Removes the data file of `node`, if it has one. Who still reads it can go on.
+    /// Removes the data file of `node`, if it has one. Reads in progress continue.
     pub(crate) fn remove_data_file(&self, node: NodeId) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
         match fs::unlinkat(&self.data, name_of(node), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
-            // Garbage that stays is removed at the next mount.
+            // The next mount removes garbage that stays.
             Err(errno) => tracing::warn!(node = node.0, %errno, "a data file could not be removed"),
         }
     }
 
-    /// Removes every data file but those of `kept`.
+    /// Removes every data file except those of `kept`.
     ///
     /// # Errors
     /// Those of the file system.
@@ -230,7 +230,7 @@ impl Upper {
     /// Makes the data file of `node` durable, its name included.
     ///
     /// # Errors
-    /// Those of the file system: what was written may be lost then, whatever a later call says.
+    /// Those of the file system: writes may be lost then, even if a later call succeeds.
     pub(crate) fn sync_data_file(&self, node: NodeId) -> Answer<()> {
         if let Some(file) = self.data_file(node)? {
             fs::fdatasync(&file)?;
@@ -238,7 +238,7 @@ impl Upper {
         self.sync_names()
     }
 
-    /// Makes all data files durable at once. Syncs the whole file system that the upper is on.
+    /// Makes all data files durable at once, by syncing the file system that the upper is on.
     ///
     /// # Errors
     /// As [`Self::sync_data_file`].
@@ -264,7 +264,7 @@ impl Upper {
         fs::fstatvfs(&self.data)
     }
 
-    /// Lets go of the lock: another process may use the upper from now on.
+    /// Unlocks the upper: another process may use it from now on.
     pub(crate) fn unlock(&self) {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
@@ -277,7 +277,7 @@ fn name_of(node: NodeId) -> String {
 /// Boot id of the running kernel.
 ///
 /// # Errors
-/// `Unavailable` where /proc is not there.
+/// `Unavailable` when /proc is not mounted.
 pub(crate) fn boot_id() -> Result<[u8; 16]> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
     let text =

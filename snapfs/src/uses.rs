@@ -1,21 +1,21 @@
-//! Who asks for what is costly to keep, and when they stopped: a mount frees memory some time after its last use. While
-//! nobody asks for anything, nothing runs.
+//! Detection of idle times: a mount frees cached memory some time after its last use. While there are no uses, no code
+//! runs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// Uses of something, and who waits for their end.
+/// Uses of a cache, and the watcher that waits for their end.
 #[derive(Debug, Default)]
 pub(crate) struct Uses {
-    /// Whether there was one since the watcher looked last.
+    /// Whether there was a use since the watcher checked last.
     is_noted: AtomicBool,
     is_over: Mutex<bool>,
     changed: Condvar,
 }
 
 impl Uses {
-    /// Notes a use. Costs a read of memory, but for the first in each interval.
+    /// Notes a use. Costs a read of memory, except for the first use in each interval.
     pub(crate) fn note(&self) {
         if !self.is_noted.load(Ordering::Relaxed) && !self.is_noted.swap(true, Ordering::AcqRel) {
             let _watcher_waits = self.lock();
@@ -23,7 +23,7 @@ impl Uses {
         }
     }
 
-    /// Calls `tidy` at the end of each interval that follows a use, with whether there was none in the interval; then waits
+    /// Calls `tidy` at the end of each interval that follows a use, with true when the interval had no use; then waits
     /// for the next use. Returns at [`Self::end`].
     pub(crate) fn watch(&self, interval: Duration, mut tidy: impl FnMut(bool)) {
         let mut is_over = self.lock();
@@ -49,7 +49,7 @@ impl Uses {
         self.changed.notify_all();
     }
 
-    /// Ends [`Self::watch`] when what this gives is dropped.
+    /// Returns a guard that ends [`Self::watch`] when it is dropped.
     pub(crate) fn end_at_drop(&self) -> impl Drop + '_ {
         struct End<'a>(&'a Uses);
         impl Drop for End<'_> {
@@ -74,16 +74,16 @@ mod tests {
     #[test]
     fn after_the_last_use_it_is_idle_once() {
         let uses = Uses::default();
-        let (told, hear) = mpsc::channel();
+        let (report, idle) = mpsc::channel();
         std::thread::scope(|scope| {
-            scope.spawn(|| uses.watch(Duration::from_millis(20), |is_idle| told.send(is_idle).unwrap()));
-            let until_idle = || while !hear.recv().unwrap() {};
+            scope.spawn(|| uses.watch(Duration::from_millis(20), |is_idle| report.send(is_idle).unwrap()));
+            let until_idle = || while !idle.recv().unwrap() {};
             until_idle();
             for _ in 0..3 {
                 uses.note();
                 until_idle();
                 assert!(
-                    hear.recv_timeout(Duration::from_millis(100)).is_err(),
+                    idle.recv_timeout(Duration::from_millis(100)).is_err(),
                     "nothing runs while it is idle"
                 );
             }
@@ -94,16 +94,16 @@ mod tests {
     #[test]
     fn while_it_is_used_it_is_not_idle() {
         let uses = Uses::default();
-        let (told, hear) = mpsc::channel();
+        let (report, idle) = mpsc::channel();
         let deadline = Instant::now() + Duration::from_secs(60);
         std::thread::scope(|scope| {
-            scope.spawn(|| uses.watch(Duration::from_millis(20), |is_idle| told.send(is_idle).unwrap()));
-            while hear.try_recv() != Ok(false) {
+            scope.spawn(|| uses.watch(Duration::from_millis(20), |is_idle| report.send(is_idle).unwrap()));
+            while idle.try_recv() != Ok(false) {
                 uses.note();
                 std::thread::yield_now();
                 assert!(Instant::now() < deadline, "it never counts as used");
             }
-            while !hear.recv().unwrap() {}
+            while !idle.recv().unwrap() {}
             uses.end();
         });
     }

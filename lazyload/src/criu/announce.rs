@@ -1,7 +1,7 @@
-//! What CRIU says on the lazy-pages socket: one announcement per task, then one mark.
+//! The messages of CRIU on the lazy-pages socket: one announcement per task, then one mark.
 //!
-//! An announcement is the task's number (four bytes, host order) and, in a second message of one byte, its userfaultfd; a
-//! zombie is announced by its number negated and sends no descriptor. The mark 0x52535446 says that every task is in
+//! An announcement is the task's number (four bytes, host order) and, in a second message of one byte, its userfaultfd;
+//! a zombie is announced by its number negated and sends no descriptor. The mark 0x52535446 says that every task is in
 //! place. The protocol has no answers. This module keeps partial words between calls and never waits.
 
 use std::io::ErrorKind;
@@ -23,13 +23,15 @@ const TASK_LIMIT: i32 = 1 << 22;
 
 /// The first announcement of a restore. It stays in the socket.
 #[derive(Debug, Default)]
-pub(crate) struct FirstWord;
+pub(crate) struct FirstAnnouncement;
 
-impl Greeting for FirstWord {
-    fn hear(&mut self, connection: &Connection<'_>) -> Result<bool> {
+impl Greeting for FirstAnnouncement {
+    fn receive(&mut self, connection: &Connection<'_>) -> Result<bool> {
         let mut buffer = [0; 5];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        let Some(seen) = quiet(receive(connection.stream(), &mut buffer, flags))? else { return Ok(false) };
+        let Some(seen) = unless_empty(receive(connection.stream(), &mut buffer, flags))? else {
+            return Ok(false);
+        };
         let [first, second, third, fourth, _] = buffer;
         match (seen.len_bytes, i32::from_ne_bytes([first, second, third, fourth])) {
             (0..4, _) => Ok(false),
@@ -51,7 +53,7 @@ impl Greeting for FirstWord {
     }
 }
 
-/// One thing that was said.
+/// One message.
 #[derive(Debug)]
 pub(crate) enum Announcement {
     /// A task; its descriptor also stays in the socket until [`Announcements::take_descriptor`].
@@ -73,7 +75,7 @@ pub(crate) struct Announcements {
 }
 
 impl Announcements {
-    /// The next announcement, or `None` when more bytes must come first.
+    /// Receives the next announcement; `None` when more bytes must come first.
     ///
     /// # Errors
     /// `Invalid` when the other side breaks the protocol.
@@ -87,7 +89,8 @@ impl Announcements {
     fn read_word(&mut self, stream: &UnixStream) -> Result<Option<Announcement>> {
         let mut buffer = [0; 4];
         let wanted = buffer.len() - self.word.len();
-        let Some(received) = quiet(receive(stream, &mut buffer[..wanted], RecvFlags::DONTWAIT))? else {
+        let Some(received) = unless_empty(receive(stream, &mut buffer[..wanted], RecvFlags::DONTWAIT))?
+        else {
             return Ok(None);
         };
         if received.len_bytes == 0 {
@@ -110,19 +113,19 @@ impl Announcements {
         }
     }
 
-    /// Takes the descriptor that was announced last out of the socket, once it is safe elsewhere.
+    /// Takes the descriptor that was announced last out of the socket, once its copy is in escrow.
     pub(crate) fn take_descriptor(&mut self, stream: &UnixStream) -> Result<()> {
-        quiet(receive(stream, &mut [0], RecvFlags::DONTWAIT))?;
+        unless_empty(receive(stream, &mut [0], RecvFlags::DONTWAIT))?;
         self.expected = None;
         Ok(())
     }
 }
 
-/// Looks at the descriptor without taking it: should this process die before the supervisor has a copy, the one in the
-/// socket, which the supervisor holds too, keeps it open.
+/// Receives the descriptor and leaves it in the socket, which the supervisor has too: should this process die before
+/// its deposit, the one in the socket keeps the userfaultfd open.
 fn peek_descriptor(stream: &UnixStream, task: u32) -> Result<Option<Announcement>> {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    let Some(received) = quiet(receive(stream, &mut [0], flags))? else { return Ok(None) };
+    let Some(received) = unless_empty(receive(stream, &mut [0], flags))? else { return Ok(None) };
     if received.len_bytes == 0 {
         return Ok(Some(Announcement::Closed));
     }
@@ -133,8 +136,8 @@ fn peek_descriptor(stream: &UnixStream, task: u32) -> Result<Option<Announcement
     }
 }
 
-/// `None` when nothing is there yet.
-fn quiet<T>(received: rustix::io::Result<T>) -> Result<Option<T>> {
+/// `None` when nothing has come yet.
+fn unless_empty<T>(received: rustix::io::Result<T>) -> Result<Option<T>> {
     match received {
         Ok(received) => Ok(Some(received)),
         Err(Errno::AGAIN) => Ok(None),

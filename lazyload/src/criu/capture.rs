@@ -1,9 +1,10 @@
 //! A dumped image directory into the store.
 //!
 //! Pages of tasks become address spaces of the image; every other file becomes a blob under its name, shared memory's
-//! page maps and pages included. Nothing is written to the directory. What a dump lacks because userfaultfd had not brought
-//! it yet is taken from the image that was woken ([`super::not_brought`]); what is stored is as if the dump had been whole.
-//! Refused: dumps that depend on a parent directory or a page server, because their bytes are elsewhere.
+//! page maps and pages included. Nothing is written to the directory. Pages that the dump misses because userfaultfd
+//! had not brought them yet are taken from the image that was woken ([`super::not_brought`]); the stored image is that
+//! of a complete dump. Refused: dumps that depend on a parent directory or a page server, because their bytes are
+//! elsewhere.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -14,7 +15,7 @@ use store::{Error, Image, ImageBuilder, ImageKind, Kind, PAGE, Progress, Result,
 
 use super::entries::{check_inventory, tasks};
 use super::mark::marked;
-use super::not_brought::{DumpedTask, Lacking, NotBrought, not_brought};
+use super::not_brought::{DumpedTask, MissingPage, NotBrought, not_brought};
 use super::page_map::{PageEntry, PageMap};
 use super::{INVENTORY, PROCESS_TREE, RECORD_FILE_LIMIT_BYTES, mappings_name, page_map_name, pages_name};
 use crate::report::Captured;
@@ -26,32 +27,32 @@ const READ_BYTES: usize = 1 << 20;
 struct TaskPages {
     task: u32,
     map: PageMap,
-    /// What stands elsewhere.
-    lacking: Option<NotBrought>,
+    /// The pages that the dump misses.
+    missing: Option<NotBrought>,
     /// The bytes of its `mm-*.img`, without the mark of a wake.
     mappings: Vec<u8>,
 }
 
 impl TaskPages {
-    /// Which pages the task has: those that were dumped and those that the dump lacks.
-    fn whole_map(&self) -> PageMap {
-        let lacking = self.lacking.iter().flat_map(|lacking| &lacking.pages);
-        let mut lacking = lacking.map(|lacking| (lacking.page, lacking.kind())).peekable();
-        let mut whole = PageMap { pages_id: self.map.pages_id, entries: Vec::new() };
+    /// The pages that the task has: those in the dump and those that the dump misses.
+    fn complete_map(&self) -> PageMap {
+        let missing = self.missing.iter().flat_map(|missing| &missing.pages);
+        let mut missing = missing.map(|missing| (missing.page, missing.entry())).peekable();
+        let mut complete = PageMap { pages_id: self.map.pages_id, entries: Vec::new() };
         for entry in &self.map.entries {
-            while let Some((page, kind)) = lacking.next_if(|(page, _)| *page < entry.pages().start) {
-                whole.push(page, kind);
+            while let Some((page, kind)) = missing.next_if(|(page, _)| *page < entry.pages().start) {
+                complete.push(page, kind);
             }
-            entry.pages().for_each(|page| whole.push(page, *entry));
+            entry.pages().for_each(|page| complete.push(page, *entry));
         }
-        lacking.for_each(|(page, kind)| whole.push(page, kind));
-        whole
+        missing.for_each(|(page, kind)| complete.push(page, kind));
+        complete
     }
 }
 
-impl Lacking {
-    /// How CRIU would have listed it.
-    fn kind(&self) -> PageEntry {
+impl MissingPage {
+    /// The entry that CRIU would have written for it.
+    fn entry(&self) -> PageEntry {
         PageEntry {
             start: self.page * PAGE as u64,
             page_count: 1,
@@ -63,12 +64,12 @@ impl Lacking {
 }
 
 /// Stores the image directory that `criu dump` wrote. Pages equal to those of `parent` at the same address of the same
-/// task cost nothing, and so do those that a lazily woken process had not been given yet when it was dumped.
+/// task cost nothing, nor do those that a lazily woken process had not received yet when it was dumped.
 ///
 /// # Errors
-/// `Corrupt` when files are cut or contradict each other; `Invalid` when bytes are elsewhere (a parent directory, a page
-/// server), when it cannot be known which pages of a woken process were still to come, or when the images are of another
-/// version; those of reading the directory and of the writer.
+/// `Corrupt` when files are cut or contradict each other; `Invalid` when bytes are elsewhere (a parent directory, a
+/// page server), when it cannot be known which pages of a woken process were still missing, or when the images are of
+/// another version; those of reading the directory and of the writer.
 pub fn capture(
     writer: &mut Writer,
     images: &Path,
@@ -100,14 +101,14 @@ pub fn capture(
     Ok(Captured { image, stats, bytes, not_brought })
 }
 
-/// Keeps a file as it is, or as it would be had the dump been whole and the process never been woken.
+/// Stores a file as it is, or as it would be if the dump were complete and the process had never been woken.
 fn store_file(builder: &mut ImageBuilder<'_>, images: &Path, name: &str, found: &[TaskPages]) -> Result<()> {
     for pages in found {
         if name == mappings_name(pages.task) {
             return builder.blob(name, &mut pages.mappings.as_slice());
         }
-        if name == page_map_name(pages.task) && pages.lacking.is_some() {
-            return builder.blob(name, &mut pages.whole_map().encode().as_slice());
+        if name == page_map_name(pages.task) && pages.missing.is_some() {
+            return builder.blob(name, &mut pages.complete_map().encode().as_slice());
         }
     }
     let path = images.join(name);
@@ -169,9 +170,9 @@ fn find_pages(
         let mappings = read_records(images, &mappings, |bytes| Ok(bytes.to_vec()))?;
         let dumped_at = written_at(&images.join(&name))?;
         let dumped = DumpedTask { number: task, mappings: &mappings, map: &map, dumped_at };
-        let lacking = not_brought(store, parent, &dumped)?;
+        let missing = not_brought(store, parent, &dumped)?;
         let mappings = marked(&mappings, None)?;
-        found.push(TaskPages { task, map, lacking, mappings });
+        found.push(TaskPages { task, map, missing, mappings });
     }
     Ok(found)
 }
@@ -187,7 +188,7 @@ fn check_self_contained(map: &PageMap) -> Result<()> {
     Ok(())
 }
 
-/// Stores the memory of a task, and tells how many of its pages were still to be brought.
+/// Stores the memory of a task, and returns how many of its pages the dump misses.
 fn store_pages(
     builder: &mut ImageBuilder<'_>,
     parent: Option<&Image>,
@@ -207,18 +208,18 @@ fn store_pages(
         .object(path.display())
         .advice("was the dump interrupted, or is it still running?"));
     }
-    let lacking = pages.lacking.as_ref().map_or(&[][..], |lacking| &lacking.pages);
-    let highest = lacking.last().map_or(0, |last| (last.page + 1) * PAGE as u64);
+    let missing = pages.missing.as_ref().map_or(&[][..], |missing| &missing.pages);
+    let highest = missing.last().map_or(0, |last| (last.page + 1) * PAGE as u64);
     builder.begin_space(pages.task.into(), pages.map.end().max(highest))?;
     let mut reader = BufReader::with_capacity(READ_BYTES, file);
     let mut page = [0; PAGE];
-    let mut lacking = lacking.iter().peekable();
-    let take = |builder: &mut ImageBuilder<'_>, one: &Lacking| match &pages.lacking {
+    let mut missing = missing.iter().peekable();
+    let take = |builder: &mut ImageBuilder<'_>, one: &MissingPage| match &pages.missing {
         Some(from) => take(builder, parent, &from.image, one),
         None => Ok(()),
     };
     for entry in &pages.map.entries {
-        while let Some(one) = lacking.next_if(|one| one.page < entry.pages().start) {
+        while let Some(one) = missing.next_if(|one| one.page < entry.pages().start) {
             take(builder, one)?;
         }
         for number in entry.pages() {
@@ -227,12 +228,17 @@ fn store_pages(
         }
         progress.advance(entry.page_count * PAGE as u64);
     }
-    lacking.try_for_each(|one| take(builder, one))?;
-    Ok(pages.lacking.as_ref().map_or(0, |lacking| lacking.pages.len() as u64))
+    missing.try_for_each(|one| take(builder, one))?;
+    Ok(pages.missing.as_ref().map_or(0, |missing| missing.pages.len() as u64))
 }
 
-/// Takes a page over from the image that was woken: unread, where that is the parent.
-fn take(builder: &mut ImageBuilder<'_>, parent: Option<&Image>, woken: &Image, one: &Lacking) -> Result<()> {
+/// Stores a page of the image that was woken: unread, if that image is the parent.
+fn take(
+    builder: &mut ImageBuilder<'_>,
+    parent: Option<&Image>,
+    woken: &Image,
+    one: &MissingPage,
+) -> Result<()> {
     if parent.is_some_and(|parent| parent.id() == woken.id()) {
         return builder.page_of_parent(one.page, one.space, one.image_page);
     }

@@ -1,6 +1,6 @@
-//! What Torpor reads of CRIU's records: the tasks and their mappings. Which of their pages were dumped: [`super::page_map`].
+//! The tasks and their mappings, from CRIU's records. [`super::page_map`] reads which of their pages were dumped.
 //!
-//! Total over any bytes; everything that later arithmetic relies on is checked here: addresses are aligned, ascending,
+//! Total over any bytes; everything that later arithmetic depends on is checked here: addresses are aligned, ascending,
 //! disjoint and inside the user half of the address space.
 
 use std::ops::Range;
@@ -33,7 +33,7 @@ pub(crate) struct AnonymousMapping {
     pub range: Range<u64>,
     /// CRIU registers it for lazy restore.
     pub is_lazy: bool,
-    /// Forked children see zero in it, whatever their parent has there (`MADV_WIPEONFORK`).
+    /// It is zero in forked children, whatever their parent has there (`MADV_WIPEONFORK`).
     pub is_wiped_on_fork: bool,
 }
 
@@ -70,7 +70,7 @@ pub(crate) fn lazy_mappings(bytes: &[u8]) -> Result<Vec<AnonymousMapping>> {
     Ok(found)
 }
 
-/// Where a task's arguments and its environment are: what `ps` and `/proc/PID/environ` show.
+/// The address ranges of a task's arguments and environment, which `ps` and `/proc/PID/environ` show.
 pub(crate) fn arguments_and_environment(bytes: &[u8]) -> Result<[Range<u64>; 2]> {
     let record = mappings_record(bytes)?;
     let bound = |number| Ok::<u64, Error>(integer(record, number)?.unwrap_or(0).min(ADDRESS_LIMIT));

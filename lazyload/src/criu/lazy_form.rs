@@ -1,10 +1,10 @@
 //! The form of an image directory that only a lazy restore takes.
 //!
-//! Such a directory has few of its pages. A page map lists those that come later as lazy without being present, as `criu
-//! dump --lazy-pages` does, and ends with a page at an address where no memory can be: `criu restore --lazy-pages` passes
-//! over it like over every lazy page, and a plain `criu restore`, which would take other pages for the missing ones, fails
-//! at it. Pages of arguments and environment are not left for later, so that `ps` and `/proc/PID/environ` show them, which
-//! cannot wait for a page.
+//! Such a directory has few of its pages. A page map lists those that come later as lazy and not present, as `criu dump
+//! --lazy-pages` does, and ends with a page at an address where no memory can be: `criu restore --lazy-pages` passes
+//! over it like over every lazy page, and a plain `criu restore`, which would take other pages for the missing ones,
+//! fails at it. Pages of arguments and environment are not left for later, because `ps` and `/proc/PID/environ` show
+//! them and cannot wait for a page.
 
 use std::path::Path;
 
@@ -18,9 +18,9 @@ use super::{
 };
 use crate::wake_log::WakeId;
 
-/// What differs between two dumps of the same processes: registers, mappings, which pages there are.
+/// Files that differ between two dumps of the same processes: registers, mappings, page maps.
 const TASK_FILES: [&str; 3] = ["core-", "mm-", "pagemap-"];
-/// Behind the memory of every process.
+/// An address behind the memory of every process.
 const NOWHERE: u64 = 1 << 55;
 /// More pages of arguments and environment than this are left for later: 2 MiB, a quarter of the longest there are.
 const EAGER_PAGES: u64 = 512;
@@ -50,7 +50,7 @@ pub(super) fn lazy_page_map(store: &Store, image: &Image, task: u32) -> Result<P
     Ok(lazy)
 }
 
-/// An entry in this form: what may come later is not there.
+/// An entry in this form: lazy pages are not present, except eager ones.
 fn parts(entry: PageEntry, eager: &[u64]) -> Vec<PageEntry> {
     if !entry.is_lazy {
         return vec![entry];
@@ -89,7 +89,7 @@ pub(super) fn check_same(store: &Store, image: &Image, images: &Path) -> Result<
     Ok(())
 }
 
-/// Has every task carry the mark of a wake.
+/// Writes the mark of a wake into the files of every task.
 ///
 /// # Errors
 /// `Invalid` when a task cannot carry one; those of reading and writing the directory.

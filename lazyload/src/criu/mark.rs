@@ -1,10 +1,10 @@
-//! The mark by which a dump tells that its process was woken lazily, and in which wake.
+//! The mark in a dump that its process was woken lazily, and in which wake.
 //!
-//! A dump does not show which pages userfaultfd had still to bring, so a capture must know that a process was woken at all,
-//! even when its directory was copied, its number is in use again or the record of the wake is lost. The mark stands in the
-//! auxiliary vector that the kernel keeps to be shown (`/proc/PID/auxv`; the process itself uses the copy on its stack):
+//! A dump does not show which pages userfaultfd had still to bring, so a capture must know that a process was woken at
+//! all, even when its directory was copied, its number is in use again or the record of the wake is lost. The mark is
+//! in the auxiliary vector that the kernel shows in `/proc/PID/auxv` (the process itself uses the copy on its stack):
 //! `AT_FLAGS`, which is zero, becomes `AT_IGNORE` with the number of the wake. CRIU restores and dumps the vector, fork
-//! copies it, and exec makes a new one: where the memory goes, the mark goes.
+//! copies it, and exec makes a new one: the mark goes where the memory goes.
 
 use store::{Error, Kind, Result};
 
@@ -41,7 +41,7 @@ pub(crate) fn marked(bytes: &[u8], mark: Option<WakeId>) -> Result<Vec<u8>> {
             None => Ok(bytes.to_vec()),
             Some(_) => {
                 Err(Error::new(Kind::Invalid, "the auxiliary vector of a task has no place for a mark")
-                    .advice("restore it whole: `snapctl restore`, then `criu restore`"))
+                    .advice("restore it completely: `snapctl restore`, then `criu restore`"))
             }
         };
     };
@@ -54,7 +54,7 @@ pub(crate) fn marked(bytes: &[u8], mark: Option<WakeId>) -> Result<Vec<u8>> {
     Ok(image_file(ImageFile::Mappings, std::iter::once(changed)))
 }
 
-/// One word of the vector, and where its field stands in the record.
+/// One word of the vector, and the range of its field in the record.
 #[derive(Clone, Copy)]
 struct Word {
     value: u64,

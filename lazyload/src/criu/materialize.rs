@@ -1,9 +1,9 @@
-//! An image directory out of the store: for `criu restore --lazy-pages` while this library serves, or whole for a plain
-//! `criu restore`.
+//! An image directory out of the store: for `criu restore --lazy-pages` while this library serves, or complete for a
+//! plain `criu restore`.
 //!
-//! Every kept file is written back as it was. In the lazy form ([`super::lazy_form`]) the page maps of tasks say which pages
-//! come later, and the pages files hold the others. Nothing outside the directory is ever written, whatever names the image
-//! holds.
+//! Every stored file is written as it was. In the lazy form ([`super::lazy_form`]) the page maps of tasks say which
+//! pages come later, and the pages files have the others. Nothing outside the directory is written, whatever names the
+//! image has.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
@@ -27,7 +27,7 @@ pub fn materialize(image: &Image, store: &Store, target: &Path) -> Result<()> {
     write_directory(image, store, target, &Unwatched, |task, _| lazy_page_map(store, image, task))
 }
 
-/// Writes a directory that is whole, as `criu dump` wrote it, making it if it is missing.
+/// Writes a complete directory, as `criu dump` wrote it, making it if it is missing.
 ///
 /// # Errors
 /// As [`materialize`].
@@ -35,13 +35,13 @@ pub fn restore(image: &Image, store: &Store, target: &Path, progress: &dyn Progr
     write_directory(image, store, target, progress, |_, bytes| PageMap::parse(bytes))
 }
 
-/// The names of the files that [`materialize`] and [`restore`] write for an image, but for those of pages.
+/// The names of the files that [`materialize`] and [`restore`] write for an image, without the pages files.
 pub fn file_names(image: &Image) -> Vec<String> {
     image.blobs().iter().map(|(name, _)| name.clone()).filter(|name| check_name(name).is_ok()).collect()
 }
 
-/// Removes what [`materialize`] or [`restore`] wrote into a directory that was theirs alone, and the directory itself if
-/// nothing else is in it.
+/// Removes the files that [`materialize`] or [`restore`] wrote (`names`, and all pages files), and the directory itself
+/// if it is empty then.
 ///
 /// # Errors
 /// Those of listing the directory and of removing files.
@@ -73,7 +73,7 @@ fn write_directory(
 ) -> Result<()> {
     check_kind(image)?;
     let failed = |error| Error::io("cannot make the image directory", target.display(), error);
-    // A process's memory is nobody else's to read.
+    // No other user may read a process's memory.
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(target).map_err(failed)?;
     if std::fs::read_dir(target).map_err(failed)?.next().is_some() {
         return Err(Error::new(Kind::Invalid, "the image directory is not empty")
@@ -83,7 +83,7 @@ fn write_directory(
     let lengths =
         (0..image.spaces().len()).flat_map(|space| image.runs(space)).map(|run| u64::from(run.page_count));
     progress.begin("restore", Work::Bytes(lengths.sum::<u64>() * PAGE as u64));
-    // Without an inventory it is no image directory, so that comes last.
+    // The inventory is last: a directory without one is no image directory.
     let (last, first): (Vec<_>, Vec<_>) = image.blobs().iter().partition(|(name, _)| name == INVENTORY);
     for (name, content) in first.into_iter().chain(last) {
         check_name(name)?;
@@ -104,7 +104,7 @@ fn write_directory(
     Ok(())
 }
 
-/// A name from an image is one path component and nothing else.
+/// Checks that a name from an image is one path component.
 fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
         return Err(Error::new(Kind::Corrupt, "an image file name leaves its directory").object(name));
@@ -136,7 +136,7 @@ fn write_content(store: &Store, content: &Content, file: &File) -> Result<()> {
     }
 }
 
-/// Writes the pages that a page map says are there, one behind the other.
+/// Writes the present pages of a page map, one behind the other.
 fn write_pages(image: &Image, task: u32, map: &PageMap, file: File, progress: &dyn Progress) -> Result<()> {
     let Some(space) = image.space(task.into()) else {
         return Err(Error::new(Kind::Corrupt, format!("the image lacks the memory of task {task}")));

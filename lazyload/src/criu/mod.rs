@@ -1,9 +1,9 @@
 //! Processes: CRIU's image directories in and out of the store, and its lazy restore served.
 //!
-//! [`capture`] takes a dumped directory, [`restore`] writes one back whole, [`materialize`] writes one back with only the
-//! pages that CRIU reads by itself, and [`serve`] answers for all others on `lazy-pages.socket` while `criu restore
-//! --lazy-pages` runs. One address space of the image per task, by its process number; every other image file is kept as it
-//! is.
+//! [`capture`] stores a dumped directory, [`restore`] writes a complete one, [`materialize`] writes one with only the
+//! pages that CRIU reads by itself, and [`serve`] serves all others on `lazy-pages.socket` while `criu restore
+//! --lazy-pages` runs. The image has one address space per task, by its process number; every other image file is
+//! stored as it is.
 
 pub(crate) mod announce;
 mod capture;
@@ -23,7 +23,7 @@ pub use serve::serve;
 
 use store::{Content, Error, Image, ImageKind, Kind, Result, Store};
 
-/// Files that hold records are small; one beyond this is not from CRIU.
+/// Longest file of records; a longer one is not from CRIU.
 const RECORD_FILE_LIMIT_BYTES: u64 = 1 << 30;
 const INVENTORY: &str = "inventory.img";
 const PROCESS_TREE: &str = "pstree.img";
@@ -52,10 +52,10 @@ fn task_of_mappings(name: &str) -> Option<u32> {
     (mappings_name(task) == name).then_some(task)
 }
 
-/// The bytes of an image file kept in an image.
+/// Reads an image file that is stored in an image.
 ///
 /// # Errors
-/// `Corrupt` when the image lacks it; those of reading the store.
+/// `Corrupt` when the image does not have it; those of reading the store.
 fn read_file(store: &Store, image: &Image, name: &str) -> Result<Vec<u8>> {
     let content = image
         .blob(name)

@@ -1,10 +1,11 @@
-//! The pages that a dump lacks because they had not been brought yet when it was made: they are still the bytes of the image
-//! that was woken.
+//! The pages that a dump misses because they had not been brought yet when it was made: their bytes are still those of
+//! the image that was woken.
 //!
-//! CRIU leaves out a page that is not there, whether it is zero or userfaultfd was still to bring it. A dump whose task
-//! carries the mark of a wake is completed from the record of that wake: all changes up to the dump are made again on the
-//! state that the wake began with, and each page that then still belongs to the image, and that the dump lacks, is the
-//! image's. The dump's own bytes always win. Without a record that surely holds for this dump, it is refused.
+//! CRIU leaves out a page that is not present, whether it is zero or userfaultfd had still to bring it. A dump whose
+//! task carries the mark of a wake is completed from the record of that wake: all changes up to the dump are replayed
+//! on the state that the wake began with, and each page that then still belongs to the image, and that the dump misses,
+//! is the image's. The dump's own bytes take precedence. Without a record that certainly applies to this dump, it is
+//! refused.
 
 use std::collections::BTreeMap;
 
@@ -25,15 +26,15 @@ pub(super) struct DumpedTask<'a> {
     pub number: u32,
     /// The bytes of its `mm-*.img`.
     pub mappings: &'a [u8],
-    /// What was dumped of it.
+    /// The pages in the dump.
     pub map: &'a PageMap,
     /// When its pages were dumped.
     pub dumped_at: Stamp,
 }
 
-/// A page that a dump lacks.
+/// A page that a dump misses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Lacking {
+pub(super) struct MissingPage {
     /// Its number in the dump.
     pub page: u64,
     /// The space of the image and the page in it.
@@ -43,17 +44,17 @@ pub(super) struct Lacking {
     pub is_lazy: bool,
 }
 
-/// Pages that a dump lacks, by ascending number, and the image that has them.
+/// Pages that a dump misses, by ascending number, and the image that has them.
 #[derive(Debug)]
 pub(super) struct NotBrought {
     pub image: Image,
-    pub pages: Vec<Lacking>,
+    pub pages: Vec<MissingPage>,
 }
 
-/// What a task's dump lacks; `None` when it is whole by itself.
+/// The pages that a task's dump misses; `None` when it misses none.
 ///
 /// # Errors
-/// `Invalid` when that cannot be known; those of reading the record and the image.
+/// `Invalid` when the missing pages cannot be known; those of reading the record and the image.
 pub(super) fn not_brought(
     store: &Store,
     parent: Option<&Image>,
@@ -74,8 +75,8 @@ pub(super) fn not_brought(
         })?,
     };
     let candidates = candidates(store, &image, &wake, task)?;
-    let mut answers: Vec<Vec<Lacking>> =
-        candidates.iter().map(|found| dump.lacks(&image, found.as_ref())).collect();
+    let mut answers: Vec<Vec<MissingPage>> =
+        candidates.iter().map(|found| dump.find_missing(&image, found.as_ref())).collect();
     let pages = answers.pop().unwrap_or_default();
     if answers.iter().any(|other| *other != pages) {
         return Err(refusal(
@@ -86,7 +87,7 @@ pub(super) fn not_brought(
     Ok((!pages.is_empty()).then_some(NotBrought { image, pages }))
 }
 
-/// A dump is refused: some of its pages were not brought, and which ones cannot be known.
+/// The error of a dump that misses pages when it cannot be known which.
 fn refusal(task: &DumpedTask<'_>, why: &str) -> Error {
     let what = format!(
         "the process was woken lazily, and which of its pages were still to come cannot be known: {why}"
@@ -102,7 +103,8 @@ struct Dump<'a> {
 }
 
 impl Dump<'_> {
-    /// Whether the dump has a page, or has no private anonymous memory at its address.
+    /// The private anonymous mapping of a page that the dump misses; `None` when the dump has the page, or the page is
+    /// in no such mapping.
     fn mapping_without(&self, page: u64) -> Option<&AnonymousMapping> {
         let entries = &self.task.map.entries;
         let index = entries.partition_point(|entry| entry.pages().end <= page);
@@ -114,17 +116,17 @@ impl Dump<'_> {
         self.mappings.get(index).filter(|mapping| mapping.range.contains(&address))
     }
 
-    /// The pages of a state that the dump lacks, by ascending number.
-    fn lacks(&self, image: &Image, state: Option<&Found>) -> Vec<Lacking> {
+    /// The pages of a state that the dump misses, by ascending number.
+    fn find_missing(&self, image: &Image, state: Option<&Found>) -> Vec<MissingPage> {
         let Some(state) = state else { return Vec::new() };
         let Some(space) = image.space(state.task.into()) else { return Vec::new() };
-        let lacking = state.space.backed().filter_map(|(address, image_page)| {
+        let missing = state.space.backed().filter_map(|(address, image_page)| {
             let page = address / PAGE_BYTES;
             let mapping = self.mapping_without(page)?;
-            Some(Lacking { page, space, image_page, is_lazy: mapping.is_lazy })
+            Some(MissingPage { page, space, image_page, is_lazy: mapping.is_lazy })
         });
         // Regions are in the order of their addresses, and pages within a region, too.
-        lacking.collect()
+        missing.collect()
     }
 
     /// Whether the dump has every page that an image has of the task, where the memory is still mapped.
@@ -138,24 +140,24 @@ impl Dump<'_> {
     }
 }
 
-/// What a space was when the dump was made.
+/// The state of a space when the dump was made.
 #[derive(Clone)]
 struct Found {
     /// The task of the image that its memory comes from.
     task: u32,
     space: AddressSpace,
     is_fork: bool,
-    /// Nothing was missing before the dump was made.
-    is_whole: bool,
-    /// It had ended before.
+    /// No page was missing any more when the dump was made.
+    is_complete: bool,
+    /// It had ended by then.
     has_ended: bool,
-    /// Something that matters came after.
+    /// A change that affects the content of a page is later than the dump.
     is_later: bool,
-    /// Its end, or that nothing is missing, is on record.
+    /// Its end, or that no page is missing any more, is on record.
     is_concluded: bool,
 }
 
-/// What the memory of a task may have been when it was dumped; `None` stands for whole.
+/// The states that the memory of a task may have had when it was dumped; `None` stands for complete memory.
 fn candidates(
     store: &Store,
     image: &Image,
@@ -167,9 +169,9 @@ fn candidates(
     let mut candidates: Vec<&Found> = spaces.values().filter(own).collect();
     let mut may_be_newer = false;
     if candidates.iter().all(|found| found.has_ended) {
-        // A child, of a space on record or of one that was whole.
+        // The task is a forked child, of a space on record or of a complete one.
         candidates.extend(spaces.values().filter(|found| found.is_fork && !found.has_ended));
-        may_be_newer = spaces.values().any(|found| found.is_whole);
+        may_be_newer = spaces.values().any(|found| found.is_complete);
     }
     if candidates.is_empty() && !may_be_newer {
         return Err(refusal(task, "the record of that wake does not know it"));
@@ -186,11 +188,11 @@ fn candidates(
         }
     }
     let newer = may_be_newer.then_some(None);
-    let known = candidates.into_iter().map(|found| (!found.is_whole).then(|| found.clone()));
+    let known = candidates.into_iter().map(|found| (!found.is_complete).then(|| found.clone()));
     Ok(known.chain(newer).collect())
 }
 
-/// Every space as it was at a time.
+/// The state of every space at a time.
 fn replay(store: &Store, image: &Image, wake: &Wake, until: Stamp) -> Result<BTreeMap<u32, Found>> {
     let mut spaces: BTreeMap<u32, Found> = BTreeMap::new();
     for Line { at, space, entry } in &wake.lines {
@@ -206,12 +208,12 @@ fn replay(store: &Store, image: &Image, wake: &Wake, until: Stamp) -> Result<BTr
                 let forked = forked.map(|parent| Found::new(parent.task, parent.space.forked(), true));
                 spaces.extend(forked.map(|forked| (*space, forked)));
             }
-            Entry::Whole => {
+            Entry::Complete => {
                 let Some(found) = spaces.get_mut(space) else { continue };
                 found.is_concluded = true;
                 // Of two events in one tick of the clock the dump came first.
-                found.is_whole = *at < until;
-                found.is_later |= !found.is_whole;
+                found.is_complete = *at < until;
+                found.is_later |= !found.is_complete;
             }
             Entry::Ended { .. } => {
                 let Some(found) = spaces.get_mut(space) else { continue };
@@ -220,7 +222,7 @@ fn replay(store: &Store, image: &Image, wake: &Wake, until: Stamp) -> Result<BTr
             }
             Entry::Remove { .. } | Entry::Unmap { .. } | Entry::Remap { .. } => {
                 let (Some(found), Some(change)) = (spaces.get_mut(space), entry.change()) else { continue };
-                found.is_later |= !is_before && !found.is_whole;
+                found.is_later |= !is_before && !found.is_complete;
                 if is_before {
                     found.space.change(change);
                 }
@@ -232,6 +234,14 @@ fn replay(store: &Store, image: &Image, wake: &Wake, until: Stamp) -> Result<BTr
 
 impl Found {
     fn new(task: u32, space: AddressSpace, is_fork: bool) -> Self {
-        Self { task, space, is_fork, is_whole: false, has_ended: false, is_later: false, is_concluded: false }
+        Self {
+            task,
+            space,
+            is_fork,
+            is_complete: false,
+            has_ended: false,
+            is_later: false,
+            is_concluded: false,
+        }
     }
 }

@@ -1,6 +1,6 @@
-//! Which pages of a task a dump holds: CRIU's page maps, read and written.
+//! CRIU's page maps, which list the pages of a task that a dump has: read and written.
 //!
-//! Total over any bytes; everything that later arithmetic relies on is checked here: addresses are aligned, ascending,
+//! Total over any bytes; everything that later arithmetic depends on is checked here: addresses are aligned, ascending,
 //! disjoint and inside the user half of the address space.
 
 use std::ops::Range;
@@ -24,9 +24,9 @@ pub(crate) struct PageEntry {
     pub start: u64,
     /// At least one.
     pub page_count: u64,
-    /// The bytes stand in the pages file.
+    /// The bytes are in the pages file.
     pub is_present: bool,
-    /// The bytes stand in the parent directory.
+    /// The bytes are in the parent directory.
     pub is_in_parent: bool,
     /// The pages may be restored after the task runs.
     pub is_lazy: bool,
@@ -45,7 +45,7 @@ impl PageEntry {
     }
 }
 
-/// Which pages of a task were dumped, and the number of the file that holds their bytes.
+/// The pages of a task that were dumped, and the number of the file that has their bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PageMap {
     /// The `N` of `pages-N.img`.
@@ -72,7 +72,7 @@ impl PageMap {
         Ok(Self { pages_id, entries })
     }
 
-    /// The bytes of such a file.
+    /// Writes `pagemap-*.img`.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let head = {
             let mut record = Vec::new();
@@ -86,7 +86,7 @@ impl PageMap {
                 | flag(entry.is_present, PRESENT);
             let mut record = Vec::new();
             put_integer(&mut record, 1, entry.start);
-            // What readers before CRIU 4.1 take for the length; the others take the last field.
+            // The length for readers before CRIU 4.1; later ones read the last field.
             put_integer(&mut record, 2, u32::try_from(entry.page_count).unwrap_or(u32::MAX).into());
             put_integer(&mut record, 4, flags);
             put_integer(&mut record, 5, entry.page_count);
@@ -95,7 +95,7 @@ impl PageMap {
         image_file(ImageFile::PageMap, std::iter::once(head).chain(self.entries.iter().map(entry)))
     }
 
-    /// Length of the pages file.
+    /// Length of the pages file in bytes.
     pub(crate) fn pages_file_bytes(&self) -> u64 {
         self.entries.iter().filter(|entry| entry.is_present).map(|entry| entry.page_count * PAGE_BYTES).sum()
     }
@@ -105,7 +105,7 @@ impl PageMap {
         self.entries.last().map_or(0, |entry| entry.pages().end * PAGE_BYTES)
     }
 
-    /// Adds a page behind the last one, joined with it where it is of the same kind.
+    /// Adds a page behind the last one, joined with the last entry if it follows directly and is of the same kind.
     pub(crate) fn push(&mut self, page: u64, kind: PageEntry) {
         let next = kind.with_pages(page..page + 1);
         match self.entries.last_mut() {

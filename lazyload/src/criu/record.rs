@@ -1,21 +1,21 @@
 //! The container of CRIU's image files: magic numbers, then records of a length and a protobuf message.
 //!
-//! Total: any bytes give records or an error. What stands in a record is for `entries` to read.
+//! Total: any bytes give records or an error. `entries` reads the records.
 
 use store::{Error, Kind, Result};
 
-/// First number of every image file that holds records, save the inventory.
+/// First number of every image file of records, except the inventory.
 const COMMON_MAGIC: u32 = 0x5456_4319;
 const INVENTORY_MAGIC: u32 = 0x5831_3116;
 
-/// Which image file bytes are expected to be.
+/// The kind of an image file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ImageFile {
     /// The version of the images.
     Inventory,
     /// The list of tasks.
     ProcessTree,
-    /// Which pages of a task were dumped.
+    /// The list of a task's dumped pages.
     PageMap,
     /// A task's mappings.
     Mappings,
@@ -35,7 +35,7 @@ impl ImageFile {
 /// The messages of an image file, in order.
 ///
 /// # Errors
-/// `Corrupt` when it is another kind of file, or ends within a record.
+/// `Corrupt` when the file is of another kind, or ends within a record.
 pub(super) fn records(bytes: &[u8], file: ImageFile) -> Result<Vec<&[u8]>> {
     let mut rest = bytes;
     for magic in file.magics() {
@@ -56,7 +56,7 @@ pub(super) fn records(bytes: &[u8], file: ImageFile) -> Result<Vec<&[u8]>> {
     Ok(found)
 }
 
-/// The bytes of an image file that holds these messages.
+/// The bytes of an image file with these messages.
 pub(super) fn image_file(file: ImageFile, messages: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
     let mut bytes: Vec<u8> = file.magics().iter().flat_map(|magic| magic.to_le_bytes()).collect();
     for message in messages {

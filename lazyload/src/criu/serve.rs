@@ -1,8 +1,8 @@
-//! Stands in for CRIU's lazy-pages daemon: one restore, all its tasks, until none needs it.
+//! Replaces CRIU's lazy-pages daemon: serves all tasks of one restore until each has all its memory or has ended.
 //!
 //! Faults are served from the first announcement on; prefetch waits for the mark that every task is in place. If CRIU
-//! gives up, or this serve fails, whatever was restored is killed: it must not run on incomplete memory. What the next
-//! capture has to know of this wake is put on record as it happens.
+//! gives up, or this serve fails, the restored tasks are killed: they must not run on incomplete memory. Changes that
+//! the next capture needs are recorded as they happen.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -12,7 +12,7 @@ use std::time::Instant;
 use rustix::process::Pid;
 use store::{Error, Image, Kind, PAGE, Result, Store};
 
-use super::announce::{Announcement, Announcements, FirstWord};
+use super::announce::{Announcement, Announcements, FirstAnnouncement};
 use super::entries::{AnonymousMapping, lazy_mappings};
 use super::lazy_form::{check_same, set_marks};
 use super::page_map::PageMap;
@@ -21,12 +21,14 @@ use crate::connection::Connection;
 use crate::fault::AddressSpace;
 use crate::handler::Handler;
 use crate::notes::Notes;
+use crate::options::ServeOptions;
 use crate::pages::PageTable;
 use crate::reception::await_greeting;
 use crate::region::{Region, RegionMap};
-use crate::report::{ServeOptions, ServeReport, SocketAccess};
+use crate::report::ServeReport;
 use crate::resolver::Resolver;
-use crate::served::{Abandon, Manners, Served};
+use crate::served::{Abandon, ServePolicy, Served};
+use crate::socket::SocketAccess;
 use crate::sys::UserFault;
 use crate::target::Target;
 use crate::wake_log::{Entry, Stamp, WakeLog};
@@ -34,16 +36,17 @@ use crate::wake_log::{Entry, Stamp, WakeLog};
 /// CRIU connects to this name in its work directory.
 const SOCKET: &str = "lazy-pages.socket";
 
-/// Memory that grew after the restore is zero, and closing the descriptor is how the kernel learns that we are done.
-const MANNERS: Manners = Manners { outside_is_zero: true, close_when_complete: true, kill_when_lost: false };
+/// Memory that grew after the restore is zero, and closing the descriptor tells the kernel that this process is done.
+const POLICY: ServePolicy =
+    ServePolicy { outside_is_zero: true, close_when_complete: true, kill_when_lost: false };
 
 /// Serves one `criu restore --lazy-pages` of `images`, which [`super::materialize`] wrote from the same image. Binds
-/// `lazy-pages.socket` in `work_dir` (CRIU's `--work-dir`, by default the image directory) and returns when every task has
-/// all its memory or is gone.
+/// `lazy-pages.socket` in `work_dir` (CRIU's `--work-dir`, by default the image directory) and returns when every task
+/// has all its memory or is gone.
 ///
 /// # Errors
-/// `Invalid` when the directory is of another image or the protocol is broken, `Unavailable` when nobody connects in time
-/// or CRIU gives up. Restored tasks are killed first.
+/// `Invalid` when the directory is of another image or the protocol is broken, `Unavailable` when nobody connects in
+/// time or CRIU gives up. Restored tasks are killed first.
 pub fn serve(
     store: &Store,
     image: &Image,
@@ -57,12 +60,12 @@ pub fn serve(
     set_marks(image, images, mark)?;
     let socket = work_dir.join(SOCKET);
     let place = (socket.as_path(), SocketAccess::default());
-    let (connection, _) = await_greeting(place, options, options.restore_timeout, || FirstWord)?;
+    let (connection, _) = await_greeting(place, options, options.restore_timeout, || FirstAnnouncement)?;
     let deadline = Instant::now() + connection.left_of(options.restore_timeout);
     let mut serve = Serve {
         store,
         image,
-        handler: Handler::new(options.custody.as_ref()),
+        handler: Handler::new(options.escrow.as_ref()),
         connection: Some(connection),
         announcements: Announcements::default(),
         log,
@@ -70,7 +73,7 @@ pub fn serve(
     while let Some(connection) = &serve.connection {
         let ready = serve.handler.turn(&[connection.as_fd()], false)?;
         if ready.contains(&true) {
-            serve.hear()?;
+            serve.receive_announcements()?;
         } else if Instant::now() > deadline {
             return Err(Error::new(Kind::Unavailable, "CRIU did not finish the restore in time")
                 .object(images.display())
@@ -95,8 +98,8 @@ struct Serve<'a> {
 }
 
 impl Serve<'_> {
-    /// Takes every announcement that is there.
-    fn hear(&mut self) -> Result<()> {
+    /// Receives and serves every announcement that has come.
+    fn receive_announcements(&mut self) -> Result<()> {
         while let Some(connection) = &self.connection {
             match self.announcements.next(connection.stream())? {
                 None => return Ok(()),
@@ -108,7 +111,7 @@ impl Serve<'_> {
                     let notes = Notes::new(self.log.begin(Stamp::now(), Entry::Task(task)), target.number());
                     let abandon = Abandon::Kill(Arc::new(target));
                     let resolver = Resolver::new(self.image.clone());
-                    let mut served = Served::new(fault, space, resolver, MANNERS, abandon);
+                    let mut served = Served::new(fault, space, resolver, POLICY, abandon);
                     served.keep_notes(notes);
                     self.handler.add(served)?;
                     self.announcements.take_descriptor(connection.stream())?;
@@ -129,16 +132,16 @@ impl Serve<'_> {
     }
 }
 
-/// The process of a task: who sent the announcement. A task's number is one of its own PID namespace, and means somebody
-/// else here.
+/// Opens the process of a task: the sender of its announcement. The announced number is of the task's own PID
+/// namespace, and may be another process's number here.
 fn target_of(sender: Option<Pid>) -> Result<Target> {
-    let nobody = || {
+    let invisible = || {
         Error::new(Kind::Invalid, "the process that announced a task is not visible in this PID namespace")
     };
-    Target::open(sender.ok_or_else(nobody)?)
+    Target::open(sender.ok_or_else(invisible)?)
 }
 
-/// What a task's memory is to be, before its first page is served.
+/// The state of a task's memory before its first page is served.
 pub(super) fn address_space(store: &Store, image: &Image, task: u32) -> Result<AddressSpace> {
     let mappings = lazy_mappings(&read_file(store, image, &mappings_name(task))?)?;
     let map = PageMap::parse(&read_file(store, image, &page_map_name(task))?)?;

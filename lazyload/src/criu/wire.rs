@@ -1,6 +1,7 @@
-//! A reader of protobuf messages, as much as CRIU's image files need, and a writer of integers.
+//! A reader of the part of protobuf that CRIU's image files use, and a writer of integers.
 //!
-//! Total: any bytes give fields or an error, never a panic, and nothing is allocated. Field meanings belong to the caller.
+//! Total: any bytes give fields or an error, never a panic, and nothing is allocated. The caller knows the meaning of
+//! fields.
 
 use store::{Error, Kind, Result};
 
@@ -15,14 +16,14 @@ pub(super) enum Value<'a> {
     Fixed,
 }
 
-/// Iterates over the fields of one message. After an error it ends.
+/// Iterates over the fields of one message. Ends after an error.
 #[derive(Clone, Debug)]
 pub(super) struct Fields<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
-    /// Over the bytes of a message.
+    /// An iterator over the bytes of a message.
     pub(super) fn new(message: &'a [u8]) -> Self {
         Self { rest: message }
     }

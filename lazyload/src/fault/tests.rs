@@ -4,7 +4,7 @@ use super::*;
 use std::collections::BTreeMap;
 use store::PageRun;
 
-/// What the naive model knows of one run-time page.
+/// One run-time page in the naive model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Shown {
     image_page: u64,
@@ -104,7 +104,7 @@ impl Pair {
         assert_eq!(backed, self.backed());
     }
 
-    /// The addresses that show image pages with data, and which.
+    /// The addresses that show data pages, with these pages.
     fn backed(&self) -> Vec<(u64, u64)> {
         let is_data = |shown: &&Shown| !shown.removed && table().find(shown.image_page).is_some();
         let backed = self.model.iter().filter(|(_, shown)| is_data(shown));
@@ -202,7 +202,7 @@ fn a_fork_keeps_its_own_state() {
 }
 
 #[test]
-fn a_second_fault_on_a_given_page_gets_its_bytes_again() {
+fn a_second_fault_on_a_filled_page_gets_its_bytes_again() {
     let mut space = AddressSpace::new(regions(), table());
     let Answer::Copy(fill) = space.answer(18 * PAGE_BYTES) else { panic!("data") };
     space.filled(&fill, 0..1);
@@ -224,7 +224,7 @@ fn eager_and_unmapped_pages_are_not_prefetched() {
     assert!(nothing_mapped.is_complete());
 }
 
-/// MADV_WIPEONFORK: the child must see zero where its parent sees data, given already or not; nothing else changes.
+/// MADV_WIPEONFORK: the child must see zero where its parent sees data, filled already or not; no other page changes.
 #[test]
 fn a_forked_child_sees_zero_where_forks_wipe() {
     let mut parent = AddressSpace::new(regions(), table());

@@ -13,13 +13,13 @@ use crate::report::Captured;
 
 const READ_BYTES: usize = 1 << 20;
 
-/// Stores a machine: its memory file and its state file. Pages equal to those of the parent at the same place cost nothing,
-/// and those that a Diff file leaves out neither. The machine must be paused until this returns, or the files be its own
-/// copies.
+/// Stores a machine: its memory file and its state file. Pages equal to those of the parent at the same address cost
+/// nothing, nor do those that a Diff file leaves out. Until this returns, the machine must be paused or the files must
+/// be copies.
 ///
 /// # Errors
-/// `Invalid` when the memory file is not whole pages, or may be of another type than is said, or there is no state; those
-/// of reading the files and of the writer.
+/// `Invalid` when the state file is empty, when the length of the memory file is not a multiple of the page size, or
+/// when that file may be of another type than given; those of reading the files and of the writer.
 pub fn capture(
     writer: &mut Writer,
     memory: MemorySource<'_>,
@@ -41,11 +41,11 @@ pub fn capture(
     Ok(Captured { image, stats, bytes, not_brought: 0 })
 }
 
-/// Writes the state file of an image where Firecracker is to load it from, for `owner` (user and group) alone, by default for
-/// this process's. The file must not be there yet; it is not there either when this fails.
+/// Writes the state file of an image to `target`, from where Firecracker loads it, readable for `owner` (user and
+/// group) alone, by default that of this process. The file must not exist; it does not exist either when this fails.
 ///
 /// # Errors
-/// `Conflict` when the file is there, `Invalid` when the image is of another kind; `Corrupt` when it has no state.
+/// `Conflict` when the file exists, `Invalid` when the image is of another kind; `Corrupt` when it has no state.
 pub fn write_vmstate(image: &Image, store: &Store, target: &Path, owner: Option<(u32, u32)>) -> Result<()> {
     check_kind(image)?;
     let content = image
@@ -61,7 +61,7 @@ pub fn write_vmstate(image: &Image, store: &Store, target: &Path, owner: Option<
     })?;
     let written = fill(file, &reader, owner, target);
     if written.is_err() {
-        // What is there is in part, and is this call's own.
+        // The partial file is this call's own.
         drop(std::fs::remove_file(target));
     }
     written

@@ -1,8 +1,9 @@
 //! The one message that Firecracker sends: a JSON list of memory regions, with its userfaultfd attached.
 //!
-//! It has neither length nor end mark, so it is read until the JSON is complete; the descriptor may come with any part of
-//! it, or later. Unknown keys are ignored, because versions and forks add some. Total: any bytes give regions, a wish for
-//! more bytes, or an error. The userfaultfd is in custody before it leaves the socket, so that it is never lost.
+//! It has neither length nor end mark, so it is read until the JSON is complete; the descriptor may come with any part
+//! of it, or later. Unknown keys are ignored, because versions and forks add some. Total: any bytes give regions, a
+//! wish for more bytes, or an error. The userfaultfd is in escrow before it leaves the socket, so that it is never
+//! lost.
 
 use std::os::fd::AsFd;
 
@@ -15,7 +16,7 @@ use crate::connection::Connection;
 use crate::reception::Greeting;
 use crate::region::{Region, RegionMap};
 use crate::served::HUGE_PAGE_BYTES;
-use crate::supervisor::Held;
+use crate::supervisor::Receipt;
 use crate::sys::{Received, UserFault, receive};
 
 const READ_BYTES: usize = 64 << 10;
@@ -31,48 +32,47 @@ struct GuestRegion {
     size: u64,
     offset: u64,
     page_size: Option<u64>,
-    /// Older name of the same, in bytes despite what it says.
+    /// Older name of the same, in bytes despite its name.
     page_size_kib: Option<u64>,
 }
 
-/// Where the machine's memory lies in its process and which part of the image each region shows, and the bytes of the pages
-/// that it is made of.
+/// The regions of the machine's memory, and the size in bytes of the pages that it is made of.
 pub(crate) type Memory = (RegionMap, u64);
 
-/// What a machine has said so far.
+/// The part of a handshake that has come so far.
 #[derive(Debug)]
 pub(crate) struct Handshake {
     image_bytes: u64,
     text: Vec<u8>,
     descriptors: usize,
     regions: Option<Memory>,
-    memory: Option<(UserFault, Option<Held>)>,
+    memory: Option<(UserFault, Option<Receipt>)>,
 }
 
 impl Handshake {
-    /// With a machine whose image spans `image_bytes`.
+    /// The handshake of a machine whose image spans `image_bytes`.
     pub(crate) fn new(image_bytes: u64) -> Self {
         Self { image_bytes, text: Vec::new(), descriptors: 0, regions: None, memory: None }
     }
 
-    /// The machine's memory, and its userfaultfd with its place in custody. `None` before the handshake is whole.
-    pub(crate) fn finish(self) -> Option<(Memory, UserFault, Option<Held>)> {
-        let ((fault, held), regions) = self.memory.zip(self.regions)?;
-        Some((regions, fault, held))
+    /// The machine's memory, and its userfaultfd with the receipt for it. `None` before the handshake is complete.
+    pub(crate) fn finish(self) -> Option<(Memory, UserFault, Option<Receipt>)> {
+        let ((fault, receipt), regions) = self.memory.zip(self.regions)?;
+        Some((regions, fault, receipt))
     }
 
-    /// Takes care of the descriptors of a message that is still in the socket.
-    fn hold(&mut self, seen: Received, connection: &Connection<'_>) -> Result<()> {
+    /// Deposits the userfaultfd among the descriptors of a message that is still in the socket.
+    fn deposit(&mut self, seen: Received, connection: &Connection<'_>) -> Result<()> {
         self.descriptors += seen.descriptors.len();
         let came_any = !seen.descriptors.is_empty();
         for descriptor in seen.descriptors {
-            // Forks of Firecracker send others beside it, which are closed.
+            // Forks of Firecracker also send others, which are closed.
             if self.memory.is_none()
                 && let Ok(fault) = UserFault::adopt(descriptor)
             {
-                let custody = connection.custody();
-                let held = custody.map(|custody| custody.hold(fault.as_fd(), Some(connection.peer())));
-                self.memory = Some((fault, held.transpose()?));
+                let escrow = connection.escrow();
+                let receipt = escrow.map(|escrow| escrow.deposit(fault.as_fd(), Some(connection.peer())));
+                self.memory = Some((fault, receipt.transpose()?));
             }
         }
         match came_any && self.memory.is_none() {
@@ -86,10 +86,10 @@ impl Handshake {
 }
 
 impl Greeting for Handshake {
-    fn hear(&mut self, connection: &Connection<'_>) -> Result<bool> {
+    fn receive(&mut self, connection: &Connection<'_>) -> Result<bool> {
         let mut buffer = vec![0; READ_BYTES];
         while self.regions.is_none() || self.memory.is_none() {
-            let Some(seen) = look(connection, &mut buffer, RecvFlags::PEEK)? else { return Ok(false) };
+            let Some(seen) = read(connection, &mut buffer, RecvFlags::PEEK)? else { return Ok(false) };
             if seen.len_bytes == 0 {
                 return Err(refused(
                     "the other side closed the connection before the handshake was complete",
@@ -97,8 +97,8 @@ impl Greeting for Handshake {
                 .advice("see the log of the virtual machine monitor"));
             }
             let len_bytes = seen.len_bytes;
-            self.hold(seen, connection)?;
-            let Some(taken) = look(connection, &mut buffer[..len_bytes], RecvFlags::empty())? else {
+            self.deposit(seen, connection)?;
+            let Some(taken) = read(connection, &mut buffer[..len_bytes], RecvFlags::empty())? else {
                 return Ok(false);
             };
             self.text.extend_from_slice(&buffer[..taken.len_bytes]);
@@ -115,8 +115,8 @@ impl Greeting for Handshake {
     }
 }
 
-/// What waits in the socket; `None` when nothing does.
-fn look(connection: &Connection<'_>, buffer: &mut [u8], flags: RecvFlags) -> Result<Option<Received>> {
+/// The bytes that wait in the socket; `None` when there are none.
+fn read(connection: &Connection<'_>, buffer: &mut [u8], flags: RecvFlags) -> Result<Option<Received>> {
     match receive(connection.stream(), buffer, flags | RecvFlags::DONTWAIT) {
         Ok(received) => Ok(Some(received)),
         Err(Errno::AGAIN) => Ok(None),
@@ -124,7 +124,7 @@ fn look(connection: &Connection<'_>, buffer: &mut [u8], flags: RecvFlags) -> Res
     }
 }
 
-/// Reads the regions; `None` while the text is incomplete. What follows the list is ignored.
+/// Reads the regions; `None` while the text is incomplete. Text behind the list is ignored.
 pub(crate) fn parse(text: &[u8], image_bytes: u64) -> Result<Option<Memory>> {
     let mut values = serde_json::Deserializer::from_slice(text).into_iter::<Vec<GuestRegion>>();
     let listed = match values.next() {
@@ -146,7 +146,7 @@ pub(crate) fn parse(text: &[u8], image_bytes: u64) -> Result<Option<Memory>> {
     Ok(Some((RegionMap::new(regions)?, page_bytes)))
 }
 
-/// A page has one state: shown at two places it would be given at one of them only.
+/// Refuses two regions that show the same pages: a page has one state, and would be filled in one region only.
 fn check_disjoint(listed: &[GuestRegion]) -> Result<()> {
     let mut shown: Vec<(u64, u64)> = listed.iter().map(|region| (region.offset, region.size)).collect();
     shown.sort_unstable();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_served_is_refused() {
+    fn regions_that_cannot_be_served_are_refused() {
         let refused = [
             r#"[]"#,
             r#"{"mem":1}"#,
@@ -256,10 +256,10 @@ mod tests {
         }
     }
 
-    /// Hears what was sent so far, over a new connection to this process.
-    fn hear(stream: &UnixStream, handshake: &mut Handshake) -> Result<bool> {
+    /// Receives the bytes sent so far, over a new connection to this process.
+    fn receive_sent(stream: &UnixStream, handshake: &mut Handshake) -> Result<bool> {
         let connection = Connection::new(stream.try_clone().expect("copied"), None).expect("a connection");
-        handshake.hear(&connection)
+        handshake.receive(&connection)
     }
 
     #[test]
@@ -275,27 +275,27 @@ mod tests {
         ] {
             let (monitor, ours) = UnixStream::pair().expect("pair");
             let mut handshake = Handshake::new(IMAGE_BYTES);
-            let mut is_whole = false;
+            let mut is_complete = false;
             for (bytes, descriptors) in parts {
-                assert!(!is_whole || descriptors.is_empty());
+                assert!(!is_complete || descriptors.is_empty());
                 send(&monitor, bytes, descriptors).expect("sent");
-                is_whole = hear(&ours, &mut handshake).expect("understood");
+                is_complete = receive_sent(&ours, &mut handshake).expect("understood");
             }
-            assert!(is_whole && handshake.has_memory());
-            let ((regions, _), ..) = handshake.finish().expect("whole");
+            assert!(is_complete && handshake.has_memory());
+            let ((regions, _), ..) = handshake.finish().expect("complete");
             assert_eq!(regions.regions().len(), 2);
         }
     }
 
     #[test]
-    fn a_handshake_that_is_not_whole_is_waited_for_until_it_is_closed() {
+    fn an_incomplete_handshake_is_waited_for_until_the_connection_closes() {
         let (monitor, ours) = UnixStream::pair().expect("pair");
         let mut handshake = Handshake::new(IMAGE_BYTES);
-        assert!(!hear(&ours, &mut handshake).expect("nothing came"));
+        assert!(!receive_sent(&ours, &mut handshake).expect("nothing came"));
         send(&monitor, CURRENT.as_bytes(), &[]).expect("sent");
-        assert!(!hear(&ours, &mut handshake).expect("no descriptor came"));
+        assert!(!receive_sent(&ours, &mut handshake).expect("no descriptor came"));
         drop(monitor);
-        assert_eq!(hear(&ours, &mut handshake).expect_err("closed").kind(), Kind::Invalid);
+        assert_eq!(receive_sent(&ours, &mut handshake).expect_err("closed").kind(), Kind::Invalid);
         assert!(!handshake.has_memory() && handshake.finish().is_none());
     }
 
@@ -306,7 +306,7 @@ mod tests {
             let (monitor, ours) = UnixStream::pair().expect("pair");
             send(&monitor, text.as_bytes(), attached).expect("sent");
             let mut handshake = Handshake::new(IMAGE_BYTES);
-            assert_eq!(hear(&ours, &mut handshake).expect_err(text).kind(), Kind::Invalid);
+            assert_eq!(receive_sent(&ours, &mut handshake).expect_err(text).kind(), Kind::Invalid);
             assert!(!handshake.has_memory());
         }
     }

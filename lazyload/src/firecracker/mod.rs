@@ -1,8 +1,8 @@
 //! Virtual machines: Firecracker's snapshot files into the store, and its page faults served.
 //!
-//! [`capture`] takes the memory file and the vmstate file, [`write_vmstate`] gives the latter back, and [`serve`] is the
-//! page fault handler behind `mem_backend: {"backend_type": "Uffd", "backend_path": SOCKET}`. One address space with id 0
-//! per machine; the blob `vmstate` is opaque.
+//! [`capture`] takes the memory file and the vmstate file, [`write_vmstate`] writes the latter, and [`serve`] is the
+//! page fault handler behind `mem_backend: {"backend_type": "Uffd", "backend_path": SOCKET}`. One address space with id
+//! 0 per machine; the blob `vmstate` is opaque.
 
 mod capture;
 pub(crate) mod handshake;

@@ -1,4 +1,4 @@
-//! What requests of several kinds share: changes that may have to wait, and their answers.
+//! Parts that requests of several kinds share: changes that may have to wait, and their answers.
 
 use super::convert::{attr, code, node};
 use super::{Adapter, FOREVER, GENERATION};
@@ -11,16 +11,16 @@ use fuser::{INodeNo, ReplyEmpty, ReplyEntry, ReplyWrite};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-/// A change of a few bytes has a freeze store the chunk again that they are in, or two.
+/// Bytes that a freeze stores again after a change of a few bytes: the one or two chunks that they are in.
 const CHANGE_WEIGHT: u64 = 128 << 10;
 
 impl Adapter {
-    /// Makes a change: now, or in a thread of its own once changes go on again.
+    /// Makes a change: now, or in a thread of its own once changes are let in again.
     pub(super) fn change(&self, change: impl FnOnce(&Self) + Send + 'static) {
         self.change_bytes(0, change);
     }
 
-    /// As [`Self::change`], for one that gives a file so many bytes.
+    /// As [`Self::change`], for a change that writes so many bytes to a file.
     pub(super) fn change_bytes(&self, len_bytes: u64, change: impl FnOnce(&Self) + Send + 'static) {
         let adapter = self.clone();
         let weight_bytes = len_bytes.saturating_add(CHANGE_WEIGHT);
@@ -29,7 +29,7 @@ impl Adapter {
         }
     }
 
-    /// What follows every change once the application has its answer.
+    /// Work after every change, once the application has its answer.
     pub(super) fn after_change(&self) {
         self.overlay.compact_if_long();
     }
@@ -54,7 +54,7 @@ impl Adapter {
         }
     }
 
-    /// The kernel goes by its own copy of the mode when it runs a file; this makes it ask again.
+    /// Has the kernel read the mode again: it uses its own copy when it executes a file.
     pub(super) fn mode_changed(&self, node: INodeNo) {
         if let Some(notifier) = self.notifier.get()
             && let Err(error) = notifier.inval_inode(node, -1, 0)
@@ -78,8 +78,8 @@ impl Adapter {
         });
     }
 
-    /// Adds the lines of a directory from a cookie on until `add` says that the reply is full. An error behind the first
-    /// line is left to the next request.
+    /// Adds the lines of a directory from a cookie on until `add` returns that the reply is full. The next request
+    /// returns an error behind the first line.
     pub(super) fn each_line(
         &self,
         ino: INodeNo,
@@ -111,7 +111,7 @@ impl Adapter {
         }
     }
 
-    /// Answers that it is done.
+    /// Answers that a change is done.
     pub(super) fn reply_empty(&self, done: Answer<()>, reply: ReplyEmpty) {
         match done {
             Ok(()) => reply.ok(),

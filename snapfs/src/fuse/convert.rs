@@ -1,4 +1,4 @@
-//! Values of the FUSE library from ours, and back.
+//! Conversion between values of the FUSE library and ours.
 
 use crate::caller::Caller;
 use crate::change::{Attributes, NodeId};
@@ -28,7 +28,7 @@ pub(super) fn reply_data(answer: Answer<Vec<u8>>, reply: ReplyData) {
     }
 }
 
-/// A size of 0 asks how long the value is.
+/// A size of 0 asks for the length of the value.
 pub(super) fn reply_xattr(answer: Answer<Vec<u8>>, size: u32, reply: ReplyXattr) {
     match answer {
         Ok(value) if size == 0 => reply.size(value.len() as u32),
@@ -53,14 +53,14 @@ pub(super) fn attr(stat: &Stat) -> FileAttr {
         nlink,
         uid,
         gid,
-        // The numbers that the kernel passes are 32 bit: 12 of the major, 20 of the minor.
+        // The kernel passes 32-bit numbers: 12 bits of the major, 20 of the minor.
         rdev: stat.rdev as u32,
         blksize: 4096,
         flags: 0,
     }
 }
 
-/// Node number 0 says that there is nothing, and that the kernel may remember it.
+/// Node number 0 says that the name does not exist, and that the kernel may cache that.
 pub(super) fn absent() -> FileAttr {
     FileAttr { ino: INodeNo(0), ..attr(&Stat::NOTHING) }
 }

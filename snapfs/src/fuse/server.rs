@@ -1,4 +1,4 @@
-//! The session of one mount: threads that take requests from the kernel and have them answered.
+//! The session of one mount: threads that take requests from the kernel and answer them.
 
 use super::Adapter;
 use crate::overlay::Overlay;
@@ -7,10 +7,11 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use store::{Error, Result};
 
-/// Threads that serve one mount. Each has a buffer of 16 MiB, touched only as far as requests are long.
+/// Threads that serve one mount. Each has a buffer of 16 MiB, of which only the length of the longest request is
+/// touched.
 const THREADS: usize = 4;
 
-/// A mount that answers on a kernel connection.
+/// The serving end of a kernel connection.
 pub(crate) struct Server(Session<Adapter>);
 
 impl Server {

@@ -12,9 +12,9 @@ use store::{Time, clock};
 const SET_USER: u32 = 0o4000;
 const SET_GROUP: u32 = 0o2000;
 const GROUP_EXECUTE: u32 = 0o0010;
-/// File capabilities go when the file changes, as set-user-id does.
+/// File capabilities, which a change of the file removes, as it does set-user-id.
 const CAPABILITY: &[u8] = b"security.capability";
-/// Asked for only where the kernel has no labels of its own to show.
+/// SELinux labels, which the kernel asks for only if it has none of its own.
 const SELINUX: &[u8] = b"security.selinux";
 
 /// Extended attributes, sorted by name.
@@ -29,7 +29,7 @@ pub(crate) enum SetTime {
     At(Time),
 }
 
-/// What to set; the rest stays.
+/// The attributes to set; the others stay.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SetAttributes {
     /// Permission bits.
@@ -47,7 +47,7 @@ pub(crate) struct SetAttributes {
 }
 
 impl Overlay {
-    /// What `stat` shows.
+    /// The attributes that `stat` shows.
     ///
     /// # Errors
     /// `ESTALE`.
@@ -55,11 +55,11 @@ impl Overlay {
         stat_of(&self.lock().state, id)
     }
 
-    /// Sets attributes. Nothing to set is how the kernel says that set-id bits are to go, before a call that would leave
-    /// them to a stranger.
+    /// Sets attributes. With none to set, removes set-id bits: the kernel asks for that before a call by a caller that
+    /// may not keep them.
     ///
     /// # Errors
-    /// `ESTALE`, `EISDIR` and `EINVAL` for the length of what is no file, `ENOSPC`, `EROFS`, `EIO`.
+    /// `ESTALE`, `EISDIR` and `EINVAL` for the length of a node that is no file, `ENOSPC`, `EROFS`, `EIO`.
     pub(crate) fn set_attributes(&self, id: NodeId, set: SetAttributes, caller: &Caller) -> Answer<Stat> {
         let _changing = self.begin_change()?;
         let _file = self.own_file(id);
@@ -97,10 +97,10 @@ impl Overlay {
         Ok(stat)
     }
 
-    /// Where a symbolic link points.
+    /// The target of a symbolic link.
     ///
     /// # Errors
-    /// `EINVAL` where it is none, `ESTALE`.
+    /// `EINVAL` when the node is no symbolic link, `ESTALE`.
     pub(crate) fn readlink(&self, id: NodeId) -> Answer<Vec<u8>> {
         match &node_of(&self.lock().state, id)?.body {
             Body::Symlink(target) => Ok(target.clone()),
@@ -108,8 +108,8 @@ impl Overlay {
         }
     }
 
-    /// The value of an extended attribute. Of SELinux labels a file without one is said to be unable to have any: ls(1) asks
-    /// each file of a directory for one else, and each time.
+    /// The value of an extended attribute. For an SELinux label that a file does not have the error says that it cannot
+    /// have one: otherwise ls(1) asks for the label of each file of a directory each time.
     ///
     /// # Errors
     /// `ENODATA`, `EOPNOTSUPP`, `ESTALE`.
@@ -132,10 +132,11 @@ impl Overlay {
         Ok(terminated.collect())
     }
 
-    /// Sets an extended attribute. An access list changes the mode, too, and is the mode where that says the same.
+    /// Sets an extended attribute. An access list changes the mode, too, and is not stored when the mode expresses all
+    /// of it.
     ///
     /// # Errors
-    /// `EEXIST`, `ENODATA` by the flags; `EINVAL` for a list that is none; `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
+    /// `EEXIST`, `ENODATA` by the flags; `EINVAL` for an invalid access list; `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
     pub(crate) fn set_xattr(
         &self,
         id: NodeId,
@@ -178,7 +179,7 @@ impl Overlay {
         })
     }
 
-    /// `change` gives all extended attributes and the mode that the node has afterwards.
+    /// Sets all extended attributes and the mode to those that `change` returns.
     fn change_xattrs(&self, id: NodeId, change: impl FnOnce(&Node) -> Answer<(Xattrs, u32)>) -> Answer<()> {
         let _changing = self.begin_change()?;
         let mut inner = self.lock();
@@ -194,8 +195,8 @@ impl Overlay {
 }
 
 impl SetAttributes {
-    /// The attributes of `node` after this. Changing the owner takes set-id bits away, as cutting the file does for callers
-    /// that may not keep them.
+    /// The attributes of `node` after this. A new owner removes set-id bits, as does cutting the file for callers that
+    /// may not keep them.
     fn over(&self, node: &Node, now: Time, caller: &Caller) -> Attributes {
         let at = |time: SetTime| match time {
             SetTime::Now => now,
@@ -232,8 +233,8 @@ impl SetAttributes {
     }
 }
 
-/// The mode without the bits that lend the rights of the owner and the group. Set-group-id without group execution lends
-/// none, and goes unless the caller could set it.
+/// The mode without set-id bits. Set-group-id without group execution confers no rights, and is removed unless the
+/// caller could set it.
 pub(super) fn without_set_id(mode: u32, may_keep_set_group: impl FnOnce() -> bool) -> u32 {
     match mode & SET_GROUP != 0 && (mode & GROUP_EXECUTE != 0 || !may_keep_set_group()) {
         true => mode & !(SET_USER | SET_GROUP),
@@ -246,16 +247,16 @@ fn keeps_set_group(node: &Node, caller: &Caller) -> bool {
     caller.is_in_group(node.attributes.gid) || caller.keeps_set_id()
 }
 
-/// The extended attributes of `node` once its mode is `mode`; `None` where they are what they were.
+/// The extended attributes of `node` once its mode is `mode`; `None` when they stay the same.
 fn acl_changed(node: &Node, mode: u32) -> Option<Xattrs> {
     let index = find_xattr(node, acl::ACCESS).ok()?;
     let mut xattrs = node.xattrs.clone();
-    // A list that cannot be read grants nothing: the kernel refuses whoever it would have to be asked for.
+    // A list that cannot be read grants no rights: the kernel refuses callers whose rights depend on it.
     xattrs[index].1 = Acl::decode(&xattrs[index].1)?.with_mode(mode).encode();
     Some(xattrs)
 }
 
-/// The mode and the extended attributes that a new node in `directory` begins with, which its maker asked for with `mode`.
+/// The mode and the extended attributes of a new node in `directory` that is made with `mode`.
 pub(super) fn begin_with(directory: &Node, mode: u32, umask: u32, body: &NewBody) -> (u32, Xattrs) {
     if matches!(body, NewBody::Symlink(_)) {
         return (mode, Vec::new());
@@ -275,7 +276,7 @@ pub(super) fn begin_with(directory: &Node, mode: u32, umask: u32, body: &NewBody
     (mode, xattrs)
 }
 
-/// Takes file capabilities away, where the node has some.
+/// Removes file capabilities, if the node has some.
 pub(super) fn push_capability_dropped(id: NodeId, node: &Node, changes: &mut Vec<Change>) {
     if let Ok(index) = find_xattr(node, CAPABILITY) {
         let mut xattrs = node.xattrs.clone();

@@ -1,8 +1,8 @@
-//! Cookies of listings: numbers by which readers of a directory say after which name they go on.
+//! Cookies of listings: numbers by which readers of a directory say after which name they continue.
 //!
-//! A cookie stands for a name and not for a place in a list, so it stays good while names come and go and when the base
-//! changes. It means the same to all readers of a directory and is kept until the last of them closes it. Names of the
-//! base cost nothing: the position in the base's directory, as it was at the first read, is their cookie.
+//! A cookie stands for a name and not for a place in a list, so it stays valid while names come and go and when the
+//! base changes. It means the same to all readers of a directory and is kept until the last of them closes it. Names of
+//! the base take no memory: their cookie is the position in the base's directory, as it was at the first read.
 
 use crate::change::{Name, NodeId};
 use crate::errno::{Answer, Errno, from_store};
@@ -10,10 +10,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use store::Directory;
 
-/// Where a listing begins, and after which of its lines it goes on.
+/// A place in a listing: the line after which it continues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Nothing was listed.
+    /// The begin.
     Begin,
     /// "." was listed.
     Dot,
@@ -32,13 +32,13 @@ const FIRST: u64 = 3;
 pub(super) struct Cookies {
     lower: Option<Directory>,
     lower_len: u64,
-    /// Other names that were listed.
+    /// Listed names that the base does not have.
     names: Vec<Arc<[u8]>>,
     numbers: HashMap<Arc<[u8]>, u64>,
 }
 
 impl Cookies {
-    /// Of a directory that begins as `lower`.
+    /// The cookies of a directory that begins as `lower`.
     pub(super) fn new(lower: Option<Directory>) -> Self {
         let lower_len = lower.as_ref().map_or(0, Directory::len) as u64;
         Self { lower, lower_len, names: Vec::new(), numbers: HashMap::new() }
@@ -47,7 +47,7 @@ impl Cookies {
     /// The cookie that stands for a place.
     ///
     /// # Errors
-    /// `EIO` where the base's directory is damaged.
+    /// `EIO` when the base's directory is damaged.
     pub(super) fn of(&mut self, place: &Place) -> Answer<u64> {
         let name = match place {
             Place::Begin => return Ok(0),
@@ -70,10 +70,10 @@ impl Cookies {
         Ok(number)
     }
 
-    /// What a cookie stands for.
+    /// The place that a cookie stands for.
     ///
     /// # Errors
-    /// `EINVAL` for one that was never given, `EIO` where the base's directory is damaged.
+    /// `EINVAL` for an unknown cookie, `EIO` when the base's directory is damaged.
     pub(super) fn place(&self, cookie: u64) -> Answer<Place> {
         let position = match cookie {
             0 => return Ok(Place::Begin),
@@ -89,7 +89,7 @@ impl Cookies {
     }
 }
 
-/// Directories that are open, with how many readers each has, and with cookies once it was read.
+/// Open directories, with their numbers of readers, and with cookies once they were read.
 #[derive(Debug, Default)]
 pub(super) struct OpenDirectories(Mutex<HashMap<NodeId, OpenDirectory>>);
 
@@ -100,12 +100,12 @@ struct OpenDirectory {
 }
 
 impl OpenDirectories {
-    /// One reader more.
+    /// Adds a reader.
     pub(super) fn open(&self, id: NodeId) {
         self.lock().entry(id).or_default().readers += 1;
     }
 
-    /// One reader less; the cookies go with the last.
+    /// Removes a reader; the cookies are dropped with the last.
     pub(super) fn close(&self, id: NodeId) {
         let mut open = self.lock();
         if let Some(directory) = open.get_mut(&id) {
@@ -116,10 +116,10 @@ impl OpenDirectories {
         }
     }
 
-    /// Does `work` with the cookies of a directory that is `lower`, or was when it was first read.
+    /// Runs `work` with the cookies of a directory that is `lower`, or was when it was first read.
     ///
     /// # Errors
-    /// `EBADF` when nobody has it open, and those of `work`.
+    /// `EBADF` when the directory is not open, and those of `work`.
     pub(super) fn with<T>(
         &self,
         id: NodeId,

@@ -1,7 +1,7 @@
 //! Content of files: merged reads, block-level copy on write, cutting and seeking.
 //!
-//! A block belongs to the upper as a whole or not at all, and in a block of the upper every byte behind the end of the
-//! file is zero in the data file. Data is written before the journal says so; it is cut after the journal says so.
+//! A block belongs to the upper completely or not at all, and in a block of the upper every byte behind the end of the
+//! file is zero in the data file. Data is written before its journal frame, and cut after its journal frame.
 
 use super::attributes::{push_capability_dropped, without_set_id};
 use super::{Overlay, file_of, node_of};
@@ -13,11 +13,11 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use store::clock;
 
-/// How much one copy within the mount moves at most; the caller asks again for the rest.
+/// Bytes that one copy within the mount moves at most; the caller asks again for the rest.
 const COPY_MAX: u64 = 16 << 20;
 const COPY_PIECE: u64 = 1 << 20;
 
-/// What to seek.
+/// The target of a seek.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seek {
     /// The next byte that may not be zero.
@@ -27,7 +27,7 @@ pub(crate) enum Seek {
 }
 
 impl Seek {
-    /// What lseek(2) asks for; `None` for what the kernel does by itself.
+    /// The target that lseek(2) asks for; `None` for one that the kernel handles by itself.
     pub(crate) fn of_whence(whence: i32) -> Option<Self> {
         match whence {
             3 => Some(Self::Data),
@@ -38,7 +38,7 @@ impl Seek {
 }
 
 impl Overlay {
-    /// At most `len` bytes from `offset`; fewer only at the end of the file.
+    /// Reads at most `len` bytes from `offset`; fewer only at the end of the file.
     ///
     /// # Errors
     /// `ESTALE`, `EISDIR`, `EINVAL`, `EIO`.
@@ -47,7 +47,7 @@ impl Overlay {
         self.read_locked(id, offset..offset.saturating_add(len as u64))
     }
 
-    /// As [`Self::read`], into a buffer; gives how much.
+    /// As [`Self::read`], into a buffer; returns the number of bytes.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -67,7 +67,7 @@ impl Overlay {
         Ok(bytes)
     }
 
-    /// Reads segments that begin at `start`; gives how many bytes they have. The caller has the file's lock.
+    /// Reads segments that begin at `start`; returns how many bytes they have. The caller has the file's lock.
     fn read_segments(
         &self,
         id: NodeId,
@@ -94,7 +94,7 @@ impl Overlay {
         Ok(end)
     }
 
-    /// Reads the data file; what it is too short for is zero.
+    /// Reads the data file; bytes behind its end are zero.
     fn read_upper(&self, id: NodeId, mut offset: u64, mut target: &mut [u8]) -> Answer<()> {
         let Some(file) = self.upper.data_file(id)? else {
             tracing::error!(node = id.0, "a data file is missing from the upper");
@@ -115,12 +115,12 @@ impl Overlay {
         Ok(())
     }
 
-    /// Writes all of `data` at `offset`. `drops_set_id`: the writer may not keep set-user-id bits.
+    /// Writes all of `data` at `offset`. `drops_set_id`: the writer may not keep set-user-id bits. Returns whether such
+    /// bits were removed.
     ///
     /// # Errors
-    /// `ESTALE`, `EISDIR`, `EINVAL`, `EFBIG`, `ENOSPC`, `EROFS`, `EIO`; nothing that was there before is changed then,
-    /// but bytes of `range` itself may be.
-    /// Gives whether it took such bits away.
+    /// `ESTALE`, `EISDIR`, `EINVAL`, `EFBIG`, `ENOSPC`, `EROFS`, `EIO`; no bytes outside the written range are changed
+    /// then.
     pub(crate) fn write(&self, id: NodeId, offset: u64, data: &[u8], drops_set_id: bool) -> Answer<bool> {
         let _changing = self.begin_change()?;
         let _file = self.own_file(id);
@@ -141,7 +141,7 @@ impl Overlay {
             if let Some(file) = inner.state.node_mut(id).and_then(Node::file_mut) {
                 file.note_rewritten(blocks_of(&(offset..end)));
             }
-            // Whatever got behind the end of the file may never be seen there.
+            // Bytes that were written behind the end of the file must never be seen there.
             let len_bytes = file_of(&inner.state, id)?.layout.len_bytes();
             drop(inner);
             self.cut_data_file(id, len_bytes)?;
@@ -156,7 +156,7 @@ impl Overlay {
         inner.state.adopt(id, &mut changes);
         changes.push(Change::Write { node: id, range });
         let mut attributes = Attributes { mtime: now, ctime: now, ..node_of(&inner.state, id)?.attributes };
-        // The kernel has asked before where set-group-id without group execution was to go.
+        // The kernel has already asked for the removal of set-group-id without group execution.
         let mode = if drops_set_id { without_set_id(attributes.mode, || true) } else { attributes.mode };
         let drops_now = attributes.mode != mode;
         if drops_now {
@@ -167,7 +167,7 @@ impl Overlay {
         self.commit(&mut inner, changes).map(|()| drops_now)
     }
 
-    /// Puts bytes into the data file; a block that is not the upper's yet is written whole.
+    /// Writes bytes to the data file; a block that is not the upper's yet is written completely.
     fn write_blocks(&self, id: NodeId, offset: u64, data: &[u8]) -> Answer<()> {
         let end = offset + data.len() as u64;
         let (start, stop) = {
@@ -191,7 +191,7 @@ impl Overlay {
         written.map_err(|error| from_io(&error))
     }
 
-    /// Cuts the data file as the journal already says.
+    /// Cuts the data file, as the journal already says.
     pub(super) fn cut_data_file(&self, id: NodeId, len_bytes: u64) -> Answer<()> {
         let Some(file) = self.upper.data_file(id)? else { return Ok(()) };
         let current = file.metadata().map_err(|error| from_io(&error))?.len();
@@ -204,7 +204,7 @@ impl Overlay {
     /// The next data or hole at or behind `offset`.
     ///
     /// # Errors
-    /// `ENXIO` where there is none, and as [`Self::read`].
+    /// `ENXIO` when there is none, and as [`Self::read`].
     pub(crate) fn seek(&self, id: NodeId, offset: u64, what: Seek) -> Answer<u64> {
         let _file = self.share_file(id);
         let shows_base = {
@@ -226,10 +226,11 @@ impl Overlay {
         }
     }
 
-    /// Copies up to `len_bytes` bytes, at most [`COPY_MAX`], from one file to another; gives how many.
+    /// Copies up to `len_bytes` bytes, at most [`COPY_MAX`], from one file to another; returns how many.
     ///
     /// # Errors
-    /// As [`Self::read`] and [`Self::write`], when nothing was copied: the caller must hear of what was.
+    /// As [`Self::read`] and [`Self::write`], only when no byte was copied: otherwise the caller gets the number of
+    /// bytes.
     pub(crate) fn copy(&self, from: (NodeId, u64), to: (NodeId, u64), len_bytes: u64) -> Answer<u64> {
         let len_bytes = len_bytes.min(COPY_MAX);
         let mut done = 0;
@@ -253,10 +254,11 @@ impl Overlay {
         Ok(bytes.len() as u64)
     }
 
-    /// Zeroes the bytes of `range` that are before the end of the file and not in whole blocks; gives the whole blocks.
+    /// Zeroes the bytes of `range` that are before the end of the file and in partial blocks; returns the complete
+    /// blocks.
     pub(super) fn zero_edges(&self, id: NodeId, range: Range<u64>) -> Answer<Range<u64>> {
         let len_bytes = file_of(&self.lock().state, id)?.layout.len_bytes();
-        // Behind the end of the file everything is zero, so the last block may go as a whole.
+        // All bytes behind the end of the file are zero, so the last block counts as complete.
         let end = if range.end >= len_bytes { range.end.next_multiple_of(BLOCK) } else { range.end };
         let blocks = range.start.div_ceil(BLOCK)..end / BLOCK;
         let edges = match blocks.start < blocks.end {

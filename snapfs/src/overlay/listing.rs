@@ -1,4 +1,4 @@
-//! Listings of directories, a batch at a time: "." and "..", then all names in order. What a batch costs follows its
+//! Listings of directories, a batch at a time: "." and "..", then all names in order. The cost of a batch follows its
 //! length and not the directory's, except for the base's names that are hidden between its lines.
 
 use super::cookies::Place;
@@ -11,7 +11,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use store::{Directory, Entry, EntryInode, Inode, Tree};
 
-/// Entries of the base, and lines, that are looked at while the state is locked.
+/// Entries of the base, and lines, that are processed while the state is locked.
 const BATCH_LEN: usize = 128;
 
 /// One line of a listing.
@@ -23,7 +23,7 @@ pub(crate) struct Listed {
     pub id: NodeId,
     /// Its type.
     pub kind: FileKind,
-    /// The cookie with which the listing goes on behind this line.
+    /// The cookie with which the listing continues behind this line.
     pub next: u64,
 }
 
@@ -42,7 +42,7 @@ struct Piece {
 }
 
 impl Overlay {
-    /// Opens a directory to list it; tells whether its listing cannot change as long as it is mounted. Nothing is read.
+    /// Opens a directory to list it; returns whether its listing cannot change while it is mounted. Reads nothing.
     ///
     /// # Errors
     /// `ENOTDIR`, `ESTALE`.
@@ -56,15 +56,15 @@ impl Overlay {
         Ok(is_fixed)
     }
 
-    /// Ends what [`Self::open_listing`] began.
+    /// Closes a directory that [`Self::open_listing`] opened.
     pub(crate) fn close_listing(&self, id: NodeId) {
         self.open_directories.close(id);
     }
 
-    /// Some lines of the open directory `id`, from where `cookie` says on, 0 for the begin; none at the end.
+    /// Some lines of the open directory `id` behind `cookie`, which is 0 at the begin; none at the end.
     ///
     /// # Errors
-    /// `EBADF` when it is not open, `EINVAL` for a cookie that was never given, `ENOTDIR`, `ESTALE`, `EIO`.
+    /// `EBADF` when it is not open, `EINVAL` for an unknown cookie, `ENOTDIR`, `ESTALE`, `EIO`.
     pub(crate) fn list(&self, id: NodeId, cookie: u64) -> Answer<Vec<Listed>> {
         self.uses.note();
         let mut place = None;
@@ -90,7 +90,7 @@ impl Overlay {
                 opened.map(|opened| below(opened, &base.tree, after)).transpose()?.unwrap_or_default();
             let inner = self.lock();
             if !Arc::ptr_eq(&base, &inner.state.base) {
-                // A freeze changed what lies below meanwhile.
+                // A freeze has replaced the base meanwhile.
                 place = Some(from);
                 continue;
             }
@@ -133,9 +133,9 @@ impl Overlay {
 struct Below {
     name: Name,
     kind: FileKind,
-    /// The inode number that the base keeps of it.
+    /// The inode number that the base keeps for it.
     number: Option<u64>,
-    /// Its number in the link table, where it stands in that.
+    /// Its number in the link table, if it is there.
     link: Option<u64>,
 }
 
@@ -178,8 +178,8 @@ impl Below {
     }
 }
 
-/// Both sides in name order, where a name is on both as its slot says, until there are enough lines or `below` is used up
-/// and more of the base follows.
+/// Merges both sides in name order, until there are enough lines, or `below` is used up and more of the base follows. A
+/// name on both sides is as its slot says.
 fn merge(state: &State, id: NodeId, directory: &DirectoryBody, after: Option<&[u8]>, below: Belows) -> Piece {
     let after = after.map_or(Bound::Unbounded, Bound::Excluded);
     let mut slots = directory.slots.range::<[u8], _>((after, Bound::Unbounded)).peekable();

@@ -1,10 +1,10 @@
 //! The file system as plain request -> answer functions over a base and an upper. Knows nothing of FUSE.
 //!
-//! Locks, in this order: `gate` (changes that come from the kernel pass it, a freeze closes it), `barrier` (operations that
-//! change something share it, a freeze has it alone), one of `files`
-//! (reads of a file share it, writes have it alone, a change of base has all), `inner` (state and journal). A change goes
-//! into the journal and then into the state under `inner`, so the journal has them in the order in which they happened;
-//! that append is a write(2) into the page cache. No store is read under `inner` except what was read before.
+//! Locks, in this order: `gate` (changes that come from the kernel pass it, a freeze closes it), `barrier` (operations
+//! that make changes share it, a freeze has it alone), one of `files` (reads of a file share it, writes have it alone,
+//! a rebase has all), `inner` (state and journal). A change goes into the journal and then into the state under
+//! `inner`, so the journal has changes in the order in which they happened; that append is a write(2) into the page
+//! cache. Under `inner` the store is not read: directories that are needed were read before.
 
 mod attributes;
 mod cookies;
@@ -58,19 +58,20 @@ pub(crate) struct Overlay {
     open_directories: OpenDirectories,
     /// Set when the journal has grown long.
     is_long: AtomicBool,
-    /// Set when memory and journal may differ, or a sync failed: nothing may change any more.
+    /// Set when memory and journal may differ, or a sync failed: all changes are refused.
     poisoned: AtomicBool,
-    /// When something is kept for those who come next, and may be freed once nobody does.
+    /// Uses of the caches, which are freed some time after the last use.
     uses: Uses,
 }
 
-/// Keeps changes out: those of the kernel wait in a queue, all others for the lock. Let in again in the reverse order.
+/// Keeps changes out: those of the kernel wait in a queue, all others for the lock. They are let in again in reverse
+/// order.
 pub(crate) struct Stopped<'a> {
     _barrier: RwLockWriteGuard<'a, ()>,
     _gate: Closed,
 }
 
-/// What the innermost lock guards.
+/// The data under the innermost lock.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) state: State,
@@ -106,10 +107,10 @@ impl Opened {
     }
 }
 
-/// How much differs from the base.
+/// The amount of differences from the base.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Dirty {
-    /// Nodes that differ, or may.
+    /// Nodes that differ, or may differ.
     pub files: u64,
     /// Bytes that the upper holds.
     pub bytes: u64,
@@ -126,22 +127,22 @@ impl Overlay {
         &self.upper
     }
 
-    /// Whether nothing can be changed.
+    /// Whether the mount refuses all changes.
     pub(crate) fn is_read_only(&self) -> bool {
         self.read_only
     }
 
-    /// The snapshot below, now.
+    /// The present base.
     pub(crate) fn base(&self) -> Arc<Base> {
         self.lock().state.base.clone()
     }
 
-    /// Whether anything differs from the base.
+    /// Whether any node differs from the base.
     pub(crate) fn has_changes(&self) -> bool {
         self.lock().state.has_changes()
     }
 
-    /// How much differs from the base.
+    /// The amount of differences from the base.
     pub(crate) fn dirty(&self) -> Dirty {
         let inner = self.lock();
         let changed = inner.state.nodes().filter(|(_, node)| node.dirty && !node.is_orphan());
@@ -155,7 +156,7 @@ impl Overlay {
         self.inner.lock().expect("no thread panics while it changes the state")
     }
 
-    /// Leave to change something; refuses where nothing may change.
+    /// Permission to make changes; an error when changes are refused.
     fn begin_change(&self) -> Answer<RwLockReadGuard<'_, ()>> {
         if self.read_only {
             return Err(Errno::ROFS);
@@ -167,17 +168,17 @@ impl Overlay {
         }
     }
 
-    /// Where changes that come from the kernel wait.
+    /// The gate at which changes that come from the kernel wait.
     pub(crate) fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }
 
-    /// Keeps every change out until what this gives is dropped.
+    /// Keeps every change out until the returned guard is dropped.
     pub(crate) fn stop_changes(&self) -> Stopped<'_> {
         self.stop_behind(self.gate.close())
     }
 
-    /// As [`Self::stop_changes`]; `None` while somebody else does.
+    /// As [`Self::stop_changes`]; `None` while another caller keeps changes out.
     fn try_stop_changes(&self) -> Option<Stopped<'_>> {
         self.gate.try_close().map(|closed| self.stop_behind(closed))
     }
@@ -202,7 +203,7 @@ impl Overlay {
         lock.write().expect("no thread panics while it has a file")
     }
 
-    /// Nothing may change any more: what is in memory, in the journal and on disk may differ.
+    /// Refuses all changes from now on: memory, journal and disk may differ.
     pub(crate) fn poison(&self, why: &str) -> Errno {
         if !self.poisoned.swap(true, Ordering::AcqRel) {
             tracing::error!(why, upper = %self.upper.path().display(), "the mount refuses changes from now on");
@@ -210,7 +211,7 @@ impl Overlay {
         Errno::IO
     }
 
-    /// Writes the changes of an operation into the journal and takes them. Either all of them happen or none.
+    /// Writes the changes of an operation into the journal and applies them, all or none.
     pub(crate) fn commit(&self, inner: &mut Inner, changes: Vec<Change>) -> Answer<()> {
         if let Some(journal) = &mut inner.journal {
             journal.reserve()?;
@@ -218,8 +219,8 @@ impl Overlay {
         self.commit_making_room(inner, changes)
     }
 
-    /// As [`Self::commit`], for what must go on when the disk is full because it makes room, or says what is durable: the
-    /// space that the journal keeps back is for it alone.
+    /// As [`Self::commit`], for changes that must succeed on a full disk because they free space or record what is
+    /// durable: only they may use the reserve of the journal.
     pub(crate) fn commit_making_room(&self, inner: &mut Inner, changes: Vec<Change>) -> Answer<()> {
         if self.poisoned.load(Ordering::Acquire) {
             return Err(Errno::IO);
@@ -228,7 +229,7 @@ impl Overlay {
         let state = &inner.state;
         let changes: Vec<Change> =
             changes.into_iter().map(|change| after_last_ctime(state, change)).collect();
-        // What happens to a node without a name ends with this mount, so it is nobody's business after it.
+        // Changes of a node without a name end with this mount, so the next one does not need them.
         let lasting = |change: &&Change| {
             let node = change.node().and_then(|id| state.node(id));
             !node.is_some_and(Node::is_orphan)
@@ -257,8 +258,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// Reads what an operation on `name` in `parent` will need of the base, before any lock is taken; it stays in memory as
-    /// long as the caller has what this gives.
+    /// Reads the parts of the base that an operation on `name` in `parent` needs, before any lock is taken; they stay
+    /// in memory as long as the caller has the result.
     fn warm(&self, parent: NodeId, name: &[u8]) -> Answer<Option<Arc<Directory>>> {
         self.uses.note();
         let (lower, base) = {
@@ -275,7 +276,7 @@ impl Overlay {
         Ok(Some(opened))
     }
 
-    /// The content that the file `id` began from; `None` where it is no live file. No lock may be held.
+    /// The content that the file `id` began from; `None` when it is no live file. No lock may be held.
     pub(crate) fn lower_content(&self, id: NodeId) -> store::Result<Option<Content>> {
         let found = self.lock().state.lower_content(id);
         found.map(LowerContent::find).transpose()
@@ -303,18 +304,18 @@ impl Overlay {
         Ok(reader)
     }
 
-    /// Forgets all opened contents: the base changed.
+    /// Drops all opened contents: the base changed.
     pub(crate) fn forget_readers(&self) {
         *self.readers.lock().expect("no thread panics while it has the readers") = HashMap::new();
     }
 
-    /// Who asked for something lately.
+    /// The recent uses.
     pub(crate) fn uses(&self) -> &Uses {
         &self.uses
     }
 
-    /// Frees the room of what the kernel forgot, and, where nobody asked for anything lately (`is_idle`), what is kept for
-    /// those who come next. Tells whether that may have been much.
+    /// Frees the room of nodes that the kernel forgot, and the caches when there were no recent uses (`is_idle`).
+    /// Returns whether that may have been much.
     pub(crate) fn tidy(&self, is_idle: bool) -> bool {
         let (was_shrunk, base) = {
             let mut inner = self.lock();
@@ -333,8 +334,8 @@ impl Overlay {
     }
 }
 
-/// Each change of a node has a later change time than the one before, whatever the clock did: by that time it is told from
-/// what it was.
+/// The change time of a change: always later than that of the node's previous change, even if the clock went back,
+/// because it distinguishes the versions of a node.
 fn after_last_ctime(state: &State, mut change: Change) -> Change {
     if let Change::Attributes { node, attributes } = &mut change
         && let Some(last) = state.node(*node).map(|node| node.attributes.ctime)
@@ -345,7 +346,7 @@ fn after_last_ctime(state: &State, mut change: Change) -> Change {
     change
 }
 
-/// The node; `ESTALE` where it is not live.
+/// The node; `ESTALE` when it is not live.
 fn node_of(state: &State, id: NodeId) -> Answer<&Node> {
     state.node(id).ok_or(Errno::STALE)
 }

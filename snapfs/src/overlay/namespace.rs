@@ -1,5 +1,5 @@
-//! Names: lookup, making, linking, removing and renaming. Permissions are the kernel's business; what is checked here is
-//! what the shape of the tree demands.
+//! Names: lookup, making, linking, removing and renaming. The kernel checks permissions; the checks here are those that
+//! the shape of the tree demands.
 
 use super::{Inner, Overlay, directory_of, node_of, stat_of};
 use crate::caller::Caller;
@@ -14,19 +14,19 @@ use store::{Time, clock};
 const NAME_MAX: usize = 255;
 const SET_GROUP: u32 = 0o2000;
 
-/// What a rename does with a name that is there already.
+/// The effect of a rename on an existing target name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RenameMode {
     /// The old node loses the name.
     Replace,
-    /// It is refused.
+    /// The rename is refused.
     NoReplace,
     /// Both nodes change places.
     Exchange,
 }
 
 impl RenameMode {
-    /// What the flags of renameat2(2) but `RENAME_WHITEOUT` ask for; `None` where that is not supported.
+    /// The effect that the flags of renameat2(2), without `RENAME_WHITEOUT`, ask for; `None` when it is not supported.
     pub(crate) fn of_flags(flags: u32) -> Option<Self> {
         match RenameFlags::from_bits_retain(flags) {
             flags if flags.is_empty() => Some(Self::Replace),
@@ -43,12 +43,12 @@ struct Rename<'a> {
     to: (NodeId, &'a [u8]),
     source: NodeId,
     target: Option<NodeId>,
-    /// What takes the old name.
+    /// The node that takes the old name.
     whiteout: Option<Change>,
 }
 
 impl Overlay {
-    /// The node that `name` in `parent` stands for, which the kernel holds from now on; `None` where there is none.
+    /// The node that `name` in `parent` stands for, which the kernel holds from now on; `None` when there is none.
     ///
     /// # Errors
     /// `ENAMETOOLONG`, `ENOTDIR`, `ESTALE`, `EIO`.
@@ -60,7 +60,7 @@ impl Overlay {
         hold(&mut inner.state, id).map(Some)
     }
 
-    /// The kernel gave up `lookups` of its holds on `id`.
+    /// Notes that the kernel forgot `lookups` of its lookups of `id`.
     pub(crate) fn forget(&self, id: NodeId, lookups: u64) {
         self.uses.note();
         let mut inner = self.lock();
@@ -112,7 +112,7 @@ impl Overlay {
         hold(&mut inner.state, id)
     }
 
-    /// Gives `id` another name. The kernel holds it once more.
+    /// Adds a name to `id`. The kernel has one more lookup of it.
     ///
     /// # Errors
     /// `EEXIST`, `EPERM` for a directory, `ENOENT` when it has no name left, and as [`Self::make`].
@@ -145,7 +145,7 @@ impl Overlay {
         hold(&mut inner.state, id)
     }
 
-    /// Removes a name of something that is no directory.
+    /// Removes a name of a node that is no directory.
     ///
     /// # Errors
     /// `ENOENT`, `EISDIR`, and as [`Self::make`].
@@ -189,8 +189,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// Moves a name. With a `whiteout` its maker gets a character device 0:0 in the old place, by which an overlayfs knows
-    /// that the name is gone.
+    /// Moves a name. With a `whiteout`, a character device 0:0 takes the old name, owned by that caller: it tells an
+    /// overlayfs that the name is gone.
     ///
     /// # Errors
     /// `ENOENT`, `EEXIST`, `ENOTEMPTY`, `EISDIR`, `ENOTDIR`, and as [`Self::make`].
@@ -237,8 +237,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// Removes the data file of a node that is gone. The caller still has the state, so that no other node can have got
-    /// the number.
+    /// Removes the data file of a node that is gone. The caller still has the state locked, so no other node can have
+    /// its number.
     fn discard(&self, orphan: Option<NodeId>) {
         if let Some(node) = orphan {
             self.forget_reader(node);
@@ -319,13 +319,13 @@ fn resolve(inner: &mut Inner, parent: NodeId, name: &[u8]) -> Answer<Option<Node
     inner.state.resolve(parent, name).map_err(from_store)
 }
 
-/// Notes that the kernel is given `id`.
+/// Notes one more lookup of `id` by the kernel.
 fn hold(state: &mut State, id: NodeId) -> Answer<Stat> {
     state.node_mut(id).ok_or(Errno::STALE)?.lookups += 1;
     stat_of(state, id)
 }
 
-/// One name of `id` goes.
+/// Removes one name of `id`.
 fn push_unlinked(state: &State, id: NodeId, now: Time, changes: &mut Vec<Change>) -> Answer<()> {
     let node = node_of(state, id)?;
     let nlink = node.attributes.nlink.saturating_sub(1);
@@ -349,14 +349,14 @@ fn directory_changed(state: &State, id: NodeId, now: Time) -> Answer<Change> {
     Ok(Change::Attributes { node: id, attributes })
 }
 
-/// Refuses what is no empty directory.
+/// Refuses a node that is no empty directory.
 fn check_empty(state: &State, id: NodeId) -> Answer<()> {
     let directory = node_of(state, id)?.directory().ok_or(Errno::NOTDIR)?;
     if directory.slots.named() > 0 {
         return Err(Errno::NOTEMPTY);
     }
     let Some(lower) = &directory.lower else { return Ok(()) };
-    // One directory node of the base may be read here under the lock: only whoever removes a directory pays for it.
+    // One directory node of the base may be read here under the lock: only the removal of a directory costs that.
     let below = lower.open(&state.base).map_err(from_store)?;
     // Every slot here hides a name of the base, so equal numbers mean that all are hidden.
     match below.len() == directory.slots.len() {

@@ -16,15 +16,15 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
 use store::{Error, Kind, Result, SnapshotId, Store, StoreId};
 
-/// A journal longer than this is written again when it is opened.
+/// A journal longer than this is rewritten when it is opened.
 const COMPACT_AT_OPEN_LEN: u64 = 4 << 20;
 
 impl Overlay {
     /// Opens the changes in `upper` over `snapshot`.
     ///
     /// # Errors
-    /// `Conflict` when the upper is in use or holds changes to something else, `Corrupt` when its journal is damaged, and
-    /// those of the store and the file system.
+    /// `Conflict` when the upper is in use or holds changes to something else, `Corrupt` when its journal is damaged,
+    /// and those of the store and the file system.
     pub(crate) fn open(store: &Store, snapshot: &SnapshotId, upper: &Path, read_only: bool) -> Result<Self> {
         let upper = Upper::open(upper)?;
         let boot = boot_id()?;
@@ -32,8 +32,8 @@ impl Overlay {
         let path = upper.journal_path();
         let past = Past::of(&path, &base, store.id())?;
         if !read_only {
-            // Changes outlive this process, and are nothing without what they are changes to.
-            store.pin_for_upper(upper.path(), &[*snapshot])?;
+            // Changes outlive this process, and need their base.
+            store.hold_for_upper(upper.path(), &[*snapshot])?;
         }
         let mut state = State::new(base);
         let (mut is_stale, mut may_miss_bytes) = (false, false);
@@ -73,7 +73,7 @@ impl Overlay {
                 Error::io("cannot sync the upper", overlay.upper.path().display(), errno.into())
             })?;
             match overlay.compact(&mut overlay.lock()) {
-                // A long journal is as good as a short one.
+                // The long journal is valid too.
                 Err(error) if !may_miss_bytes => tracing::warn!(%error, "the journal could not be compacted"),
                 compacted => compacted?,
             }
@@ -84,7 +84,7 @@ impl Overlay {
         Ok(overlay)
     }
 
-    /// Brings the data files to what the journal says: no garbage, and nothing behind the end of a file.
+    /// Makes the data files match the journal: removes garbage, and bytes behind the end of a file.
     fn clean_up(&self) -> Result<()> {
         let inner = self.lock();
         let failed = |errno: crate::errno::Errno| {
@@ -111,7 +111,7 @@ impl Overlay {
     }
 }
 
-/// What the upper at `path` holds changes to; `None` where there is no upper or nothing was ever mounted with it.
+/// The base of the changes in the upper at `path`; `None` when there is no upper or it was never mounted.
 ///
 /// # Errors
 /// `Corrupt` when its journal is damaged, and those of the file system.
@@ -120,13 +120,14 @@ pub fn base_of(upper: &Path) -> Result<Option<(StoreId, SnapshotId)>> {
     Ok(header.map(|header| (header.store, header.base)))
 }
 
-/// What an upper was used for before.
+/// The previous use of an upper.
 enum Past {
-    /// Nothing.
+    /// None.
     Nothing,
-    /// It holds no changes: there were none, or a freeze that was cut short right after its commit made the base of them.
+    /// It has no changes: there were none, or a freeze that was cut short right after its commit put them into the
+    /// base.
     Settled,
-    /// It holds changes to the base.
+    /// It has changes to the base.
     Changes,
 }
 
@@ -157,7 +158,7 @@ fn refused(journal: &Path, what: String) -> Error {
         .advice("mount that snapshot with it, or give this mount another upper")
 }
 
-/// The last change of the journal; `None` where it has none.
+/// The last change of the journal; `None` when it has none.
 fn last_change(path: &Path) -> Result<Option<Change>> {
     let mut last = None;
     journal::scan(path, &boot_id()?, &mut |_, payload| {
@@ -167,7 +168,8 @@ fn last_change(path: &Path) -> Result<Option<Change>> {
     Ok(last)
 }
 
-/// Applies the journal. After a reboot or a failed sync writes that no sync followed are left out: their bytes may be lost.
+/// Applies the journal. After a reboot or a failed sync, writes that no sync followed are left out: their bytes may be
+/// lost.
 fn replay(path: &Path, boot: &[u8; 16], may_miss_bytes: bool, state: &mut State) -> Result<Scan> {
     let synced = if may_miss_bytes { last_syncs(path, boot)? } else { HashMap::new() };
     let scan = journal::scan(path, boot, &mut |frame, payload| {
@@ -185,7 +187,7 @@ fn replay(path: &Path, boot: &[u8; 16], may_miss_bytes: bool, state: &mut State)
     Ok(scan)
 }
 
-/// Where in the journal each file was synced last.
+/// The position in the journal at which each file was synced last.
 fn last_syncs(path: &Path, boot: &[u8; 16]) -> Result<HashMap<NodeId, (u64, usize)>> {
     let mut syncs = HashMap::new();
     journal::scan(path, boot, &mut |frame, payload| {

@@ -1,4 +1,4 @@
-//! Space: allocating, punching holes, zeroing, and what is left.
+//! Space: allocating, punching holes, zeroing, and free space.
 
 use super::{Overlay, file_of, node_of};
 use crate::change::{Attributes, Change, NodeId};
@@ -9,7 +9,7 @@ use std::ops::Range;
 use store::clock;
 
 impl Overlay {
-    /// Does what fallocate(2) does: allocates, punches a hole or zeroes.
+    /// Performs fallocate(2): allocates, punches a hole or zeroes.
     ///
     /// # Errors
     /// `EOPNOTSUPP` for other modes, `EFBIG`, `ESTALE`, `ENOSPC`, `EROFS`, `EIO`.
@@ -59,7 +59,7 @@ impl Overlay {
         }
     }
 
-    /// Reserves space in the data file for the holes of `range`. Where the base shows through nothing is reserved.
+    /// Reserves space in the data file for the holes of `range`. No space is reserved where the base shows through.
     fn reserve(&self, id: NodeId, range: Range<u64>) -> Answer<()> {
         let (segments, len_bytes) = {
             let inner = self.lock();
@@ -72,7 +72,7 @@ impl Overlay {
         for hole in holes.map(|segment| segment.range).chain([behind]).filter(|hole| !hole.is_empty()) {
             let reserved = fs::fallocate(&file, FallocateFlags::KEEP_SIZE, hole.start, hole.end - hole.start);
             match reserved {
-                // A file system that cannot reserve makes no promise that could be broken.
+                // A file system that cannot reserve space promises none.
                 Ok(()) | Err(Errno::OPNOTSUPP) => {}
                 Err(errno) => return Err(errno),
             }
@@ -80,7 +80,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Gives the space of blocks back that the journal already calls zero.
+    /// Frees the space of blocks that are zero in the journal already.
     fn punch(&self, id: NodeId, blocks: Range<u64>) -> Answer<()> {
         if blocks.start >= blocks.end {
             return Ok(());
@@ -89,7 +89,7 @@ impl Overlay {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let (offset, len_bytes) = (blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);
         if let Err(errno) = fs::fallocate(&file, flags, offset, len_bytes) {
-            // The bytes are never read again; only their space stays taken.
+            // The bytes are never read again; only their space stays allocated.
             tracing::debug!(node = id.0, %errno, "a hole could not be punched into a data file");
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Durability: data files first, then the journal's word that they are, then the journal.
+//! Durability: data files first, then the journal's record that they are durable, then the journal.
 
 use super::{Inner, Overlay};
 use crate::change::{Change, NodeId};
@@ -9,17 +9,18 @@ use crate::upper::boot_id;
 use std::sync::atomic::Ordering;
 use store::Result;
 
-/// Above this many files one sync of the whole file system is cheaper.
+/// Above this many files one sync of the complete file system is cheaper.
 const SINGLE_SYNCS_MAX: usize = 64;
-/// The shortest journal that is written again while the mount runs.
+/// The shortest journal that is rewritten while the mount runs.
 pub(super) const COMPACT_LEN: u64 = 64 << 20;
 
 impl Overlay {
-    /// Makes all that was written to `id`, and everything the journal says, durable. With `bytes_only` (fdatasync(2)) of
-    /// the journal only what finding the bytes needs: where they replaced bytes that were durable in the upper, nothing.
+    /// Makes all writes to `id` and all of the journal durable. With `bytes_only` (fdatasync(2)), the journal only as
+    /// far as the bytes need it to be found: not at all if they replaced bytes that were durable in the upper.
     ///
     /// # Errors
-    /// `EIO` and whatever the disk says; nothing may change after that, because what was lost is not known.
+    /// `EIO` and other errors of the disk; all changes are refused after that, because it is not known which writes are
+    /// lost.
     pub(crate) fn sync(&self, id: NodeId, bytes_only: bool) -> Answer<()> {
         if self.read_only {
             return Ok(());
@@ -36,7 +37,7 @@ impl Overlay {
         }
     }
 
-    /// Notes that all writes to a file are durable; in the journal, where a power cut would take some of them back else.
+    /// Notes that all writes to a file are durable; in the journal, if a power cut would otherwise revert some of them.
     fn confirm(&self, id: NodeId) -> Answer<()> {
         let mut inner = self.lock();
         match inner.state.node_mut(id).and_then(Node::file_mut) {
@@ -48,7 +49,7 @@ impl Overlay {
         }
     }
 
-    /// Whether all is durable that the journal has to say of where the bytes of a file are.
+    /// Whether the journal is durable as far as the bytes of a file need it to be found.
     fn is_found_after_power_cut(&self, id: NodeId) -> bool {
         let inner = self.lock();
         let needs = inner.state.node(id).and_then(Node::file).map(|file| file.needs);
@@ -67,8 +68,8 @@ impl Overlay {
         self.sync_journal()
     }
 
-    /// Makes everything that the journal says durable. The caller keeps another journal from taking its place, or nothing
-    /// of what was synced would be known.
+    /// Makes all of the journal durable. The caller prevents its replacement meanwhile: the result of the sync would
+    /// say nothing about the new journal.
     pub(crate) fn sync_journal(&self) -> Answer<()> {
         if self.poisoned.load(Ordering::Acquire) {
             return Err(Errno::IO);
@@ -90,13 +91,13 @@ impl Overlay {
         Ok(())
     }
 
-    /// What was written since the sync before may be lost, whatever the page cache shows: the next mount must know, too.
+    /// Notes that writes since the previous sync may be lost, whatever the page cache shows, also for the next mount.
     pub(crate) fn sync_failed(&self, why: &str) -> Errno {
         self.upper.mark_poisoned();
         self.poison(why)
     }
 
-    /// Makes everything durable. The caller keeps changes out.
+    /// Makes all data and the journal durable. The caller keeps changes out.
     pub(crate) fn sync_everything(&self) -> Answer<()> {
         let unsynced: Vec<NodeId> = {
             let inner = self.lock();
@@ -118,7 +119,7 @@ impl Overlay {
         self.sync_journal()
     }
 
-    /// Writes the journal again where it has grown long, unless changes stand still already. Called between operations, with
+    /// Rewrites the journal if it has grown long, unless changes are stopped already. Called between operations, with
     /// no lock held.
     pub(crate) fn compact_if_long(&self) {
         if !self.is_long.load(Ordering::Acquire) {
@@ -136,20 +137,20 @@ impl Overlay {
     /// Replaces the journal by its shortest form. All data files are durable.
     ///
     /// # Errors
-    /// Those of the file system. The long journal, as good as a short one, goes on, or the mount refuses changes.
+    /// Those of the file system. The long journal, which is valid too, stays in use, or the mount refuses changes.
     pub(crate) fn compact(&self, inner: &mut Inner) -> Result<()> {
         let header = Header { store: self.store.id(), base: inner.state.base.id, boot: boot_id()? };
         let payloads = inner.state.checkpoint();
         let encoded = payloads.into_iter().map(|changes| crate::change::encode_all(changes.iter()));
         let journal = Journal::prepare(&self.upper.journal_path(), &header, encoded).inspect_err(|_| {
-            // The next attempt is not at the next change.
+            // Not retried at the next change.
             inner.long_len_bytes = inner.journal.as_ref().map_or(0, Journal::len_bytes) + COMPACT_LEN;
         })?;
         inner.long_len_bytes = COMPACT_LEN.max(4 * journal.len_bytes());
         self.take_over(inner, journal)
     }
 
-    /// Puts a prepared journal in the place of the present one.
+    /// Replaces the present journal by a prepared one.
     ///
     /// # Errors
     /// Those of the file system; the mount refuses changes then, because it is not known which of the two a power cut
@@ -165,7 +166,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Ends the use of the upper: everything is durable and another mount may have it.
+    /// Ends the use of the upper: all changes are durable and another mount may have it.
     ///
     /// # Errors
     /// As [`Self::sync`].
@@ -180,7 +181,7 @@ impl Overlay {
         synced
     }
 
-    /// Without changes the upper needs no snapshot.
+    /// Unpins the base if there are no changes.
     fn let_go_of_base(&self) {
         if let Err(error) = self.store.unpin_upper(self.upper.path()) {
             tracing::warn!(%error, "the snapshot below stays pinned until the next unmount");

@@ -1,4 +1,4 @@
-//! The file system without a kernel: what outlives a crash, a power cut and a freeze that was cut short.
+//! The file system without a kernel: which changes outlive a crash, a power cut and a freeze that was cut short.
 
 mod short;
 
@@ -103,7 +103,7 @@ fn whatever_was_answered_is_there_after_the_process_dies() {
 }
 
 #[test]
-fn after_a_power_cut_synced_writes_are_there_and_unsynced_ones_are_gone_as_a_whole() {
+fn after_a_power_cut_synced_writes_are_there_and_unsynced_ones_are_gone_completely() {
     let world = World::new();
     let overlay = world.open();
     let file = node(&overlay, "a/file");
@@ -113,7 +113,7 @@ fn after_a_power_cut_synced_writes_are_there_and_unsynced_ones_are_gone_as_a_who
     let new = make(&overlay, NodeId::ROOT, "new", NewBody::File);
     overlay.write(new, 0, b"not synced", false).unwrap();
     drop(overlay);
-    // What a power cut may do to bytes that were never synced.
+    // A possible effect of a power cut on bytes that were never synced.
     let data = world.upper().join(format!("data/{:016x}", file.0));
     let mut bytes = std::fs::read(&data).unwrap();
     bytes[2 * 4096..].fill(0xee);
@@ -191,9 +191,9 @@ fn a_damaged_journal_is_refused_with_a_clear_error() {
     }
     drop(overlay);
     let path = journal::path_in(&world.upper());
-    let whole = std::fs::read(&path).unwrap();
+    let intact = std::fs::read(&path).unwrap();
     for byte in [4, 40, 100, 130] {
-        let mut damaged = whole.clone();
+        let mut damaged = intact.clone();
         damaged[byte] ^= 0x40;
         std::fs::write(&path, damaged).unwrap();
         let error = Overlay::open(&world.store, &world.base, &world.upper(), false).unwrap_err();
@@ -230,7 +230,7 @@ fn a_compacted_journal_replays_to_the_same_state() {
     assert_eq!(overlay.xattr(file, b"user.x").unwrap(), b"value");
 }
 
-/// All that differs from the base, but whether data is synced.
+/// All differences from the base, except whether data is synced.
 fn checkpoint(overlay: &Overlay) -> HashSet<Vec<u8>> {
     let pieces = overlay.lock().state.checkpoint();
     let lasting = |change: &&Change| !matches!(change, Change::Synced { .. });
@@ -267,7 +267,7 @@ fn a_checkpoint_of_a_very_fragmented_file_is_in_parts() {
     assert!(layout(&again) == layout(state));
 }
 
-/// fdatasync(2) has the journal synced only for what finding the bytes needs.
+/// fdatasync(2) syncs the journal only if the bytes need it to be found.
 #[test]
 fn bytes_that_replace_durable_ones_are_durable_without_the_journal() {
     let world = World::new();
@@ -289,7 +289,7 @@ fn bytes_that_replace_durable_ones_are_durable_without_the_journal() {
     let (_, durable) = write(8192, 6);
     assert!(!write(0, 7).0);
     drop(overlay);
-    // The power cut takes all of the journal that was not durable.
+    // The power cut removes all of the journal that was not durable.
     let journal = std::fs::File::options().write(true).open(journal::path_in(&world.upper())).unwrap();
     journal.set_len(durable).unwrap();
     world.reboot();
@@ -361,7 +361,7 @@ fn a_file_that_changes_between_all_passes_is_frozen_with_the_bytes_it_has_at_the
     }
 }
 
-/// Whoever writes faster than the store takes it in is slowed down before all changes wait.
+/// An application that writes faster than the store stores is slowed down before all changes wait.
 #[test]
 fn little_is_left_for_the_standstill_however_fast_a_file_is_written() {
     const LEN: u64 = 32 << 20;
@@ -399,7 +399,7 @@ fn little_is_left_for_the_standstill_however_fast_a_file_is_written() {
     });
 }
 
-/// After a sync that failed nothing may be called durable.
+/// After a failed sync no later sync may succeed.
 #[test]
 fn a_poisoned_mount_says_so_to_every_sync() {
     let world = World::new();
@@ -426,7 +426,7 @@ fn huge_files_freeze() {
     overlay.freeze("huge", BTreeMap::new()).unwrap();
 }
 
-/// What an open file without a name needs is kept once, not once for each freeze.
+/// The data of an open file without a name is kept once, not once for each freeze.
 #[test]
 fn freezes_beside_an_open_file_without_a_name_keep_no_more_each_time() {
     let world = World::new();
@@ -449,7 +449,7 @@ fn freezes_beside_an_open_file_without_a_name_keep_no_more_each_time() {
     assert_eq!(sessions(), counts[0] - 1);
 }
 
-/// A sync that failed may have lost what was written since the one before, whatever the page cache still shows.
+/// A failed sync may have lost the writes since the previous one, whatever the page cache still shows.
 #[test]
 fn after_a_failed_sync_the_next_mount_has_what_was_durable() {
     let world = World::new();
@@ -467,7 +467,7 @@ fn after_a_failed_sync_the_next_mount_has_what_was_durable() {
     }
 }
 
-/// What cannot be told from changes that never became durable is kept for a person to look at.
+/// Data files that may be of changes that never became durable are kept for inspection.
 #[test]
 fn changes_whose_journal_lost_its_begin_are_set_aside() {
     let world = World::new();
@@ -489,7 +489,7 @@ fn changes_whose_journal_lost_its_begin_are_set_aside() {
     }
 }
 
-/// Journals that no mount writes: each is refused, and none makes opening or freezing run on forever.
+/// Journals that no mount writes: each is refused, and none makes opening or freezing run forever.
 #[test]
 fn impossible_journals_are_refused() {
     let time = clock::now();
@@ -526,7 +526,7 @@ fn impossible_journals_are_refused() {
     }
 }
 
-/// A mount that refuses changes for another reason than a failed sync has lost nothing, and its freeze least of all.
+/// A mount that refuses changes for another reason than a failed sync has lost no write, and its freeze neither.
 #[test]
 fn what_was_written_outlives_a_mount_that_refused_changes() {
     let world = World::new();
@@ -536,7 +536,7 @@ fn what_was_written_outlives_a_mount_that_refused_changes() {
     drop(overlay);
     let overlay = world.open();
     assert_eq!(content(&overlay, "a/file"), [[2; 4096], [1; 4096], [1; 4096]].concat());
-    // Settled by a freeze whose mount never changed over: nothing of the failure before is left either.
+    // Cleared by a freeze whose mount was never rebased: the note of the earlier failure is gone, too.
     overlay.sync_failed("a test");
     drop(overlay);
     let overlay = world.open();

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use lazyload::supervisor::{Custody, run};
+use lazyload::supervisor::{Escrow, run};
 use lazyload::{ServeOptions, ServeReport};
 use serde_json::json;
 use store::{Error, Image, PAGE, Result, Store, StoreConfig};
@@ -49,7 +49,7 @@ fn handle(flags: &[String], rest: &[String]) -> Result<()> {
         prefetch: is_set("--prefetch"),
         accept_timeout: Duration::from_secs(60),
         ready: Some(Box::new(|| println!("ready {}", std::process::id()))),
-        custody: is_set("--handler").then(Custody::from_stdin).transpose()?,
+        escrow: is_set("--handler").then(Escrow::from_stdin).transpose()?,
         ..ServeOptions::default()
     };
     let [kind, store, image, path] = rest else {

@@ -36,7 +36,10 @@ const EXCEPTIONS: Exceptions = Exceptions {
         ("benches/src/footprint.rs", "samples a process that tells nobody what memory it takes"),
         ("benches/src/resume.rs", "a port that listens and a foreign process's end tell nobody"),
         ("benches/src/storage.rs", "a file that changed in this second is never taken for unchanged"),
-        ("lazyload/src/outlast.rs", "the end of an address space is not announced to whoever fills it"),
+        (
+            "lazyload/src/orphaned.rs",
+            "the end of an address space is not announced to the process that fills it",
+        ),
         (
             "store/src/host/derived.rs",
             "threads of sled let go of its lock after it was closed, and tell nobody",

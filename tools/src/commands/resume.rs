@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lazyload::supervisor::{self, Custody};
+use lazyload::supervisor::{self, Escrow};
 use lazyload::{ServeOptions, ServeReport, SocketAccess, firecracker};
 use serde::Serialize;
 use store::{Error, Image, Kind, SnapshotId, Store};
@@ -147,7 +147,7 @@ fn handle(
     arguments: &ResumeArguments,
     context: &mut Context,
 ) -> anyhow::Result<Outcome> {
-    let custody = Custody::from_stdin()?;
+    let escrow = Escrow::from_stdin()?;
     let _pin = store.pin(&format!("resume {}", arguments.spec), &[id])?;
     let socket = socket_of(arguments);
     let (shown, socket_hex) = json_path(socket.as_os_str().as_bytes());
@@ -164,7 +164,7 @@ fn handle(
         accept_timeout: Duration::from_secs(arguments.accept_timeout.into()),
         access: SocketAccess { owner: arguments.socket_owner, mode: arguments.socket_mode },
         monitor: arguments.monitor_pid,
-        custody: Some(custody),
+        escrow: Some(escrow),
         ready: Some(Box::new(move || {
             announcer.report(&ready);
             if let Some(start) = &start

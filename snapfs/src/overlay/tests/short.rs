@@ -1,4 +1,5 @@
-//! Contents that stand in directories. Nothing of a mount keeps them, so they are looked up wherever their file is by then.
+//! Contents that stand in directories. Nothing of a mount keeps them, so they are looked up wherever their file is by
+//! then.
 
 use super::*;
 
@@ -73,7 +74,7 @@ fn a_short_content_is_found_however_its_file_is_changed_and_frozen() {
 
 /// What an operation has opened stays open for it, whatever is freed beside it.
 #[test]
-fn a_directory_is_read_once_while_somebody_has_it() {
+fn a_directory_is_read_once_while_it_is_in_use() {
     let world = World::new();
     let overlay = world.open();
     let a = node(&overlay, "a");
