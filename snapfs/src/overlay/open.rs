@@ -33,7 +33,7 @@ impl Overlay {
         let past = Past::of(&path, &base, store.id())?;
         if !read_only {
             // Changes outlive this process, and need their base.
-            store.hold_for_upper(upper.path(), &[*snapshot])?;
+            store.pin_for_upper(upper.path(), &[*snapshot])?;
         }
         let mut state = State::new(base);
         let (mut is_stale, mut may_miss_bytes) = (false, false);

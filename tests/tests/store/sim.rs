@@ -115,7 +115,7 @@ fn every_sequence_of_steps_survives_a_crash_after_every_change() {
         let throws = match (len, is_long()) {
             (3, false) => 0,
             (3, true) | (_, false) => 2,
-            (_, true) => 40,
+            (_, true) => 20,
         };
         points += try_all(&format!("sequences of {len}"), STEPS.len().pow(len), |number| {
             let steps = sequence(number, len as usize);
@@ -230,7 +230,7 @@ fn nothing_becomes_durable_before_what_it_names() {
 
 #[test]
 fn random_lives_survive_crash_after_crash() {
-    let count = if is_long() { 8_000 } else { 400 };
+    let count = if is_long() { 4_000 } else { 400 };
     try_all("random lives", count, |seed| random_life(seed as u64));
 }
 
