@@ -1,7 +1,7 @@
 //! A bucket that is 20 ms away: SeaweedFS behind the proxy of the tests, which holds every request back for so long.
 //!
-//! Floors: of a read, one plain GET of the frame it lies in; of a restore, the same GETs, as many at once, and nothing done
-//! with what they bring. `weed` must be in PATH (`cargo xtask setup`).
+//! Floors: of a read, one plain GET of the frame it lies in; of a restore, the same GETs, as many at once, whose bytes
+//! are dropped. `weed` must be in PATH (`cargo xtask setup`).
 
 use std::fs;
 use std::path::Path;
@@ -29,7 +29,7 @@ const READS: usize = 200;
 const ROUNDS: usize = 3;
 const PREFIX: &str = "bench";
 
-/// The far place, and what is in it.
+/// The delayed bucket, and its content.
 struct Scene {
     proxy: Proxy,
     settings: S3Settings,
@@ -49,11 +49,11 @@ pub(crate) fn bucket(scratch: &Path) -> Result<Vec<Row>> {
 }
 
 impl Scene {
-    /// Stores the files, and moves them to the bucket while it is near.
+    /// Stores the files, and moves them to the bucket without the delay.
     fn prepare(scratch: &Path, source: &Path) -> Result<Self> {
         let cluster = SeaweedCluster::start();
         let near = settings(&cluster.endpoint(), PREFIX);
-        // Not examined: nobody else writes here.
+        // Not examined: no other process writes here.
         let record =
             BucketRecord { guarantees: Guarantees::ALL, examined: store::clock::now(), put_us: 0, get_us: 0 };
         S3Tier::new(&near)?.put_if_absent(store::keys::BUCKET, &record.encode())?;
@@ -68,7 +68,7 @@ impl Scene {
         Ok(Self { proxy, settings, path, snapshot, _cluster: cluster })
     }
 
-    /// The store from afar, with nothing in its caches.
+    /// The store through the delay, with nothing in its caches.
     fn open(&self, cache_bytes: u64) -> Result<Store> {
         let bucket = DataTier::new(TierClass::Cold, Arc::new(S3Tier::new(&self.settings)?));
         let near = StoreConfig::directory(&self.path);
@@ -139,7 +139,7 @@ impl Scene {
     }
 }
 
-/// What a request asks for, where it is a range of a pack.
+/// The range that a request asks for, where it is one of a pack.
 fn range_of(message: &Message) -> Option<RangeRequest> {
     let (_, behind) = message.first.strip_prefix("GET ")?.split_once(&format!("/{PREFIX}/"))?;
     let key = behind.split(['?', ' ']).next()?.to_owned();

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::measure::{Result, snapctl};
 
-/// What one run of a process took.
+/// The figures of one run of a process.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Cost {
     pub seconds: f64,
@@ -43,7 +43,7 @@ pub(crate) fn cost(command: &mut Command, scratch: &Path) -> Result<Cost> {
     Ok(Cost { seconds, cpu_seconds: user + system, peak_bytes: peak_kib as u64 * 1024 })
 }
 
-/// Whoever keeps a directory as deduplicated snapshots.
+/// A tool that keeps a directory as deduplicated snapshots.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Torpor,
@@ -107,12 +107,12 @@ impl Contender {
         self.home.join("config.toml")
     }
 
-    /// Gives Torpor's store a configuration, with `text` in it.
+    /// Writes a configuration for Torpor's store, with `text` in it.
     pub(crate) fn configure(&self, text: &str) -> Result<()> {
         Ok(fs::write(self.configuration(), format!("store = {:?}\n{text}", self.repository()))?)
     }
 
-    /// Recompresses as Torpor's configuration says, and collects what that left.
+    /// Recompresses as Torpor's configuration says, and collects the replaced packs.
     pub(crate) fn recompress(&self) -> Result<Cost> {
         let recompressed = cost(&mut self.command(&["tier", "recompress"])?, &self.scratch)?;
         cost(&mut self.command(&["gc", "--cycles", "3"])?, &self.scratch)?;
@@ -200,7 +200,7 @@ impl Contender {
     }
 }
 
-/// Bytes of the files below a directory, without what is below `but`.
+/// Bytes of the files below a directory, except below `but`.
 fn sum_of_files(directory: &Path, but: &Path) -> Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(directory)? {

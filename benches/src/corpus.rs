@@ -107,7 +107,7 @@ impl Corpus {
     }
 }
 
-/// Makes what is missing. Needs root (debootstrap), the network, npm, pip and debootstrap.
+/// Makes the missing files. Needs root (debootstrap), the network, npm, pip and debootstrap.
 pub(crate) fn make(_scratch: &Path) -> Result<Vec<Row>> {
     let root = Corpus::root()?;
     let (tree, versions) = (root.join("tree"), root.join("versions"));
@@ -139,7 +139,7 @@ pub(crate) fn make(_scratch: &Path) -> Result<Vec<Row>> {
     Ok(Vec::new())
 }
 
-/// A root as released, and the same after `apt-get upgrade`; neither keeps what apt downloaded.
+/// A root as released, and the same after `apt-get upgrade`; neither keeps apt's downloads.
 fn debian_versions(root: &Path, versions: &Path) -> Result<()> {
     let copy = |directory: &Path| {
         run(Command::new("cp").arg("-a").arg(root.join(".")).arg(directory))?;
@@ -165,7 +165,7 @@ fn npm_install(directory: &Path, packages: &[&str]) -> Result<()> {
     run(npm.args(packages).current_dir(directory))
 }
 
-/// Fills a directory, which has its name only when it is whole.
+/// Fills a directory, which has its name only when it is complete.
 fn once(directory: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if directory.exists() {
         return Ok(());

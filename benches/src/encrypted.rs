@@ -1,5 +1,5 @@
-//! What encryption costs: ingest, restore and reading of the same files in an encrypted domain and in the plain one, in
-//! turns; and the cipher alone beside the work on a frame that it comes on top of.
+//! The cost of encryption: ingest, restore and reading of the same files in an encrypted domain and in the plain one,
+//! in turns; and the cipher alone beside the work on a frame that it comes on top of.
 
 use std::fs::{self, File};
 use std::io::Read;

@@ -1,5 +1,5 @@
-//! What memory a command takes: peaks of what is its own and of the file pages it has mapped, sampled while it runs; and a
-//! memory cgroup, in which the page cache of what it reads and writes counts, too.
+//! Memory that a command takes: peaks of its own and of the file pages it has mapped, sampled while it runs; and a
+//! memory cgroup, in which the page cache of its reads and writes counts, too.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::measure::Result;
 const CONTROLLER: &str = "/sys/fs/cgroup/memory";
 const SAMPLE_EVERY: Duration = Duration::from_millis(3);
 
-/// What one run of a process took.
+/// The figures of one run of a process.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Footprint {
     pub seconds: f64,
@@ -24,7 +24,7 @@ pub(crate) struct Footprint {
     pub mapped_bytes: u64,
 }
 
-/// A cgroup that holds what runs in it to a limit. Removed when dropped.
+/// A cgroup that limits the processes in it. Removed when dropped.
 pub(crate) struct Limited(PathBuf);
 
 impl Limited {
@@ -100,7 +100,7 @@ pub(crate) fn resident(pid: u32) -> Result<[u64; 2]> {
     Ok(["VmRSS:", "RssAnon:"].map(|field| status_bytes(&text, field)))
 }
 
-/// The bytes that a line of `/proc/PID/status` tells in KiB.
+/// The bytes of a line of `/proc/PID/status` that is in KiB.
 pub(crate) fn status_bytes(text: &str, field: &str) -> u64 {
     let kib = text.lines().find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB"));
     kib.and_then(|kib| kib.parse().ok()).unwrap_or(0) * 1024

@@ -23,7 +23,7 @@ const ROUNDS: usize = 5;
 const LOOKUPS: u64 = 1_000_000;
 const COLD_LOOKUPS: u64 = 2_000;
 
-/// What a figure counts.
+/// The kind of time that a figure counts.
 #[derive(Clone, Copy)]
 enum Clock {
     /// Time that passed.
@@ -42,7 +42,7 @@ impl Clock {
     }
 }
 
-/// Stores runs of so many chunks and joins them; gives the seconds of joining.
+/// Stores runs of so many chunks and joins them; returns the seconds of joining.
 fn fill(tier: &LocalTier, scratch: &Path, count: u64) -> Result<f64> {
     let mut builder = RunBuilder::default();
     for number in 0..count.div_ceil(CHUNKS_OF_PACK) {

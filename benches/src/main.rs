@@ -1,17 +1,17 @@
 //! The figures of RESULTS.md: each of ours beside its floor, in one run, alternating.
 //!
 //! `cargo run --release --package benches -- [NAME ...]` runs the named benches, or all, and prints markdown rows.
-//! Times are medians; what a run needs besides this program (snapctl of the same build, criu) it says when it is missing.
+//! Times are medians; a run names the other programs it needs (snapctl of the same build, criu) when they are missing.
 //!
 //! - `measure`   alternating pairs, medians, rows
 //! - `workload`  seeded trees and memory
-//! - `synthetic` chunks and packs that nobody wrote
-//! - `storage`   ingest, also of what changed, and restore
-//! - `encrypted` what encryption costs in them, and a core
+//! - `synthetic` chunks and packs without files
+//! - `storage`   ingest, also of changed files, and restore
+//! - `encrypted` the cost of encryption in them, and on one core
 //! - `random`    64 KiB read anywhere
 //! - `bucket`    the same, and restore, from a bucket that is 20 ms away
 //! - `mounted`   mount time, warm reads
-//! - `written`   writes, syncs, and freezes of what was written
+//! - `written`   writes, syncs, and freezes of written data
 //! - `plain_fuse` the floor of `written`: a FUSE file system that only passes bytes on
 //! - `names`     directories of a mount: opening, listing, forgetting; and what a mount keeps in memory
 //! - `fault`     page faults of a mapping; `raw_uffd` is their floor
@@ -54,7 +54,7 @@ use std::process::ExitCode;
 
 use measure::{Result, Row};
 
-/// One bench: what it is called and what runs it in a scratch directory.
+/// One bench: its name and its function, run in a scratch directory.
 type Bench = (&'static str, fn(&Path) -> Result<Vec<Row>>);
 
 const BENCHES: &[Bench] = &[

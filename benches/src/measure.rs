@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Whatever stops a bench.
+/// Any error that stops a bench.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Seconds of both sides, one entry a round.
@@ -21,7 +21,7 @@ pub(crate) struct Row {
     pub figure: String,
     pub ours: String,
     pub floor: String,
-    /// How many times its floor's time ours takes.
+    /// Our time as a multiple of the floor's.
     pub ratio: f64,
     pub note: String,
 }
@@ -86,7 +86,7 @@ impl Pairs {
     }
 }
 
-/// What a figure depends on: the machine, what else it does, and the commit.
+/// The conditions of a figure: the machine, its other load, and the commit.
 pub(crate) fn circumstances() -> Result<String> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let load = fs::read_to_string("/proc/loadavg")?;
@@ -102,7 +102,7 @@ pub(crate) fn snapctl() -> Result<PathBuf> {
     let program = std::env::current_exe()?.with_file_name("snapctl");
     match program.exists() {
         true => Ok(program),
-        false => Err("no snapctl beside this program: cargo build --release --package tools".into()),
+        false => Err("no snapctl beside this program: cargo build --release --package torpor-tools".into()),
     }
 }
 

@@ -1,6 +1,7 @@
-//! Memory of commands on a store of 1 TiB: sparse packs with real directories, real index runs, and snapshots whose trees
-//! refer to all of it, beside one directory of real files. The floor is what a command may take: 512 MiB. Pages of files
-//! that are mapped are told apart, since the kernel may drop them, and each command is run once more where it may.
+//! Memory of commands on a store of 1 TiB: sparse packs with real directories, real index runs, and snapshots whose
+//! trees refer to all of it, beside one directory of real files. The floor is the memory a command may take: 512 MiB.
+//! Mapped pages of files are counted apart, since the kernel may drop them, and each command runs once more within the
+//! floor.
 //!
 //! It takes about 5 GB of disk; `TORPOR_BENCH_PACKS` sets another number of packs than 32,768.
 
@@ -51,19 +52,19 @@ pub(crate) fn memory(scratch: &Path) -> Result<Vec<Row>> {
     };
     let nothing = || Ok(());
     let [source_text, target_text] = [&source, &target].map(|path| path.to_string_lossy());
-    // The second run finds as much that is new as the first.
+    // The second run finds as much new data as the first.
     run(&["backup", &source_text, "real"], &|| files(&source, 512, 1 << 20, 9).map(drop))?;
     run(&["restore", "real", &target_text], &|| Ok(fs::remove_dir_all(&target)?))?;
     run(&["stats"], &nothing)?;
     run(&["check"], &nothing)?;
     run(&["gc", "--dry-run"], &nothing)?;
-    // What the first run found out is forgotten.
+    // The results of the first run are deleted.
     run(&["gc"], &|| Ok(fs::remove_dir_all(path.join("local/marks"))?))?;
     run(&["index", "rebuild"], &nothing)?;
     Ok(rows)
 }
 
-/// Runs a command over a store that is not in the page cache, and once more where it is held to what is allowed.
+/// Runs a command over a store that is not in the page cache, and once more within the allowed memory.
 fn row(command: &Command, name: &str, store: &Path, between: &dyn Fn() -> Result<()>) -> Result<Row> {
     cool(store)?;
     let free = footprint(command, None)?;
@@ -117,7 +118,7 @@ fn write_pack(root: &Path, directory: &PackDirectory) -> Result<()> {
     Ok(file.write_all_at(&directory.encode_at(end), end)?)
 }
 
-/// Snapshots that need all packs, each but for some files that only it lacks.
+/// Snapshots that need all packs, each but for some files that it alone is missing.
 fn refer(store: &Store, packs: u64) -> Result<()> {
     let mut writer = store.writer("bench")?;
     let mut files = Vec::with_capacity(packs as usize);

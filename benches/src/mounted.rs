@@ -70,7 +70,7 @@ impl Mounted {
         Self::of(scratch)
     }
 
-    /// What is in `source` below `scratch`, and its snapshot.
+    /// The tree in `source` below `scratch`, and its snapshot.
     pub(crate) fn of(scratch: &Path) -> Result<Mounted> {
         let [source, store, mountpoint] = ["source", "store", "mount"].map(|name| scratch.join(name));
         fs::create_dir_all(&mountpoint)?;

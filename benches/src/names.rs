@@ -1,6 +1,6 @@
-//! Directories of a mount beside the same on the host's own file system: opening, listing, and a directory of which half is
-//! removed while the kernel knows all of it. And the memory of a mount: idle, when much was looked at and read, and after
-//! the kernel dropped all that.
+//! Directories of a mount beside the same on the host's own file system: opening, listing, and a directory of which
+//! half is removed while the kernel knows all of it. And the memory of a mount: idle, after many lookups and reads, and
+//! after the kernel dropped all that.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

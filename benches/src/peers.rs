@@ -1,5 +1,5 @@
-//! Ingest, restore and stored bytes against restic, borg, tar and cp on real files (`corpus`), in turns. The floor of an
-//! ingest is what it cannot avoid: reading, BLAKE3 and zstd of the same bytes at the same level on every core.
+//! Ingest, restore and stored bytes against restic, borg, tar and cp on real files (`corpus`), in turns. The floor of
+//! an ingest is its unavoidable work: reading, BLAKE3 and zstd of the same bytes at the same level on every core.
 //!
 //! Everything is in the page cache; `cold` does the same with caches dropped before each run, which needs root.
 
@@ -13,10 +13,10 @@ use crate::corpus::Corpus;
 use crate::measure::{Result, Row, duration, median, spread};
 
 const NAME: &str = "peers";
-/// What is on a slower tier, by the level that it is recompressed at there.
+/// Stores on a slower tier, by the level of recompression there.
 const RECOMPRESSED: [(&str, i32); 2] = [("torpor, far, level 9", 9), ("torpor, far, level 19", 19)];
 
-/// Runs of everybody by name of the contender.
+/// Runs by name of the contender.
 #[derive(Default)]
 struct Runs(BTreeMap<&'static str, Vec<Cost>>);
 
@@ -30,7 +30,7 @@ impl Runs {
         self.0[who].iter().map(|cost| cost.seconds).collect()
     }
 
-    /// One row for each that Torpor is compared with.
+    /// One row for each contender that Torpor is compared with.
     fn rows(&self, figure: &str, note: &str) -> Vec<Row> {
         self.rows_of(Kind::Torpor, figure, note)
     }
@@ -110,7 +110,7 @@ impl<'a> Bench<'a> {
         Ok(Self { scratch, source, files, len_bytes, is_cold })
     }
 
-    /// Nothing waits to be written, and what is read is in memory or not, as the bench wants it.
+    /// Nothing waits to be written, and the files are in memory or not, as the bench wants it.
     fn settle(&self) -> Result<()> {
         rustix::fs::sync();
         if self.is_cold {
@@ -201,7 +201,7 @@ impl<'a> Bench<'a> {
         Ok(fs::remove_dir_all(&target)?)
     }
 
-    /// This program again, so that its time and memory are counted like everybody's.
+    /// This program again, so that its time and memory are counted like the others'.
     fn floor(&self) -> Result<std::process::Command> {
         Ok(command(std::env::current_exe()?, &[&"floor", &self.source]))
     }

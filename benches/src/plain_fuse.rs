@@ -1,5 +1,5 @@
-//! The floor of a mount that writes: a file system in user space that does nothing but pass bytes to files of the host, in
-//! each of the ways in which the kernel lets one do that. D18 in docs/DECISIONS.md says which of them snapfs takes, and why.
+//! The floor of a mount that writes: a file system in user space that only passes bytes to files of the host, in each
+//! way that the kernel offers. D18 in docs/DECISIONS.md says which of them snapfs takes, and why.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -31,7 +31,7 @@ enum Way {
     Through,
     /// Each write(2) is a request and passes by the cache (`FOPEN_DIRECT_IO`).
     Direct,
-    /// The kernel keeps what is written and sends it later (`FUSE_WRITEBACK_CACHE`).
+    /// The kernel keeps written data and sends it later (`FUSE_WRITEBACK_CACHE`).
     Writeback,
     /// The kernel writes to the file of the host by itself (`FUSE_PASSTHROUGH`).
     Passthrough,

@@ -1,4 +1,4 @@
-//! Random reads: 64 KiB anywhere in a file of a snapshot, verified, against what no reader can avoid: one `pread` of the
+//! Random reads: 64 KiB anywhere in a file of a snapshot, verified, against the work of any reader: one `pread` of the
 //! frame it lies in, zstd and BLAKE3 of that frame. Packs are in the page cache, no frame is decoded yet.
 
 use std::fs::{self, File};
@@ -62,7 +62,7 @@ pub(crate) fn random(scratch: &Path) -> Result<Vec<Row>> {
     Ok(vec![percentiles("random 64 KiB read / one frame read, decompressed, hashed", &ours, &floor, note)])
 }
 
-/// Seconds of one read, which must give the right bytes.
+/// Seconds of one read, which must return the right bytes.
 fn read(content: &ContentReader, offset: u64, expected: &[u8]) -> Result<f64> {
     let mut buffer = vec![0; READ_LEN];
     let start = Instant::now();
@@ -72,7 +72,7 @@ fn read(content: &ContentReader, offset: u64, expected: &[u8]) -> Result<f64> {
     if is_right { Ok(elapsed) } else { Err(format!("wrong bytes at {offset}").into()) }
 }
 
-/// Seconds of what the read of the frame at this offset cannot avoid.
+/// Seconds of the unavoidable work of reading the frame at this offset.
 fn read_raw(store: &Store, root: &Path, content: &ContentReader, offset: u64) -> Result<f64> {
     let id = chunk_at(content, offset)?;
     let place = store.index().find_in(&id, |_| true).ok_or("the chunk was stored")?;

@@ -19,7 +19,7 @@ use crate::measure::Result;
 
 const PAGE: usize = store::PAGE;
 
-/// What a raw handler fills pages from.
+/// The source of a raw handler's pages.
 #[derive(Clone)]
 pub(crate) enum Source {
     /// The bytes themselves, so many of them a fault.

@@ -1,5 +1,5 @@
-//! A real process of a few hundred MB: time from the command to its first reply when `snapctl resume` wakes it lazily,
-//! and when `criu restore` brings all of it back first. With the images in the page cache, and without.
+//! A real process of a few hundred MB: time from the command to its first reply when `snapctl resume` brings it back
+//! lazily, and when `criu restore` brings all of it back first. With the images in the page cache, and without.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -31,7 +31,7 @@ pub(crate) fn resume(scratch: &Path) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// A server that is put to sleep, both as CRIU's image directory and in a store.
+/// A hibernated server, both as CRIU's image directory and in a store.
 struct Asleep {
     images: PathBuf,
     store: PathBuf,
@@ -40,7 +40,7 @@ struct Asleep {
     port: u16,
 }
 
-/// A woken server and what waits for its end; a bench that fails leaves neither.
+/// A resumed server and the process that waits for its end; a bench that fails leaves neither.
 struct Awake<'a> {
     asleep: &'a Asleep,
     parent: Child,

@@ -1,4 +1,4 @@
-//! Ingest against the work it cannot avoid (read, BLAKE3, zstd of the same bytes at the same level on every core), and
+//! Ingest against its unavoidable work (read, BLAKE3, zstd of the same bytes at the same level on every core), and
 //! restore against `cp -a` of the tree that was stored. Sources are in the page cache for both sides.
 
 use std::cell::Cell;
@@ -86,7 +86,8 @@ pub(crate) fn changed(scratch: &Path) -> Result<Vec<Row>> {
     let level = StoreConfig::directory(scratch).level;
     let store = Store::init(&StoreConfig::directory(&scratch.join("store")))?;
     back_up(&store, &source)?;
-    // What changed in the second before a backup is never taken for unchanged by the next: first nothing did.
+    // A file changed in the second before a backup is never taken for unchanged by the next: first, one without
+    // changes.
     std::thread::sleep(RECENT);
     back_up(&store, &source)?;
     let round = Cell::new(0);
@@ -128,7 +129,7 @@ fn copy(source: &Path, target: &Path) -> Result<()> {
     if status.success() { Ok(()) } else { Err("cp -a failed".into()) }
 }
 
-/// The floor as a program of its own: what every ingest of this directory must do.
+/// The floor as a program of its own: the unavoidable work of an ingest of this directory.
 pub(crate) fn floor_of_ingest(source: &Path) -> Result<()> {
     let mut paths = Vec::new();
     regular_files(source, &mut paths)?;

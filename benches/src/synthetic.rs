@@ -1,4 +1,4 @@
-//! Chunks and packs that nobody ever wrote, for stores too large to be filled.
+//! Synthetic chunks and packs, for stores too large to be filled.
 
 use std::ops::Range;
 

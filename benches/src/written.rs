@@ -1,4 +1,4 @@
-//! Writes and syncs in a mount against the same on the host's own file system, and freezes of what was written.
+//! Writes and syncs in a mount against the same on the host's own file system, and freezes of the written data.
 
 use std::fs::{self, File};
 use std::hint::black_box;

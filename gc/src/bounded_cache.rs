@@ -1,19 +1,19 @@
-//! What was found, kept within a budget: two generations, of which the older is dropped when the younger is full. What is
-//! asked for again moves to the younger one. What falls out is found again, and nothing is wrong.
+//! A cache with a memory budget, in two generations: the older is dropped when the younger is full. A hit moves an
+//! entry to the younger one. An evicted result is computed again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::rc::Rc;
 
-/// What needs cost besides their packs.
+/// Size of `Needs` without its packs.
 const ENTRY_BYTES: usize = 96;
 
-/// What a directory and all below it need.
+/// Packs needed by a directory and all below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
     /// Packs by number, sorted.
     pub packs: Rc<[u32]>,
-    /// Something below is known to be lost, so that this is not all.
+    /// Something below is known to be lost, so the packs are incomplete.
     pub is_lossy: bool,
 }
 
@@ -24,7 +24,7 @@ impl Needs {
     }
 }
 
-/// What was found lately, each with what it costs.
+/// Recent results, each with its size.
 pub(crate) struct BoundedCache<K, V> {
     young: HashMap<K, (V, usize)>,
     old: HashMap<K, (V, usize)>,
@@ -38,7 +38,7 @@ impl<K: Hash + Eq + Copy, V: Clone> BoundedCache<K, V> {
         Self { young: HashMap::new(), old: HashMap::new(), young_bytes: 0, budget_bytes }
     }
 
-    /// What is known.
+    /// The cached value.
     pub(crate) fn get(&mut self, key: &K) -> Option<V> {
         if let Some((value, _)) = self.young.get(key) {
             return Some(value.clone());
@@ -48,7 +48,7 @@ impl<K: Hash + Eq + Copy, V: Clone> BoundedCache<K, V> {
         Some(value)
     }
 
-    /// Keeps what was found. It is there at least until half of the budget was inserted after it.
+    /// Keeps a result at least until half of the budget was inserted after it.
     pub(crate) fn insert(&mut self, key: K, value: V, cost_bytes: usize) {
         if self.young_bytes + cost_bytes > self.budget_bytes / 2 {
             self.old = std::mem::take(&mut self.young);

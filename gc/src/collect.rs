@@ -1,8 +1,9 @@
-//! One run of the collector: a survey ([`crate::survey`]), and then what follows from it.
+//! One run of the collector: a survey ([`crate::survey`]), then the changes that follow from it.
 //!
 //! Order, and why: raise the epoch, then list sessions, then refs (so a writer is seen in one of the two); mark; refuse
-//! if anything is missing; write the condemned list, and note the epoch when it is visible; take deleted packs out of the
-//! index; delete; shorten the lists. Each step leaves a state from which the next run goes on. No wall clock is read.
+//! if anything is missing; write the condemned list, and note the epoch when it is visible; remove deleted packs from
+//! the index; delete; shorten the lists. Each step leaves a state from which the next run goes on. No wall clock is
+//! read.
 
 use crate::plan::{Planned, Verdict};
 use crate::report::CollectReport;
@@ -12,12 +13,12 @@ use std::path::Path;
 use store::condemned::Condemned;
 use store::{COLLECTOR_LOCK, Derived, Kind, PackId, Progress, Result, SnapshotId, Store, keys, lost_frames};
 
-/// How to collect.
+/// Options of a collection.
 #[derive(Clone, Copy, Debug)]
 pub struct CollectOptions {
-    /// Only tell what a run would do.
+    /// Only report; change nothing.
     pub dry_run: bool,
-    /// How many runs, one after the other; three free what is dead now, if no writer is at work.
+    /// Number of consecutive runs; three free the data dead now, if no writer is active.
     pub cycles: u32,
 }
 
@@ -46,7 +47,7 @@ pub fn collect(store: &Store, options: &CollectOptions, progress: &dyn Progress)
     for _ in 0..options.cycles.max(1) {
         let mut is_full = false;
         let last = store.with_reserve(|| {
-            // What is kept back is too little for the table, too.
+            // The reserve is too small for the table, too.
             let table = if is_full { None } else { open_marks(state.path())? };
             is_full = true;
             run(store, false, table.as_ref(), progress)
@@ -56,7 +57,7 @@ pub fn collect(store: &Store, options: &CollectOptions, progress: &dyn Progress)
     Ok(total)
 }
 
-/// What earlier runs found; without it everything is walked.
+/// Opens the results of earlier runs; without them everything is walked.
 fn open_marks(state: &Path) -> Result<Option<Derived>> {
     match Derived::open(&state.join("marks")) {
         Ok(table) => Ok(Some(table)),
@@ -80,7 +81,7 @@ fn run(
     })?;
     let Survey { mut report, lists, sessions, vanished, noted, marked, keys, destroyed } = survey;
     if !dry_run {
-        // What is acted on must not be undone by a power cut: whoever wrote it may have died before it was durable.
+        // A power cut must not undo a write that this run depends on: its writer may have died before it was durable.
         [keys::REFS, keys::DOMAINS, keys::INDEX]
             .iter()
             .try_for_each(|prefix| store.metadata_tier().make_durable(prefix))?;
@@ -118,7 +119,7 @@ fn execute(
     report: &mut CollectReport,
 ) -> Result<()> {
     let tier = store.metadata_tier();
-    // Waiting and doomed objects stay listed until they are gone, from the index too; what was taken back is dropped.
+    // Waiting and doomed objects stay listed until they are gone, from the index too; those taken back are dropped.
     let listed = [Verdict::Wait, Verdict::Avoid, Verdict::Delete];
     let mut listed_packs = with_verdict(&report.packs, &listed);
     listed_packs.extend(&vanished);
@@ -135,9 +136,10 @@ fn execute(
     let packs = with_verdict(&report.packs, &[Verdict::Delete]);
     let snapshots = with_verdict(&report.snapshots, &[Verdict::Delete]);
     let gone = vanished.into_iter().chain(packs.iter().copied()).collect();
-    // Also puts in packs whose writer died before it did: a mark may count on them in place of others.
+    // Also adds packs whose writer died before it did: a mark may count on them in place of others.
     let merged = match store.index().compact(tier, &gone) {
-        // On a full disk the packs have to go first. Until the index is merged, writers that depend on them are refused.
+        // On a full disk the packs are deleted first. Until the index is merged, writers that depend on them are
+        // refused.
         Err(error) if error.kind() == Kind::Full && !packs.is_empty() => None,
         merged => Some(merged?),
     };
@@ -157,7 +159,7 @@ fn execute(
     shorten(store, lists, &with_verdict(&report.packs, &waiting), &with_verdict(&report.snapshots, &waiting))
 }
 
-/// Drops from the lists what is not to stay on them.
+/// Drops from the lists all objects not in `stay`.
 fn shorten(
     store: &Store,
     lists: &[Condemned],

@@ -1,6 +1,6 @@
-//! Sessions of other hosts that have stopped renewing themselves. One that did not over some runs of the collector, and for
-//! some time, is fenced: its writer cannot commit any more. The time is courtesy towards a slow host and nothing else; what
-//! keeps chunks safe is that a fenced writer cannot commit, however late it wakes up.
+//! Sessions of other hosts that have stopped renewing. One that did not renew for some runs of the collector, and for
+//! some time, is fenced: its writer cannot commit any more. The time only favors slow hosts; chunks are safe because a
+//! fenced writer cannot commit, however late it resumes.
 
 use store::{Derived, Kind, Result, Store, clock, session};
 
@@ -9,7 +9,7 @@ const STALE_RUNS: u64 = 3;
 /// Seconds without a renewal; sessions renew themselves each minute.
 const STALE_SECONDS: i64 = 900;
 
-/// What was seen of a session, and when first.
+/// The observed state of a session, and when it was first seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seen {
     renewals: u64,
@@ -35,10 +35,10 @@ impl Seen {
         })
     }
 
-    /// What to remember after looking again, and whether the session is stale.
+    /// The state to store after another look, and whether the session is stale.
     fn look_again(before: Option<Self>, now: Self) -> (Self, bool) {
         match before {
-            // A clock that was set back says nothing.
+            // A clock that was set back proves nothing.
             Some(before) if before.renewals == now.renewals && before.seconds <= now.seconds => {
                 let is_stale = now.epoch.saturating_sub(before.epoch) >= STALE_RUNS
                     && now.seconds.saturating_sub(before.seconds) >= STALE_SECONDS;
@@ -49,8 +49,8 @@ impl Seen {
     }
 }
 
-/// Fences the sessions of other hosts that are stale. What was seen of each is kept in `table`; without it none is ever
-/// stale. An upper's session has no process and is left alone.
+/// Fences the stale sessions of other hosts. The state of each is kept in `table`; without it none is ever stale. An
+/// upper's session has no process and is left alone.
 ///
 /// # Errors
 /// As the store's metadata tier.

@@ -1,9 +1,9 @@
-//! The collector of Torpor: which snapshots stay ([`retention`]), what they need ([`mark`]), what happens to every pack
-//! ([`plan`]), the run that does it ([`collect`]), and frames that go into other packs ([`rewrite`]): sealed under other keys
-//! ([`repack`]) or compressed better ([`recompress`]). It works beside writers and readers, survives a crash at any step, and
-//! deletes nothing when anything reachable is unreadable.
+//! The collector of Torpor: which snapshots stay ([`retention`]), the packs they need ([`mark`]), the verdict on every
+//! pack ([`plan`]), the run that applies it ([`collect`]), and frames rewritten into other packs ([`rewrite`]): sealed
+//! under other keys ([`repack`]) or compressed better ([`recompress`]). It works beside writers and readers, survives a
+//! crash at any step, and deletes nothing when anything reachable is unreadable.
 //!
-//! The protocol with writers is in `store::condemned`; ARCHITECTURE.md tells the life of a collection.
+//! The protocol with writers is in `store::condemned`; ARCHITECTURE.md describes a collection.
 
 mod bounded_cache;
 mod collect;

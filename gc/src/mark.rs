@@ -1,6 +1,7 @@
-//! Mark: which packs the roots need. A snapshot's packs are computed once and kept in a derived table, so a run costs
-//! what is new since the last one; within a run a directory is visited once, however many snapshots share it, as far as a
-//! bounded cache reaches ([`crate::walk`]). Which of several packs with a chunk counts is told by [`crate::pack_selection`].
+//! Mark: the packs that the roots need. A snapshot's packs are computed once and kept in a derived table, so a run
+//! costs only the snapshots new since the last one; within a run a directory is visited once, however many snapshots
+//! share it, as far as a bounded cache reaches ([`crate::walk`]). [`crate::pack_selection`] decides between several
+//! packs with a chunk.
 
 use crate::bounded_cache::BoundedCache;
 use crate::pack_selection::{PackSelection, PackStates};
@@ -8,7 +9,7 @@ use crate::walk::{Directories, Walk};
 use std::collections::{BTreeSet, HashSet};
 use store::{Derived, PackId, Result, SnapshotId, Store};
 
-/// Bytes of memory for what directories need.
+/// Bytes of memory for the needs of directories.
 const CACHE_BYTES: usize = 64 << 20;
 
 /// Bytes of a pack's id and of how far into it a snapshot reaches, in the derived table.
@@ -24,8 +25,8 @@ pub(crate) struct Marker<'a> {
 }
 
 impl<'a> Marker<'a> {
-    /// A mark over the packs in these states; a chunk that lies in several counts for one that is not condemned, and where it is
-    /// not lost.
+    /// A mark over the packs in these states; a chunk in several packs counts for one that is not condemned, and where
+    /// it is not lost.
     pub(crate) fn new(store: &'a Store, states: PackStates<'a>, table: Option<&'a Derived>) -> Self {
         let (marked, reached) = Default::default();
         Self {
@@ -37,7 +38,7 @@ impl<'a> Marker<'a> {
         }
     }
 
-    /// Marks what a snapshot of the domain that `store` is seen from needs.
+    /// Marks the packs that a snapshot of the domain that `store` is seen from needs.
     ///
     /// # Errors
     /// `Corrupt` or `NotFound` when anything it needs is missing or unreadable: then nothing may be deleted.
@@ -70,13 +71,13 @@ impl<'a> Marker<'a> {
         &self.reached
     }
 
-    /// The packs that are gone although something in them is needed.
+    /// The missing packs that are needed.
     pub(crate) fn missed(&self) -> &HashSet<PackId> {
         self.selection.missed()
     }
 
-    /// The packs kept for a snapshot by an earlier run, if all of them are still there and as long as they must be, and its
-    /// record too. What lies in a condemned or damaged pack may lie elsewhere by now, and is looked for again.
+    /// The packs kept for a snapshot by an earlier run, if all of them are still there and as long as they must be, and
+    /// its record too. Chunks of a condemned or damaged pack may be elsewhere by now, and are looked for again.
     fn remembered(&self, store: &Store, snapshot: &SnapshotId) -> Result<Option<Vec<PackId>>> {
         let Some(table) = self.table else { return Ok(None) };
         store.snapshot(snapshot)?;
@@ -103,7 +104,7 @@ impl<'a> Marker<'a> {
         rest.is_empty().then_some(packs)
     }
 
-    /// Keeps what a snapshot needs for later runs. A disk that cannot keep it costs them time and nothing else.
+    /// Stores a snapshot's needs for later runs. A disk error only costs them time.
     fn remember(&self, snapshot: &SnapshotId, needs: &[(PackId, u64)]) {
         let Some(table) = self.table else { return };
         let mut bytes = Vec::with_capacity(needs.len() * NEED_LEN);

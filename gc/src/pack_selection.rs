@@ -1,8 +1,8 @@
-//! Where chunks lie: of the packs that hold one, those that must stay for it.
+//! Selects, of the packs that hold a chunk, those that must stay for it.
 //!
-//! A pack that is shorter than it was when a chunk was put into it does not count as there. What is known to be lost
-//! (`store::lost_frames`) stops nothing: of a chunk another copy is kept where there is one, and the damaged one where there is
-//! none; what a lost record named is needed only as far as somebody else needs it.
+//! A pack that is shorter than when a chunk was put into it counts as missing. Known losses (`store::lost_frames`) stop
+//! nothing: another copy of a lost chunk is kept where there is one, else the damaged one; what a lost record named is
+//! needed only by others.
 
 use crate::bounded_cache::{BoundedCache, Needs};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -10,11 +10,11 @@ use store::index::{Index, Location};
 use store::lost_frames::DamagedFrames;
 use store::{ChunkId, Error, Kind, PackId, Result, Store};
 
-/// Bytes of memory for the bases of deltas that lie in several packs, and what one takes.
+/// Bytes of memory for the bases of deltas that lie in several packs, and the size of one.
 const BASES_BYTES: usize = 32 << 20;
 const BASE_BYTES: usize = 128;
 
-/// What packs are like.
+/// States of packs.
 #[derive(Clone, Copy)]
 pub(crate) struct PackStates<'a> {
     /// The packs that are there, with their lengths in bytes.
@@ -35,28 +35,28 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// Adds what something below needs.
+    /// Adds the needs of something below.
     pub(crate) fn add(&mut self, needs: &Needs) {
         self.packs.extend(needs.packs.iter());
         self.is_lossy |= needs.is_lossy;
     }
 
-    /// The same, to be kept.
+    /// The same, for the cache.
     pub(crate) fn needs(self) -> Needs {
         Needs { packs: self.packs.into_iter().collect(), is_lossy: self.is_lossy }
     }
 }
 
-/// The packs by number, and how far into each what was found reaches.
+/// Packs by number, and how far into each the found chunks reach.
 pub(crate) struct PackSelection<'a> {
-    /// Whose tiers are looked at.
+    /// The store whose tiers are read.
     store: &'a Store,
     states: PackStates<'a>,
     packs: Vec<(PackId, u64)>,
     numbers: HashMap<PackId, u32>,
-    /// Bases of deltas by where these lie.
+    /// Bases of deltas by pack and offset.
     bases: BoundedCache<(PackId, u64), ChunkId>,
-    /// Packs that are gone and would be needed.
+    /// Missing packs that are needed.
     missed: HashSet<PackId>,
 }
 
@@ -72,25 +72,25 @@ impl<'a> PackSelection<'a> {
         self.store.index()
     }
 
-    /// What packs are like.
+    /// States of packs.
     pub(crate) fn states(&self) -> &PackStates<'a> {
         &self.states
     }
 
-    /// The packs that are gone although something in them is needed.
+    /// The missing packs that are needed.
     pub(crate) fn missed(&self) -> &HashSet<PackId> {
         &self.missed
     }
 
-    /// The pack of a number, and how far into it what was found reaches, in bytes.
+    /// The pack of a number, and how far into it the found chunks reach, in bytes.
     pub(crate) fn pack(&self, number: u32) -> (PackId, u64) {
         self.packs[number as usize]
     }
 
-    /// Adds what holds a chunk.
+    /// Adds the packs that hold a chunk.
     ///
     /// # Errors
-    /// `Corrupt` when nothing does and it is not known to be lost.
+    /// `Corrupt` when no pack does and it is not known to be lost.
     pub(crate) fn find(&mut self, id: &ChunkId, found: &mut Found) -> Result<()> {
         let packs = self.packs_of(id);
         if packs.is_empty() {
@@ -104,10 +104,10 @@ impl<'a> PackSelection<'a> {
         Ok(())
     }
 
-    /// The packs that hold a chunk for whoever needs it: one in which it is whole by itself, and for each base one in which it
-    /// is a delta against that. A page table that records its base may count on a delta, any other need may not, and of deltas
-    /// against several bases each page table records one. Where it is lost it counts only as long as it is nowhere else: a tier
-    /// that comes back may still heal it.
+    /// The packs that must stay for a chunk: one that holds it other than as a delta, and for each base one that holds
+    /// a delta against that. A page table that records its base may depend on a delta, any other need may not, and of
+    /// deltas against several bases each page table records one. A lost copy counts only while there is no other: a
+    /// tier that comes back may still repair it.
     fn packs_of(&mut self, id: &ChunkId) -> Vec<u32> {
         let PackStates { inventory, condemned, damaged } = self.states;
         let is_there = |place: &Location| {
@@ -115,7 +115,7 @@ impl<'a> PackSelection<'a> {
         };
         let places = self.store.index().find(id).into_iter().filter(is_there);
         let (mut deltas, plain): (Vec<_>, Vec<_>) = places.partition(|place| place.is_delta());
-        // Every run chooses the same one of several, in whatever order the index has them.
+        // Every run selects the same one, in any order of the index.
         let standing =
             |place: &&Location| (damaged.has(place), condemned.contains_key(&place.pack), place.pack);
         let best = plain.iter().min_by_key(standing);
@@ -123,7 +123,7 @@ impl<'a> PackSelection<'a> {
             deltas.retain(|place| !damaged.has(place));
         }
         if deltas.len() > 1 {
-            // Whoever repacks or recompresses leaves two against one base until the old pack is deleted.
+            // Repacking and recompression leave two against one base until the old pack is deleted.
             deltas.sort_unstable_by_key(|place| standing(&place));
             let mut bases = HashSet::new();
             deltas.retain(|place| self.base_of(place).is_none_or(|base| bases.insert(base)));
@@ -131,7 +131,7 @@ impl<'a> PackSelection<'a> {
         best.into_iter().chain(&deltas).map(|place| self.number_of(place)).collect()
     }
 
-    /// What a delta is one against; `None` when it cannot be read. It is met again in every snapshot that has it.
+    /// The base of a delta; `None` when it cannot be read. It is asked for again in every snapshot that has it.
     fn base_of(&mut self, place: &Location) -> Option<ChunkId> {
         let key = (place.pack, place.offset);
         let known = self.bases.get(&key);
@@ -142,7 +142,7 @@ impl<'a> PackSelection<'a> {
         })
     }
 
-    /// Whether every place of a chunk is in a frame that is known to be lost.
+    /// Whether every location of a chunk is in a frame that is known to be lost.
     pub(crate) fn is_known_to_be_lost(&self, id: &ChunkId) -> bool {
         let mut places = self.store.index().find(id).into_iter().peekable();
         places.peek().is_some() && places.all(|place| self.states.damaged.has(&place))

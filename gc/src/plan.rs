@@ -1,4 +1,4 @@
-//! The decision over one pack or snapshot record. Pure: inventory, reachability and logical clock in, verdict and reason
+//! The verdict on one pack or snapshot record. Pure: inventory, reachability and logical clock in, verdict and reason
 //! out; a dry run and a real run share it.
 
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 /// Epochs between a condemnation and the first run that may delete.
 pub(crate) const GRACE_EPOCHS: u64 = 2;
 
-/// What happens to an object.
+/// The verdict on an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// Stays.
@@ -23,7 +23,7 @@ pub enum Verdict {
     Delete,
 }
 
-/// Why.
+/// The reason of a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// A ref or a session reaches it.
@@ -83,8 +83,8 @@ impl Clock {
     pub(crate) fn decide(&self, reached: bool, condemned: Option<u64>) -> (Verdict, Reason) {
         match (reached, condemned) {
             (true, None) => (Verdict::Keep, Reason::Reached),
-            // A stalled collector of another host may yet delete what it saw condemned and unreached. It is right as long as
-            // nobody depends on that again.
+            // A stalled collector of another host may yet delete objects that it saw condemned and unreached. That is
+            // right as long as no writer depends on them again.
             (true, Some(condemned)) if self.is_shared => (Verdict::Avoid, Reason::ReachedAgain { condemned }),
             (true, Some(condemned)) => (Verdict::TakeBack, Reason::ReachedAgain { condemned }),
             (false, None) => (Verdict::Condemn, Reason::Unreached),
@@ -92,8 +92,8 @@ impl Clock {
                 let until = condemned + GRACE_EPOCHS;
                 match self.oldest_writer {
                     _ if self.epoch < until => (Verdict::Wait, Reason::Grace { until }),
-                    // A writer of the same epoch may have begun after that run raised it and before that run listed packs
-                    // or wrote its list: it knows nothing of the condemnation, and its own packs may be on the list.
+                    // A writer of the same epoch may have begun after that run raised it and before it listed packs or
+                    // wrote its list: it does not know of the condemnation, and its own packs may be on the list.
                     Some(epoch) if epoch <= condemned => (Verdict::Wait, Reason::OldWriter { epoch }),
                     _ => (Verdict::Delete, Reason::Expired { condemned }),
                 }
@@ -109,9 +109,9 @@ pub struct Planned<Id> {
     pub id: Id,
     /// Its size on the tiers; 0 for a snapshot record.
     pub len_bytes: u64,
-    /// What happens to it.
+    /// Its verdict.
     pub verdict: Verdict,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
 }
 

@@ -1,5 +1,5 @@
-//! Recompression in the background: what came to a tier goes into packs of that tier's level, in longer frames where the
-//! tier is slow. New data is compressed fast, and what stays is compressed well.
+//! Recompression in the background: packs moved to a tier are rewritten at that tier's level, in longer frames where
+//! the tier is slow. New data is compressed fast, lasting data well.
 
 use crate::rewrite::{Due, Pace, RewriteReport, packs_by_tier, rewrite};
 use std::collections::HashSet;
@@ -8,21 +8,21 @@ use store::COLLECTOR_LOCK;
 use store::pack::{FrameHeader, PackKind, read_kind};
 use store::{Error, Kind, PackId, Result, Store, clock};
 
-/// Recompresses packs of the domain that `store` is seen from: those that lie on a tier with a level, and on none that is
-/// faster, and were made at a lower one. Metadata stays as it is: it is read piece by piece. With `unread`, what was read
-/// later than that long ago stays as well. Needs the rewriter's lock of this host; all else goes on meanwhile.
+/// Recompresses packs of the domain that `store` is seen from: those on a tier with a level, and on no faster one, that
+/// were made at a lower level. Metadata stays as it is: it is read piece by piece. With `unread`, packs read more
+/// recently than that stay as well. Needs the rewriter's lock of this host; all else goes on meanwhile.
 ///
 /// # Errors
-/// `Invalid` when no tier has a level; `Conflict` while another rewrite is at work; those of the store. What was condemned by
-/// then is whole elsewhere.
+/// `Invalid` when no tier has a level; `Conflict` during another rewrite; those of the store. Packs condemned by then
+/// have intact copies elsewhere.
 pub fn recompress(store: &Store, unread: Option<Duration>, pace: &Pace<'_>) -> Result<RewriteReport> {
     store.check_may_collect()?;
-    // Without compare-and-swap nothing else keeps apart who raises the epoch.
+    // Without compare-and-swap nothing else serializes raising the epoch.
     let swaps = store.metadata_tier().guarantees()?.compare_and_swap;
     let _lock = (!swaps).then(|| store.state().lock(COLLECTOR_LOCK, "recompress")).transpose()?;
     let due = due(store, unread)?;
     rewrite(store, &due, pace, |writer, kind, frame| match FrameHeader::decode(frame)?.base {
-        // A page table counts on it to be one.
+        // A page table depends on it being a delta.
         Some(_) => writer.put_resealed(kind, frame.to_vec()),
         None => writer.put_recompressed(&store.decode_frame(frame)?),
     })
@@ -49,7 +49,7 @@ fn due(store: &Store, unread: Option<Duration>) -> Result<Vec<Due>> {
             Ok(true) => due.push(Due { tier: number, level, pack, len_bytes }),
             Ok(false) => {}
             Err(error) if error.kind() == Kind::NotFound => {} // moved or collected since it was listed
-            // A damaged header is the scrub's to tell.
+            // Scrub reports a damaged header.
             Err(error) if error.kind() == Kind::Corrupt => {}
             Err(error) => return Err(error),
         }
@@ -58,7 +58,7 @@ fn due(store: &Store, unread: Option<Duration>) -> Result<Vec<Due>> {
     Ok(due)
 }
 
-/// Whether a pack was read so lately that it is not due. A tier that does not know when was not asked lately.
+/// Whether a pack was read too recently to be due. A tier that does not record reads counts as unread.
 fn was_read(store: &Store, tier: usize, pack: PackId, unread: Option<Duration>) -> Result<bool> {
     let Some(unread) = unread else { return Ok(false) };
     let read = store.placement().tiers()[tier].tier.last_used(&pack.key())?;

@@ -1,15 +1,16 @@
-//! Repacking for a key rotation: frames that are sealed under old keys of a domain are sealed again into new packs.
+//! Repacking for a key rotation: frames sealed under old keys of a domain are sealed again into new packs.
 
 use crate::rewrite::{Due, Pace, RewriteReport, packs_by_tier, rewrite};
 use std::collections::HashSet;
 use store::COLLECTOR_LOCK;
 use store::{PackId, Progress, Result, Store};
 
-/// Seals again what is sealed under old keys of the domain that `store` is seen from. Needs the rewriter's and the collector's
-/// lock of this host. Readers and writers go on meanwhile.
+/// Reseals the frames sealed under old keys of the domain that `store` is seen from. Needs the rewriter's and the
+/// collector's lock of this host. Readers and writers go on meanwhile.
 ///
 /// # Errors
-/// `Conflict` while somebody rewrites or collects; those of the store. What was condemned by then is whole elsewhere.
+/// `Conflict` during another rewrite or collection; those of the store. Packs condemned by then have intact copies
+/// elsewhere.
 pub fn repack_old_epochs(store: &Store, progress: &dyn Progress) -> Result<RewriteReport> {
     store.check_may_collect()?;
     let _lock = store.state().lock(COLLECTOR_LOCK, "repack")?;

@@ -1,9 +1,9 @@
-//! What a run of the collector did.
+//! The report of a collector run.
 
 use crate::plan::{Planned, Verdict};
 use store::{PackId, SnapshotId};
 
-/// What the last run did, or would do.
+/// Result of the last run, or of a dry run.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct CollectReport {
@@ -11,9 +11,9 @@ pub struct CollectReport {
     pub epoch: u64,
     /// Whether nothing was changed.
     pub dry_run: bool,
-    /// Every pack and what happens to it; deletions of all cycles.
+    /// Every pack and its verdict; deletions of all cycles.
     pub packs: Vec<Planned<PackId>>,
-    /// Every snapshot record and what happens to it; deletions of all cycles.
+    /// Every snapshot record and its verdict; deletions of all cycles.
     pub snapshots: Vec<Planned<SnapshotId>>,
     /// Index runs that became one.
     pub merged_runs: u64,

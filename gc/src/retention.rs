@@ -1,8 +1,8 @@
-//! Retention: which snapshots of a ref stay. Rules name how many of the newest to keep for each span of time; a snapshot
-//! stays if any rule keeps it. Spans are those of UTC. The newest snapshot always stays.
+//! Retention: which snapshots of a ref stay. Rules name how many of the newest to keep for each span of time; a
+//! snapshot stays if any rule keeps it. Spans are those of UTC. The newest snapshot always stays.
 //!
-//! Snapshots may lie in the future, because a clock was wrong. Rules of time must not count them, or real ones would be
-//! forgotten for them: they stay, take nobody's place, and the caller is told.
+//! Snapshots may lie in the future, because a clock was wrong. If rules of time counted them, real ones would be
+//! forgotten instead: they stay, count for no rule of time, and are marked for the caller.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -45,7 +45,7 @@ impl Retained {
     }
 }
 
-/// Number of the span of time that a moment lies in.
+/// Number of the span of time that contains a moment.
 type SpanOf = fn(Time) -> i64;
 
 impl Policy {
@@ -117,7 +117,7 @@ pub fn plan(history: &[RefEntry], policy: &Policy, now: Time) -> Vec<Retained> {
     plan
 }
 
-/// Drops from a ref what the policy does not keep. With `dry_run` it only tells.
+/// Drops from a ref the snapshots that the policy does not keep. With `dry_run` it only reports.
 ///
 /// # Errors
 /// `NotFound` when there is no such ref; `Invalid` for a policy without rules, which would keep one snapshot of all.
@@ -203,7 +203,7 @@ mod tests {
         // A day later the clock was set back before all of them: nothing is forgotten for that.
         let all = [0, 1, 2, 3, 4, 5];
         assert_eq!(kept_at(-day, &entries, Policy { keep_within: within, ..Policy::default() }), all);
-        // Within counts from the newest that there is, so that an app which sleeps for long keeps its last ones.
+        // Within counts from the newest snapshot, so that an app that is stopped for long keeps its last ones.
         assert_eq!(
             kept_at(
                 40 * day,

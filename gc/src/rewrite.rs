@@ -1,10 +1,10 @@
-//! Frames into other packs, batch by batch, beside readers, writers and the collector: sealed under other keys
+//! Rewrites frames into other packs, batch by batch, beside readers, writers and the collector: sealed under other keys
 //! ([`crate::repack`]) or compressed better ([`crate::recompress`]).
 //!
-//! Order, and why: new packs durable, every new frame read back and every chunk of the old packs found among them, index run
-//! of them, and only then are the old packs condemned, like by a run of the collector. Deleting is left to later runs, which
-//! see that nothing needs them: a chunk that is in a pack not condemned is counted there. Whatever ends a rewrite early
-//! leaves no chunk in fewer places than before; new packs that were refused are condemned.
+//! Order, and why: new packs durable, every new frame read back and every chunk of the old packs found among them,
+//! index run of them, and only then are the old packs condemned, as by a run of the collector. Deleting is left to
+//! later runs, which see that nothing needs them: a chunk counts in a pack that is not condemned. A rewrite that ends
+//! early leaves no chunk in fewer packs than before; new packs that were refused are condemned.
 
 use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroU64;
@@ -14,7 +14,7 @@ use store::keys;
 use store::pack::{Frame, FrameHeader, PackDirectory, PackKind, directory_of};
 use store::{ChunkId, Error, Kind, PackId, Progress, Result, Store, Throttle, Work, Writer};
 
-/// Packs that are rewritten before they are condemned, in bytes: so much more space is taken meanwhile.
+/// Bytes of packs rewritten before they are condemned: the extra space taken meanwhile.
 const BATCH_BYTES: u64 = 256 << 20;
 
 /// A pack to be rewritten.
@@ -30,34 +30,35 @@ pub(crate) struct Due {
     pub len_bytes: u64,
 }
 
-/// What a rewrite did.
+/// Result of a rewrite.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RewriteReport {
-    /// Packs whose chunks, but for deltas that nobody can read, lie in new packs; condemned. With their lengths in bytes.
+    /// Packs whose chunks, except unreadable deltas, lie in new packs; condemned. With their lengths in bytes.
     pub packs: Vec<(PackId, u64)>,
-    /// Frames of them that lie in new packs.
+    /// Their frames that lie in new packs.
     pub frames: u64,
     /// Bytes of the new packs.
     pub new_bytes: u64,
-    /// Packs that could not be read whole, and why: they stay.
+    /// Packs that could not be read completely, and why: they stay.
     pub unreadable: Vec<(PackId, String)>,
 }
 
-/// How a rewrite goes on.
+/// Rate and control of a rewrite.
 pub struct Pace<'a> {
-    /// Bytes of old packs a second; `None`: as fast as it goes.
+    /// Bytes of old packs a second; `None`: unlimited.
     pub rate: Option<NonZeroU64>,
     /// Asked between packs whether to end early.
     pub is_stopped: &'a dyn Fn() -> bool,
-    /// Who watches.
+    /// Receives progress.
     pub progress: &'a dyn Progress,
 }
 
-/// Rewrites packs: `put` gives a frame of the pack to the writer, as it is stored.
+/// Rewrites packs: `put` hands a frame of the pack, as stored, to the writer.
 ///
 /// # Errors
-/// `Conflict` while another rewrite is at work; those of the store. What was condemned by then is whole elsewhere.
+/// `Conflict` while another rewrite is at work; those of the store. Packs condemned by then have intact copies
+/// elsewhere.
 pub(crate) fn rewrite(
     store: &Store,
     due: &[Due],
@@ -105,8 +106,8 @@ pub(crate) fn rewrite(
     Ok(report)
 }
 
-/// Makes what was put known when all `chunks` are found in it, and condemns the packs that it was put from; else it condemns
-/// the new ones, so that nobody takes them for the better of two. Gives the bytes of the new packs.
+/// Indexes the new packs when all `chunks` are found in them, and condemns the old ones; else condemns the new ones, so
+/// that they are not taken for the better copy. Returns the bytes of the new packs.
 fn replace(
     store: &Store,
     mut writer: Writer,
@@ -143,7 +144,7 @@ fn expect_in(store: &Store, packs: &[PackId], mut chunks: HashSet<(ChunkId, bool
     }
 }
 
-/// Has the collector delete packs when nobody needs them any more.
+/// Condemns packs: the collector deletes them once unneeded.
 fn condemn(store: &Store, packs: Vec<PackId>) -> Result<()> {
     if packs.is_empty() {
         return Ok(());
@@ -157,7 +158,8 @@ fn condemn(store: &Store, packs: Vec<PackId>) -> Result<()> {
     Condemned { epoch, packs, ..Condemned::default() }.publish(store.metadata_tier()).map(drop)
 }
 
-/// A pack whose frames are all verified, but for deltas whose base was collected: nobody can read these, or needs to.
+/// A pack whose frames are all verified, except deltas whose base was collected: these cannot be read and are not
+/// needed.
 struct Whole {
     directory: PackDirectory,
     bytes: Object,
@@ -166,7 +168,7 @@ struct Whole {
 }
 
 impl Whole {
-    /// Reads it from the first tier that has it whole.
+    /// Reads it from the first tier with an intact copy.
     fn read(store: &Store, pack: PackId) -> Result<Self> {
         let mut failure: Option<Error> = None;
         for tier in store.tiers() {
@@ -193,7 +195,7 @@ impl Whole {
             match store.decode_frame(frame) {
                 Ok(decoded) if whole.directory.names(number, &decoded) => {}
                 Ok(_) => return Err(Error::corrupt("frame holds other chunks than the pack directory says")),
-                // Runs and packs that the index did not know of were looked for by now.
+                // The index has already looked for new runs and packs.
                 Err(error) => match base.filter(|base| is_nowhere(store, base)) {
                     Some(base) if error.kind() == Kind::NotFound => {
                         gone.insert(base);
@@ -220,7 +222,7 @@ impl Whole {
     }
 }
 
-/// Whether no pack has a chunk whole by itself.
+/// Whether no pack holds the chunk other than as a delta.
 fn is_nowhere(store: &Store, id: &ChunkId) -> bool {
     store.index().find(id).iter().all(|place| place.is_delta())
 }

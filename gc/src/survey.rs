@@ -1,4 +1,4 @@
-//! What a run of the collector finds, in phases whose order matters: list, find the roots, look again, mark, judge.
+//! The survey of a collector run, in phases whose order matters: list, find the roots, look again, mark, judge.
 
 use crate::fence::fence_stale;
 use crate::mark::Marker;
@@ -12,14 +12,14 @@ use store::lost_frames::DamagedFrames;
 use store::session::{self, Listed};
 use store::{Derived, DomainInventory, PackId, Progress, Result, SnapshotId, Store, Tier, Work};
 
-/// What is there, what is reached, and what is to happen.
+/// Stored and reachable objects, and the plan.
 pub(crate) struct Survey {
     /// Every pack and snapshot record with its verdict.
     pub report: CollectReport,
     /// The condemned lists of earlier runs.
     pub lists: Vec<Condemned>,
     pub sessions: Vec<Listed>,
-    /// Packs that are condemned, lost and unneeded, or named by the index, and gone.
+    /// Packs that are gone and are condemned, lost and unneeded, or named by the index.
     pub vanished: HashSet<PackId>,
     /// Packs with a record of lost frames.
     pub noted: HashSet<PackId>,
@@ -27,12 +27,12 @@ pub(crate) struct Survey {
     pub marked: HashSet<SnapshotId>,
     /// Keys of the snapshot records.
     pub keys: HashMap<SnapshotId, String>,
-    /// Domains whose records nobody can read any more.
+    /// Domains whose records can no longer be read.
     pub destroyed: Vec<String>,
 }
 
 impl Survey {
-    /// Surveys the store; changes nothing but the epoch and records of sessions that are over.
+    /// Surveys the store; changes nothing but the epoch, records of ended sessions and dead proposals.
     ///
     /// # Errors
     /// `Corrupt` or `NotFound` when a root or anything reachable cannot be read; as the tiers.
@@ -57,7 +57,7 @@ impl Survey {
     }
 }
 
-/// Phase 1: what there is before the refs are read. A pack that a commit adds later is needed and not judged.
+/// Phase 1: listed before the refs are read. A pack that a commit adds later is needed and not judged.
 struct Listing {
     epoch: u64,
     sessions: Vec<Listed>,
@@ -98,8 +98,8 @@ impl Listing {
         Ok(records)
     }
 
-    /// Phase 2: every snapshot that must stay, and the store in its domain. A snapshot that a writer proposed stays if the
-    /// writer's session was just seen; else the proposal is withdrawn. Where this host cannot sign, proposals stay.
+    /// Phase 2: every snapshot that must stay, and the store in its domain. A snapshot that a writer proposed stays if
+    /// the writer's session was just seen; else the proposal is withdrawn. Where this host cannot sign, proposals stay.
     fn roots<'a>(
         &'a self,
         store: &'a Store,
@@ -131,13 +131,13 @@ impl Listing {
     }
 }
 
-/// Phase 3: the packs that a mark may count on, read after the refs: what a ref names was indexed before it was named.
+/// Phase 3: the packs that a mark may depend on, read after the refs: chunks are indexed before a ref names them.
 struct PacksAfterRefs {
     /// Packs that the index named before they were listed: one that it names later is not on the list.
     named: HashSet<PackId>,
-    /// Packs that are there, with their lengths in bytes.
+    /// Existing packs, with their lengths in bytes.
     inventory: HashMap<PackId, u64>,
-    /// The epoch since when each pack is condemned. One whose list nobody noted to be visible counts as condemned now.
+    /// The epoch since when each pack is condemned. One whose list was never noted as visible counts as condemned now.
     condemned: HashMap<PackId, u64>,
 }
 
@@ -156,7 +156,7 @@ impl PacksAfterRefs {
         PackStates { inventory: &self.inventory, condemned: &self.condemned, damaged: &listing.damaged }
     }
 
-    /// The packs that go from the index because they are gone: a lost one that nothing needs any more, and with it its
+    /// Packs to remove from the index because they are gone: a lost one that is not needed any more, and with it its
     /// record of lost frames; also one that a fenced writer named after it was collected.
     fn vanished(&self, listing: &Listing, marker: &Marker<'_>) -> HashSet<PackId> {
         let mut vanished: HashSet<PackId> = self.condemned.keys().copied().collect();
@@ -185,7 +185,7 @@ fn mark<'a>(
     Ok(marker)
 }
 
-/// Phase 5: what is to happen to every pack and snapshot record.
+/// Phase 5: the verdict on every pack and snapshot record.
 fn judge(
     store: &Store,
     listing: &Listing,
@@ -210,7 +210,7 @@ fn judge(
     report
 }
 
-/// The condemned lists. The collector that wrote one may have died before it noted when the list was visible: it is noted
+/// The condemned lists. A collector that wrote one may have died before it noted when the list was visible: it is noted
 /// here.
 fn lists(tier: &dyn Tier, dry_run: bool) -> Result<Vec<Condemned>> {
     let mut lists = Condemned::read_all(tier)?;

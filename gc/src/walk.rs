@@ -1,23 +1,23 @@
-//! The walk of one snapshot: which directories there are, which chunks each needs by itself, and, once these are looked up,
-//! what each needs with all below it. Without recursion: a tree may be deeper than the stack.
+//! The walk of one snapshot: its directories, the chunks of each, and, once these are looked up, the packs that each
+//! needs with all below it. Without recursion: a tree may be deeper than the stack.
 //!
-//! Chunks wait with the directory that needs them until there are [`MAX_WAITING`]. Then all are looked up in the order of
-//! their ids, and what directories need that are done is added up, in the order in which they were done: a directory is
-//! done after all below it. So memory is bounded whatever the tree is like.
+//! Chunks wait with their directory until there are [`MAX_WAITING`]. Then all are looked up in the order of their ids,
+//! and the needs of completed directories are added up, in the order of completion: a directory completes after all
+//! below it. So memory is bounded for any tree.
 
 use crate::bounded_cache::{BoundedCache, Needs};
 use crate::pack_selection::{Found, PackSelection};
 use std::collections::HashMap;
 use store::{ChunkId, DirectoryId, Error, Kind, Result, Snapshot, Store, Tree, Visitor};
 
-/// Chunks and directories that wait, at most about: 100 MiB.
+/// Maximum of waiting chunks and directories, about: 100 MiB.
 const MAX_WAITING: usize = 2 << 20;
-/// A directory weighs as much as so many chunks.
+/// Weight of a directory, in chunks.
 const DIRECTORY_WEIGHT: usize = 8;
-/// And one that is met again before it is known what it needs, which may be much, as so many.
+/// Weight of one met again before its needs are known, which may be many.
 const SHARED_WEIGHT: usize = 512;
 
-/// What directories need, with all below them.
+/// Needs of directories, with all below them.
 pub(crate) type Directories = BoundedCache<DirectoryId, Needs>;
 
 /// A directory, or the snapshot itself.
@@ -27,7 +27,7 @@ struct Node {
     /// Numbers of the directories that have this one.
     parents: Vec<u32>,
     found: Found,
-    /// Subdirectories that were not looked at yet.
+    /// Subdirectories not walked yet.
     children: Vec<DirectoryId>,
 }
 
@@ -36,13 +36,13 @@ pub(crate) struct Walk<'m, 'a> {
     packs: &'m mut PackSelection<'a>,
     directories: &'m mut Directories,
     nodes: Vec<Node>,
-    /// Numbers of the nodes whose subdirectories are not all done, each in the one before it; the snapshot first.
+    /// Numbers of the nodes with unfinished subdirectories, each in the one before it; the snapshot first.
     open: Vec<u32>,
-    /// Numbers of those that are done, in the order in which they were.
+    /// Numbers of finished nodes, in the order of completion.
     done: Vec<u32>,
     numbers: HashMap<DirectoryId, u32>,
     waiting: Vec<(ChunkId, u32)>,
-    /// Packs of directories met again that were added since the last look-up, or are to be.
+    /// Packs of directories met again, added since the last look-up or about to be.
     remembered: usize,
 }
 
@@ -63,7 +63,7 @@ impl<'m, 'a> Walk<'m, 'a> {
         }
     }
 
-    /// What a snapshot needs.
+    /// The packs that a snapshot needs.
     ///
     /// # Errors
     /// `Corrupt` or `NotFound` when anything it needs is missing or unreadable and not known to be lost.
@@ -81,7 +81,7 @@ impl<'m, 'a> Walk<'m, 'a> {
         Ok(self.nodes.swap_remove(0).found)
     }
 
-    /// The number of what is walked now.
+    /// The number of the current node.
     fn last(&self) -> u32 {
         *self.open.last().expect("the snapshot stays open")
     }
@@ -103,7 +103,7 @@ impl<'m, 'a> Walk<'m, 'a> {
         }
     }
 
-    /// Looks at a directory in the last one, unless it was met before.
+    /// Enters a directory below the current one, unless it was met before.
     fn enter(&mut self, tree: &Tree, id: DirectoryId) -> Result<()> {
         let parent = self.last();
         if let Some(needs) = self.directories.get(&id) {
@@ -126,7 +126,7 @@ impl<'m, 'a> Walk<'m, 'a> {
         Ok(())
     }
 
-    /// Notes the chunks that a step of the walk tells of for the last node.
+    /// Notes the chunks that a step of the walk visits for the current node.
     fn gather<T>(&mut self, step: impl FnOnce(&mut dyn Visitor) -> Result<T>) -> Result<T> {
         let number = self.last();
         let mut gather = Gather { packs: self.packs, waiting: &mut self.waiting, number, is_lossy: false };
@@ -135,7 +135,7 @@ impl<'m, 'a> Walk<'m, 'a> {
         Ok(walked)
     }
 
-    /// Looks up what waits, adds up what is done, and forgets it.
+    /// Looks up the waiting chunks, adds up the finished nodes, and forgets them.
     fn settle(&mut self) -> Result<()> {
         let Self { packs, nodes, waiting, .. } = self;
         let mut outcome = Ok(());
@@ -175,7 +175,7 @@ impl<'m, 'a> Walk<'m, 'a> {
     }
 }
 
-/// Notes chunks, and whether a record was passed over.
+/// Notes chunks, and whether a record was skipped.
 struct Gather<'w, 'a> {
     packs: &'w PackSelection<'a>,
     waiting: &'w mut Vec<(ChunkId, u32)>,

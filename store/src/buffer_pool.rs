@@ -1,9 +1,9 @@
-//! Buffers that were emptied and may be filled again, by any thread. A long buffer that is given back to the system costs a
-//! page fault for each of its pages the next time.
+//! Empty buffers for reuse by any thread. A long buffer that is returned to the system costs a page fault for each of
+//! its pages the next time.
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-/// Some buffers of one length, no more than a stated number.
+/// Some buffers of one length, up to a fixed number.
 #[derive(Clone)]
 pub(crate) struct BufferPool {
     give: Sender<Vec<u8>>,

@@ -1,11 +1,11 @@
 //! Content-defined chunking of files: FastCDC (Xia et al., USENIX ATC 2016) with normalised chunking at level 2.
 //!
-//! Pure: the cut depends on the bytes alone, so an insertion moves only the cuts near it. The gear table and the masks are
-//! part of the format's habit but not of any identity: files chunked otherwise still read.
+//! Pure: the cut depends on the bytes alone, so an insertion moves only the cuts close to it. The gear table and the
+//! masks are a convention of the format but not part of any identity: files chunked otherwise still read.
 
 /// No chunk but the last of a file is shorter.
 pub const MIN_LEN: usize = 16 * 1024;
-/// Chunks are around this length.
+/// Average length of chunks, about.
 pub const AVERAGE_LEN: usize = 64 * 1024;
 /// No chunk is longer.
 pub const MAX_LEN: usize = 256 * 1024;
@@ -31,7 +31,7 @@ const GEAR: [u64; 256] = {
     table
 };
 
-/// The same words moved by one bit: what the first of two bytes adds to the hash after the second.
+/// The same words moved by one bit: the share of the first of two bytes in the hash after the second.
 const GEAR_BEFORE: [u64; 256] = {
     let mut table = GEAR;
     let mut index = 0;
@@ -44,8 +44,8 @@ const GEAR_BEFORE: [u64; 256] = {
 
 /// Length of the first chunk of `data`; all of it when it holds no cut.
 ///
-/// Unless `data` reaches to the end of the stream it must be at least [`MAX_LEN`] long, else the cut would depend on how
-/// much was read.
+/// Unless `data` reaches the end of the stream it must be at least [`MAX_LEN`] long, else the cut would depend on the
+/// length read.
 pub(crate) fn cut(data: &[u8]) -> usize {
     if data.len() <= MIN_LEN {
         return data.len();
@@ -60,8 +60,8 @@ pub(crate) fn cut(data: &[u8]) -> usize {
 
 /// The position of the first byte after which the hash is below `below`, or the hash after all bytes.
 ///
-/// Two bytes a step (Xia et al., IEEE TPDS 2020): a step then waits for one shift and one addition to the step before it,
-/// and not for two of each.
+/// Two bytes a step (Xia et al., IEEE TPDS 2020): a step then depends on the step before it through one shift and one
+/// addition, not two of each.
 fn scan(bytes: &[u8], mut hash: u64, below: u64) -> Result<usize, u64> {
     let (blocks, tail) = bytes.as_chunks::<8>();
     for (number, block) in blocks.iter().enumerate() {
@@ -86,7 +86,7 @@ fn scan(bytes: &[u8], mut hash: u64, below: u64) -> Result<usize, u64> {
     Err(hash)
 }
 
-/// Cuts a whole byte string.
+/// Cuts a complete byte string.
 pub(crate) fn chunks(data: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = data;
     std::iter::from_fn(move || {
@@ -134,14 +134,14 @@ mod tests {
         data.len().min(MAX_LEN)
     }
 
-    /// Old stores were cut so; what is cut elsewhere is stored again.
+    /// Old stores were cut at these positions; data cut elsewhere is stored again.
     #[test]
     fn cuts_are_where_they_always_were() {
         let data = noise(16 << 20);
         let mut at = 0;
         while at < data.len() {
             assert_eq!(cut(&data[at..]), plain_cut(&data[at..]), "from byte {at} on");
-            at += cut(&data[at..]).min(9_999); // odd and even, and short rests
+            at += cut(&data[at..]).min(9_999); // odd and even, and short remainders
         }
         let digest = chunks(&data).fold(blake3::Hasher::new(), |mut hasher, chunk| {
             hasher.update(&(chunk.len() as u64).to_le_bytes());

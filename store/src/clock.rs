@@ -1,5 +1,5 @@
-//! The only wall clock and the only randomness of the store. Times are shown to people and feed retention; nothing about
-//! deletion or ordering reads them (that is the collector's logical clock, [`crate::records::condemned`]).
+//! The only wall clock and the only randomness of the store. Times are shown to people and used by retention; deletion
+//! and ordering never read them (they use the collector's logical clock, [`crate::records::condemned`]).
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,7 +23,7 @@ pub fn now() -> Time {
 /// Random bytes from the kernel.
 ///
 /// # Panics
-/// When the kernel has no randomness to give, which Linux does not do after boot.
+/// When the kernel cannot provide randomness, which does not happen on Linux after boot.
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).expect("the kernel gives random bytes");

@@ -1,7 +1,8 @@
 //! The one error type of the crate.
 //!
-//! Rules: a [`Kind`] answers "what should the caller do now"; the text says what happened, to what object, why, and what
-//! the user can do next. An error carries its cause and never hides it. Libraries return errors, they do not print them.
+//! Rules: a [`Kind`] answers "what should the caller do now"; the text says what happened, to which object, why, and
+//! what the user can do next. An error carries its cause and never hides it. Libraries return errors, they do not print
+//! them.
 
 use std::fmt;
 
@@ -31,7 +32,7 @@ impl<T> OptionalExt<T> for Result<T> {
 pub enum Kind {
     /// The named thing is not there.
     NotFound,
-    /// Somebody else holds it or changed it first.
+    /// Another process holds it or changed it first.
     Conflict,
     /// This writer was declared dead and may not go on.
     Fenced,
@@ -39,7 +40,7 @@ pub enum Kind {
     Unavailable,
     /// The request itself is wrong.
     Invalid,
-    /// Stored or given bytes are not what they must be.
+    /// Stored or supplied bytes are damaged or malformed.
     Corrupt,
     /// No space is left.
     Full,
@@ -76,19 +77,19 @@ impl Error {
         Self::new(Kind::Invalid, what)
     }
 
-    /// Names the object (path, key, id) that it happened to; the first name given stays.
+    /// Names the object (path, key, id) that the error concerns; the first name given stays.
     pub fn object(mut self, object: impl fmt::Display) -> Self {
         self.0.object.get_or_insert_with(|| object.to_string());
         self
     }
 
-    /// What the user can do next.
+    /// Advice to the user.
     pub fn advice(mut self, advice: impl Into<String>) -> Self {
         self.0.advice = Some(advice.into());
         self
     }
 
-    /// What the user can do besides, or also has to know.
+    /// Further advice, or something else the user has to know.
     pub fn further_advice(mut self, advice: &str) -> Self {
         self.0.advice = Some(match self.0.advice.take() {
             Some(first) => format!("{first}; {advice}"),
@@ -103,7 +104,7 @@ impl Error {
         self
     }
 
-    /// An error of the operating system, its kind read off the error number.
+    /// An error of the operating system, its kind derived from the error number.
     pub fn io(what: impl Into<String>, object: impl fmt::Display, source: std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
         let (kind, advice) = match source.kind() {
@@ -129,7 +130,7 @@ impl Error {
         }
     }
 
-    /// What the caller should do.
+    /// The kind, which determines the caller's action.
     pub fn kind(&self) -> Kind {
         self.0.kind
     }

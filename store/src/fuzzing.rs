@@ -1,7 +1,7 @@
-//! Decoders of stored bytes that are private, for the fuzz targets of `tests/fuzz`. Not an interface: it may change with
-//! every version.
+//! Private decoders of stored bytes, for the fuzz targets of `tests/fuzz`. Not an interface: it may change with every
+//! version.
 //!
-//! Records with a checksum are given as bodies and sealed here, so that the checksum does not stop what the parser must.
+//! Records with a checksum are passed as bodies and sealed here, so that the checksum does not hide the parser.
 
 use crate::error::Result;
 use crate::image;

@@ -77,7 +77,7 @@ id!(
     DirectoryId, 32
 );
 id!(
-    /// Names a whole tree: its root record.
+    /// Names a complete tree: its root record.
     TreeId, 32
 );
 id!(
@@ -89,11 +89,11 @@ id!(
     SnapshotId, 32
 );
 id!(
-    /// Names a store for life; drawn at random by `init`.
+    /// Identifies a store permanently; drawn at random by `init`.
     StoreId, 16
 );
 id!(
-    /// Names a domain for life; drawn at random when it is created. All zero: the plain domain of a store's beginning.
+    /// Identifies a domain permanently; drawn at random at its creation. All zero: a store's initial plain domain.
     DomainId, 16
 );
 id!(
@@ -119,7 +119,7 @@ macro_rules! stored_as_chunk {
 stored_as_chunk!(DirectoryId, TreeId, ImageId);
 
 impl DomainId {
-    /// The part of the id that stands in the header of each of the domain's frames; 0 for the plain domain alone.
+    /// The part of the id in the header of each of the domain's frames; 0 for the plain domain alone.
     pub const fn tag(&self) -> u32 {
         let [a, b, c, d, ..] = self.0;
         u32::from_le_bytes([a, b, c, d])
@@ -133,10 +133,11 @@ impl SnapshotId {
     }
 }
 
-/// Names a pack by who wrote it and when in that writer's life; never reused, so a late upload can never replace another.
+/// Names a pack by its writer, the writer's incarnation and a sequence; never reused, so a late upload can never
+/// replace another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackId {
-    /// Who wrote it.
+    /// The writer.
     pub writer: WriterId,
     /// The writer's incarnation: one more at each opening for writing.
     pub epoch: u32,
@@ -165,8 +166,8 @@ impl PackId {
         (parts.next().is_none() && id.key() == key).then_some(id)
     }
 
-    /// The zstd level that the pack was recompressed at; 0 for a pack that is as it was when its chunks came. It stands in
-    /// the name, so that who looks for what is to be recompressed reads nothing but names.
+    /// The zstd level that the pack was recompressed at; 0 for one that was not. It is part of the name, so that
+    /// finding packs to recompress reads nothing but names.
     pub const fn level(&self) -> i32 {
         (self.sequence >> LEVEL_SHIFT) as i32
     }

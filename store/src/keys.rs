@@ -1,8 +1,8 @@
-//! The keys of all objects that a store has, in one table. docs/FORMAT.md says what each object holds.
+//! The keys of all objects of a store, in one table. docs/FORMAT.md describes each object.
 
-/// What the store is: its format and its id.
+/// The store's format and id.
 pub const SUPERBLOCK: &str = "superblock";
-/// What is known of the bucket that the records are in.
+/// The examination record of the bucket with the records.
 pub const BUCKET: &str = "bucket";
 /// Prefix of the packs, on every tier: `packs/<writer>/<epoch>-<sequence>`.
 pub const PACKS: &str = "packs/";

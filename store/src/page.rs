@@ -2,5 +2,5 @@
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
-/// Pages of a group: one chunk in a frame of its own, which is what a fault fetches.
+/// Pages of a group: one chunk in a frame of its own, the unit that a fault fetches.
 pub const GROUP_PAGES: usize = 16;

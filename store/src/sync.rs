@@ -1,5 +1,5 @@
-//! Locks without poisoning: what they guard in this crate is complete between any two statements, so that a panic of
-//! one thread is no reason to fail others.
+//! Locks without poisoning: the data they guard in this crate is consistent between any two statements, so that a panic
+//! of one thread is no reason to fail others.
 
 use std::sync::{MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 

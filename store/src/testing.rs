@@ -1,4 +1,4 @@
-//! What the unit tests share: a store in memory, and the abuse that every decoder must take.
+//! Shared by the unit tests: a store in memory, and the damage that every decoder must detect.
 
 use crate::error::Result;
 use crate::repo::config::StoreConfig;
@@ -7,7 +7,7 @@ use crate::tier::MemoryTier;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-/// A new store on a tier in memory; its local state goes with the directory.
+/// A new store on a tier in memory; its local state is removed with the directory.
 pub(crate) fn memory_store() -> (Store, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let config = StoreConfig {
@@ -34,8 +34,8 @@ pub(crate) fn assert_sealed<T: PartialEq + Debug>(
     }
 }
 
-/// A record that is guarded by its id alone reads back and is refused when cut anywhere; with a bit flipped it is refused
-/// or means something else, and no decoder panics.
+/// A record that is guarded by its id alone reads back and is refused when cut anywhere; with a bit flipped it is
+/// refused or decodes to another value, and no decoder panics.
 pub(crate) fn assert_total<T: PartialEq + Debug>(
     bytes: &[u8],
     value: &T,

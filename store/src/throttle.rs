@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-/// Lets work go on at a given rate on average.
+/// Limits work to a given average rate.
 #[derive(Debug)]
 pub struct Throttle {
     bytes_per_second: Option<NonZeroU64>,
@@ -11,16 +11,16 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// At most so many bytes a second; `None`: as fast as it goes.
+    /// At most this many bytes a second; `None`: unlimited.
     pub fn new(bytes_per_second: Option<NonZeroU64>) -> Self {
         Self { bytes_per_second, due: Instant::now() }
     }
 
-    /// Accounts for `bytes` that were moved and waits until they are due.
+    /// Accounts for `bytes` and waits until they are due.
     pub fn pass(&mut self, bytes: u64) {
         let Some(rate) = self.bytes_per_second else { return };
         let now = Instant::now();
-        // Time that passed unused is no credit for a burst.
+        // Unused time is no credit for a burst.
         self.due = self.due.max(now) + Duration::from_secs_f64(bytes as f64 / rate.get() as f64);
         while let Some(wait) = self.due.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
         {

@@ -13,7 +13,7 @@ pub const ENVELOPE_LEN: usize = 56;
 /// The one format version of this build.
 pub const FORMAT_VERSION: u16 = 1;
 
-/// What an enveloped record is; the number is part of the format.
+/// Kind of an enveloped record; the number is part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Record {
@@ -35,7 +35,7 @@ pub enum Record {
     IndexRun = 8,
     /// [`crate::host::lock`]: the writer's incarnation counter
     WriterState = 9,
-    /// [`crate::backup`]: what files looked like last time
+    /// [`crate::backup`]: metadata of files at the last backup
     StatCache = 10,
     /// [`crate::tier::BucketRecord`]
     Bucket = 11,
@@ -43,7 +43,7 @@ pub enum Record {
     BucketRun = 12,
     /// [`crate::records::lost_frames`]: frames of a pack that are lost
     DamagedPack = 13,
-    /// [`crate::restore`]: what is restored to a place, until it is complete there
+    /// [`crate::restore`]: a restore that is not complete yet
     Restore = 14,
     /// [`crate::domain`]: a domain with keys of its own
     KeyedDomain = 20,
@@ -51,7 +51,7 @@ pub enum Record {
     SealedSnapshot = 21,
     /// [`crate::domain`]: a signed ref, encrypted or not
     SignedRef = 22,
-    /// [`crate::domain`]: what a host saw last of a ref or a domain
+    /// [`crate::domain`]: the last state of a ref or a domain that a host saw
     Seen = 23,
 }
 
@@ -62,7 +62,7 @@ pub fn seal(record: Record, body: &[u8]) -> Vec<u8> {
     out.finish()
 }
 
-/// What [`seal`] puts before a body: for bodies too long to be copied.
+/// The bytes that [`seal`] puts before a body: for bodies too long to be copied.
 pub fn envelope(record: Record, body: &[u8]) -> [u8; ENVELOPE_LEN] {
     let mut out = Encoder::with_capacity(ENVELOPE_LEN);
     out.bytes(MAGIC).u16(record as u16).u16(FORMAT_VERSION).u32(0).u64(body.len() as u64);
@@ -71,10 +71,10 @@ pub fn envelope(record: Record, body: &[u8]) -> [u8; ENVELOPE_LEN] {
     out.finish().try_into().expect("the fields of an envelope have its length")
 }
 
-/// Checks the envelope and gives the body.
+/// Checks the envelope and returns the body.
 ///
 /// # Errors
-/// `Corrupt` for anything but a whole, unchanged record of this kind; `Invalid` for a newer format version.
+/// `Corrupt` for anything but a complete, unchanged record of this kind; `Invalid` for a newer format version.
 pub fn unseal(record: Record, bytes: &[u8]) -> Result<&[u8]> {
     let mut header = Decoder::new(bytes);
     if bytes.len() < ENVELOPE_LEN {
@@ -107,7 +107,7 @@ pub fn unseal(record: Record, bytes: &[u8]) -> Result<&[u8]> {
     Ok(body)
 }
 
-/// Whether the bytes are one whole, unchanged record, whatever its kind.
+/// Whether the bytes are one complete, unchanged record, whatever its kind.
 pub fn is_sealed(bytes: &[u8]) -> bool {
     let Some((header, body)) = bytes.split_at_checked(ENVELOPE_LEN) else { return false };
     header.starts_with(MAGIC) && header[24..] == envelope_hash(&header[..24], body).as_bytes()[..]
@@ -191,7 +191,7 @@ impl Encoder {
         self.count(bytes.len()).bytes(bytes)
     }
 
-    /// A u32 count of what follows.
+    /// A u32 count of the items that follow.
     ///
     /// # Panics
     /// Above 2^32 items: no record is that large.
@@ -204,17 +204,17 @@ impl Encoder {
         self.u64(time.seconds as u64).u32(time.nanos)
     }
 
-    /// What was appended so far.
+    /// The bytes so far.
     pub fn bytes_so_far(&self) -> &[u8] {
         &self.0
     }
 
-    /// Bytes so far.
+    /// Number of bytes so far.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether nothing was written yet.
+    /// Whether it holds no bytes.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -311,7 +311,7 @@ impl<'a> Decoder<'a> {
         Ok(Time { seconds, nanos })
     }
 
-    /// Bytes not taken yet.
+    /// Number of bytes not taken yet.
     pub fn remaining(&self) -> usize {
         self.rest.len()
     }

@@ -1,5 +1,5 @@
-//! What every [`Tier`] promises, as one suite: any implementation passes all of it. Each function takes a fresh, empty
-//! tier and panics where a promise is broken.
+//! The promises of every [`Tier`], as one suite: any implementation passes all of it. Each function takes a fresh,
+//! empty tier and panics where a promise is broken.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Barrier};
@@ -51,7 +51,7 @@ pub fn suite_with(effort: Effort, fresh: &dyn Fn() -> Arc<dyn Tier>) {
     readers_see_whole_objects(effort, &fresh());
 }
 
-/// What holds even where each key must have a single owner.
+/// The promises that hold even where each key must have a single owner.
 pub fn suite_of_one_owner(fresh: &dyn Fn() -> Arc<dyn Tier>) {
     absence(&*fresh());
     put_once(&*fresh());
@@ -218,7 +218,7 @@ fn large_object(tier: &dyn Tier) {
     assert_eq!(range, body[12_345_678..12_345_778]);
 }
 
-/// Runs `race` in every thread at once and gives what each of them got.
+/// Runs `race` in every thread at once and returns their results.
 fn at_once<T: Send>(effort: Effort, race: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let barrier = Barrier::new(effort.racers);
     let (race, barrier) = (&race, &barrier);

@@ -1,6 +1,6 @@
-//! The order in which a store's objects become durable, checked change by change over what a simulated disk saw: an object
-//! is named only after everything that it names would survive any crash, and a pack goes only when nothing that would
-//! survive names it.
+//! The order in which a store's objects become durable, checked after every change of a simulated disk: an object is
+//! named only after everything that it names would survive any crash, and a pack is deleted only when nothing that
+//! would survive names it.
 
 use crate::scenario::STORE;
 use crate::sim_disk::{Change, Durable, Inode, Seen, SimDisk, Survey};
@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use store::index::Run;
 use store::{Object, PackId, SnapshotId};
 
-/// What a check looked at.
+/// The objects that a check covered.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Looked {
     /// Index runs whose packs were durable before.
@@ -53,8 +53,8 @@ impl Moment<'_> {
     }
 }
 
-/// Checks every change that a disk saw. `alone`: no process died on the way, so that a commit finds all that was seen
-/// before it durable.
+/// Checks every change that a disk saw. `alone`: no process died on the way, so a commit finds everything seen before
+/// it durable.
 ///
 /// # Panics
 /// Where the order is broken.

@@ -1,7 +1,7 @@
 //! A tier that fails: at one chosen mutating operation, once or for good, before or after it took effect.
 //!
 //! Mutating operations are puts, swaps and deletes, numbered from 0. Never reorders or tears: an operation is applied
-//! whole or not at all, as [`Tier`] promises.
+//! completely or not at all, as [`Tier`] promises.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use store::{Error, Kind, Object, ObjectInfo, Result, Tier};
@@ -11,7 +11,7 @@ use store::{Error, Kind, Object, ObjectInfo, Result, Tier};
 pub enum Fault {
     /// The power goes before it is applied: it and every later operation fails.
     PowerOffBefore,
-    /// The power goes after it was applied and before anybody hears of it.
+    /// The power goes after it was applied and before it is reported.
     PowerOffAfter,
     /// It fails, unapplied; everything later works.
     FailOnce,
@@ -40,7 +40,7 @@ struct State {
     is_off: bool,
 }
 
-/// What is to be done about one mutating operation.
+/// The outcome of one mutating operation.
 enum Verdict {
     Apply,
     Fail,

@@ -12,7 +12,7 @@ use store::{
 
 /// A store on a tier in memory.
 pub struct GcFixture {
-    /// What is durable.
+    /// The durable objects.
     pub memory: MemoryTier,
     scratch: tempfile::TempDir,
 }
@@ -65,7 +65,7 @@ impl GcFixture {
         gc::collect(&self.open(), &options, &Unwatched).expect("the collector runs")
     }
 
-    /// Everything that refs name is there, whole, and holds what it must.
+    /// Every object that refs name is there and has the right bytes.
     pub fn assert_sound(&self, context: &str) {
         let store = self.open();
         let report =

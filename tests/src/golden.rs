@@ -1,5 +1,5 @@
-//! What the golden store of format 1 holds, byte by byte: written once, read forever. Never changed; a new format gets a
-//! new fixture.
+//! The content of the golden store of format 1, byte by byte: written once, read forever. Never changed; a new format
+//! gets a new fixture.
 
 use crate::model::{Body, Files, Item, Memory, Pages, put_files, put_memory};
 use std::collections::BTreeMap;
@@ -78,7 +78,7 @@ pub fn memory(version: u8) -> Memory {
     }
 }
 
-/// Writes what the golden store holds, oldest first.
+/// Writes the content of the golden store, oldest first.
 ///
 /// # Errors
 /// As the writer.

@@ -1,5 +1,5 @@
-//! What the golden store with domains holds: an encrypted domain of two key epochs, a public one and a destroyed one.
-//! Written once, read forever. Never changed; a new format gets a new fixture.
+//! The content of the golden store with domains: an encrypted domain of two key epochs, a public one and a destroyed
+//! one. Written once, read forever. Never changed; a new format gets a new fixture.
 
 use crate::golden::{self, files, memory};
 use crate::model::{put_files, put_memory};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::{Object, ObjectInfo, Result, Tier};
 
-/// Where the process that is held says so, and where it is let go.
+/// The pipe on which the held process reports, and the pipe that releases it.
 #[derive(Clone, Debug)]
 pub struct Hold {
     held: PathBuf,
@@ -27,12 +27,12 @@ impl Hold {
         }
     }
 
-    /// Returns once the other process stands at its commit.
+    /// Returns once the other process waits at its commit.
     pub fn wait(&self) {
         File::open(&self.held).expect("the pipe is there");
     }
 
-    /// Lets it go on.
+    /// Releases it.
     pub fn release(&self) {
         File::create(&self.go).expect("the pipe is there");
     }
@@ -44,7 +44,7 @@ impl Hold {
     }
 }
 
-/// Passes every operation on, and stands at each record of a snapshot until it is released.
+/// Passes every operation on, and waits at each snapshot record until it is released.
 pub struct HoldTier {
     inner: Arc<dyn Tier>,
     hold: Hold,

@@ -42,7 +42,7 @@ impl InterleavingTier {
         *self.state() = State { outage, ..State::default() };
     }
 
-    /// Operations since it was last told something.
+    /// Operations since it was last armed or set to fail.
     pub fn operations(&self) -> u64 {
         self.state().operations
     }

@@ -1,5 +1,5 @@
-//! What the tests of Torpor share: the oracle, tiers that fail or step in, real object stores and a proxy before them, small
-//! stores, and the binary under test.
+//! Shared code of Torpor's tests: the oracle, tiers that fail or step in, real object stores and a proxy before them,
+//! small stores, and the binary under test.
 
 pub mod conformance;
 pub mod durability_order;

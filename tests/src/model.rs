@@ -1,6 +1,6 @@
-//! The oracle: a store as plain maps. A tree of files is a map from path to what stands there, memory is a map from page
-//! to bytes, and the store is what each ref's history must hold. The same maps are read off a directory of the host, off
-//! a stored tree and off the model, so that "equal" has one definition.
+//! The oracle: a store as plain maps. A tree of files is a map from path to entry, memory is a map from page to bytes,
+//! and the store is the history of each ref. The same maps are read from a directory of the host, a stored tree and the
+//! model, so that "equal" has one definition.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -51,7 +51,7 @@ impl Random {
     }
 }
 
-/// What stands at a path.
+/// The object at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// A directory.
@@ -69,7 +69,7 @@ pub enum Body {
 pub struct Item {
     /// Permission bits, owner, time and attributes.
     pub metadata: Metadata,
-    /// What it is.
+    /// Its kind and content.
     pub body: Body,
     /// The first of its names, when the tree has several for it.
     pub link: Option<Vec<u8>>,
@@ -89,7 +89,7 @@ impl Item {
     }
 }
 
-/// A tree: path below the root, empty for the root itself, to what stands there.
+/// A tree: path below the root, empty for the root itself, to the object there.
 pub type Files = BTreeMap<Vec<u8>, Item>;
 
 fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
@@ -318,7 +318,7 @@ pub fn put_memory(writer: &mut Writer, memory: &Memory, parent: Option<&Image>) 
     count_memory(writer, memory, parent).map(|(id, _)| id)
 }
 
-/// The same, and what became of the pages.
+/// The same, and the counts of the pages.
 ///
 /// # Errors
 /// As the writer.
@@ -364,7 +364,7 @@ pub fn memory_of_store(store: &Store, id: &ImageId) -> Result<Memory> {
     Ok(memory)
 }
 
-/// What a snapshot must hold.
+/// The expected content of a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// Its files.
@@ -373,7 +373,8 @@ pub struct State {
     pub memory: Option<Memory>,
 }
 
-/// Puts a state into the store, its memory over the image that the ref's last snapshot has. Gives the draft of a snapshot.
+/// Puts a state into the store, its memory over the image that the ref's last snapshot has. Returns the draft of a
+/// snapshot.
 ///
 /// # Errors
 /// As the writer.
@@ -392,7 +393,7 @@ pub fn draft_of(writer: &mut Writer, name: &str, state: &State) -> Result<Snapsh
     Ok(SnapshotDraft { tree, image, parent, ..SnapshotDraft::default() })
 }
 
-/// What a snapshot holds.
+/// The content of a snapshot.
 ///
 /// # Errors
 /// As the store.
@@ -407,7 +408,7 @@ pub fn state_of_store(store: &Store, id: &SnapshotId) -> Result<State> {
 /// Every ref's history, oldest first.
 pub type Histories = BTreeMap<String, Vec<(SnapshotId, Arc<State>)>>;
 
-/// Demands that the store holds exactly these histories.
+/// Asserts that the store holds exactly these histories.
 pub fn assert_holds(store: &Store, model: &Histories, context: &str) {
     let refs = store.refs().list().unwrap_or_else(|error| panic!("{context}: {error}"));
     let names: Vec<&String> = refs.iter().map(|found| &found.name).collect();
@@ -424,7 +425,7 @@ pub fn assert_holds(store: &Store, model: &Histories, context: &str) {
     }
 }
 
-/// Demands that a full check finds nothing.
+/// Asserts that a full check finds nothing.
 pub fn assert_clean(store: &Store, context: &str) {
     let report = store::check(store, CheckOptions { read_data: true }, &Unwatched)
         .unwrap_or_else(|error| panic!("{context}: {error}"));

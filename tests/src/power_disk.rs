@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 const MADE: &str = "a file system can be made and mounted";
-/// How long somebody else may keep the file system after it was unmounted.
+/// How long another process may keep the file system after it was unmounted.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An ext4 file system in a file, mounted while this lives.
@@ -53,8 +53,8 @@ impl PowerDisk {
         run("mount", &["-o", "loop", &self.image.display().to_string()], &self.mounted);
     }
 
-    /// Unmounts it, and waits until the kernel has let go of it. A process with a mount namespace of its own may keep it for
-    /// a moment, and a mount meanwhile would be of the same file system, which is shut down.
+    /// Unmounts it, and waits until the kernel has released it. A process with a mount namespace of its own may keep it
+    /// for a moment, and a new mount meanwhile would be of the same file system, which is shut down.
     pub fn unmount(&self) {
         run("umount", &[], &self.mounted);
         let deadline = Instant::now() + PATIENCE;

@@ -1,5 +1,5 @@
-//! The scenario of a store on a simulated disk: what its users do, what was acknowledged to them when, and what must be there
-//! after a crash or a failure.
+//! The scenario of a store on a simulated disk: the steps of its users, when each was acknowledged, and the state that
+//! must be there after a crash or a failure.
 
 use crate::model::{Item, Memory, Pages, Random, State, assert_clean, draft_of, state_of_store};
 use crate::sim_disk::SimDisk;
@@ -13,10 +13,10 @@ use store::{
 
 /// Where the store is on the disk.
 pub const STORE: &str = "/store";
-/// Local state. The collector's marks are not on a simulated disk; where no directory can be it does without them.
+/// Local state. The collector's marks are not on a simulated disk; without a directory it does without them.
 const STATE: &str = "/dev/null/state";
 
-/// What a user does.
+/// A step of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Files to a ref.
@@ -33,21 +33,21 @@ pub enum Step {
     Recompress,
     /// The index is made again.
     Rebuild,
-    /// A reader pins the newest snapshot of a ref, or lets go of what it has pinned.
+    /// A reader pins the newest snapshot of a ref, or releases its pin.
     Pin(&'static str),
 }
 
 /// The snapshots of a ref, oldest first; the id of one whose commit failed or did not end is unknown.
 pub type History = Vec<(Option<SnapshotId>, Arc<State>)>;
 
-/// What a store must hold: for each ref the histories that it may have. There is one when all that was asked for was
-/// acknowledged; what did not end, or failed, adds another. A ref that is not there has an empty history.
+/// The state that a store must have: the possible histories of each ref. There is one when every operation was
+/// acknowledged; an unfinished or failed operation adds another. A missing ref has an empty history.
 #[derive(Clone, Debug, Default)]
 pub struct Acks {
-    /// Whether the store was made, or anything was put into it. One that somebody began to make and that others only looked
-    /// at may be gone after a power cut.
+    /// Whether the store was made, or anything was put into it. A store of which only an unfinished creation was seen
+    /// may be gone after a power cut.
     pub exists: bool,
-    /// The histories that each ref may have.
+    /// The possible histories of each ref.
     pub refs: BTreeMap<String, Vec<History>>,
 }
 
@@ -57,7 +57,7 @@ pub struct Scenario {
     pub disk: SimDisk,
     /// What was acknowledged so far.
     pub acks: Acks,
-    /// What was acknowledged when the disk had seen so many changes.
+    /// The acknowledgements by the number of changes that the disk had seen.
     pub diary: Vec<(usize, Acks)>,
     store: Option<Store>,
     pin: Option<Pin>,
@@ -110,13 +110,13 @@ fn memory(version: u64) -> State {
 }
 
 impl Scenario {
-    /// On this disk, which holds no store yet or the one that `acks` tell of. Versions begin at `version`.
+    /// On this disk, which holds no store yet or the one that `acks` describes. Versions begin at `version`.
     pub fn on(disk: SimDisk, acks: Acks, version: u64) -> Self {
         let diary = vec![(0, acks.clone())];
         Self { disk, acks, diary, store: None, pin: None, version }
     }
 
-    /// What was acknowledged by the time the disk had seen so many changes.
+    /// The acknowledgements when the disk had seen this many changes.
     pub fn acked_at(&self, changes: usize) -> &Acks {
         let after = self.diary.partition_point(|(at, _)| *at <= changes);
         &self.diary[after - 1].1
@@ -170,13 +170,13 @@ impl Scenario {
         }
     }
 
-    /// A history that a ref may have from now on.
+    /// Adds a possible history of a ref.
     fn begin(&mut self, name: &str, history: History) {
         self.acks.refs.entry(name.to_owned()).or_insert_with(|| vec![History::new()]).push(history);
         self.note();
     }
 
-    /// The one history that a ref must have from now on.
+    /// Sets the only possible history of a ref.
     fn acknowledge(&mut self, name: &str, history: History) {
         self.acks.refs.insert(name.to_owned(), vec![history]);
         self.acks.exists = true;
@@ -192,7 +192,7 @@ impl Scenario {
         let draft = draft_of(&mut writer, name, &state)?;
         let committed = writer.commit(name, draft);
         if committed.is_err() {
-            // A writer that failed refuses to go on, whatever the disk does by now.
+            // A failed writer refuses to go on, even if the disk works again.
             assert!(writer.put_chunk(b"more").is_err());
             assert!(writer.commit(name, SnapshotDraft::default()).is_err());
         }
@@ -212,7 +212,7 @@ impl Scenario {
         Ok(())
     }
 
-    /// Every run notes its epoch, so the store has something in it then.
+    /// Every run records its epoch, so the store is not empty after it.
     fn collect(&mut self, store: &Store, cycles: u32) -> Result<()> {
         gc::collect(store, &CollectOptions { dry_run: false, cycles }, &Unwatched)?;
         self.acks.exists = true;
@@ -233,7 +233,7 @@ impl Scenario {
 }
 
 impl Acks {
-    /// The history that a ref is seen to have, which is one of those that it may have.
+    /// The ref's history, which must be one of its possible histories.
     fn seen(&self, store: &Store, name: &str) -> Result<History> {
         let found = store.refs().get(name)?.map(|found| found.history).unwrap_or_default();
         let ids: Vec<SnapshotId> = found.iter().map(|entry| entry.snapshot).collect();
@@ -241,7 +241,7 @@ impl Acks {
         let allowed = self.refs.get(name).unwrap_or(&nothing);
         let fits = |history: &&History| {
             let mut pairs = history.iter().zip(&ids);
-            // A snapshot whose id nobody was told is known by what it holds.
+            // A snapshot of unknown id is identified by its content.
             let is_it = |state: &Arc<State>, id| state_of_store(store, id).is_ok_and(|read| read == **state);
             history.len() == ids.len()
                 && pairs
@@ -260,7 +260,7 @@ impl Acks {
 fn open_or_init(disk: &SimDisk, acks: &Acks) -> Result<(Store, bool)> {
     let config = config(disk);
     match Store::open(&config) {
-        // Whether it was made is not known where nobody was told.
+        // Without an acknowledgement it is unknown whether it was made.
         Err(error) if error.kind() == Kind::NotFound && !acks.exists => Ok((Store::init(&config)?, true)),
         opened => Ok((opened?, false)),
     }
@@ -271,7 +271,7 @@ fn recompress(store: &Store) -> Result<()> {
     gc::recompress(store, None, &pace).map(|_| ())
 }
 
-/// Demands that every ref has a history that it may have, and every snapshot the bytes that were put into it.
+/// Asserts that every ref has a possible history, and every snapshot the bytes that were put into it.
 fn assert_survived(store: &Store, acks: &Acks) -> Result<()> {
     let mut names: BTreeSet<String> = acks.refs.keys().cloned().collect();
     names.extend(store.refs().list()?.into_iter().map(|found| found.name));
@@ -284,8 +284,8 @@ fn assert_survived(store: &Store, acks: &Acks) -> Result<()> {
     Ok(())
 }
 
-/// Opens what is left, by other processes than before: everything acknowledged is there and a full check finds nothing.
-/// Then it takes a new commit and a collection, and all that again; nothing that nobody needs stays behind.
+/// Opens what is left, by new processes: everything acknowledged is there and a full check finds nothing. Then the same
+/// after a new commit and a collection; no unreferenced object stays.
 pub fn recover(disk: &SimDisk, acks: &Acks, context: &str) {
     let recovered = catch_unwind(AssertUnwindSafe(|| try_to_recover(disk, acks)));
     match recovered {
@@ -312,7 +312,7 @@ fn try_to_recover(disk: &SimDisk, acks: &Acks) -> Result<()> {
     assert_nothing_left_over(&store)
 }
 
-/// After three runs of the collector with nobody at work there is nothing but what refs need.
+/// After three runs of the collector alone, only objects that refs need are left.
 fn assert_nothing_left_over(store: &Store) -> Result<()> {
     let report = gc::collect(store, &CollectOptions { dry_run: true, cycles: 1 }, &Unwatched)?;
     let packs = report.packs.iter().filter(|pack| pack.verdict != Verdict::Keep);

@@ -1,6 +1,6 @@
-//! A small FUSE file system that does what a test says: before each request is answered the test may change what is there,
-//! so that a race has one outcome, and any answer may be an error. Speaks the kernel's protocol (`linux/fuse.h`, version
-//! 7.31) itself; nothing is cached by the kernel.
+//! A small FUSE file system that a test scripts: before each request is answered the test may change the nodes, so that
+//! a race has one outcome, and any answer may be an error. Speaks the kernel's protocol (`linux/fuse.h`, version 7.31)
+//! itself; nothing is cached by the kernel.
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -19,7 +19,7 @@ const REQUEST_LEN: usize = 1 << 20;
 /// Replies to reads are no longer than this, and neither is a listing.
 const REPLY_LEN: usize = 128 << 10;
 
-/// What `SEEK_DATA` and `SEEK_HOLE` answer for an offset and `whence`.
+/// The answer of `SEEK_DATA` and `SEEK_HOLE` for an offset and `whence`.
 pub type Seek = fn(u64, u32) -> Result<u64, i32>;
 
 /// An inode. Errors are numbers of `errno`.
@@ -27,9 +27,9 @@ pub type Seek = fn(u64, u32) -> Result<u64, i32>;
 pub struct Node {
     /// Type and permissions.
     pub mode: u32,
-    /// What `stat` says; the bytes may be more or fewer.
+    /// Length in `stat`; the bytes may be more or fewer.
     pub len_bytes: u64,
-    /// What `stat` says, in units of 512.
+    /// Blocks in `stat`, in units of 512.
     pub blocks: u64,
     /// Number of names.
     pub links: u32,
@@ -73,7 +73,7 @@ impl Node {
 /// All inodes by number.
 pub type Nodes = BTreeMap<u64, Node>;
 
-/// What the kernel asks for.
+/// The requests of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
     /// A name of a directory.
@@ -93,9 +93,9 @@ pub enum Asked {
 /// One request.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// What is asked for.
+    /// Its kind.
     pub asked: Asked,
-    /// Of which inode.
+    /// Its inode.
     pub node: u64,
     /// The name that is looked up.
     pub name: String,
@@ -133,7 +133,7 @@ impl ScriptedMount {
         Self { place, nodes, server: Some(server.expect("a thread")) }
     }
 
-    /// What is there now.
+    /// The current nodes.
     pub fn nodes(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -331,7 +331,7 @@ fn listed_xattrs(node: &Node) -> Vec<u8> {
     node.xattrs.keys().flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect()
 }
 
-/// An answer of which the kernel may ask for the length first.
+/// An answer whose length the kernel may ask for first.
 fn sized(reply: &mut Bytes, room: usize, bytes: &[u8]) -> Result<(), i32> {
     match room {
         0 => {

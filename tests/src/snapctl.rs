@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Crates whose sources the binary is made of.
+/// Crates whose sources make up the binary.
 const CRATES: [&str; 5] = ["store", "snapfs", "lazyload", "gc", "tools"];
 /// No command of a test may take longer, in seconds.
 const BOUND_SECONDS: &str = "120";
@@ -132,7 +132,7 @@ impl Place {
         self.run_with(&[("TORPOR_STORE", self.store.as_os_str())], arguments)
     }
 
-    /// Runs a command with just these variables of Torpor's.
+    /// Runs a command with only these variables of Torpor's.
     pub fn run_with<I: IntoIterator<Item: AsRef<OsStr>>>(
         &self,
         variables: &[(&str, &OsStr)],
@@ -181,20 +181,20 @@ impl Run {
         Run { shown, code, stdout: output.stdout, stderr }
     }
 
-    /// Demands an exit code.
+    /// Asserts an exit code.
     pub fn expect(self, code: i32) -> Run {
         let text = String::from_utf8_lossy(&self.stdout);
         assert_eq!(self.code, code, "{}\nstdout: {text}\nstderr: {}", self.shown, self.stderr);
         self
     }
 
-    /// Demands that standard output has `part` in it.
+    /// Asserts that standard output contains `part`.
     pub fn says(self, part: &str) -> Run {
         assert!(self.text().contains(part), "{} does not say {part:?}: {}", self.shown, self.text());
         self
     }
 
-    /// Demands that standard error says `part`.
+    /// Asserts that standard error contains `part`.
     pub fn complains(self, part: &str) -> Run {
         assert!(self.stderr.contains(part), "{}\ndoes not say {part:?} but: {}", self.shown, self.stderr);
         self
@@ -233,7 +233,7 @@ impl Run {
 /// Length and hash of every file below a directory, by relative path.
 pub type Fingerprint = BTreeMap<String, (u64, u64)>;
 
-/// The fingerprint of what a store keeps; not of what its host alone keeps (`local/`) and of scratch files (`tmp/`).
+/// The fingerprint of a store, without its host's local state (`local/`) and scratch files (`tmp/`).
 pub fn fingerprint(store: &Path) -> Fingerprint {
     let mut found = Fingerprint::new();
     collect(store, "", &mut found);

@@ -77,7 +77,7 @@ impl World {
         self.try_mount(snapshot, mnt, upper, flags).expect("the mount answers")
     }
 
-    /// As [`Self::mount`]; what the helper said when it failed.
+    /// As [`Self::mount`]; the helper's output when it failed.
     pub fn try_mount(
         &self,
         snapshot: &str,
@@ -88,7 +88,7 @@ impl World {
         self.try_mount_at(snapshot, &self.make(mnt), upper, flags)
     }
 
-    /// As [`Self::try_mount`] at a path that is not looked at before: a dead mount may be there.
+    /// As [`Self::try_mount`] at a path that is not checked first: a dead mount may be there.
     pub fn try_mount_there(&self, snapshot: &str, mountpoint: &Path, upper: &str) -> Result<Served, String> {
         self.try_mount_at(snapshot, mountpoint, upper, &[])
     }
@@ -182,7 +182,7 @@ impl Served {
     }
 
     fn end(&mut self) {
-        // It may have ended, and the mount may be gone, already: both are what is wanted.
+        // It may have ended, and the mount may be gone, already: both are fine.
         drop(self.child.kill());
         drop(self.child.wait());
         if is_mounted(&self.mountpoint) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Times below this were set by a test; later ones are the clock's and differ between two trees.
 pub const SET_TIME_MAX: i64 = 1_400_000_000;
 
-/// What can be seen of one name.
+/// The visible state of one name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Seen {
     kind: String,

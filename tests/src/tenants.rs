@@ -1,5 +1,5 @@
 //! A store with encrypted domains and a public one, in memory, and their key-encryption keys in files of a scratch
-//! directory; what tests of domains share.
+//! directory; shared by tests of domains.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub fn write_key(path: &Path, bytes: [u8; 32]) {
 
 /// A store whose domains are `acme`, `other` and `public` besides the plain one.
 pub struct Tenants {
-    /// What is durable.
+    /// The durable objects.
     pub tier: MemoryTier,
     /// Local state and keys.
     pub scratch: TempDir,

@@ -1,8 +1,8 @@
-//! A process of our own that goes on after we have answered: the same command once more, in a session of its own, its log in
-//! a file. It says on its standard output, a pipe, how its start went, in one line of JSON, and then nothing more.
+//! A background process that outlives this one: the same command once more, in a session of its own, its log in a file.
+//! It reports the result of its start on its standard output, a pipe, in one line of JSON, and then nothing more.
 //!
-//! Invariants: the caller returns only when the process is ready or has failed; a process that ends without a word is a
-//! failure whose log is named.
+//! Invariants: the caller returns only when the process is ready or has failed; if a process ends without a report, the
+//! error names its log.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -16,7 +16,7 @@ use store::{Error, Kind, Result};
 use crate::exit::Relayed;
 use crate::respawn::{self, Role};
 
-/// What goes through the ready pipe. The ready text is the caller's to understand.
+/// The message in the ready pipe. The caller interprets the ready value.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Word {
@@ -27,7 +27,7 @@ enum Word {
 /// Starts this program again in the background and waits until it is ready.
 ///
 /// # Errors
-/// What the process reported, or that it ended without a word.
+/// The process's own report, or that it ended without one.
 pub(crate) fn start<T: DeserializeOwned>(log: &Path) -> anyhow::Result<T> {
     let failed = |source| Error::io("cannot start the background process", "snapctl", source);
     let log_file = File::options().create(true).append(true).open(log).map_err(|source| {
@@ -48,7 +48,7 @@ pub(crate) fn start<T: DeserializeOwned>(log: &Path) -> anyhow::Result<T> {
                 Error::new(Kind::Internal, "the background process sent an unreadable status line")
                     .caused_by(source)
             })?;
-            // Not waited for: it outlives this process, and whoever adopts it reaps it.
+            // Not waited for: it outlives this process, and its new parent reaps it.
             Ok(ready)
         }
         Ok(Word::Failed(error)) => {
@@ -73,7 +73,7 @@ pub(crate) fn detach() -> Result<()> {
     std::env::set_current_dir("/").map_err(|source| Error::io("cannot change directory", "/", source))
 }
 
-/// Tells the caller that all is well, and something about it.
+/// Reports to the caller that the process is ready, with a value.
 ///
 /// # Errors
 /// When the caller is gone.
@@ -81,7 +81,7 @@ pub(crate) fn ready(value: &impl Serialize) -> anyhow::Result<()> {
     say(&Word::Ready(serde_json::to_value(value)?))
 }
 
-/// Tells the caller what went wrong.
+/// Reports an error to the caller.
 ///
 /// # Errors
 /// When the caller is gone.

@@ -1,7 +1,7 @@
-//! Standard error of a process in the background: a file that nobody empties, so it empties itself.
+//! Standard error of a background process: a log file that bounds its own length.
 //!
 //! The file never grows far past [`LOG_MAX_LEN`]: the event that would take it there first drops all but the newest
-//! [`LOG_KEPT_LEN`] bytes, in whole lines. What is written past this writer (a panic's message) is counted by the next event.
+//! [`LOG_KEPT_LEN`] bytes, in full lines. Bytes written by others (a panic's message) are counted by the next event.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// Longest log in bytes.
 const LOG_MAX_LEN: u64 = 1 << 20;
-/// What is kept of a log that has become too long.
+/// Bytes kept of a log that is too long.
 const LOG_KEPT_LEN: u64 = LOG_MAX_LEN / 2;
 /// The log by a name that a read-only descriptor can be opened from.
 const LOG: &str = "/proc/self/fd/2";
@@ -18,7 +18,7 @@ const DROPPED: &[u8] = b"(earlier lines were dropped: the log had become too lon
 /// Threads shorten the log one after the other.
 static SHORTENING: Mutex<()> = Mutex::new(());
 
-/// Writes to standard error, and bounds the file that it is.
+/// Writes to standard error, a file, and bounds its length.
 pub(crate) struct BoundedLog;
 
 impl Write for BoundedLog {

@@ -1,7 +1,7 @@
-//! What is meant: the configuration of one run, put together from flags, environment, files and defaults, in that order, and
-//! validated once. No command reads a flag of the store, a variable or a file again.
+//! The configuration of one run, put together from flags, environment, files and defaults, in that order, and validated
+//! once. No command reads a flag of the store, a variable or a file again.
 //!
-//! A flag or variable that names a store names the whole store: tiers and state of the files belong to the files' store and
+//! A flag or variable that names a store names all of it: tiers and state in the files belong to the files' store and
 //! are used only when it is the same one.
 
 mod cold;
@@ -44,15 +44,15 @@ pub(crate) struct Config {
     pub limits: Limits,
     /// zstd levels that packs of a tier are recompressed at.
     pub levels: Levels,
-    /// Directory of what this host alone keeps; absolute. None: where a store in one directory keeps it.
+    /// Directory of this host's own state; absolute. None: the default of a store in one directory.
     pub state: Option<PathBuf>,
     /// Bytes of decoded chunks to keep in memory. None: the store's own default.
     pub cache_bytes: Option<u64>,
     /// Bytes of slower tiers' frames to keep on local flash. None: the store's own default.
     pub disk_cache_bytes: Option<u64>,
-    /// zstd level of what is written. None: the store's own default.
+    /// zstd level of written data. None: the store's own default.
     pub level: Option<i32>,
-    /// The domain to work in, and where keys are.
+    /// The domain to work in, and the key sources.
     pub domains: DomainConfig,
 }
 
@@ -86,7 +86,7 @@ pub(crate) struct Levels {
 }
 
 impl Config {
-    /// Reads files and environment and settles what is meant.
+    /// Reads files and environment and settles the configuration.
     pub(crate) fn load(arguments: &GlobalArguments) -> Result<Config> {
         let files = match &arguments.config {
             Some(path) => ConfigFile::read(path)?,
@@ -131,7 +131,7 @@ impl Config {
         })
     }
 
-    /// The same in the store's own terms.
+    /// The configuration as the store's type.
     pub(crate) fn store(&self) -> Result<StoreConfig> {
         let local = StoreConfig::directory(&self.hot);
         let mut config = match &self.cold {
@@ -161,7 +161,7 @@ impl Config {
         }
     }
 
-    /// A store with a tier a round trip away, which in a shared store holds the records.
+    /// Adds a cold tier, which in a shared store holds the records.
     fn with_cold(&self, config: StoreConfig, cold: Arc<dyn Tier>) -> StoreConfig {
         let cold: Arc<dyn Tier> = Arc::new(Breaker::new(cold));
         let mut config = self.with_warm(config).with_tier(DataTier::new(TierClass::Cold, cold.clone()));
@@ -176,7 +176,7 @@ impl Config {
     }
 }
 
-/// Where a store is.
+/// Location of a store.
 #[derive(Debug)]
 struct Location {
     hot: PathBuf,
@@ -208,7 +208,7 @@ impl Location {
 struct ConfigFile {
     /// Directory of the hot tier, or of the whole store; the same as `tiers.hot`.
     store: Option<PathBuf>,
-    /// Directory of what this host alone keeps.
+    /// Directory of this host's own state.
     state: Option<PathBuf>,
     /// Whether many hosts share the store, whose records are then on the cold tier.
     #[serde(default)]
@@ -252,7 +252,7 @@ impl ConfigFile {
         })
     }
 
-    /// Parses and validates one file; the error is what is wrong and what to do.
+    /// Parses and validates one file; the error is the problem and the advice.
     fn parse(text: &str) -> std::result::Result<ConfigFile, (String, String)> {
         let file: ConfigFile = toml::from_str(text).map_err(|error| {
             (error.to_string().trim_end().to_owned(), "docs/CONFIGURATION.md describes every key".to_owned())
@@ -319,7 +319,7 @@ impl ConfigFile {
         check_range("level", self.level, LEVELS)
     }
 
-    /// A key that describes one store, besides those that say where it is.
+    /// A key that describes one store, other than its location.
     fn key_of_a_store(&self) -> Option<&'static str> {
         let keys = [
             ("tiers.warm", self.tiers.warm.is_some()),
@@ -334,7 +334,7 @@ impl ConfigFile {
         keys.into_iter().find_map(|(key, is_set)| is_set.then_some(key))
     }
 
-    /// What this file says, and where it says nothing, what `below` says. A location is taken whole.
+    /// The settings of this file over those of `below`. A location is taken as a unit.
     fn over(self, below: ConfigFile) -> ConfigFile {
         let (cache_bytes, level) = (self.cache_bytes.or(below.cache_bytes), self.level.or(below.level));
         let disk_cache_bytes = self.disk_cache_bytes.or(below.disk_cache_bytes);
@@ -369,7 +369,7 @@ fn check_range<T: PartialOrd + std::fmt::Display>(
     }
 }
 
-/// The machine's file, and over it the user's. Either may be absent.
+/// The machine's file, overridden by the user's. Either may be absent.
 fn read_default_files() -> Result<ConfigFile> {
     let machine = read_if_there(Path::new(MACHINE_FILE))?;
     match user_directory("XDG_CONFIG_HOME", ".config") {
@@ -382,7 +382,7 @@ fn read_if_there(path: &Path) -> Result<ConfigFile> {
     Ok(ConfigFile::read(path).optional()?.unwrap_or_default())
 }
 
-/// Where the store is when nothing says so.
+/// The default location of the store.
 fn default_store() -> Result<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/var/lib/torpor"));
@@ -400,7 +400,7 @@ fn user_directory(variable: &str, below_home: &str) -> Option<PathBuf> {
     absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(below_home)))
 }
 
-/// Whether two paths name one directory, however they are spelt.
+/// Whether two paths name one directory, regardless of spelling.
 fn is_same(one: &Path, other: &Path) -> bool {
     one == other || one.canonicalize().is_ok_and(|one| other.canonicalize().is_ok_and(|other| one == other))
 }

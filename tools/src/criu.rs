@@ -1,4 +1,5 @@
-//! Runs `criu restore --lazy-pages`, detached, on a thread of its own, and tells once and in CRIU's words why it failed.
+//! Runs `criu restore --lazy-pages`, detached, on a thread of its own, and reports once, in CRIU's words, why it
+//! failed.
 
 use std::fs;
 use std::io;
@@ -16,21 +17,20 @@ use crate::respawn;
 
 const CRIU: &str = "criu";
 const LOG: &str = "restore.log";
-/// What else is left in the directory: CRIU's statistics, and the socket when this process had to end at once.
+/// Other files left in the directory: CRIU's statistics, and the socket when this process had to end at once.
 const LEFT: [&str; 2] = ["stats-restore", "lazy-pages.socket"];
-/// So many of the last error lines of CRIU's log are quoted.
+/// Number of error lines quoted from the end of CRIU's log.
 const QUOTED: usize = 6;
 
-/// A restore under way. When it fails this process ends, and with it whatever was restored in part: the supervisor sees to
-/// that.
+/// A restore under way. When it fails this process ends, and the supervisor ends any partially restored process.
 pub(crate) struct Restore {
-    /// The word to begin.
+    /// Starts it.
     pub start: Sender<()>,
     thread: JoinHandle<()>,
 }
 
 impl Restore {
-    /// Makes all ready; it runs at the word on `start`.
+    /// Prepares a restore, which runs at the message on `start`.
     ///
     /// # Errors
     /// When no thread can be started.
@@ -45,7 +45,7 @@ impl Restore {
             .args(["restore", "--lazy-pages", "--restore-detached", "-o", LOG, "--images-dir"])
             .arg(images);
         command.arg("--work-dir").arg(work).args(&arguments.criu_arguments);
-        // Its errors go to its log; what comes before there is one, such as a word about an option, to standard error.
+        // Its errors go to its log; earlier messages, such as about an option, to standard error.
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let log = work.join(LOG);
         let (start, word) = mpsc::channel();
@@ -56,7 +56,7 @@ impl Restore {
         Ok(Restore { start, thread })
     }
 
-    /// Waits for the end of criu, which leaves what it restored to itself.
+    /// Waits for the end of criu, which detaches from the processes it restored.
     ///
     /// # Errors
     /// When the thread is gone.
@@ -82,7 +82,7 @@ fn run(mut command: Command, log: &Path, word: &Receiver<()>, json: bool) {
     std::process::exit(exit::FAILED.into());
 }
 
-/// Nobody reads the log of a restore that went well.
+/// Removes the log of a successful restore.
 fn forget(log: &Path) {
     if let Err(error) = fs::remove_file(log) {
         tracing::debug!(%error, "the log of a restore stays");
@@ -98,10 +98,10 @@ fn quoted(log: &Path) -> String {
     last.iter().map(|line| format!("\n  {line}")).collect()
 }
 
-/// Finds out early whether there is a CRIU at all.
+/// Checks early that CRIU is installed.
 ///
 /// # Errors
-/// When there is none.
+/// When it is not.
 pub(crate) fn check() -> Result<()> {
     let found = respawn::foreign(CRIU).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
     match found {
@@ -110,15 +110,14 @@ pub(crate) fn check() -> Result<()> {
     }
 }
 
-/// The image directory of a resume, which is removed when the resume ends, however that comes about: nobody else can use it.
+/// The image directory of a resume, removed in every case when the resume ends: it is useless afterwards.
 pub(crate) struct ImageDirectory {
     path: PathBuf,
     names: Vec<String>,
 }
 
 impl ImageDirectory {
-    /// The directory that is going to be made for an image; `None` when something is in it already, which is somebody
-    /// else's.
+    /// The directory to be created for an image; `None` when it already has entries, which belong to others.
     pub(crate) fn of(path: &Path, image: &store::Image) -> Option<Self> {
         let is_ours = match fs::read_dir(path) {
             Ok(mut entries) => entries.next().is_none(),

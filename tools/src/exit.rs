@@ -1,4 +1,4 @@
-//! Exit codes, and how an error reaches a person or a program. The one place where errors are printed.
+//! Exit codes, and the text of errors for a person or a program. The one place where errors are printed.
 
 use std::fmt;
 use std::io::Write as _;
@@ -12,16 +12,16 @@ use crate::human;
 /// Exit code of every error but an absence.
 pub(crate) const FAILED: u8 = 2;
 
-/// How a command ended that did not fail.
+/// How a command without an error ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Exit code 0.
     Done,
     /// The answer is no: exit code 1.
     No,
-    /// Some of it could not be done and was reported: exit code 3.
+    /// Part of it could not be done and was reported: exit code 3.
     Partial,
-    /// As a process of ours ended, which has said why.
+    /// The exit code of a process of ours, which has reported its error.
     Passed(u8),
 }
 
@@ -36,7 +36,7 @@ impl Outcome {
     }
 }
 
-/// Whoever read our standard output has closed it: nothing more is wanted, and nothing is wrong.
+/// The reader of our standard output has closed it: not an error, and no more output is needed.
 #[derive(Debug)]
 pub(crate) struct OutputClosed;
 
@@ -48,7 +48,8 @@ impl fmt::Display for OutputClosed {
 
 impl std::error::Error for OutputClosed {}
 
-/// What the user named is not there: the answer is no. Unlike something missing inside the store, which is damage.
+/// The object that the user named is absent: the answer is no. Unlike an object missing inside the store, which is
+/// damage.
 #[derive(Debug)]
 pub(crate) struct Absent(store::Error);
 
@@ -60,9 +61,9 @@ impl fmt::Display for Absent {
 
 impl std::error::Error for Absent {}
 
-/// For results about something that the user named.
+/// For results about an object that the user named.
 pub(crate) trait Asked<T> {
-    /// Makes NotFound the answer no; other errors stay what they are.
+    /// Makes NotFound the answer no; other errors are unchanged.
     fn asked(self) -> anyhow::Result<T>;
 }
 
@@ -75,7 +76,7 @@ impl<T> Asked<T> for store::Result<T> {
     }
 }
 
-/// An error that another process of ours reported, to be passed on as it is.
+/// An error that another process of ours reported, passed on unchanged.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Relayed {
     kind: String,
@@ -84,7 +85,7 @@ pub(crate) struct Relayed {
 }
 
 impl Relayed {
-    /// What another process is to be told.
+    /// The error in the form for another process.
     pub(crate) fn of(error: &anyhow::Error) -> Relayed {
         Relayed { kind: kind_word(error).to_owned(), message: message_of(error), exit_code: code_of(error) }
     }
@@ -98,7 +99,7 @@ impl fmt::Display for Relayed {
 
 impl std::error::Error for Relayed {}
 
-/// Ends the run: reports an error, if there is one, and gives the code.
+/// Ends the run: reports an error, if there is one, and returns the code.
 pub(crate) fn finish(result: anyhow::Result<Outcome>, json: bool) -> ExitCode {
     match result {
         Ok(outcome) => ExitCode::from(outcome.code()),
@@ -110,15 +111,14 @@ pub(crate) fn finish(result: anyhow::Result<Outcome>, json: bool) -> ExitCode {
     }
 }
 
-/// Ends a run that was not understood, or that asked for help. Whether JSON was asked for is not known then, only whether the
-/// flag was typed.
+/// Ends a run with invalid arguments or a request for help. The `--json` flag is not parsed then, only searched for.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let typed_json = std::env::args_os().any(|argument| argument == "--json");
     if error.use_stderr() && typed_json {
         let message = error.render().to_string();
         report(&store::Error::new(Kind::Invalid, message.trim_end()).into(), true);
     } else {
-        // When it cannot be printed, nobody is left to tell.
+        // If it cannot be printed, there is no other way to report it.
         let _ = error.print();
     }
     ExitCode::from(if error.use_stderr() { FAILED } else { 0 })
@@ -132,7 +132,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// The whole text of an error. A store error tells its own sources, so the chain ends with it.
+/// The full text of an error. A store error includes its own sources, so the chain ends with it.
 fn message_of(error: &anyhow::Error) -> String {
     let mut parts = Vec::new();
     for cause in error.chain() {
@@ -176,7 +176,7 @@ fn report(error: &anyhow::Error, json: bool) {
     complain(&line);
 }
 
-/// Writes a line to standard error. When even that is closed, nobody is left to tell.
+/// Writes a line to standard error. If that is closed, there is no other way to report it.
 pub(crate) fn complain(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }

@@ -89,7 +89,7 @@ pub(crate) fn parse_duration(typed: &str) -> Result<Duration, String> {
 pub(crate) const SIZE_FORMS: &str =
     "a number of bytes, or digits and one of K, M, G, T, Ki, Mi, Gi, Ti as in 500M or 2Gi";
 
-/// The message for text that is no size.
+/// The message for text that is not a size.
 pub(crate) fn no_size(typed: &str) -> String {
     format!("`{typed}` is not a size; write {SIZE_FORMS}")
 }
@@ -120,12 +120,12 @@ pub(crate) fn parse_size(typed: &str) -> Result<u64, String> {
 /// Reads a rate in bytes a second, which is not 0.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The problem with it.
 pub(crate) fn parse_rate(typed: &str) -> Result<std::num::NonZeroU64, String> {
     std::num::NonZeroU64::new(parse_size(typed)?).ok_or_else(|| "a rate of 0 moves nothing".to_owned())
 }
 
-/// A text of several lines for a terminal: what it quotes cannot move the cursor or change colours.
+/// A text of several lines for a terminal: quoted parts cannot move the cursor or change colours.
 pub(crate) fn lines(text: &str) -> String {
     let escaped = |character: char| match character {
         '\n' => character.to_string(),
@@ -135,8 +135,8 @@ pub(crate) fn lines(text: &str) -> String {
     text.chars().map(escaped).collect()
 }
 
-/// A file name or path for a terminal: control characters, backslashes and bytes that are not UTF-8 are escaped, so that a
-/// name can neither move the cursor nor look like two lines.
+/// A file name or path for a terminal: control characters, backslashes and bytes that are not UTF-8 are escaped, so
+/// that a name can neither move the cursor nor look like two lines.
 pub(crate) fn name(bytes: &[u8]) -> String {
     let mut shown = String::with_capacity(bytes.len());
     for part in bytes.utf8_chunks() {

@@ -1,5 +1,5 @@
-//! `[keys]` of a configuration file: where key-encryption keys are, and which signers are trusted. `file` or `command` for
-//! all domains; the same, and `verify`, below `[keys.NAME]` for one.
+//! `[keys]` of a configuration file: sources of key-encryption keys, and trusted signers. `file` or `command` for all
+//! domains; the same, and `verify`, below `[keys.NAME]` for one.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use store::domain::DomainConfig;
 use store::{KeySource, KeySources, VerifyKey};
 use toml::{Table, Value};
 
-/// What one file says of keys.
+/// The keys of one file.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(try_from = "Table")]
 pub(crate) struct Keys {
@@ -19,7 +19,7 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// What this file says, and where it says nothing, what `below` says.
+    /// The settings of this file over those of `below`.
     pub(crate) fn over(mut self, below: Keys) -> Keys {
         self.sources.common = self.sources.common.or(below.sources.common);
         for (name, source) in below.sources.own {
@@ -31,7 +31,7 @@ impl Keys {
         self
     }
 
-    /// The same in the store's terms, to work in the domain `name`.
+    /// As the store's type, to work in the domain `name`.
     pub(crate) fn settle(self, name: Option<String>) -> DomainConfig {
         DomainConfig { name, keys: self.sources, verify_keys: self.verify_keys }
     }
@@ -60,7 +60,7 @@ impl TryFrom<Table> for Keys {
     }
 }
 
-/// Where a key-encryption key is, as written.
+/// Source of a key-encryption key, as written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SourceFile {

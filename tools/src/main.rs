@@ -46,11 +46,11 @@ fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
     let mut context = Context::new(arguments.global)?;
     let outcome = commands::run(arguments.command, &mut context);
     context.progress.clear();
-    // What was answered before an error is still an answer.
+    // An answer before an error is still an answer.
     let flushed = context.output.finish();
     let outcome = outcome?;
     match flushed {
-        // Whoever read has seen enough; what the command found stays what it is.
+        // The reader needs no more output; the command's outcome stays.
         Err(error) if error.is::<exit::OutputClosed>() => Ok(outcome),
         flushed => flushed.map(|()| outcome),
     }

@@ -1,13 +1,13 @@
-//! How the verbs that list or compare find and word what a tree has.
+//! Tree entries for the verbs that list or compare: look-up and wording.
 
 use store::{Error, Inode, Kind, Node, Tree};
 
 use crate::exit::Asked as _;
 
-/// Finds what stands at `path`.
+/// Finds the entry at `path`.
 ///
 /// # Errors
-/// Absent when nothing does; those of reading the tree.
+/// Absent when there is none; those of reading the tree.
 pub(crate) fn find(tree: &Tree, path: &[u8], shown: &str) -> anyhow::Result<Inode> {
     let found = tree.lookup_path(path)?.ok_or_else(|| {
         Error::new(Kind::NotFound, "the snapshot has no such path")
@@ -17,7 +17,7 @@ pub(crate) fn find(tree: &Tree, path: &[u8], shown: &str) -> anyhow::Result<Inod
     found.asked()
 }
 
-/// One letter for what a node is, as `ls -l` writes it.
+/// The letter for a node's kind, as in `ls -l`.
 pub(crate) fn letter(node: &Node) -> char {
     match node {
         Node::Directory(_) => 'd',
@@ -30,7 +30,7 @@ pub(crate) fn letter(node: &Node) -> char {
     }
 }
 
-/// One word for what a node is, as JSON has it.
+/// The word for a node's kind, as in JSON.
 pub(crate) fn word(node: &Node) -> &'static str {
     match node {
         Node::Directory(_) => "directory",

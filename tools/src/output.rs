@@ -1,8 +1,8 @@
-//! Standard output: text for people, or JSON for programs. Commands give values; this decides how they look.
+//! Standard output: text for people, or JSON for programs. Commands pass values; this decides how they look.
 //!
 //! With `--json` every line of standard output is one JSON document: one for most commands, one for each item where the
 //! answer is a list (`snapshots`, `ls`, `diff`), so that no list has to fit into memory. `cat` and `completions` write
-//! their data as it is, whatever is asked for. Sizes are in bytes, times RFC 3339 in UTC, ids in hex, fields in snake_case;
+//! their data as it is, with any flags. Sizes are in bytes, times RFC 3339 in UTC, ids in hex, fields in snake_case;
 //! fields may be added, none changes its meaning.
 
 use std::io::{self, BufWriter, Stdout, Write};
@@ -34,7 +34,7 @@ impl Output {
         self.json
     }
 
-    /// What was asked for: always written.
+    /// The requested answer: always written.
     pub(crate) fn answer(&mut self, value: &impl Show) -> anyhow::Result<()> {
         let written = if self.json {
             serde_json::to_writer(&mut self.stdout, value)
@@ -46,22 +46,22 @@ impl Output {
         written.map_err(output_error)
     }
 
-    /// What a command did: left out when quiet, but not from JSON.
+    /// The report of a command's action: left out when quiet, but not from JSON.
     pub(crate) fn report(&mut self, value: &impl Show) -> anyhow::Result<()> {
         if self.quiet && !self.json { Ok(()) } else { self.answer(value) }
     }
 
-    /// Data as it is.
+    /// Raw data.
     pub(crate) fn data(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.stdout.write_all(bytes).map_err(output_error)
     }
 
-    /// For what has to be said while the command goes on.
+    /// For reports while the command goes on.
     pub(crate) fn announcer(&self) -> Announcer {
         Announcer { json: self.json, quiet: self.quiet }
     }
 
-    /// Hands everything over; an error shows that somebody did not get all of it.
+    /// Flushes everything; an error shows that a reader did not get all of it.
     pub(crate) fn finish(&mut self) -> anyhow::Result<()> {
         self.stdout.flush().map_err(output_error)
     }
@@ -74,7 +74,7 @@ pub(crate) struct Announcer {
 }
 
 impl Announcer {
-    /// Reports and hands over. That nobody could hear it must not stop what is announced.
+    /// Reports and flushes. A closed output must not stop the command.
     pub(crate) fn report(&self, value: &impl Show) {
         let mut output = Output::new(self.json, self.quiet);
         if let Err(error) = output.report(value).and_then(|()| output.finish()) {
@@ -91,7 +91,7 @@ fn output_error(source: io::Error) -> anyhow::Error {
     error.advice("what the command did before that is done").into()
 }
 
-/// Rows under headings, columns as wide as needed. A column marked right is aligned at its right.
+/// Rows under headings, columns as wide as needed. A column marked right is aligned right.
 pub(crate) struct Table {
     headings: Vec<(&'static str, bool)>,
     rows: Vec<Vec<String>>,

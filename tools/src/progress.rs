@@ -1,4 +1,4 @@
-//! How far a long command has come: one bar on standard error when that is a terminal. Never on standard output.
+//! Progress of a long command: one bar on standard error when that is a terminal. Never on standard output.
 
 use std::io::IsTerminal as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ const BYTES: &str = "{msg:<12} [{bar:30}] {bytes}/{total_bytes}  {bytes_per_sec}
 const SOME_BYTES: &str = "{msg:<12} {spinner} {bytes}  {bytes_per_sec}  {elapsed}";
 const ITEMS: &str = "{msg:<12} [{bar:30}] {pos}/{len}  {eta} left";
 
-/// What the libraries report to. One phase at a time; beginning the next ends the one before.
+/// Receives the libraries' progress. One phase at a time; beginning the next ends the one before.
 pub(crate) struct Progress {
     bar: Mutex<Option<ProgressBar>>,
     draw: bool,
@@ -22,14 +22,14 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// A bar is drawn only for a person who watches: on a terminal, and when neither `json` nor `quiet` nor more
-    /// log lines (`verbose`) were asked for. Notes are left out only when `quiet`.
+    /// A bar is drawn only on a terminal, and only when neither `json` nor `quiet` nor more log lines (`verbose`) were
+    /// requested. Notes are left out only when `quiet`.
     pub(crate) fn new(json: bool, quiet: bool, verbose: bool) -> Progress {
         let draw = !json && !quiet && !verbose && std::io::stderr().is_terminal();
         Progress { bar: Mutex::new(None), draw, notes: !quiet }
     }
 
-    /// Takes the bar off the screen, so that something else can be written there.
+    /// Clears the bar, so that other output can be written there.
     pub(crate) fn clear(&self) {
         if let Some(bar) = self.bar().take() {
             bar.finish_and_clear();

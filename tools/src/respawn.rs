@@ -1,5 +1,5 @@
-//! This program once more, with the same arguments, in another role: how a mount goes to the background and how a resume
-//! gets its handler. The role goes through the environment, so that it can stand beside any command line.
+//! Starts this program once more, with the same arguments, in another role: for a mount in the background and the
+//! handler of a resume. The role is passed in the environment, so that it works with any command line.
 
 use std::process::Command;
 
@@ -7,14 +7,14 @@ use store::{Error, Result};
 
 const VARIABLE: &str = "TORPOR_ROLE";
 
-/// What a process of this program is.
+/// Role of a process of this program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// The one that the user started.
+    /// Started by the user.
     Typed,
-    /// The one that goes on serving a mount.
+    /// Serves a mount in the background.
     Background,
-    /// The one that serves faults, below its supervisor.
+    /// Serves faults, below its supervisor.
     Handler,
 }
 
@@ -32,7 +32,7 @@ impl Role {
 /// The command that starts this program once more in `role`.
 ///
 /// # Errors
-/// When the path of this program cannot be told.
+/// When the path of this program cannot be determined.
 pub(crate) fn command(role: Role) -> Result<Command> {
     let program = std::env::current_exe()
         .map_err(|source| Error::io("cannot find this program again", "/proc/self/exe", source))?;
@@ -46,7 +46,7 @@ pub(crate) fn command(role: Role) -> Result<Command> {
     Ok(command)
 }
 
-/// The command that starts another program, which is to know nothing of roles.
+/// The command that starts another program, without the role.
 pub(crate) fn foreign(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env_remove(VARIABLE);

@@ -1,8 +1,9 @@
-//! SIGINT, SIGTERM and SIGHUP. By default they end the process at once: every write of the store is safe against being cut off there,
-//! and a lock ends with its process. A command that holds something outside (a mount, a child) sets its own action.
+//! SIGINT, SIGTERM and SIGHUP. By default they end the process at once: every write of the store is safe against
+//! interruption, and a lock ends with its process. A command that holds something outside (a mount, a child) sets its
+//! own action.
 //!
-//! SIGXFSZ does nothing, so that a write beyond the largest file that a limit or a file system allows is an error of that
-//! file and not the end of the process.
+//! SIGXFSZ does nothing, so that a write beyond the largest file that a limit or a file system allows is an error of
+//! that file and not the end of the process.
 //!
 //! The exit code is 128 plus the signal's number, as shells expect.
 
@@ -14,7 +15,7 @@ use store::Error;
 
 use crate::exit::complain;
 
-/// What a signal does.
+/// The action of a signal.
 pub(crate) type Action = Box<dyn Fn() + Send>;
 
 /// The listening thread's handle.
@@ -45,7 +46,7 @@ impl Signals {
         Ok(Signals { action, arriving: handle })
     }
 
-    /// Has more signals do what these do.
+    /// Gives more signals the same action.
     ///
     /// # Errors
     /// When one cannot be caught.
@@ -57,15 +58,15 @@ impl Signals {
         signals.iter().try_for_each(add)
     }
 
-    /// From now on a signal does this, on the listening thread, and the process goes on.
+    /// From now on a signal runs this action, on the listening thread, and the process goes on.
     pub(crate) fn on_stop(&self, action: impl Fn() + Send + 'static) {
         *self.lock() = Some(Box::new(action));
     }
 
-    /// A signal that comes while `begin` makes something waits until it is made, and does then what `begin` gave with it.
+    /// A signal that arrives during `begin` waits for it, and then runs the action that `begin` returned.
     ///
     /// # Errors
-    /// Those of `begin`; signals do what they did before.
+    /// Those of `begin`; the action of signals is then unchanged.
     pub(crate) fn on_stop_of<T, E>(&self, begin: impl FnOnce() -> Result<(T, Action), E>) -> Result<T, E> {
         let mut action = self.lock();
         let (made, on_stop) = begin()?;

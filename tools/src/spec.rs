@@ -1,6 +1,7 @@
 //! The small languages of the command line: `SPEC[:PATH]`, `KEY=VALUE`, `UID:GID` and permission bits. Parsing only; the store resolves a SPEC.
 //!
-//! Invariant: a path holds no empty, `.` or `..` component and no slash at either end, so that it can be looked up as it is.
+//! Invariant: a path holds no empty, `.` or `..` component and no slash at either end, so that it can be looked up as
+//! it is.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -11,19 +12,19 @@ use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use store::scrub::Subset;
 
-/// A snapshot and, perhaps, something in its tree. The first colon divides them.
+/// A snapshot and an optional path in its tree. The first colon divides them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PathSpec {
     /// Names the snapshot.
     pub spec: String,
     /// Path inside the tree as bytes; empty means the root.
     pub path: Vec<u8>,
-    /// Whether a colon stood there at all.
+    /// Whether there was a colon.
     pub has_path: bool,
 }
 
 impl PathSpec {
-    /// Parses what was typed. The path may hold any bytes, the SPEC is text.
+    /// Parses an argument. The path may hold any bytes, the SPEC is text.
     pub(crate) fn parse(typed: &OsStr) -> Result<PathSpec, String> {
         let bytes = typed.as_bytes();
         let (spec, path) = match bytes.iter().position(|byte| *byte == b':') {
@@ -71,7 +72,7 @@ pub(crate) fn mode(typed: &str) -> Result<u32, String> {
     bits.ok_or_else(|| "write permission bits in octal, such as 660".to_owned())
 }
 
-/// Lets clap hand over the raw bytes that were typed.
+/// Lets clap pass on the raw bytes of an argument.
 #[derive(Clone)]
 pub(crate) struct PathSpecParser;
 
@@ -126,7 +127,7 @@ impl FromStr for Label {
     }
 }
 
-/// Labels as a snapshot holds them; of one key given twice, the last stands.
+/// Labels as a snapshot holds them; of one key given twice, the last counts.
 pub(crate) fn labels(typed: Vec<Label>) -> BTreeMap<String, String> {
     typed.into_iter().map(|label| (label.key, label.value)).collect()
 }

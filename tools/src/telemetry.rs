@@ -1,7 +1,7 @@
 //! The libraries' tracing events as lines on standard error: warnings by default, more with `-v`, as `TORPOR_LOG` says if set.
 //!
-//! Ours name no file, ref or label of an encrypted domain. The FUSE library's name every file that is touched, and are
-//! written only where the filter names that library.
+//! Our events name no file, ref or label of an encrypted domain. The FUSE library's name every file that is accessed,
+//! and are written only where the filter names that library.
 
 use store::{Error, Kind, Result};
 use tracing_subscriber::EnvFilter;
@@ -12,7 +12,7 @@ use crate::respawn::Role;
 const VARIABLE: &str = "TORPOR_LOG";
 /// The library whose events name files.
 const NAMES_FILES: &str = "fuser";
-/// Warns of every object that went up in parts: their checksums are ours to compare, and are.
+/// Warns of every object uploaded in parts: we compare their checksums ourselves.
 const NOISE: &str = "aws_sdk_s3::http_response_checksum=error,aws_smithy_checksums=error";
 
 /// Installs the subscriber of this process; once, at the start.
@@ -26,7 +26,7 @@ pub(crate) fn install(quiet: bool, verbose: u8) -> Result<()> {
         })?,
         _ => EnvFilter::new(format!("{},{NOISE}", redacted(default_level(quiet, verbose)))),
     };
-    // A mount's log may be on a disk that is full: what cannot be written is lost, and the process goes on.
+    // A mount's log may be on a full disk: a line that cannot be written is lost, and the process goes on.
     let lines = tracing_subscriber::fmt().log_internal_errors(false);
     let lines = lines.with_env_filter(filter).with_ansi(false);
     match Role::current() {

@@ -1,5 +1,5 @@
-//! What a resume fetches as generations go by: images chained as a builder chains them, and what declining a dedup hit
-//! would change.
+//! The fetches of a resume as generations go by: images chained as a builder chains them, and the effect of declining a
+//! dedup hit.
 
 use std::collections::{BTreeMap, BTreeSet};
 

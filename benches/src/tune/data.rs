@@ -1,4 +1,5 @@
-//! The servers' memory: made by `hibernate.py`, read through a store, so that what is measured is what a capture stores.
+//! The servers' memory: made by `hibernate.py`, read through a store, so that the measured pages are those of a
+//! capture.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ const SLEEPS: usize = 6;
 /// Address space and page number.
 pub(super) type Key = (u64, u64);
 
-/// What a process had in memory when it went to sleep, without zero pages.
+/// The memory of a process when it went to sleep, without zero pages.
 pub(super) struct Memory {
     /// Ascending.
     pub keys: Vec<Key>,
@@ -84,7 +85,7 @@ impl Server {
     }
 }
 
-/// Makes what is missing and reads all of it.
+/// Makes the missing data and reads all of it.
 pub(super) fn prepare(data: &Path, packages: &Path, scratch: &Path) -> Result<Vec<Server>> {
     let count = match std::env::var("TORPOR_TUNE_SLEEPS") {
         Ok(count) => count.parse()?,
@@ -137,7 +138,7 @@ fn read(store: &Store, images: &Path) -> Result<(Memory, Image)> {
     Ok((Memory { keys, bytes, zero: captured.stats.zero as usize }, image))
 }
 
-/// What there is.
+/// The servers that are there.
 pub(super) fn describe(servers: &[Server]) {
     let mut rows = Vec::new();
     for (runtime, of_it) in by_runtime(servers) {

@@ -1,4 +1,5 @@
-//! What the pages of a sleep are like: others of the same image, the parent's, those of other servers and of files.
+//! Pages that the pages of a sleep are like: others of the same image, the parent's, those of other servers and of
+//! files.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
@@ -75,7 +76,7 @@ fn saving(bytes: usize, of: usize) -> String {
     format!("{:+.0} %", 100.0 * (bytes as f64 / of.max(1) as f64 - 1.0))
 }
 
-/// Deltas against the parent: what the base is decides.
+/// Deltas against the parent, by the choice of the base.
 pub(super) fn delta(servers: &[Server]) {
     let mut rows = Vec::new();
     for (runtime, of_it) in by_runtime(servers) {

@@ -1,13 +1,13 @@
-//! `tune`: the experiments behind docs/TUNING.md, on the memory of real servers that CRIU put to sleep.
+//! `tune`: the experiments behind docs/TUNING.md, on the memory of real servers that CRIU hibernated.
 //!
-//! `cargo run --release --package benches -- tune DATA PACKAGES` makes what is missing below DATA (see `hibernate.py` for
-//! PACKAGES) and prints one markdown table per experiment. Sizes are exact and repeat; times are medians. Each server sleeps
-//! `TORPOR_TUNE_SLEEPS` times, 6 unless set.
+//! `cargo run --release --package benches -- tune DATA PACKAGES` makes the missing data below DATA (see `hibernate.py`
+//! for PACKAGES) and prints one markdown table per experiment. Sizes are exact and repeat; times are medians. Each
+//! server sleeps `TORPOR_TUNE_SLEEPS` times, 6 unless set.
 //!
 //! - `data`    the servers, their memory page by page
-//! - `trace`   which pages a woken server touches
+//! - `trace`   the pages that a resumed server touches
 //! - `sizes`   unit of identity, pages of a group, zstd level
-//! - `likes`   what pages are like: dictionaries, deltas against the parent, equal pages elsewhere
+//! - `likes`   similar pages: dictionaries, deltas against the parent, equal pages elsewhere
 //! - `budget`  fetches of a resume, as generations go by
 //! - `chain`   the same over a hundred sleeps of synthetic memory
 

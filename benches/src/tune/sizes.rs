@@ -1,4 +1,4 @@
-//! How large the unit of identity and the group are, and how hard a group is compressed.
+//! The unit of identity, the size of a group, and the level of its compression.
 
 use std::collections::BTreeSet;
 
@@ -63,7 +63,7 @@ fn unit_of((space, page): Key, unit: u64) -> Key {
     (space, page / unit)
 }
 
-/// Pages per group: what is stored, and what a resume fetches until its first reply.
+/// Pages per group: bytes stored, and bytes that a resume fetches until its first reply.
 pub(super) fn group(servers: &[Server]) {
     let mut rows = Vec::new();
     for (runtime, of_it) in by_runtime(servers) {
@@ -76,7 +76,7 @@ pub(super) fn group(servers: &[Server]) {
                     .pairs()
                     .map(|(parent, child)| stored(child, &child.new_since(parent), group_pages, LEVEL))
                     .sum::<usize>();
-                // The last sleep stored in full: what a first hibernation costs to wake.
+                // The last sleep stored in full: the cost of resuming a first hibernation.
                 let Some(last) = server.sleeps.last() else { continue };
                 for group in groups(last, &last.all(), group_pages) {
                     if group.iter().any(|index| server.touched[0].binary_search(&last.keys[*index]).is_ok()) {

@@ -1,8 +1,8 @@
-//! Which pages a woken server touches.
+//! The pages that a resumed server touches.
 //!
-//! The server is woken lazily from an image in which no two neighbours lie in one run, and without prefetch: then every
-//! page that is there was asked for by the server itself. What CRIU puts in place before it runs (pages that cannot be
-//! lazy) is not counted.
+//! The server is resumed lazily from an image in which no two neighbours lie in one run, and without prefetch: then
+//! every page that is there was asked for by the server itself. Pages that CRIU puts in place before it runs (they
+//! cannot be lazy) are not counted.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -20,7 +20,7 @@ use crate::resume::{ask, poll};
 
 const REQUESTS: usize = 30;
 
-/// Wakes each server from its last sleep and notes what it touches.
+/// Resumes each server from its last sleep and notes the pages that it touches.
 pub(super) fn record(servers: &mut [Server], scratch: &Path) -> Result<()> {
     for server in servers {
         let Some(memory) = server.sleeps.last() else { continue };

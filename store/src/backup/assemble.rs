@@ -1,5 +1,5 @@
-//! The assembler: takes the steps of a walk and the pieces of its readers in order and stores what is new. It alone holds
-//! the writer.
+//! The assembler: takes the steps of a walk and the pieces of its readers in order and stores new chunks. It alone
+//! holds the writer.
 
 use super::events::{Event, Form, InodeKey, Leaf, Old, Remark, Segment};
 use super::read::{Item, Outcome, Pieces, Seen};
@@ -16,7 +16,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// What a backup counted.
+/// Counts of a backup.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub files: u64,
@@ -29,7 +29,7 @@ pub(super) struct Counts {
     pub vanished: Vec<String>,
 }
 
-/// A whole tree, what was counted, and how files looked.
+/// A complete tree, its counts, and the looks of its files.
 pub(super) struct Assembled {
     pub root: TreeRoot,
     pub counts: Counts,
@@ -42,11 +42,11 @@ struct Open {
     metadata: Metadata,
     old: Option<Old>,
     entries: Vec<Entry>,
-    /// Positions of the old directory whose entries are as they were.
+    /// Positions of unchanged entries in the old directory.
     same: Vec<usize>,
 }
 
-/// What is being put together.
+/// A tree being assembled.
 pub(super) struct Assembler<'a> {
     writer: &'a mut Writer,
     parent: Option<&'a Tree>,
@@ -93,10 +93,10 @@ impl<'a> Assembler<'a> {
         }
     }
 
-    /// Puts the tree together.
+    /// Assembles the tree.
     ///
     /// # Errors
-    /// Those of the store, and what the walk could not go on after. A file that cannot be read is noted and left out.
+    /// Those of the store, and fatal errors of the walk. An unreadable file is reported and left out.
     pub(super) fn run(mut self, segments: &Receiver<Segment>) -> Result<Assembled> {
         let buffers = self.buffers.clone();
         for Segment { events, pieces } in segments {
@@ -125,7 +125,7 @@ impl<'a> Assembler<'a> {
         self.stack.push(Open { name, metadata, old, entries: Vec::new(), same: Vec::new() });
     }
 
-    /// Stores a directory. One in which everything is as it was keeps its id and is not even put together.
+    /// Stores a directory. An unchanged one keeps its id and is not even encoded.
     fn leave(&mut self) -> Result<()> {
         let mut open = self.stack.pop().ok_or_else(|| Error::new(Kind::Internal, "no directory to leave"))?;
         let id = match &open.old {
@@ -153,7 +153,7 @@ impl<'a> Assembler<'a> {
         self.stack.last_mut().ok_or_else(|| Error::new(Kind::Internal, "no open directory"))
     }
 
-    /// Adds a subdirectory or a link, which is often what it was.
+    /// Adds a subdirectory or a link, often unchanged.
     fn add(&mut self, entry: Entry) -> Result<()> {
         let open = self.open()?;
         if let Some(old) = &open.old
@@ -244,13 +244,13 @@ impl<'a> Assembler<'a> {
         self.path.join(OsStr::from_bytes(name))
     }
 
-    /// A name is left out, and so are other names of its inode.
+    /// Leaves out a name, and with it other names of its inode.
     fn left_out(&mut self, name: &[u8], linked: Option<InodeKey>, why: String) {
         self.remark(Remark::Unreadable(format!("{}: {why}", self.path_of(name).display())));
         self.numbers.extend(linked.map(|key| (key, Err(why))));
     }
 
-    /// What the old directory has at this position, looked up in the link table if need be.
+    /// The inode at this position of the old directory, looked up in the link table if need be.
     fn old_inode(&self, position: usize) -> Result<Inode> {
         let open = self.stack.last().and_then(|open| open.old.as_ref());
         match (self.parent, open) {
@@ -292,7 +292,7 @@ impl<'a> Assembler<'a> {
         }
     }
 
-    /// Stores what a reader has of the next file. The outer error is one of the store.
+    /// Stores the next file from its reader. The outer error is one of the store.
     fn read(&mut self, incoming: &mut Incoming<'_>) -> Result<Read> {
         let mut extents = Vec::new();
         let mut inline = None;
@@ -359,7 +359,7 @@ impl<'a> Incoming<'a> {
         }
     }
 
-    /// The next so many bytes.
+    /// The next `len` bytes.
     fn take(&mut self, len: usize) -> &[u8] {
         let start = self.at;
         self.at += len;

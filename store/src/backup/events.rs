@@ -1,5 +1,5 @@
-//! What a walk tells the assembler, in the order in which the snapshot is put together: directories are entered and left,
-//! and between the two stand their other entries, and then their subdirectories.
+//! The events that a walk sends to the assembler, in the order in which the snapshot is built: a directory is entered,
+//! then come its other entries, then its subdirectories, then it is left.
 
 use super::read::{Job, Pieces};
 use super::stat_cache::Look;
@@ -25,13 +25,13 @@ pub(super) struct Leaf {
     pub form: Form,
 }
 
-/// How much is known of a leaf.
+/// The known state of a leaf.
 pub(super) enum Form {
     /// It is the entry at this position of the old directory. A regular file has its length, and all have their look.
     Same { position: usize, file_len: Option<u64>, look: Option<Look> },
-    /// All.
+    /// Everything: a complete inode.
     Whole { inode: Inode, look: Option<Look> },
-    /// It is a regular file, of which all comes from its reader.
+    /// It is a regular file: everything comes from its reader.
     Read,
     /// Another name of an inode that was met before.
     Again,
@@ -53,17 +53,17 @@ pub(super) enum Event {
     Failed(Error),
 }
 
-/// Something that the user is told of one path.
+/// A message to the user about one path.
 pub(super) enum Remark {
     /// A name that cannot be read is left out.
     Unreadable(String),
     /// An extended attribute that cannot be read is left out.
     Attribute(String),
-    /// A name was listed and was gone when it was looked at.
+    /// A name was listed and gone before it was examined.
     Vanished(String),
 }
 
-/// Some steps of a walk, and what was read of the files among them.
+/// Some steps of a walk, and the pieces read of the files among them.
 pub(super) struct Segment {
     pub events: Vec<Event>,
     pub pieces: Option<Pieces>,

@@ -1,9 +1,9 @@
-//! Patterns of what a backup leaves out. They mean what they mean in `.gitignore`, relative to the source: a pattern without
-//! a slash matches a name at any depth, one with a slash at its beginning or inside is anchored at the source, one with a
-//! slash at its end matches directories only. What is below a directory that is left out is left out.
+//! Patterns of paths that a backup leaves out. They work as in `.gitignore`, relative to the source: a pattern without
+//! a slash matches a name at any depth, one with a slash at its beginning or inside is anchored at the source, one with
+//! a slash at its end matches directories only. Everything below an excluded directory is left out.
 //!
-//! A pattern is cut at its slashes, and each part is matched with one name: so `*`, `?` and `[!x]` can never match a slash.
-//! `**` as a whole part stands for any number of names. Of what gitignore has besides, `!` and `[:alpha:]` are refused.
+//! A pattern is cut at its slashes, and each part is matched with one name: so `*`, `?` and `[!x]` can never match a
+//! slash. `**` as a complete part stands for any number of names. `!` and `[:alpha:]` of gitignore are refused.
 
 use crate::error::{Error, Result};
 use std::os::unix::ffi::OsStrExt;
@@ -27,7 +27,7 @@ struct Rule {
     only_directories: bool,
 }
 
-/// What stands between two slashes of a pattern.
+/// The part of a pattern between two slashes.
 #[derive(Debug, PartialEq)]
 enum Part {
     /// `**`: any number of names, none included.
@@ -53,7 +53,7 @@ impl Exclude {
     /// Parses patterns.
     ///
     /// # Errors
-    /// `Invalid`, with the pattern and what is wrong with it.
+    /// `Invalid`, with the pattern and its fault.
     pub(super) fn new(patterns: &[String]) -> Result<Self> {
         let parse = |text: &String| {
             Rule::parse(text).map_err(|wrong| {
@@ -65,7 +65,7 @@ impl Exclude {
         Ok(Self { rules: patterns.iter().map(parse).collect::<Result<_>>()? })
     }
 
-    /// Whether whatever stands at this path below the source is left out.
+    /// Whether the entry at this path below the source is left out.
     pub(super) fn matches(&self, relative: &Path) -> bool {
         self.find(relative, false)
     }
@@ -105,7 +105,7 @@ impl Rule {
             parts.push(Part::parse(name)?);
         }
         if parts.last() == Some(&Part::AnyNames) {
-            parts.push(Part::Name(vec![Token::Any])); // all that is in it, not the directory itself
+            parts.push(Part::Name(vec![Token::Any])); // everything in it, not the directory itself
         }
         Ok(Self { parts, only_directories })
     }
@@ -191,8 +191,8 @@ impl Token {
     }
 }
 
-/// Whether a pattern matches all items. `any` is the element that stands for any number of them; every other fits one. Only
-/// the last `any` met needs to be tried again: what comes before it is best matched as early as it can be.
+/// Whether a pattern matches all items. `any` is the element that stands for any number of them; every other fits one.
+/// Only the last `any` met needs to be tried again: the part before it is best matched as early as possible.
 fn matches_with<E: PartialEq, I>(pattern: &[E], items: &[I], any: &E, fits: impl Fn(&E, &I) -> bool) -> bool {
     let (mut element, mut item) = (0, 0);
     let mut again = None;
@@ -301,7 +301,7 @@ mod tests {
                 assert!(!directories.matches(Path::new(path)), "`{pattern}/` matches what is no directory");
                 assert_eq!(
                     directories.matches_directory(Path::new(path)),
-                    // The slash inside makes no difference to where it is anchored, and none is added by the one at the end.
+                    // The inner slash does not change the anchor, and the trailing one adds none.
                     matches(pattern, path),
                     "`{pattern}/` and the directory `{path}`"
                 );

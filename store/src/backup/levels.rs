@@ -1,6 +1,6 @@
-//! The directories that a walk is in, from the source down. Only those near the source and the deepest one are held open, so a
-//! deep tree needs no more descriptors than a shallow one; the others are opened again on the way back, and only when they
-//! are the same directories.
+//! The directories that a walk is in, from the source down. Only the topmost ones and the deepest are held open, so a
+//! deep tree needs no more descriptors than a shallow one; the others are opened again on the way back, and only if
+//! they are the same directories.
 
 use crate::host::held::{self, Name};
 use crate::tree::Inode;
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Directories above this depth stay open while what is below them is walked.
+/// Directories above this depth stay open while those below are walked.
 const OPEN_DEPTH: usize = 64;
 
 /// A directory of the host whose subdirectories are still to be walked.
@@ -21,11 +21,11 @@ pub(super) struct Level {
     pub subdirectories: std::vec::IntoIter<Subdirectory>,
 }
 
-/// A name that stood for a directory when it was looked at.
+/// A name that was a directory when examined.
 pub(super) struct Subdirectory {
     pub name: Name,
     pub stat: Stat,
-    /// What the parent snapshot has under this name.
+    /// The inode of this name in the parent snapshot.
     pub old: Option<Inode>,
 }
 
@@ -88,7 +88,7 @@ impl Levels {
     }
 }
 
-/// The directory, if it is the one of this look.
+/// The directory, if it is the one of this stat.
 fn same(directory: OwnedFd, stat: &Stat) -> Result<OwnedFd, Errno> {
     match held::is_same_inode(&fstat(&directory)?, stat) {
         true => Ok(directory),
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn only_the_same_directory_is_opened_again() {
         let depth = OPEN_DEPTH + 5;
-        // Depths of directories that are moved elsewhere while the walk is in the deepest, and how many levels are lost.
+        // Depths of directories moved elsewhere while the walk is in the deepest, and how many levels are lost.
         let cases: [(&[usize], usize); 5] =
             [(&[], 0), (&[depth], 0), (&[depth - 1], 0), (&[OPEN_DEPTH + 1], 0), (&[depth, depth - 2], 2)];
         for (moved, expected) in cases {

@@ -1,12 +1,12 @@
 //! Backup: a directory of the host becomes a tree. Files that did not change since the ref's last snapshot (by device,
 //! inode, size, mtime and ctime) are taken over without being read.
 //!
-//! A walk runs ahead and tells what there is, readers read, cut and hash what changed, and the assembler puts the tree
-//! together in the walk's order. Memory is bounded: [`SEGMENTS_AHEAD`] segments, of which each has at most a few pieces of
-//! about a MiB waiting.
+//! A walk runs ahead and lists entries, readers read, cut and hash changed files, and the assembler builds the tree in
+//! the walk's order. Memory is bounded: [`SEGMENTS_AHEAD`] segments, each with at most a few pieces of about a MiB
+//! waiting.
 //!
-//! Below the source nothing is looked up by a path, and no symbolic link is followed: see [`crate::host::held`]. What is stored of a
-//! file (look, attributes, bytes) is of one inode, whatever is renamed meanwhile.
+//! Below the source nothing is looked up by a path, and no symbolic link is followed: see [`crate::host::held`]. The
+//! stored stat, attributes and bytes of a file are of one inode, whatever is renamed meanwhile.
 
 mod assemble;
 mod events;
@@ -33,25 +33,25 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// What to leave out and what to note.
+/// Options of a backup.
 #[derive(Clone, Debug, Default)]
 pub struct BackupOptions {
-    /// Patterns of what is left out, relative to the source, as in `.gitignore`: `*`, `?` and `[!x]` never match a slash, `**`
-    /// stands for any number of names. Without a slash a pattern matches a name at any depth, with one at its beginning or
-    /// inside it is anchored at the source, with one at its end it matches directories only.
+    /// Patterns of excluded paths, relative to the source, as in `.gitignore`: `*`, `?` and `[!x]` never match a slash,
+    /// `**` stands for any number of names. Without a slash a pattern matches a name at any depth, with one at its
+    /// beginning or inside it is anchored at the source, with one at its end it matches directories only.
     pub exclude: Vec<String>,
     /// Do not descend into other file systems.
     pub one_file_system: bool,
-    /// Read every file, also what looks as it did, and take nothing over from the last snapshot: what of that cannot be
-    /// read any more is stored again.
+    /// Read every file, also those that look unchanged, and take nothing over from the last snapshot: chunks of it that
+    /// cannot be read any more are stored again.
     pub force_read: bool,
-    /// Read what is there already of what is new to the last snapshot, and compare: see [`Writer::compare_duplicates`].
+    /// Read stored duplicates of chunks new to the last snapshot, and compare: see [`Writer::compare_duplicates`].
     pub compare: bool,
     /// Labels of the snapshot.
     pub labels: BTreeMap<String, String>,
 }
 
-/// What a backup did.
+/// The result of a backup.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 #[must_use = "it names the paths that were left out"]
@@ -66,24 +66,24 @@ pub struct BackupReport {
     pub unchanged_files: u64,
     /// Logical bytes of regular files.
     pub bytes: u64,
-    /// What was written.
+    /// Counts of the writer.
     pub stats: WriteStats,
     /// Files that could not be read, and why: the snapshot lacks them.
     pub unreadable: Vec<String>,
-    /// Extended attributes that could not be read, of what, and why: the snapshot lacks them.
+    /// Extended attributes that could not be read, with path and reason: the snapshot lacks them.
     pub unreadable_attributes: Vec<String>,
-    /// Files that were written while they were read, and how: they are stored as they were read, no longer than they were when
-    /// they were opened, and the next backup reads them again.
+    /// Files that were written while they were read, and how: they are stored as they were read, no longer than they
+    /// were when they were opened, and the next backup reads them again.
     pub changed: Vec<String>,
-    /// Names that were listed and were gone when they were looked at.
+    /// Names that were listed and gone before they were examined.
     pub vanished: Vec<String>,
 }
 
 /// Backs up `source` into the ref `name` and commits.
 ///
 /// # Errors
-/// `NotFound` or `Invalid` for the source, `Invalid` for a pattern; those of the store. A file that cannot be read is no
-/// error but stands in the report.
+/// `NotFound` or `Invalid` for the source, `Invalid` for a pattern; those of the store. An unreadable file is no error
+/// but is in the report.
 pub fn backup(
     writer: &mut Writer,
     source: &Path,
@@ -137,7 +137,7 @@ const SEGMENTS_AHEAD: usize = 8;
 /// Reading threads: more would only wait for the compressing ones.
 const READERS_MAX: usize = 8;
 
-/// What is to be backed up, and beside what.
+/// The inputs of a backup.
 struct Plan<'a> {
     source: &'a Path,
     exclude: &'a Exclude,
@@ -147,7 +147,7 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Walk, readers and assembler on their threads. The source itself must be readable.
+    /// Runs walk, readers and assembler on their threads. The source itself must be readable.
     fn run(&self, writer: &mut Writer, progress: &dyn Progress) -> Result<assemble::Assembled> {
         let failed = |error: io::Error| Error::io("cannot back up", self.source.display(), error);
         held::require_proc()?;
@@ -182,7 +182,7 @@ impl Plan<'_> {
         })
     }
 
-    /// What the user named, a symbolic link followed, with what paths are named below, and its device.
+    /// The source, a symbolic link followed, the path that names entries below it, and its device.
     fn root(&self) -> io::Result<(walk::Root, PathBuf, u64)> {
         let pin = held::pin(self.source)?;
         let stat = fstat(&pin)?;
@@ -197,7 +197,7 @@ impl Plan<'_> {
     }
 }
 
-/// What the user is told of extended attributes that could not be read; without a name, of all that a file may have.
+/// Remarks on extended attributes that could not be read; without a name, on all that a file may have.
 fn attribute_remarks(path: impl Fn() -> PathBuf, failed: Vec<(Name, Errno)>) -> Vec<Remark> {
     let remark = |(name, error): (Name, Errno)| {
         let (path, error) = (path(), io::Error::from(error));
@@ -212,7 +212,7 @@ fn attribute_remarks(path: impl Fn() -> PathBuf, failed: Vec<(Name, Errno)>) -> 
     failed.into_iter().map(remark).collect()
 }
 
-/// The metadata of a root that no directory of the host stands for.
+/// The metadata of a root that is no directory of the host.
 fn bare_root() -> Metadata {
     Metadata { mode: 0o755, ..Metadata::default() }
 }

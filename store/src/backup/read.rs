@@ -1,7 +1,7 @@
 //! Readers: threads that read files, cut them into chunks and hash these, ahead of the assembler and in its order.
 //!
-//! Files come in batches, so that small ones cost no hand-over each, and go out as pieces of about a MiB: bytes and what
-//! they are. Memory is bounded: a batch has at most [`PIECES_AHEAD`] pieces waiting, and buffers are used again.
+//! Files come in batches, so that small ones cost no hand-over each, and go out as pieces of about a MiB: bytes and
+//! their items. Memory is bounded: a batch has at most [`PIECES_AHEAD`] pieces waiting, and buffers are used again.
 //!
 //! A file is read to the length that it has when it is opened, so one that grows as fast as it is read has an end.
 
@@ -19,13 +19,13 @@ use rustix::fs::{SeekFrom, Stat};
 use rustix::io::Errno;
 use std::io;
 
-/// A piece is given away when it is about this long.
+/// A piece is sent when it is about this long.
 const PIECE_LEN: usize = 1 << 20;
 /// Room of a buffer: a piece, and the beginning of a chunk whose end is not read yet.
 pub(super) const BUFFER_LEN: usize = PIECE_LEN + chunker::MAX_LEN;
 /// Pieces of one batch that wait for the assembler.
 pub(super) const PIECES_AHEAD: usize = 2;
-/// Buffers kept for use again.
+/// Buffers kept for reuse.
 pub(super) const SPARE_BUFFERS: usize = 16;
 /// A file that says it is empty and is not, as those of `/proc`, is read up to this length.
 const UNSIZED_MAX: u64 = 64 << 20;
@@ -36,7 +36,7 @@ pub(super) struct Job {
     pub key: Key,
 }
 
-/// What a stretch of bytes is.
+/// The kind of a stretch of bytes.
 pub(super) enum Item {
     /// A chunk.
     Chunk { id: ChunkId, len: usize },
@@ -59,18 +59,18 @@ pub(super) enum Outcome {
     Failed(String),
 }
 
-/// What was seen of the file whose bytes were read.
+/// The state of a file whose bytes were read.
 pub(super) struct Seen {
     /// When it was opened.
     pub stat: Stat,
     pub attributes: ReadXattrs,
-    /// To keep for the next backup, when nothing changed meanwhile and all could be read.
+    /// To keep for the next backup, if the file did not change meanwhile and was read completely.
     pub look: Option<Look>,
     /// How it changed while it was read.
     pub change: Option<String>,
 }
 
-/// Bytes of files and what they are.
+/// Bytes of files and their items.
 #[derive(Default)]
 pub(super) struct Piece {
     pub bytes: Vec<u8>,
@@ -101,7 +101,7 @@ pub(super) struct Reader<'a> {
     zeroes_are_holes: bool,
 }
 
-/// Nobody waits for the pieces any more.
+/// The assembler is gone.
 struct GaveUp;
 
 /// Why a file is not read to its end.
@@ -148,7 +148,7 @@ impl<'a> Reader<'a> {
             Err(Stop::Failed(why)) => Outcome::Failed(why),
             Err(Stop::GaveUp) => return Err(GaveUp),
         };
-        // What was read of a file that failed is no chunk of anything.
+        // Uncut bytes of a failed file belong to no chunk.
         self.piece.bytes.truncate(self.uncut);
         self.piece.items.push(Item::End(outcome));
         Ok(())
@@ -183,7 +183,7 @@ impl<'a> Reader<'a> {
         Ok(Seen { stat, attributes, look, change })
     }
 
-    /// Reads `len` bytes from where the file stands; gives how many there were.
+    /// Reads `len` bytes from the file position; returns how many there were.
     fn data(&mut self, file: &OwnedFd, len: u64, out: &Sender<Piece>) -> Result<u64, Stop> {
         let mut done = 0;
         while done < len {
@@ -210,7 +210,7 @@ impl<'a> Reader<'a> {
         Ok(done)
     }
 
-    /// Cuts what is not cut yet; all of it when nothing may follow that could move a cut.
+    /// Cuts pending bytes; all of them when no bytes follow that could move a cut.
     fn cut(&mut self, all: bool) {
         loop {
             let rest = &self.piece.bytes[self.uncut..];
@@ -239,7 +239,7 @@ impl<'a> Reader<'a> {
         self.cut(true);
     }
 
-    /// Gives away what is cut and goes on in a new buffer.
+    /// Sends the cut bytes and goes on in a new buffer.
     fn send(&mut self, out: &Sender<Piece>) -> Result<(), GaveUp> {
         let mut next = self.buffers.take();
         next.extend_from_slice(&self.piece.bytes[self.uncut..]);
@@ -249,8 +249,9 @@ impl<'a> Reader<'a> {
         out.send(piece).map_err(|_| GaveUp)
     }
 
-    /// Reads the data and keeps the holes; gives how many bytes there were. The file is synced first: while pages are dirty
-    /// some file systems report data as a hole. Where it cannot be, or the answers make no sense, the rest is read as data.
+    /// Reads the data and keeps the holes; returns how many bytes there were. The file is synced first: while pages are
+    /// dirty some file systems report data as a hole. If syncing fails, or the answers make no sense, the rest is read
+    /// as data.
     fn sparse(&mut self, file: &OwnedFd, len: u64, out: &Sender<Piece>) -> Result<u64, Stop> {
         let mut at = 0;
         let mut are_holes_known = rustix::fs::fdatasync(file).is_ok();
@@ -279,8 +280,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The first data at or behind `at`, and where it ends; where the file ends, twice, when there is no more before `len`.
-/// `None`: the file system does not say, or says what cannot be.
+/// The first data at or after `at`, and where it ends; the end of the file, twice, when there is no more before `len`.
+/// `None`: the file system does not say, or its answer is impossible.
 fn next_data(file: &OwnedFd, at: u64, len: u64) -> Option<(u64, u64)> {
     let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
         Ok(data) if data < len => data,
@@ -299,7 +300,7 @@ fn next_data(file: &OwnedFd, at: u64, len: u64) -> Option<(u64, u64)> {
 /// A file just opened.
 struct Opened {
     stat: Stat,
-    /// Whether its length is what it says.
+    /// Whether its reported length is its real one.
     is_sized: bool,
 }
 
@@ -312,7 +313,7 @@ fn look_at(file: &OwnedFd) -> rustix::io::Result<Opened> {
     Ok(Opened { stat, is_sized: stat.st_size > 0 })
 }
 
-/// What a change of the bytes changes, and what any change does.
+/// Size and mtime, which a change of the bytes changes, and ctime, which any change does.
 fn times(stat: &Stat) -> [i64; 5] {
     [stat.st_size, stat.st_mtime, stat.st_mtime_nsec as i64, stat.st_ctime, stat.st_ctime_nsec as i64]
 }

@@ -1,8 +1,8 @@
-//! What files looked like at a ref's last backup: a hash of the path to a hash of device, inode, size, mtime and ctime.
+//! Looks of files at a ref's last backup: a hash of the path to a hash of device, inode, size, mtime and ctime.
 //! Derived state of this host; without it every file is read again, which costs time and changes nothing.
 //!
-//! One change leaves no look behind: a write through a shared mapping to a page that is dirty already, until the kernel has
-//! written that page back (half a minute by default). Only a backup that reads every file sees it.
+//! One change leaves the look as it was: a write through a shared mapping to a page that is dirty already, until the
+//! kernel has written that page back (half a minute by default). Only a backup that reads every file sees it.
 
 use crate::error::Result;
 use crate::host::state::LocalState;
@@ -38,7 +38,7 @@ type Looks = HashMap<Hash, Hash, BuildHasherDefault<FirstWord>>;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Key(Hash);
 
-/// How a file looked: the hash of its path, and of what would be another if it had changed.
+/// The look of a file: the hash of its path, and of its fields that a change would alter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Look {
     key: Hash,
@@ -51,7 +51,7 @@ pub(super) struct StatCache {
     old: Looks,
     /// Files changed since then may change again within the same tick of the clock and are not kept.
     settled_before: i64,
-    /// Makes hashes of paths that say nothing to who has not the domain's keys.
+    /// Keyed with the domain's keys, so that hashes of paths disclose nothing without them.
     hasher: blake3::Hasher,
 }
 
@@ -85,7 +85,7 @@ fn file_of(hasher: &blake3::Hasher, name: &str) -> String {
 }
 
 impl StatCache {
-    /// What was kept at the backup that made `parent`; nothing when that is not there or damaged.
+    /// The looks kept at the backup that made `parent`; empty when they are missing or damaged.
     pub(super) fn load(
         state: &LocalState,
         hasher: blake3::Hasher,
@@ -97,12 +97,12 @@ impl StatCache {
         Self { old: old.unwrap_or_default(), settled_before, hasher }
     }
 
-    /// What stands for a path below the source.
+    /// The key of a path below the source.
     pub(super) fn key(&self, relative: &[u8]) -> Key {
         Key(hash(&self.hasher, &[relative]))
     }
 
-    /// How the file at this path looks.
+    /// The look of the file at this path.
     pub(super) fn look(&self, key: Key, stat: &Stat) -> Look {
         Look { key: key.0, look: look(&self.hasher, stat) }
     }
@@ -112,8 +112,8 @@ impl StatCache {
         self.old.get(&look.key) == Some(&look.look)
     }
 
-    /// Whether a look may be kept for the next backup. The next change of a file that changed just now might leave the same
-    /// times.
+    /// Whether a look may be kept for the next backup. The next change of a file that changed just now might leave the
+    /// same times.
     pub(super) fn is_settled(&self, stat: &Stat) -> bool {
         stat.st_ctime < self.settled_before
     }

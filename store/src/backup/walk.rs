@@ -1,8 +1,8 @@
-//! The walk of a backup: what the host has, beside its counterpart in the parent tree. Names in order; a directory's own
-//! files come before its subdirectories, so that files of one directory lie together in packs.
+//! The walk of a backup: the entries of the host, each with its counterpart in the parent tree. Names in order; a
+//! directory's own files come before its subdirectories, so that files of one directory lie together in packs.
 //!
-//! It runs ahead of the assembler on a thread of its own, by as many segments as the channel holds. Every name is looked up
-//! in a directory that is held open, and what is not unchanged is pinned: its reader reads the inode that was pinned.
+//! It runs ahead of the assembler on a thread of its own, by as many segments as the channel holds. Every name is
+//! looked up in a directory that is held open, and each changed entry is pinned: its reader reads the pinned inode.
 
 use super::Exclude;
 use super::events::{Draft, Event, Form, InodeKey, Leaf, Old, Remark, Segment};
@@ -22,21 +22,21 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-/// A segment ends when its files have so many bytes,
+/// A segment ends when its files have this many bytes,
 const SEGMENT_LEN: u64 = 1 << 20;
-/// or when it has so many steps,
+/// or when it has this many steps,
 const SEGMENT_EVENTS: usize = 512;
-/// or so many files that are pinned for their readers. With as many segments as are read or wait to be, and the directories
-/// that are held, this bounds the number of open descriptors well below 1024.
+/// or this many files pinned for their readers. With the segments being read or waiting, and the directories held
+/// open, this bounds the number of open descriptors well below 1024.
 const SEGMENT_PINS: usize = 32;
 
-/// How often a name is looked at that stands for a directory when it is looked at and for none when it is opened.
+/// Attempts for a name that is a directory when examined and none when opened.
 const REPLACED_MAX: usize = 8;
 const REPLACED: &str = "it is replaced again and again";
 
 /// A walk under way.
 pub(super) struct Walk<'a> {
-    /// What the user named, or the directory that it lies in, to name paths with.
+    /// The source as the user named it, or its parent directory, to name paths with.
     pub source: PathBuf,
     pub exclude: &'a Exclude,
     /// The one file system to stay on.
@@ -48,10 +48,10 @@ pub(super) struct Walk<'a> {
     pub state: State,
 }
 
-/// What changes during a walk.
+/// The mutable state of a walk.
 pub(super) struct State {
     host: Host,
-    /// The path below the source of what is looked at.
+    /// The path of the current entry below the source.
     relative: PathBuf,
     draft: Draft,
     /// Inodes with several names that were met.
@@ -67,15 +67,15 @@ impl State {
 /// Where a walk begins.
 pub(super) enum Root {
     Directory(OwnedFd),
-    /// Its name, what is pinned, and how that looks.
+    /// Its name, its pinned descriptor and its stat.
     Other(Name, OwnedFd, Box<Stat>),
 }
 
 /// Why a walk ends early.
 enum Stop {
-    /// It must not go on.
+    /// A fatal error.
     Failed(Error),
-    /// Nobody listens.
+    /// The assembler is gone.
     GaveUp,
 }
 
@@ -85,7 +85,7 @@ impl From<Error> for Stop {
     }
 }
 
-/// A name turned out to be that of a directory.
+/// The name turned out to be a directory.
 struct IsDirectory(Stat);
 
 impl Walk<'_> {
@@ -182,13 +182,13 @@ impl Walk<'_> {
         batch.map_or(Ok(()), |batch| self.batches.send(batch).map_err(|_| Stop::GaveUp))
     }
 
-    /// What is looked at cannot be read.
+    /// Reports that the current entry cannot be read.
     fn unreadable(&mut self, why: &str) -> Result<(), Stop> {
         let path = self.path();
         self.push(Event::Remark(Remark::Unreadable(format!("{}: {why}", path.display()))))
     }
 
-    /// A system call about what is looked at failed. That it is not there any more is nothing to worry about.
+    /// Reports a failed system call on the current entry. An entry that is gone is only noted as vanished.
     fn failed(&mut self, what: &str, error: Errno) -> Result<(), Stop> {
         match error {
             Errno::NOENT => {
@@ -214,7 +214,7 @@ impl Walk<'_> {
         self.device.is_some_and(|device| device != stat.st_dev)
     }
 
-    /// What was a directory when it was looked at. Nothing is entered that is none any more.
+    /// Enters a name that was a directory when examined, unless it is none any more.
     fn subdirectory(&mut self, parent: &OwnedFd, found: Subdirectory) -> Result<Option<Level>, Stop> {
         if self.is_elsewhere(&found.stat) {
             return self.enter_closed(parent, found.name, None);
@@ -296,7 +296,7 @@ impl Walk<'_> {
         Ok(Some(Level::new(pin, &stat, Vec::new())))
     }
 
-    /// Extended attributes, and whether they are all. Those that cannot be read are told.
+    /// Extended attributes, and whether they are complete. Unreadable ones are reported.
     fn attributes(&mut self, handle: Handle<'_>) -> Result<(Xattrs, bool), Stop> {
         let read = self.state.host.xattrs(handle);
         let are_all = read.failed.is_empty();
@@ -306,7 +306,7 @@ impl Walk<'_> {
         Ok((read.xattrs, are_all))
     }
 
-    /// One name of a directory: a file is told of, a subdirectory kept for later.
+    /// One name of a directory: a file is sent on, a subdirectory kept for later.
     fn entry(
         &mut self,
         directory: &OwnedFd,
@@ -345,8 +345,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// An entry that is no directory by its look. `position`: where the old directory has its name. What does not look as
-    /// it did is pinned, and what is pinned counts: it may be another inode than was looked at, even a directory.
+    /// An entry that is no directory by its stat. `position`: where the old directory has its name. An entry whose look
+    /// changed is pinned, and the pinned inode counts: it may be another than the one examined, even a directory.
     fn leaf(
         &mut self,
         directory: &OwnedFd,
@@ -368,7 +368,7 @@ impl Walk<'_> {
         }
     }
 
-    /// What needs no more than its look: an inode that was met before, or an entry that is as it was.
+    /// The form of an entry that needs only its look: an inode met before, or an unchanged entry.
     fn unchanged(&self, stat: &Stat, position: Option<usize>) -> Option<Form> {
         if inode_key(stat).is_some_and(|key| self.state.met.contains(&key)) {
             return Some(Form::Again);

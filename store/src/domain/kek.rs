@@ -1,5 +1,5 @@
-//! Key-encryption keys: what a domain's own keys are wrapped with. They are kept elsewhere than the store, in a file or
-//! behind a command (a client of a key service), are read when they are needed, and are not kept.
+//! Key-encryption keys, which wrap a domain's own keys. They are kept outside the store, in a file or behind a command
+//! (a client of a key service), read when needed, and not kept.
 
 use super::keys::{KEY_LEN, SecretKey};
 use crate::error::{Error, Kind, Result};
@@ -14,7 +14,7 @@ use zeroize::{Zeroize, Zeroizing};
 /// A key is 32 bytes, or as many in hexadecimal and a line feed; no more is read.
 const MAX_TEXT_LEN: u64 = 256;
 
-/// Where a key-encryption key is.
+/// Source of a key-encryption key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeySource {
@@ -34,7 +34,7 @@ pub struct KeySources {
 }
 
 impl KeySources {
-    /// Where the key of a domain is.
+    /// The source of a domain's key.
     pub fn of(&self, domain: &str) -> Option<&KeySource> {
         self.own.get(domain).or(self.common.as_ref())
     }
@@ -53,7 +53,7 @@ impl KeySources {
     }
 }
 
-/// Names a key-encryption key, so that a wrong one can be told from a damaged record.
+/// Identifies a key-encryption key, so that a wrong one can be told from a damaged record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KekId(pub [u8; 8]);
 
@@ -66,7 +66,7 @@ impl std::fmt::Display for KekId {
 /// A key-encryption key.
 #[derive(Debug)]
 pub struct Kek {
-    /// Its name.
+    /// Its id.
     pub id: KekId,
     wrapping: SecretKey,
 }
@@ -80,7 +80,7 @@ impl Kek {
         Self { id: KekId(id), wrapping: key.derive("Torpor 1: wrapping of a domain's keys") }
     }
 
-    /// What wraps the keys of domains.
+    /// The key that wraps the keys of domains.
     pub fn wrapping(&self) -> &SecretKey {
         &self.wrapping
     }
@@ -90,7 +90,8 @@ impl KeySource {
     /// Reads the key.
     ///
     /// # Errors
-    /// `NotFound` or `Invalid` when there is no key, or others could read it; `Unavailable` when the command fails.
+    /// `NotFound` or `Invalid` when there is no key, or other users could read it; `Unavailable` when the command
+    /// fails.
     pub fn read(&self) -> Result<Kek> {
         let (text, object) = match self {
             Self::File(path) => (read_file(path)?, path.display().to_string()),
@@ -104,12 +105,12 @@ impl KeySource {
     }
 }
 
-/// Room for a key that is never moved, so that no copy of it stays behind.
+/// A buffer for a key that is never moved, so that no copy of it stays behind.
 fn room() -> Zeroizing<Vec<u8>> {
     Zeroizing::new(Vec::with_capacity(MAX_TEXT_LEN as usize + 1))
 }
 
-/// Whether this is a regular file of root or of the calling user that nobody else may read or change.
+/// Whether this is a regular file of root or of the calling user that no other user may read or change.
 pub fn is_private(metadata: &Metadata) -> bool {
     let me = rustix::process::geteuid().as_raw();
     metadata.is_file() && metadata.mode() & 0o077 == 0 && [0, me].contains(&metadata.uid())
@@ -135,7 +136,7 @@ fn run(words: &[String]) -> Result<Zeroizing<Vec<u8>>> {
         return Err(Error::invalid("the command that gives the key-encryption key is empty"));
     };
     let failed = |error| Error::io("cannot run the command that gives the key", program, error);
-    // Its standard error is ours: a client of a key service says there what it misses.
+    // It inherits standard error: a client of a key service writes its errors there.
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;

@@ -1,7 +1,7 @@
-//! The open domains of a store: reads their records, unwraps their keys, and learns of rotations by other processes. Keys
-//! of key-encryption are read when they are needed and not kept.
+//! The open domains of a store: reads their records, unwraps their keys, and learns of rotations by other processes.
+//! Key-encryption keys are read when needed and not kept.
 //!
-//! A record that is older than what this host saw, or another's, opens nothing.
+//! A record older than the one this host saw, or of another domain, opens nothing.
 
 use super::kek::KeySources;
 use super::record::{DomainKind, DomainRecord};
@@ -13,12 +13,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What a host says of domains: where keys are, and which keys it trusts.
+/// A host's settings of domains: key sources and trusted keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DomainConfig {
     /// The domain to work in; none: the plain one.
     pub name: Option<String>,
-    /// Where key-encryption keys are.
+    /// Sources of key-encryption keys.
     pub keys: KeySources,
     /// Keys that domains must be signed with, by name. A host that names none trusts the first one that it sees.
     pub verify_keys: BTreeMap<String, VerifyKey>,
@@ -39,7 +39,7 @@ impl Keyring {
         Self { metadata_tier, seen: Seen::of_domains(state), config, open: Mutex::default() }
     }
 
-    /// Where key-encryption keys are.
+    /// Sources of key-encryption keys.
     pub fn sources(&self) -> &KeySources {
         &self.config.keys
     }
@@ -47,8 +47,8 @@ impl Keyring {
     /// The domain `name`, opened if it is not. The public one opens without keys.
     ///
     /// # Errors
-    /// `NotFound` when there is none or it was destroyed; `Invalid` without the right key; `Corrupt` for a record that is
-    /// damaged, older than what this host saw, or another's.
+    /// `NotFound` when there is none or it was destroyed; `Invalid` without the right key; `Corrupt` for a record that
+    /// is damaged, older than the one this host saw, or of another domain.
     pub fn open(&self, name: &str) -> Result<Arc<Domain>> {
         if let Some(domain) = self.lock().get(name) {
             return Ok(domain.clone());
@@ -90,7 +90,7 @@ impl Keyring {
         }
     }
 
-    /// A domain's record, its hash and its bytes, if it is what this host had seen before the look, or came after it.
+    /// A domain's record, its hash and its bytes, if it is the one this host had seen before the read, or a successor.
     ///
     /// # Errors
     /// `NotFound`, or `Corrupt`.
@@ -112,7 +112,7 @@ impl Keyring {
         Ok((record, mark.hash, bytes))
     }
 
-    /// A domain's record as it stands, whatever this host saw.
+    /// A domain's current record, regardless of what this host saw.
     ///
     /// # Errors
     /// `NotFound`, or `Corrupt`: also when it was there and is gone.
@@ -135,7 +135,7 @@ impl Keyring {
         Ok((record, mark, bytes))
     }
 
-    /// Trusts a domain's record as it stands; `None`: as one never seen.
+    /// Trusts a domain's current record; `None`: as one never seen.
     ///
     /// # Errors
     /// As the system calls.
@@ -144,7 +144,7 @@ impl Keyring {
         self.seen.trust(name, mark)
     }
 
-    /// Reads a domain's record again, and takes over what it says if it has changed.
+    /// Reads a domain's record again, and takes over its changes.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -165,7 +165,7 @@ impl Keyring {
         Ok(())
     }
 
-    /// Forgets an open domain: its keys are wiped when its last user lets go of it.
+    /// Forgets an open domain: its keys are wiped when its last user drops it.
     pub fn close(&self, name: &str) {
         self.lock().remove(name);
     }

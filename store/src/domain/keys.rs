@@ -1,5 +1,5 @@
-//! Secret keys and what is done with them: authenticated encryption (XChaCha20-Poly1305), derivation (BLAKE3) and
-//! signatures (ed25519). Nothing else of the crate touches a cipher.
+//! Secret keys and their use: authenticated encryption (XChaCha20-Poly1305), derivation (BLAKE3) and signatures
+//! (ed25519). No other code of the crate uses a cipher.
 //!
 //! Keys are wiped when they are dropped, live in one place each (moving one moves a pointer), and are never shown. A
 //! process that holds one cannot be dumped.
@@ -33,7 +33,7 @@ impl SecretKey {
         Self::take(&mut clock::random_bytes())
     }
 
-    /// Takes a key over and wipes where it came from.
+    /// Takes a key over and wipes the source.
     pub fn take(bytes: &mut [u8; KEY_LEN]) -> Self {
         forbid_dumps();
         let mut key = Box::new([0; KEY_LEN]);
@@ -53,7 +53,7 @@ impl SecretKey {
         &self.0
     }
 
-    /// The key for one purpose, which `context` names forever.
+    /// The key for one purpose, which `context` permanently names.
     pub fn derive(&self, context: &str) -> Self {
         Self::take(&mut blake3::derive_key(context, &*self.0))
     }
@@ -76,7 +76,7 @@ impl SecretKey {
         Ok(sealed)
     }
 
-    /// Opens what [`Self::seal`] made under this key and bound to `bound`; `None` for anything else.
+    /// Opens bytes that [`Self::seal`] made under this key and bound to `bound`; `None` for anything else.
     pub fn open(&self, bound: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
         let (nonce, rest) = sealed.split_first_chunk::<NONCE_LEN>()?;
         let (body, tag) = rest.split_last_chunk::<TAG_LEN>()?;
@@ -118,7 +118,7 @@ impl SignKey {
         self.0.sign(message).to_bytes()
     }
 
-    /// What its signatures are checked with.
+    /// The key that verifies its signatures.
     pub(crate) fn verify_key(&self) -> VerifyKey {
         VerifyKey(self.0.verifying_key().to_bytes())
     }
@@ -130,7 +130,7 @@ impl std::fmt::Debug for SignKey {
     }
 }
 
-/// The public key that a domain's signatures are checked with.
+/// The public key that verifies a domain's signatures.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct VerifyKey([u8; KEY_LEN]);
 
@@ -171,7 +171,7 @@ impl std::str::FromStr for VerifyKey {
     }
 }
 
-/// From now on no core is written of this process, and only a privileged one may look into its memory.
+/// Disables core dumps of this process; only a privileged process may then read its memory.
 fn forbid_dumps() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -1,9 +1,9 @@
-//! A domain: the boundary of deduplication, encryption and trust. Ids of one domain are BLAKE3 under its key, so they tell
-//! nothing about the contents of another; frames, snapshots and refs of an encrypted domain are readable with its keys
-//! alone, and its refs are signed.
+//! A domain: the boundary of deduplication, encryption and trust. Ids of one domain are BLAKE3 under its key, so they
+//! reveal nothing about the contents of another; frames, snapshots and refs of an encrypted domain are readable with
+//! its keys alone, and its refs are signed.
 //!
-//! `keys` is the cryptography, `kek` where key-encryption keys come from, `record` the domain's record, `keyring` the open
-//! domains of a store, `seen` what this host saw last, by which an old record that was put back is detected.
+//! `keys` is the cryptography, `kek` the sources of key-encryption keys, `record` the domain's record, `keyring` the
+//! open domains of a store, `seen` the state that this host saw last, which detects a record that was rolled back.
 
 pub(crate) mod kek;
 mod keyring;
@@ -29,7 +29,7 @@ use zeroize::Zeroizing;
 
 /// The domain that a store begins with.
 pub const DEFAULT: &str = "default";
-/// The domain that everybody may deduplicate against.
+/// The domain that every domain may deduplicate against.
 pub const PUBLIC: &str = "public";
 /// Longest name in bytes.
 const MAX_NAME_LEN: usize = 64;
@@ -61,7 +61,7 @@ pub struct Domain {
     pub(crate) verify_key: Option<VerifyKey>,
     /// Keys of an encrypted domain that no rotation changes.
     pub(crate) secrets: Option<Secrets>,
-    /// What rotation changes, and what is loaded when it is first needed.
+    /// State that rotation changes or that is loaded when first needed.
     changing: RwLock<Changing>,
     /// Bytes of an id that are not zero: with few of them chunks that differ get the same id.
     #[cfg(test)]
@@ -83,7 +83,7 @@ struct Changing {
     epochs: BTreeMap<u32, Arc<SecretKey>>,
 }
 
-/// How the frames of one writer are sealed: one key epoch for all of them, whatever rotates meanwhile.
+/// How the frames of one writer are sealed: one key epoch for all of them, also during a rotation.
 #[derive(Clone)]
 pub struct Sealer {
     /// The domain's tag.
@@ -117,7 +117,7 @@ impl Domain {
         }
     }
 
-    /// The public domain of a record, without the key that signs.
+    /// The public domain of a record, without the signing key.
     pub(crate) fn public(name: &str, record: &DomainRecord) -> Self {
         Self {
             name: name.to_owned(),
@@ -153,7 +153,7 @@ impl Domain {
         }
     }
 
-    /// Takes over what rotation changes.
+    /// Takes over the state that rotation changes.
     pub(crate) fn take_over(&self, record: &DomainRecord, record_hash: [u8; 32], keys: KeySet) {
         let mut changing = self.changing.write();
         changing.record_hash = record_hash;
@@ -172,17 +172,17 @@ impl Domain {
         self.id
     }
 
-    /// What it is.
+    /// Its kind.
     pub fn kind(&self) -> DomainKind {
         self.kind
     }
 
-    /// Whether what it stores is encrypted.
+    /// Whether its data is encrypted.
     pub fn is_encrypted(&self) -> bool {
         self.kind == DomainKind::Encrypted
     }
 
-    /// What its signatures are checked with; the plain domain signs nothing.
+    /// Verifies its signatures; the plain domain signs nothing.
     pub fn verify_key(&self) -> Option<VerifyKey> {
         self.verify_key
     }
@@ -216,7 +216,7 @@ impl Domain {
         Ok(Sealer { tag: self.id.tag(), domain: self.id, key })
     }
 
-    /// The key of frames of an epoch, where this process knows it.
+    /// The key of frames of an epoch, if this process knows it.
     pub fn frame_key(&self, epoch: u32) -> Option<Arc<SecretKey>> {
         self.changing.read().epochs.get(&epoch).cloned()
     }
@@ -242,14 +242,14 @@ impl Domain {
         Ok(key.sign(message))
     }
 
-    /// Whether this process has what it takes to change refs of the domain.
+    /// Whether this process can sign changed refs of the domain.
     pub fn may_sign(&self) -> bool {
         let changing = self.changing.read();
         self.verify_key.is_none() || changing.sign.is_some()
     }
 
-    /// What may be said where others read it (sessions, locks, logs) of what this domain is used for: the first word
-    /// alone, since what follows names refs and paths.
+    /// The part of a domain's purpose that may be shown where others read it (sessions, locks, logs): the first word
+    /// alone, since the rest names refs and paths.
     pub fn redacted<'a>(&self, purpose: &'a str) -> &'a str {
         match self.is_encrypted() {
             true => purpose.split(' ').next().unwrap_or_default(),
@@ -257,8 +257,7 @@ impl Domain {
         }
     }
 
-    /// Makes hashes for this host's local state; those of an encrypted domain tell nobody without its keys what they are
-    /// of.
+    /// A hasher for this host's local state; hashes of an encrypted domain reveal nothing without its keys.
     pub fn local_hasher(&self) -> blake3::Hasher {
         match &self.secrets {
             Some(secrets) => blake3::Hasher::new_keyed(secrets.local.bytes()),
@@ -276,7 +275,7 @@ impl Domain {
     /// Parses the record of a plain domain.
     ///
     /// # Errors
-    /// `Corrupt`, or `Invalid` for a cipher that this build lacks.
+    /// `Corrupt`, or `Invalid` for a cipher that this build does not have.
     pub fn decode_plain(bytes: &[u8]) -> Result<Self> {
         let mut fields = Decoder::new(unseal(Record::Domain, bytes)?);
         let id_key = fields.array()?;

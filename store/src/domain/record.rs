@@ -1,4 +1,4 @@
-//! The record of a domain: what it is, in clear, and its keys, wrapped by a key-encryption key. It changes by
+//! The record of a domain: its description in clear, and its keys, wrapped by a key-encryption key. It changes by
 //! compare-and-swap; its counter grows with each change. Layouts: docs/FORMAT.md section 3.
 
 use super::kek::{Kek, KekId};
@@ -10,14 +10,14 @@ use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 
-/// Bytes of the body that stand before the signature and are bound by it and by the wrapping.
+/// Bytes of the body before the signature, which signature and wrapping are bound to.
 const BOUND_LEN: usize = 104;
-/// What a signature of a record is over begins with this.
+/// Begins the signed bytes of a record.
 const SIGNED: &[u8] = b"Torpor 1 domain record\0";
-/// What the wrapped keys are bound to begins with this.
+/// Begins the bytes that the wrapped keys are bound to.
 const WRAPPED: &[u8] = b"Torpor 1 domain keys\0";
 
-/// What a domain is; the number is part of the format.
+/// Kind of a domain; the number is part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 #[non_exhaustive]
@@ -26,9 +26,9 @@ pub enum DomainKind {
     Plain = 0,
     /// Frames, snapshots and refs are encrypted.
     Encrypted = 1,
-    /// Nothing is encrypted; refs are signed by the operator; everybody may deduplicate against it.
+    /// Nothing is encrypted; refs are signed by the operator; every domain may deduplicate against it.
     Public = 2,
-    /// Its keys were destroyed, and what they encrypted with them.
+    /// Its keys were destroyed; the data encrypted with them is unreadable.
     Destroyed = 3,
 }
 
@@ -47,19 +47,19 @@ impl DomainKind {
 /// The record of a domain with keys of its own, keys still wrapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DomainRecord {
-    /// Names the domain for life.
+    /// Identifies the domain forever.
     pub id: DomainId,
-    /// What it is.
+    /// Its kind.
     pub kind: DomainKind,
     /// The key epoch that new frames are sealed under; 0 where frames are not encrypted.
     pub key_epoch: u32,
-    /// One more at each change.
+    /// Grows by one at each change.
     pub counter: u64,
-    /// What its signatures are checked with.
+    /// Verifies its signatures.
     pub verify_key: VerifyKey,
     /// The key of its ids where they are public, else zeroes.
     pub public_id_key: [u8; KEY_LEN],
-    /// Which key wraps its keys.
+    /// The key that wraps its keys.
     pub kek: KekId,
     /// Over all else, by the domain's own key; zeroes when that was destroyed.
     pub signature: [u8; SIGNATURE_LEN],
@@ -72,7 +72,7 @@ pub struct DomainRecord {
 pub struct KeySet {
     /// Of the ids of chunks.
     pub id_key: SecretKey,
-    /// Of snapshot records, refs, names and local state; not changed by rotation, since ids and names hang on it.
+    /// Of snapshot records, refs, names and local state; not changed by rotation, since ids and names depend on it.
     pub record_key: SecretKey,
     /// Seed of the key that refs are signed with.
     pub sign_seed: SecretKey,
@@ -92,7 +92,7 @@ impl KeySet {
     }
 
     fn encode(&self) -> Zeroizing<Vec<u8>> {
-        // Room for all of it at once: a buffer that grows leaves copies behind.
+        // Allocated in full: a buffer that grows leaves copies behind.
         let mut out = Encoder::with_capacity(3 * KEY_LEN + 4 + self.epochs.len() * (4 + KEY_LEN));
         out.bytes(self.id_key.bytes()).bytes(self.record_key.bytes()).bytes(self.sign_seed.bytes());
         out.count(self.epochs.len());
@@ -147,8 +147,8 @@ impl DomainRecord {
         Ok(record)
     }
 
-    /// The record that stands where this one stood when its keys are gone. Nobody signs it: who may write here can delete
-    /// everything anyway, and a domain whose key-encryption key was lost must be destroyable.
+    /// The record that replaces this one when its keys are destroyed. It is unsigned: a process that can write here can
+    /// delete everything anyway, and a domain whose key-encryption key was lost must be destroyable.
     pub fn destroyed(&self) -> Self {
         Self {
             kind: DomainKind::Destroyed,
@@ -170,7 +170,7 @@ impl DomainRecord {
         (self.kind == DomainKind::Encrypted).into()
     }
 
-    /// What the signature and the wrapping are bound to: their purpose, the record's name and all that stands in clear.
+    /// The bytes that signature and wrapping are bound to: their purpose, the record's name and all fields in clear.
     fn bound(&self, purpose: &[u8], name: &str) -> Vec<u8> {
         let mut bound = Encoder::with_capacity(purpose.len() + name.len() + BOUND_LEN + 8);
         bound.bytes(purpose).string(name.as_bytes());
@@ -204,7 +204,7 @@ impl DomainRecord {
     /// Parses the record of the domain `name` and checks that it is signed by the key that it names.
     ///
     /// # Errors
-    /// `Corrupt`; `Invalid` for what a newer build wrote.
+    /// `Corrupt`; `Invalid` when a newer build wrote it.
     pub fn decode(name: &str, bytes: &[u8]) -> Result<Self> {
         let mut fields = Decoder::new(unseal(Record::KeyedDomain, bytes)?);
         let id = DomainId::from_bytes(fields.array()?);
@@ -308,7 +308,7 @@ mod tests {
         assert!(record.unwrap_keys("other", &kek).is_err());
     }
 
-    /// Whoever can write the store and recompute checksums, but has no key, changes nothing unseen.
+    /// An attacker that can write the store and recompute checksums, but has no key, changes nothing undetected.
     #[test]
     fn no_bit_of_the_body_changes_unseen_though_its_checksum_is_right() {
         let (record, _, kek) = sample(DomainKind::Encrypted);

@@ -1,8 +1,8 @@
-//! What this host saw last of a ref or of a domain's record: its counter, and the hash of the record. An older record put
-//! back, another history, and a record that vanished are told from news by it.
+//! The last state of a ref or of a domain's record that this host saw: its counter, and the hash of the record. It
+//! tells a record rolled back, forked or deleted from an updated one.
 //!
-//! Small files below `seen/` in the local state. They are not synced: one that is lost or damaged makes this host as
-//! trusting as one that sees the record for the first time, no more.
+//! Small files below `seen/` in the local state. They are not synced: if one is lost or damaged, this host trusts the
+//! record as if it saw it for the first time, no more.
 
 use super::keys::VerifyKey;
 use crate::error::{Error, Result};
@@ -14,13 +14,13 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// A state of a record that came before another: the first bytes of its hash.
+/// A predecessor of a record: the first bytes of its hash.
 pub(crate) type Step = [u8; 16];
 
-/// Predecessors that a record lists, newest first; so many changes may pass unseen until another history looks like news.
+/// Predecessors that a record lists, newest first; after more unseen changes a fork cannot be told from an update.
 pub(crate) const TRAIL_LEN: usize = 64;
 
-/// What a trail lists of the record with this hash.
+/// The trail's entry for the record with this hash.
 pub(crate) fn step_of(hash: &[u8; 32]) -> Step {
     let mut step = Step::default();
     step.copy_from_slice(&hash[..16]);
@@ -30,9 +30,9 @@ pub(crate) fn step_of(hash: &[u8; 32]) -> Step {
 /// One state of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// Whose it is.
+    /// The domain of the record.
     pub domain: DomainId,
-    /// What the domain's signatures are checked with.
+    /// Verifies the domain's signatures.
     pub verify_key: VerifyKey,
     /// How often the record was changed.
     pub counter: u64,
@@ -40,20 +40,20 @@ pub struct Mark {
     pub hash: [u8; 32],
 }
 
-/// How a record is wrong when it is neither what was seen nor what came after it.
+/// Why a record is neither the seen one nor a successor of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrong {
     /// It is older.
     RolledBack,
-    /// It is as old or newer, and what was seen is not in its past.
+    /// It is as old or newer, and the seen record is not in its past.
     Forked,
     /// It is of another domain, or signed by another key.
     Replaced,
 }
 
 impl Mark {
-    /// Judges `new`, whose record lists its predecessors in `trail`, against what was seen. What was seen more changes ago
-    /// than a trail is long cannot be told from another history, and passes.
+    /// Judges `new`, whose record lists its predecessors in `trail`, against the seen record. A record seen more
+    /// changes ago than a trail is long cannot be told from another history, and passes.
     pub fn judge(&self, new: &Self, trail: &[Step]) -> std::result::Result<(), Wrong> {
         if (new.domain, new.verify_key) != (self.domain, self.verify_key) {
             return Err(Wrong::Replaced);
@@ -101,7 +101,7 @@ impl Wrong {
     }
 }
 
-/// The error for a record that was there and is not.
+/// The error for a record that vanished.
 pub fn vanished(what: &str, object: &str, domain: &str) -> Error {
     distrust(format!("{what} was there when this host looked last, and is gone"), object, domain)
 }
@@ -119,17 +119,17 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Those of the records of domains, by name.
+    /// The marks of domain records, by name.
     pub fn of_domains(state: &Path) -> Self {
         Self { directory: state.join("seen/domains") }
     }
 
-    /// Those of a domain's refs, by the last part of their keys.
+    /// The marks of a domain's refs, by the last part of their keys.
     pub fn of_refs(state: &Path, domain: DomainId) -> Self {
         Self { directory: state.join("seen").join(domain.to_string()) }
     }
 
-    /// What was seen last under this name.
+    /// The mark last seen under this name.
     pub fn get(&self, name: &str) -> Option<Mark> {
         let bytes = std::fs::read(self.directory.join(name)).ok()?;
         Mark::decode(&bytes)
@@ -137,7 +137,7 @@ impl Seen {
             .ok()
     }
 
-    /// The names under which something was seen.
+    /// The names that have a mark.
     pub fn names(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(&self.directory) else { return Vec::new() };
         entries
@@ -146,7 +146,7 @@ impl Seen {
             .collect()
     }
 
-    /// Keeps what was seen, unless something newer was. Where local state cannot be written nothing is kept.
+    /// Notes a mark, unless a newer one was seen. Where local state cannot be written nothing is kept.
     pub fn note(&self, name: &str, mark: &Mark) {
         let noted = self.changing(|| {
             if self.get(name).is_some_and(|old| old.counter >= mark.counter) {
@@ -159,7 +159,7 @@ impl Seen {
         }
     }
 
-    /// Keeps what is there as seen, whatever was seen before; `None`: as never seen.
+    /// Replaces the mark, whatever was seen before; `None`: as never seen.
     ///
     /// # Errors
     /// As the system calls.

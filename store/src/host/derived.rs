@@ -1,7 +1,7 @@
-//! Small derived state of this host in a sled table: what can be computed again but is dear to compute. Nothing is only
+//! Small derived state of this host in a sled table: values that can be computed again, at a high cost. Nothing is only
 //! here: a damaged or missing table is dropped with a warning and filled again.
 //!
-//! sled is held to this one file and to thousands of small entries: loading millions costs it gigabytes of memory.
+//! sled is confined to this one file and to thousands of small entries: loading millions costs it gigabytes of memory.
 
 use crate::error::{Error, Kind, Result};
 use crate::host::lock::FileLock;
@@ -25,13 +25,13 @@ fn failed(error: sled::Error) -> Error {
     Error::new(Kind::Unavailable, "derived table cannot be used").caused_by(error)
 }
 
-/// How often a table is tried that another instance of this process has not let go of yet.
+/// How often opening is tried while another instance of this process still holds the table.
 const ATTEMPTS: u32 = 100;
-/// And how long in between.
+/// The pause between tries.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// sled 0.34 panics on some damaged files; a panic is an error like any other here. Its threads hold its lock for a moment
-/// after a table was closed: as ours is held here, nobody else can be meant.
+/// sled 0.34 panics on some damaged files; a panic is an ordinary error here. Its threads hold its lock for a moment
+/// after a table was closed: since our own lock is held here, no other process can be the holder.
 fn open_table(directory: &Path) -> Result<sled::Db> {
     let open = || sled::Config::new().path(directory).cache_capacity(8 << 20).open();
     for attempt in 1.. {
@@ -75,7 +75,7 @@ impl Derived {
         Ok(self.table.get(key).map_err(failed)?.map(|value| value.to_vec()))
     }
 
-    /// Keeps a value.
+    /// Stores a value.
     ///
     /// # Errors
     /// `Unavailable`.
@@ -97,7 +97,7 @@ impl Derived {
         Ok(())
     }
 
-    /// Makes what was put durable.
+    /// Makes all stored values durable.
     ///
     /// # Errors
     /// `Unavailable`.
@@ -140,7 +140,7 @@ mod tests {
         assert!(table.get(&7u32.to_le_bytes()).unwrap().is_some());
     }
 
-    /// Whatever the damage: it opens, and a value is the one that was put, or none, or an error.
+    /// With any damage it opens, and a value is the stored one, or none, or an error.
     #[test]
     fn a_damaged_table_is_begun_anew_and_never_fatal() {
         let directory = tempfile::tempdir().unwrap();

@@ -1,20 +1,20 @@
-//! Writing past the page cache. What goes through it costs a page, a copy and the writing back of each 4 KiB, and drives out
-//! what somebody reads.
+//! Writing past the page cache. Each 4 KiB written through it costs a page, a copy and the write-back, and evicts pages
+//! in use.
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Write};
 
-/// Shorter writes go through the page cache: what little was just put to sleep may be woken at once.
+/// Shorter writes go through the page cache: a small hibernated image may be resumed at once.
 const MIN_LEN: usize = 8 << 20;
-/// Places in memory and in the file, and lengths, are multiples of this.
+/// Addresses, file offsets and lengths are multiples of this.
 const BLOCK: usize = 4096;
-/// So much is written by one call.
+/// Bytes written by one call.
 const CALL_LEN: usize = 4 << 20;
 
-/// Appends bytes, many of them past the page cache as far as the file system can: what it refuses, and what is behind the
-/// last whole block, goes through it. Memory: 4 MiB.
+/// Appends bytes, past the page cache as far as the file system can: refused blocks and the rest after the last full
+/// block go through it. Memory: 4 MiB.
 ///
 /// # Errors
 /// As `write(2)`.
@@ -36,7 +36,7 @@ fn append_past(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     file.write_all(&bytes[written..])
 }
 
-/// Appends whole blocks, up to the first that is refused; gives how many bytes that were.
+/// Appends full blocks, up to the first that is refused; returns the number of bytes written.
 fn append_blocks(file: &File, bytes: &[u8]) -> io::Result<usize> {
     let mut room = vec![0; CALL_LEN + BLOCK];
     let start = room.as_ptr().align_offset(BLOCK);
@@ -50,7 +50,7 @@ fn append_blocks(file: &File, bytes: &[u8]) -> io::Result<usize> {
             Ok(len) => {
                 written += len;
                 if len < call.len() {
-                    break; // it tells why when it is asked for the rest
+                    break; // writing the rest returns the error
                 }
             }
             Err(Errno::INTR) => {}

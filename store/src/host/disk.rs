@@ -1,9 +1,9 @@
-//! The seam below local tiers and local state: the few operations of a file system that they are made of. The host's
-//! file system is one implementation, the tests' simulated disk (which loses, tears and reorders) the other. Order is
-//! the caller's: nothing here syncs what it was not asked to sync.
+//! The file system operations below local tiers and local state. One implementation is the host's file system, the
+//! other the tests' simulated disk (which loses, tears and reorders). The caller is responsible for order: nothing here
+//! syncs unless asked.
 //!
-//! What is seen need not be durable: a process may have died between a change and its sync. Whoever builds on what another
-//! process did syncs it first.
+//! Visible state need not be durable: a process may have died between a change and its sync. A process that depends on
+//! another's changes syncs them first.
 
 use crate::clock::Time;
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// What stands at a path.
+/// The kind of the entry at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stat {
     /// A regular file of this many bytes.
@@ -41,53 +41,53 @@ pub trait Disk: Send + Sync + Debug {
     /// Opens a file for writing, emptied, and creates it for this user alone if it is not there.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
 
-    /// A new file for writing that has no name and goes with its handle; see [`DiskFile::link`].
+    /// A new file for writing that has no name and is deleted with its handle; see [`DiskFile::link`].
     fn create_unnamed(&self, directory: &Path) -> io::Result<Box<dyn DiskFile>>;
 
-    /// What stands at a path.
+    /// The kind of the entry at a path.
     fn stat(&self, path: &Path) -> io::Result<Stat>;
 
-    /// Sets the time of a file's last use to now, by hand: whatever the mount's options, it is what was noted here.
+    /// Sets the time of a file's last use to now explicitly, independent of the mount's options.
     fn touch(&self, path: &Path) -> io::Result<()>;
 
     /// The time of a file's last use.
     fn last_used(&self, path: &Path) -> io::Result<Time>;
 
-    /// The names in a directory and what stands there, in any order.
+    /// The names in a directory and their kinds, in any order.
     fn list(&self, directory: &Path) -> io::Result<Vec<(OsString, Stat)>>;
 
-    /// Whether nothing is in a directory. Cost does not grow with what is.
+    /// Whether a directory is empty. Cost does not grow with its entries.
     fn is_empty(&self, directory: &Path) -> io::Result<bool>;
 
     /// Makes a directory for this user alone.
     fn make_directory(&self, directory: &Path) -> io::Result<()>;
 
-    /// Moves a file over what stands at `target`.
+    /// Moves a file over the one at `target`.
     fn rename(&self, source: &Path, target: &Path) -> io::Result<()>;
 
-    /// Takes a file's name away.
+    /// Removes a file's name.
     fn unlink(&self, path: &Path) -> io::Result<()>;
 
     /// Makes the names in a directory durable.
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
 
-    /// Locks a file, which is created if it is not there and emptied, until the handle is dropped or its process dies. With
-    /// `wait` it waits its turn; else `None` when somebody holds it.
+    /// Locks a file, created if missing and emptied, until the handle is dropped or its process dies. With `wait` it
+    /// waits its turn; else returns `None` when the lock is held.
     fn lock(&self, path: &Path, wait: bool) -> io::Result<Option<Box<dyn DiskFile>>>;
 
-    /// Whether somebody holds the lock.
+    /// Whether the lock is held.
     fn is_locked(&self, path: &Path) -> io::Result<bool>;
 
-    /// What the system itself knows of the lock's holder; by default nothing.
+    /// The system's own record of the lock's holder; by default nothing.
     fn lock_holder(&self, _path: &Path) -> LockHolder {
         LockHolder::default()
     }
 }
 
-/// What the system knows of a lock's holder, whatever the holder wrote into the file.
+/// The system's record of a lock's holder, independent of the file's content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LockHolder {
-    /// The process that took it, where it can be seen from here.
+    /// The process that holds it, where it is visible from here.
     pub pid: Option<u32>,
     /// When the file was last written, which a holder does once it has the lock.
     pub since: Option<Time>,
@@ -101,24 +101,24 @@ pub trait DiskFile: Send + Sync + Debug {
     /// Fills the buffer from `offset`, or fails.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// All its bytes, mapped where that can be: nobody may write to it any more.
+    /// All its bytes, mapped where possible: the file must not be written to any more.
     fn map(&self) -> io::Result<Object>;
 
     /// Appends bytes.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
 
-    /// The same, of many bytes that nobody is about to read.
+    /// As [`Self::write`], for many bytes that are not about to be read.
     fn write_past_cache(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.write(bytes)
     }
 
-    /// Gives it this much space on the disk.
+    /// Reserves this much disk space for the file.
     fn allocate(&mut self, len_bytes: u64) -> io::Result<()>;
 
-    /// Makes its bytes durable. After an error they may be lost whatever a later call says.
+    /// Makes its bytes durable. After an error they may be lost even if a later call succeeds.
     fn sync(&self) -> io::Result<()>;
 
-    /// Gives a file without a name one that nothing has.
+    /// Links a file without a name at a path that is free.
     fn link(&self, path: &Path) -> io::Result<()>;
 }
 
@@ -223,7 +223,7 @@ impl Disk for HostDisk {
     }
 
     fn lock(&self, path: &Path, wait: bool) -> io::Result<Option<Box<dyn DiskFile>>> {
-        // Whoever may open it may hold it.
+        // Any process that may open it may hold it.
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.open(path)?;
@@ -255,7 +255,7 @@ impl Disk for HostDisk {
     fn lock_holder(&self, path: &Path) -> LockHolder {
         let Ok(metadata) = fs::metadata(path) else { return LockHolder::default() };
         let since = Time { seconds: metadata.mtime(), nanos: metadata.mtime_nsec() as u32 };
-        // Of a process in another pid namespace there is no line, or one with the number 0.
+        // A process in another pid namespace has no line, or one with the number 0.
         let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
         let (device, inode) = (metadata.dev(), metadata.ino());
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
@@ -280,7 +280,7 @@ impl DiskFile for HostFile {
 
     fn map(&self) -> io::Result<Object> {
         let map = Mapped::open(&self.file)?;
-        // Else the first byte that is read brings as much as the kernel reads ahead.
+        // Else the kernel reads ahead at the first byte read.
         map.expect(Access::Random, 0..map.len());
         Ok(Object::Mapped(map))
     }
@@ -329,7 +329,7 @@ pub fn read_all(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
 /// Writes `body` to `temporary`, syncs it, and renames it over `path`. Both must be on one file system.
 ///
 /// # Errors
-/// As the system calls; `path` holds the old or the new bytes whole.
+/// As the system calls; `path` then holds either all the old bytes or all the new ones.
 pub fn replace_file(disk: &dyn Disk, temporary: &Path, path: &Path, body: &[u8]) -> Result<()> {
     let failed = |error: io::Error| Error::io("cannot write", path.display(), error);
     let mut file = disk.create(temporary).map_err(failed)?;
@@ -347,7 +347,7 @@ pub fn sync_directory(disk: &dyn Disk, directory: &Path) -> Result<()> {
     synced.map_err(|error| Error::io("cannot sync directory", directory.display(), error))
 }
 
-/// Creates a directory of this host and what is missing above it, for this user alone. Not durable.
+/// Creates a directory of this host and its missing parents, for this user alone. Not durable.
 ///
 /// # Errors
 /// As the system calls.
@@ -355,9 +355,9 @@ pub fn create_private_directories(directory: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
-/// Creates `directory` and what is missing above it, but nothing above `root`, for this user alone, and makes their names
-/// durable. Nothing is ever put into a directory whose own name is not durable, so one that is not empty needs no sync; one
-/// that is may have been made by a process that died before it could sync.
+/// Creates `directory` and its missing parents, but nothing above `root`, for this user alone, and makes their names
+/// durable. Nothing is ever put into a directory whose own name is not durable, so a non-empty one needs no sync; an
+/// empty one may have been made by a process that died before it could sync.
 ///
 /// # Errors
 /// As the system calls.

@@ -1,9 +1,9 @@
-//! The host's files below a directory that is held open: names, looks, attributes, descriptors. A name is looked up in a held
-//! directory and nothing follows a symbolic link, so a path may have any length, and a user who renames or replaces a
-//! directory while root works in it redirects nothing. Used by backup and restore.
+//! The host's files below a directory that is held open: names, metadata, attributes, descriptors. A name is looked up
+//! in a held directory and no symbolic link is followed, so a path may have any length, and a user who renames or
+//! replaces a directory while root works in it redirects nothing. Used by backup and restore.
 //!
-//! A file is pinned first ([`pin_at`]): the descriptor names the inode and opens nothing, so that devices and pipes do not
-//! notice. What is read of it then (look, link target, attributes, bytes) is read of that inode.
+//! A file is pinned first ([`pin_at`]): the descriptor names the inode and opens nothing, so that devices and pipes do
+//! not notice. Metadata, link target, attributes and bytes are then read of that inode.
 
 use crate::error::{Error, Result};
 use rustix::buffer::spare_capacity;
@@ -18,7 +18,7 @@ pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Longest list of names, and longest value, of extended attributes (XATTR_LIST_MAX, XATTR_SIZE_MAX).
 const XATTR_MAX: usize = 64 << 10;
-/// Names are read off a directory in pieces of this length.
+/// Names are read from a directory in pieces of this length.
 const LIST_LEN: usize = 32 << 10;
 
 /// A name of a directory.
@@ -29,11 +29,11 @@ pub(crate) type Name = Vec<u8>;
 pub(crate) enum Handle<'a> {
     /// Of an open file or directory.
     Open(BorrowedFd<'a>),
-    /// Of what [`pin_at`] has pinned.
+    /// Of a file pinned by [`pin_at`].
     Pinned(BorrowedFd<'a>),
 }
 
-/// Extended attributes as far as they could be read.
+/// Extended attributes, as far as they could be read.
 #[derive(Debug, Default)]
 pub(crate) struct ReadXattrs {
     pub xattrs: Xattrs,
@@ -41,7 +41,7 @@ pub(crate) struct ReadXattrs {
     pub failed: Vec<(Name, Errno)>,
 }
 
-/// Buffers that are used again and again.
+/// Reused buffers.
 pub(crate) struct Host {
     list: Vec<u8>,
     xattr_names: Vec<u8>,
@@ -69,7 +69,7 @@ impl Host {
         Ok(names)
     }
 
-    /// Extended attributes in order of their names. One that cannot be read costs no other.
+    /// Extended attributes in order of their names. An unreadable one does not affect the others.
     pub(crate) fn xattrs(&mut self, handle: Handle<'_>) -> ReadXattrs {
         let mut read = ReadXattrs::default();
         match self.list_xattrs(handle) {
@@ -94,7 +94,7 @@ impl Host {
         read
     }
 
-    /// The names of all extended attributes, each with a zero behind it; none where there are no attributes.
+    /// The names of all extended attributes, each followed by a zero byte; empty if there are no attributes.
     fn list_xattrs(&mut self, handle: Handle<'_>) -> rustix::io::Result<()> {
         loop {
             self.xattr_names.clear();
@@ -114,22 +114,22 @@ impl Host {
     }
 }
 
-/// What kind of file this is the look of.
+/// The kind of a file, from its metadata.
 pub(crate) fn file_type(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
 }
 
-/// Whether two looks are of one inode.
+/// Whether both are metadata of one inode.
 pub(crate) fn is_same_inode(one: &Stat, other: &Stat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 
-/// Pins what the user named, a symbolic link followed.
+/// Pins the file that the user named, following a symbolic link.
 pub(crate) fn pin(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Pins what stands under a name of a directory, without following or opening it.
+/// Pins the entry under a name of a directory, without following or opening it.
 pub(crate) fn pin_at(directory: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
@@ -150,7 +150,7 @@ pub(crate) fn open_directory_at(parent: impl AsFd, name: &[u8]) -> rustix::io::R
     keeping_access_time(flags, |flags| rustix::fs::openat(&parent, name, flags, Mode::empty()))
 }
 
-/// How a name of a directory looks.
+/// The metadata of a directory entry.
 pub(crate) fn stat_at(directory: impl AsFd, name: &[u8]) -> rustix::io::Result<Stat> {
     rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
 }
@@ -160,7 +160,7 @@ pub(crate) fn read_link(pin: impl AsFd) -> rustix::io::Result<Vec<u8>> {
     rustix::fs::readlinkat(pin, "", Vec::new()).map(std::ffi::CString::into_bytes)
 }
 
-/// Demands that `/proc` is there: without it nothing that is pinned can be opened.
+/// Requires `/proc`: without it no pinned file can be opened.
 ///
 /// # Errors
 /// `Unavailable` when it is not.
@@ -172,13 +172,13 @@ pub(crate) fn require_proc() -> Result<()> {
     }
 }
 
-/// A path of what a descriptor stands for, also where the system call takes no descriptor that only pins. It is right while
-/// the descriptor is open, and follows nothing further.
+/// A path to a descriptor's file, for system calls that take no pinning descriptor. It is valid while the descriptor is
+/// open, and follows nothing further.
 pub(crate) fn path_of(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-/// Opens so that reading leaves the access time alone, which only the owner and root may ask for.
+/// Opens without updating the access time, which only the owner and root may request.
 fn keeping_access_time(
     flags: OFlags,
     open: impl Fn(OFlags) -> rustix::io::Result<OwnedFd>,

@@ -1,5 +1,5 @@
 //! Locks of one host: advisory file locks, which the kernel drops when their holder dies. One writer at a time, one
-//! collector at a time; readers take none. Others are tried for again and again, for a time that the caller states.
+//! collector at a time; readers take none. A held lock is tried again for a time that the caller states.
 
 use crate::clock;
 use crate::error::{Error, Kind, Result};
@@ -17,25 +17,25 @@ pub const COLLECTOR_LOCK: &str = "gc.lock";
 /// Held while packs move between tiers.
 pub const MOVER_LOCK: &str = "mover.lock";
 
-/// How often a lock that is held is tried again.
+/// How often a held lock is tried again.
 const POLL: Duration = Duration::from_millis(20);
-/// How long a holder may take to say its name.
+/// How long a holder may take to write its name.
 const NAMELESS: Duration = Duration::from_millis(300);
-/// Bytes of what a holder wrote that are read.
+/// Maximum bytes read of a holder's text.
 const TEXT_MAX: usize = 256;
 
-/// What can be seen of a lock from outside.
+/// Observed state of a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockState {
-    /// Somebody holds it.
+    /// It is held.
     Held,
-    /// Its file is there, and nobody holds it.
+    /// Its file exists, and it is not held.
     Free,
     /// It has no file.
     Absent,
 }
 
-/// A held lock; dropping it lets go.
+/// A held lock; dropping it releases it.
 #[derive(Debug)]
 #[must_use = "dropping it gives the lock back"]
 pub struct FileLock {
@@ -45,8 +45,8 @@ pub struct FileLock {
 }
 
 impl FileLock {
-    /// Takes the lock at once or fails, and writes `purpose` and the process id into it for others to read. Local state may
-    /// be lost at any time, so the directory is made if it is not there.
+    /// Takes the lock at once or fails, and writes `purpose` and the process id into it for others to read. Local state
+    /// may be lost at any time, so a missing directory is created.
     ///
     /// # Errors
     /// `Conflict`, naming the holder, when it is held.
@@ -54,7 +54,7 @@ impl FileLock {
         Self::take_on(&(Arc::new(HostDisk) as Arc<dyn Disk>), path, purpose, Duration::ZERO)
     }
 
-    /// The same on another file system than the host's, trying again each [`POLL`] for as long as `wait`.
+    /// As [`Self::take`] on any file system, trying again each [`POLL`] for as long as `wait`.
     ///
     /// # Errors
     /// As [`Self::take`].
@@ -69,7 +69,7 @@ impl FileLock {
             }
             let holder = holder(&**disk, path);
             let waited = begun.elapsed();
-            // A holder that has only just begun says its name in a moment, and one that is just ending is gone.
+            // A holder that has just begun writes its name soon, and one that is just ending is gone soon.
             if waited >= wait && (holder.is_some() || waited >= NAMELESS) {
                 return Err(locked(&**disk, path, holder, waited));
             }
@@ -88,7 +88,7 @@ impl FileLock {
         Ok(Self { disk: disk.clone(), path: path.to_owned(), _held: held })
     }
 
-    /// Whether somebody holds the lock at `path`.
+    /// Whether the lock at `path` is held.
     ///
     /// # Errors
     /// As the system calls.
@@ -101,16 +101,16 @@ impl FileLock {
         }
     }
 
-    /// Removes the lock's file, which nobody will take again, and lets go.
+    /// Removes the lock's file, which no process will take again, and releases the lock.
     pub fn remove(self) {
-        // A leftover lock file nobody holds means nothing, so a failure here harms nobody.
+        // A leftover lock file that is not held means nothing, so a failure here is harmless.
         if let Err(error) = self.disk.unlink(&self.path) {
             tracing::debug!(path = %self.path.display(), %error, "lock file stays");
         }
     }
 }
 
-/// What the holder wrote of itself; `None` while that is not there yet, or is still what the holder before it wrote.
+/// The holder's own text; `None` while it is not written yet, or is still the previous holder's.
 fn holder(disk: &dyn Disk, path: &Path) -> Option<String> {
     let bytes = disk.open(path).and_then(|file| disk::read_all(&*file)).ok()?;
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(TEXT_MAX)]).trim().to_owned();
@@ -119,7 +119,7 @@ fn holder(disk: &dyn Disk, path: &Path) -> Option<String> {
     (!is_stale).then_some(text)
 }
 
-/// What is said of a holder that has perhaps not said what it is.
+/// Describes a holder that may not have written its name.
 fn name(disk: &dyn Disk, path: &Path, holder: Option<String>) -> String {
     holder.unwrap_or_else(|| match disk.lock_holder(path).pid {
         Some(pid) => format!("a process that has not said its name (pid {pid})"),

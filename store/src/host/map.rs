@@ -9,18 +9,18 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
-/// Advice is given by pages.
+/// Advice applies to full pages.
 const PAGE: usize = 4096;
 
 /// How a part of a map will be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Here and there.
+    /// At random.
     Random,
-    /// Here and there, but so often that all of it should be in memory, in huge pages where the file system has them: they
-    /// spare most lookups a walk of the page table.
+    /// At random, but so often that all of it should be in memory, in huge pages where the file system has them: they
+    /// save most lookups a page table walk.
     Often,
-    /// From its start to its end.
+    /// Sequentially.
     Whole,
 }
 
@@ -34,22 +34,22 @@ impl Mapped {
     /// # Errors
     /// As `mmap(2)`.
     pub fn open(file: &File) -> io::Result<Self> {
-        // SAFETY: the map is undefined only if somebody changes or truncates the file below it. Files mapped here are
-        // objects of a tier: linked under their name once, whole, never written again; deletion unlinks and leaves the
-        // mapped inode alone. Or they are scratch files without a name, which only the process that maps them has, and
-        // which it writes only while no map of them lives.
+        // SAFETY: the map is undefined only if the file is changed or truncated while mapped. Files mapped here are
+        // objects of a tier: linked under their name once, complete, never written again; deletion unlinks and leaves
+        // the mapped inode alone. Or they are scratch files without a name, which only the mapping process has open,
+        // and which it writes only while no map of them lives.
         let map = unsafe { memmap2::Mmap::map(file) };
         map.map(Self)
     }
 
-    /// Tells the kernel how a part will be read. Only a hint.
+    /// Advises the kernel how a part will be read. Only a hint.
     pub fn expect(&self, access: Access, range: Range<usize>) {
         let advice = match access {
             Access::Random => Advice::Random,
             Access::Often => Advice::HugePage,
             Access::Whole => Advice::Sequential,
         };
-        // What starts within a page is advised from that page's start.
+        // A range that starts within a page is advised from that page's start.
         let start = range.start / PAGE * PAGE;
         if let Err(error) = self.0.advise_range(advice, start, range.end.saturating_sub(start)) {
             tracing::debug!(%error, "the kernel takes no advice on a map");

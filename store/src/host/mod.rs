@@ -1,13 +1,13 @@
-//! This host's file system and what the store keeps on it: files, maps, locks, local state.
+//! This host's file system and the store's data on it: files, maps, locks, local state.
 //!
-//! - `disk`         the file system below local tiers and local state: the seam that tests replace
+//! - `disk`         the file system below local tiers and local state, which tests replace
 //! - `direct`       writing past the page cache
 //! - `map`          read-only maps: the one place of this crate with `unsafe`
-//! - `object`       the bytes of a whole object, read or mapped
+//! - `object`       the bytes of an object, read or mapped
 //! - `held`         files below a directory that is held open, no link followed
 //! - `lock`         file locks that name their holder
 //! - `state`        local state: locks, uppers, sockets, derived tables
-//! - `reserve`      space kept back for a full disk
+//! - `reserve`      space reserved for a full disk
 //! - `scratch_file` files without a name
 //! - `derived`      tables that can be made again, in sled
 

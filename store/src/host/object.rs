@@ -1,8 +1,8 @@
-//! The bytes of a whole object, read or mapped.
+//! The bytes of an object, read or mapped.
 
 use crate::host::map::Mapped;
 
-/// The bytes of a whole object.
+/// The bytes of an object.
 #[derive(Debug)]
 pub enum Object {
     /// Read into memory.

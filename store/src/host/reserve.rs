@@ -1,13 +1,13 @@
-//! Space and inodes kept back in the local state, so that a full disk can be freed: to forget and to collect is to write
-//! little before much is deleted. They are kept from the moment a store is made or written, and help where local state and
-//! hot tier share a disk, as in a store in one directory.
+//! Space and inodes reserved in the local state, so that a full disk can be freed: forgetting and collecting write a
+//! little before they delete much. They are reserved from the moment a store is made or written, and help where local
+//! state and hot tier share a disk, as in a store in one directory.
 
 use crate::host::state::LocalState;
 use std::path::PathBuf;
 
 /// Enough for refs, condemned lists and the collector's clock many times over.
 const LEN_BYTES: u64 = 1 << 20;
-/// Files kept, the first of them of that length: enough inodes for the collector's directories and objects.
+/// Number of files, the first of that length: enough inodes for the collector's directories and objects.
 const FILES: u32 = 8;
 
 fn name(number: u32) -> String {
@@ -21,7 +21,7 @@ fn path(state: &LocalState, number: u32) -> PathBuf {
     state.path().join(name(number))
 }
 
-/// Keeps the space, as far as it is not kept yet. A disk that has none to give is left as it is.
+/// Reserves the space that is not reserved yet. A disk without space for it is left as it is.
 pub(crate) fn keep(state: &LocalState) {
     let disk = state.disk();
     for number in 0..FILES {
@@ -41,7 +41,7 @@ pub(crate) fn keep(state: &LocalState) {
     }
 }
 
-/// Gives the space back to the disk; false when none was kept.
+/// Returns the space to the disk; false when none was reserved.
 pub(crate) fn give_back(state: &LocalState) -> bool {
     let disk = state.disk();
     let given = (0..FILES).filter(|number| disk.unlink(&path(state, *number)).is_ok());

@@ -1,4 +1,4 @@
-//! Scratch files: what is too long for memory and is gone with the process.
+//! Scratch files: data too long for memory, gone with the process.
 
 use crate::clock;
 use crate::error::{Error, Result};
@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// A new file without a name, on the file system of `directory`, which is made if it is not there.
+/// A new file without a name, on the file system of `directory`, which is created if missing.
 ///
 /// # Errors
 /// As the system calls.

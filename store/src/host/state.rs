@@ -1,5 +1,5 @@
-//! Local state of a host: a directory for locks, uppers, sockets, the writer's incarnation and derived tables. Never shared
-//! between hosts, and never needed: it may be lost when nothing runs.
+//! Local state of a host: a directory for locks, uppers, sockets, the writer's incarnation and derived tables. Never
+//! shared between hosts, and dispensable: it may be lost while no process runs.
 
 use crate::error::{Kind, Result};
 use crate::host::disk::{self, Disk, HostDisk, read_all, replace_file};
@@ -14,7 +14,7 @@ use std::time::Duration;
 pub struct LocalState {
     disk: Arc<dyn Disk>,
     path: PathBuf,
-    /// How long to try for a lock that is held.
+    /// How long to wait for a held lock.
     wait: Duration,
 }
 
@@ -30,7 +30,7 @@ impl LocalState {
         Self { disk, path: path.into(), wait: Duration::ZERO }
     }
 
-    /// The same, waiting so long for a lock that is held; without it a lock is had at once or not at all.
+    /// The same, waiting this long for a held lock; otherwise a lock is taken at once or not at all.
     pub fn waiting(self, wait: Duration) -> Self {
         Self { wait, ..self }
     }
@@ -40,7 +40,7 @@ impl LocalState {
         &self.path
     }
 
-    /// Makes a directory below it, or itself for an empty name, if it is not there.
+    /// Creates a directory below it, or itself for an empty name, if missing.
     ///
     /// # Errors
     /// As the system calls.
@@ -67,7 +67,7 @@ impl LocalState {
     /// Replaces a small file, durably. One process at a time may do this to a file.
     ///
     /// # Errors
-    /// As the system calls; the file holds the old or the new bytes whole.
+    /// As the system calls; the file then holds either all the old bytes or all the new ones.
     pub fn replace(&self, name: &str, body: &[u8]) -> Result<()> {
         let path = self.path.join(name);
         replace_file(&*self.disk, &path.with_extension("next"), &path, body)
@@ -86,7 +86,7 @@ impl LocalState {
         })
     }
 
-    /// What can be seen of a lock.
+    /// The observed state of a lock.
     ///
     /// # Errors
     /// As the system calls.
@@ -94,8 +94,8 @@ impl LocalState {
         FileLock::look(&*self.disk, &self.path.join(name))
     }
 
-    /// Removes a file that means nothing any more, like that of a lock that nobody holds and nobody will take again; one
-    /// that stays harms nobody.
+    /// Removes a file without a meaning, like that of a lock that is not held and will not be taken again; one that
+    /// stays is harmless.
     pub fn remove(&self, name: &str) {
         let path = self.path.join(name);
         match self.disk.unlink(&path) {
@@ -111,7 +111,7 @@ impl LocalState {
         &*self.disk
     }
 
-    /// The same, to keep.
+    /// The same, shared.
     pub(crate) fn shared_disk(&self) -> Arc<dyn Disk> {
         self.disk.clone()
     }

@@ -1,26 +1,26 @@
-//! The dedup budget: from which groups of its parent an image takes no pages, though it has equal ones.
+//! The dedup budget: the groups of its parent from which an image takes no pages, although they are equal.
 //!
 //! A page taken over costs no bytes, and makes the image depend on one frame more than if it were written beside its
-//! neighbours. A single sleep hardly shows it. But each leaves of older groups what did not change, and a resume would in the
-//! end fetch a frame for every few pages. So the frames of an image have a limit, a multiple of the fewest that could hold
-//! it; above it, the pages of the sparsest groups are written again (docs/TUNING.md). An image of few frames has none: it
-//! wakes at once, however its pages lie. Pure.
+//! neighbours. After one hibernation this hardly shows. But each one keeps the unchanged pages of older groups, and a
+//! resume would in the end fetch a frame for every few pages. So the frames of an image have a limit, a multiple of the
+//! fewest that could hold it; above it, the pages of the sparsest groups are written again (docs/TUNING.md). An image
+//! of few frames has none: it resumes at once, however its pages lie. Pure.
 
 use super::table::Space;
 use crate::id::ChunkId;
 use crate::page::GROUP_PAGES;
 use std::collections::{BTreeSet, HashMap};
 
-/// An image whose frames are more than so many times the fewest passes its sparsest groups on to no child.
+/// Multiple of the fewest frames above which an image passes its sparsest groups on to no child.
 const SPREAD_LIMIT: u64 = 2;
-/// And when they are more than these.
+/// An image of at most this many frames has no limit.
 const FEW_FRAMES: u64 = 32;
 
 /// A group and the base that it is a delta against: the frames that reading it fetches.
 pub(super) type Frames = (ChunkId, Option<ChunkId>);
 
-/// The groups without which the frames of an image are within the limit, counting those that their pages fill when they are
-/// written again.
+/// The groups to drop so that the frames of an image are within the limit, counting the frames that their pages fill
+/// when written again.
 pub(super) fn sparsest(spaces: &[Space], groups: &[Frames]) -> BTreeSet<u32> {
     beyond(|fewest| FEW_FRAMES.max(fewest * SPREAD_LIMIT), spaces, groups)
 }
@@ -65,13 +65,13 @@ mod tests {
     use super::super::table::PageRun;
     use super::*;
 
-    /// What is beyond a limit of twice the fewest frames.
+    /// The groups beyond a limit of twice the fewest frames.
     fn declined(groups: &[(u32, Option<u8>)]) -> Vec<u32> {
         let (space, frames) = image(groups);
         beyond(|fewest| fewest * SPREAD_LIMIT, &[space], &frames).into_iter().collect()
     }
 
-    /// An image of one space whose groups have so many pages in use and this base.
+    /// An image of one space whose groups have these counts of used pages and these bases.
     fn image(groups: &[(u32, Option<u8>)]) -> (Space, Vec<Frames>) {
         let id = |number: u8| ChunkId::from_bytes([number; 32]);
         let (mut runs, mut frames, mut first_page) = (Vec::new(), Vec::new(), 0);

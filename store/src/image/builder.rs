@@ -1,7 +1,6 @@
-//! Capturing an image: pages come in ascending order, each is compared with the parent image's page at the same place,
-//! and what is neither zero nor equal goes into groups. Of the parent's groups, the one that holds most of a new group's
-//! places is what the new one may be stored as a delta against. Groups that the budget declines are neither taken nor
-//! depended on.
+//! Capturing an image: pages come in ascending order, each is compared with the parent image's page at the same
+//! address, and pages neither zero nor equal go into groups. A new group may be stored as a delta against the parent's
+//! group that holds most of its addresses. Groups that the budget declines are neither taken over nor depended on.
 
 use super::budget;
 use super::format::{self, Parts};
@@ -20,20 +19,20 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 use std::ops::Range;
 
-/// What a capture found.
+/// Counts of a capture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ImageStats {
-    /// Pages offered, and those that a diff left out though the parent stores them.
+    /// Pages offered, and pages of the parent that a diff left out.
     pub pages: u64,
     /// Of these, zero.
     pub zero: u64,
     /// Of those that are zero, pages that the parent stores: they became zero since, or are missing.
     pub zeroed: u64,
-    /// Equal to the parent's page at the same place, and taken over.
+    /// Equal to the parent's page at the same address, and taken over.
     pub same_as_parent: u64,
     /// Not offered: left out by a diff, and taken over from the parent as they are.
     pub inherited: u64,
-    /// Equal as well, but written again: taken over, they would have scattered the image over too many frames.
+    /// Equal as well, but written again, since taking them over would scatter the image over too many frames.
     pub declined: u64,
     /// The rest.
     pub new: u64,
@@ -46,15 +45,15 @@ pub struct ImageBuilder<'a> {
     parent: Option<&'a Image>,
     parent_space: Option<usize>,
     parent_group: Option<(u32, ChunkBytes)>,
-    /// The parent's groups that nothing is taken from.
+    /// The parent's groups from which no page is taken.
     declined: BTreeSet<u32>,
     groups: Vec<ChunkId>,
     numbers: HashMap<ChunkId, u32>,
-    /// What groups taken from the parent are deltas against.
+    /// The bases of groups taken from the parent.
     bases: BTreeMap<u32, ChunkId>,
     /// Groups put into the store by this builder.
     own_groups: Vec<u32>,
-    /// New pages that wait for their group: where they stand and their bytes.
+    /// New pages that wait for their group: their numbers and bytes.
     pending_pages: Vec<u64>,
     pending_bytes: Vec<u8>,
     /// Runs of the open space in any order.
@@ -67,7 +66,7 @@ pub struct ImageBuilder<'a> {
 }
 
 impl<'a> ImageBuilder<'a> {
-    /// An empty image. Pages equal to those of `parent` cost nothing, but for those that would scatter it too far.
+    /// An empty image. Pages equal to those of `parent` cost nothing, except those that would scatter it too far.
     pub fn new(writer: &'a mut Writer, kind: ImageKind, parent: Option<&'a Image>) -> Self {
         Self {
             writer,
@@ -93,8 +92,8 @@ impl<'a> ImageBuilder<'a> {
         }
     }
 
-    /// Begins an address space: 0 for a memory file, the process id for a process; `len_bytes` is the file's length or the
-    /// end of the highest page.
+    /// Begins an address space: 0 for a memory file, the process id for a process; `len_bytes` is the file's length or
+    /// the end of the highest page.
     ///
     /// # Errors
     /// `Invalid` when the space is there already; as [`Writer::put_chunk`].
@@ -148,8 +147,8 @@ impl<'a> ImageBuilder<'a> {
         self.write(page, bytes)
     }
 
-    /// Takes the parent's pages over as they are: a diff leaves out what did not change. Costs no reading, but for pages of
-    /// groups that the budget declines. Follows the last page and is followed as a page is.
+    /// Takes the parent's pages over as they are: a diff leaves out unchanged pages. Costs no reading, except for pages
+    /// of groups that the budget declines. The order is that of [`Self::page`].
     ///
     /// # Errors
     /// `Invalid` when the parent has no such space, else as [`Self::page`].
@@ -180,8 +179,8 @@ impl<'a> ImageBuilder<'a> {
         Ok(())
     }
 
-    /// The page at address `page * PAGE` is the parent's page `parent_page` in its space of this index, which is not read
-    /// unless it is declined. Pages come in order, as in [`Self::page`].
+    /// The page at address `page * PAGE` is the parent's page `parent_page` in its space of this index, which is not
+    /// read unless it is declined. Pages come in order, as in [`Self::page`].
     ///
     /// # Errors
     /// `Invalid` when there is no parent; as [`Self::page`].
@@ -204,7 +203,7 @@ impl<'a> ImageBuilder<'a> {
         self.write(page, &bytes)
     }
 
-    /// What was found so far.
+    /// Counts so far.
     pub fn stats(&self) -> ImageStats {
         self.stats
     }
@@ -222,7 +221,7 @@ impl<'a> ImageBuilder<'a> {
         Ok(())
     }
 
-    /// The bytes that the parent stores at a place, verified; `None` when the place lies outside its group.
+    /// The bytes that the parent stores at a location, verified; `None` when it lies outside its group.
     fn parent_page(&mut self, place: Location) -> Result<Option<&[u8; PAGE]>> {
         let Some(parent) = self.parent else { return Ok(None) };
         if self.parent_group.as_ref().is_none_or(|(group, _)| *group != place.group) {
@@ -287,8 +286,9 @@ impl<'a> ImageBuilder<'a> {
         Ok(())
     }
 
-    /// What the pending pages may be a delta against: the parent's group that holds most of their places, or what that one
-    /// is a delta against itself, so that no delta depends on a delta. What is declined would be fetched again as a base.
+    /// The base that the pending pages may be a delta against: the parent's group that holds most of their addresses,
+    /// or the base of that group, so that no delta depends on a delta. A declined group is no base: it would be fetched
+    /// again.
     fn base_of_pending(&self) -> Option<Base> {
         let (parent, space) = (self.parent?, self.parent_space?);
         let mut votes: BTreeMap<ChunkId, usize> = BTreeMap::new();

@@ -18,13 +18,13 @@ const RUN_LEN: usize = 18;
 /// Format version of a page table with deltas; one without is still of version 1.
 const DELTA_VERSION: u16 = 2;
 
-/// An image, taken apart.
+/// The parts of an image.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Parts {
     pub kind: ImageKind,
     pub spaces: Vec<Space>,
     pub groups: Vec<ChunkId>,
-    /// What groups, by number, are deltas against.
+    /// The bases of groups stored as deltas, by group number.
     pub bases: BTreeMap<u32, ChunkId>,
     pub blobs: Vec<(String, Content)>,
 }
@@ -120,7 +120,7 @@ fn decode_ids(fields: &mut Decoder<'_>) -> Result<Vec<ChunkId>> {
     (0..fields.count(ChunkId::LEN)?).map(|_| fields.array().map(ChunkId::from_bytes)).collect()
 }
 
-/// Parses a page table; everything that a later read relies on is checked here.
+/// Parses a page table; checks everything that a later read relies on.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Parts> {
     let mut fields = Decoder::new(bytes);
     if fields.take(4)? != IMAGE_MAGIC {
@@ -189,7 +189,7 @@ fn decode_space(fields: &mut Decoder<'_>, group_count: usize, group_pages: u32) 
     Ok(Space { id, len_bytes, runs })
 }
 
-/// Reads an image's page table and tells `visit` of the chunks that make it up.
+/// Reads an image's page table and calls `visit` with the chunks that make it up.
 pub(crate) fn read_parts(store: &Store, id: &ImageId, visit: &mut dyn FnMut(&ChunkId)) -> Result<Parts> {
     let table = blob::read_visiting(store, &id.chunk(), visit)?;
     decode(&table).map_err(|error| error.object(format!("image {id}")))

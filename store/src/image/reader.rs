@@ -1,4 +1,4 @@
-//! An open image: its page table in memory, its pages read when asked for.
+//! An open image: its page table in memory, its pages read on demand.
 
 use super::budget::Frames;
 use super::format;
@@ -56,7 +56,7 @@ impl Image {
         &self.0.store
     }
 
-    /// Whose memory it is.
+    /// The kind of memory.
     pub fn kind(&self) -> ImageKind {
         self.0.kind
     }
@@ -102,7 +102,7 @@ impl Image {
         self.0.groups.len()
     }
 
-    /// How many frames reading all of it fetches: its groups, and the bases of deltas that are none of them.
+    /// How many frames reading all of it fetches: its groups, and bases of deltas outside them.
     pub fn frame_count(&self) -> usize {
         let frames = self.frames().into_iter().flat_map(|(id, base)| std::iter::once(id).chain(base));
         frames.collect::<HashSet<ChunkId>>().len()

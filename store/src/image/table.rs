@@ -1,8 +1,8 @@
-//! The page table in memory: which page of a space stands where.
+//! The page table in memory: the location of each page of a space.
 
 use std::ops::Range;
 
-/// Whose memory it is; the number is part of the format.
+/// The kind of memory; the number is part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ImageKind {

@@ -1,7 +1,7 @@
-//! Buckets: one cache line for each slice of the id space in a run, with the number of the slice's first entry and a Bloom
-//! filter over its entries. A chunk that the run does not have costs that line and no look at the entries; one that it has
-//! is looked for close to where it must be. Buckets are mapped with the run, so they cost nothing to open and two bytes
-//! an entry to keep warm. Pure.
+//! Buckets: one cache line for each slice of the id space in a run, with the number of the slice's first entry and a
+//! Bloom filter over its entries. A chunk that the run does not have costs that line and reads no entry; for one that
+//! it has the search starts close to its entry. Buckets are mapped with the run, so they cost nothing to open and two
+//! bytes an entry of memory. Pure.
 
 use super::prefix::Prefix;
 use super::row::ENTRY_LEN;
@@ -20,7 +20,7 @@ const PROBES: u32 = 6;
 const PROBE_BITS: u32 = 10;
 
 impl Prefix {
-    /// Its bucket among so many, and how far into the bucket's slice it lies, in 2^32ths.
+    /// Its bucket, and its position in the bucket's slice, in 2^32ths.
     fn slice(self, bucket_count: usize) -> (usize, u64) {
         let product = (self.word >> 32) * bucket_count as u64;
         ((product >> 32) as usize, product & 0xffff_ffff)
@@ -36,7 +36,7 @@ impl Prefix {
     }
 }
 
-/// Number of buckets over so many entries.
+/// Number of buckets over this many entries.
 pub(super) fn bucket_count(entry_count: usize) -> usize {
     entry_count.div_ceil(BUCKET_ENTRIES)
 }
@@ -67,8 +67,8 @@ pub(super) fn touch(buckets: &[[u8; BUCKET_LEN]], prefix: Prefix) -> u8 {
     buckets.get(prefix.slice(buckets.len()).0).map_or(0, |bucket| bucket[0])
 }
 
-/// Where to begin looking for a prefix among the entries; `None`: it is not there, for certain. All bits are looked at: a
-/// branch on each, which nobody can foretell, would make the next run's bucket wait for this one's.
+/// Where to begin the search for a prefix among the entries; `None`: it is certainly absent. All bits are tested: a
+/// branch on each, which is unpredictable, would make the next run's bucket wait for this one's.
 pub(super) fn look(buckets: &[[u8; BUCKET_LEN]], prefix: Prefix) -> Option<usize> {
     let (index, fraction) = prefix.slice(buckets.len());
     let bucket = buckets.get(index)?;

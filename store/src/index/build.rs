@@ -26,7 +26,7 @@ impl Default for RunBuilder {
 }
 
 impl RunBuilder {
-    /// Adds what a pack holds.
+    /// Adds the chunks of a pack.
     ///
     /// # Errors
     /// `Internal` when a frame lies where an entry cannot point.
@@ -49,7 +49,7 @@ impl RunBuilder {
         (self.bytes.len() - ENTRIES_START) / ENTRY_LEN
     }
 
-    /// Whether it is as long as a run in memory should be.
+    /// Whether it has the maximum length of a run in memory.
     pub fn is_full(&self) -> bool {
         self.entry_count() >= PIECE_ENTRIES
     }
@@ -99,7 +99,7 @@ pub(super) fn head(entry_count: usize, pack_count: usize) -> [u8; HEADER_LEN] {
     out.finish().try_into().expect("the fields of a header have its length")
 }
 
-/// What stands behind the entries: buckets and packs. Memory: one byte an entry.
+/// The tables behind the entries: buckets and packs. Memory: one byte an entry.
 pub(super) fn tables(entries: &[[u8; ENTRY_LEN]], packs: &[PackId]) -> Vec<u8> {
     let buckets = bucket::build(entries);
     let layout = Layout::new(entries.len(), buckets.len(), packs.len());

@@ -1,8 +1,8 @@
-//! One bit for each row of the index: how chunks are marked without keeping their ids.
+//! One bit for each row of the index: marks chunks without keeping their ids.
 //!
-//! A chunk is marked at the first row that has the beginning of its id, in the order in which the runs were known when
-//! the marks were made; these runs are held as long as the marks are. A chunk of no run is kept by its id: there are
-//! few, since a reader covers every pack by some run first. 100 million chunks take 12.5 MB.
+//! A chunk is marked at the first row with its id's prefix, in the order of the runs when the marks were made; these
+//! runs are held as long as the marks are. A chunk of no run is kept by its id: there are few, since a reader covers
+//! every pack by some run first. 100 million chunks take 12.5 MB.
 
 use super::prefix::Prefix;
 use super::run::Run;
@@ -22,7 +22,7 @@ pub struct RowMarks {
 }
 
 impl RowMarks {
-    /// An empty set over the runs that the index knows now.
+    /// An empty set over the current runs of the index.
     pub fn new(index: &Index) -> Self {
         let runs = index.runs();
         Self { bits: vec![Vec::new(); runs.len()], runs, others: HashSet::new(), len: 0 }
@@ -57,12 +57,12 @@ impl RowMarks {
         }
     }
 
-    /// How many chunks were added.
+    /// Number of chunks added.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether none was.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -73,7 +73,7 @@ impl RowMarks {
         bits + self.others.capacity() * (size_of::<Prefix>() + 1)
     }
 
-    /// The run and the row that stand for every chunk whose id begins so.
+    /// The run and the row that stand for every chunk with this prefix.
     fn row_of(&self, prefix: Prefix) -> Option<(usize, usize)> {
         touch(&self.runs, prefix);
         let first = |(number, run): (usize, &Arc<Run>)| Some((number, run.rows_of(prefix).next()?.0));

@@ -1,6 +1,6 @@
-//! Joining runs: entries stream from the mapped sources into one run, in memory when it is short and in a mapped scratch
-//! file when it is not, so that no length of an index costs more than a fixed amount of memory. Which runs are joined is
-//! decided by [`plan`], which is pure.
+//! Joining runs: entries stream from the mapped sources into one run, in memory when it is short and otherwise in a
+//! mapped scratch file, so that any length of an index costs a fixed amount of memory. [`plan`], which is pure, decides
+//! which runs are joined.
 
 use super::build::{head, tables};
 use super::prefix::Prefix;
@@ -82,18 +82,18 @@ fn finish_file(mut file: &File, count: usize, packs: &[PackId], scratch: &Path) 
     file.write_all_at(&envelope, 0).map_err(failed)
 }
 
-/// What is left of a source.
+/// The rest of a source.
 struct Source<'a> {
     run: &'a Run,
     /// Number of the next row, and the row.
     next: usize,
     row: Option<Row>,
-    /// Numbers of its packs in the new run; `None` for those that go.
+    /// Numbers of its packs in the new run; `None` for packs that are dropped.
     numbers: Vec<Option<u32>>,
 }
 
 impl Source<'_> {
-    /// Moves all rows of `prefix` to `group` and tells what comes behind them.
+    /// Moves all rows of `prefix` to `group` and returns the prefix after them.
     fn take(&mut self, prefix: Prefix, group: &mut Vec<[u8; ENTRY_LEN]>) -> Result<Option<Prefix>> {
         while let Some(row) = self.row {
             if row.prefix != prefix {
@@ -116,7 +116,7 @@ impl Source<'_> {
     }
 }
 
-/// Gives the entries of all runs in order, each once, and their number.
+/// Passes on the entries of all runs in order, each once, and returns their number.
 fn merge_entries(
     runs: &[&Run],
     packs: &[PackId],
@@ -150,19 +150,19 @@ fn merge_entries(
     Ok(count)
 }
 
-/// A run as the plan sees it.
+/// A run as input of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
-    /// How many entries it has.
+    /// Number of its entries.
     pub entry_count: usize,
-    /// Whether it has to be written again: it names packs that go, or is not stored, or is of an old layout.
+    /// Whether it must be rewritten: it names packs to drop, or is not stored, or is of an old layout.
     pub must: bool,
 }
 
-/// Which runs are to be joined, by their index, each group into one. What must be rewritten is in some group, if only by
-/// itself. Of the others the shortest are joined, when there are more than `max_short`, with what is about as long: so an entry is
-/// rewritten a logarithmic number of times, and the number of runs is logarithmic too, until they reach
-/// [`MAX_RUN_ENTRIES`] and are left alone.
+/// The runs to be joined, by their index, each group into one. Every run that must be rewritten is in some group, if
+/// only by itself. Of the others the shortest are joined, when there are more than `max_short`, with runs of about the
+/// same length: so an entry is rewritten a logarithmic number of times, and the number of runs is logarithmic too,
+/// until they reach [`MAX_RUN_ENTRIES`] and are left alone.
 pub(super) fn plan(runs: &[Candidate], max_short: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..runs.len()).collect();
     order.sort_by_key(|index| (runs[*index].entry_count, *index));

@@ -1,8 +1,8 @@
-//! Index: chunk -> where its frame lies. A cache of pack directories, never the truth: `rebuild` makes it again from the
-//! packs, and a reader that misses a chunk first looks for runs and packs that it has not seen yet.
+//! Index: chunk -> location of its frame. Only a cache of pack directories: `rebuild` makes it again from the packs,
+//! and a reader that misses a chunk first looks for runs and packs that it has not seen yet.
 //!
-//! Writers add runs, and join short ones of packs that nobody may delete while they write; all else that merges and removes
-//! runs is the collector's, which holds its own lock.
+//! Writers add runs, and join short ones of packs that may not be deleted while they write; all other merges and
+//! removals are done by the collector, which holds its own lock.
 
 mod bucket;
 mod build;
@@ -46,7 +46,7 @@ const MAX_IN_MEMORY: usize = 4 << 20;
 const MAX_WRITERS_RUNS: usize = 32;
 /// Threads that open new runs.
 const OPENING_THREADS: usize = 8;
-/// When fewer rows than one of so many are looked at, a disk reads them sooner one by one than with all between them.
+/// Below one wanted row in this many, a disk reads them faster one by one than with all between them.
 const SPARSE_ROWS: usize = 4096;
 /// A writer joins no longer runs than these: its commit waits for it.
 const MAX_WRITERS_ENTRIES: usize = 1 << 18;
@@ -54,15 +54,15 @@ const MAX_WRITERS_ENTRIES: usize = 1 << 18;
 /// The runs known to this process.
 #[derive(Debug)]
 pub struct Index {
-    /// Where long runs are made.
+    /// Directory of the files of long runs.
     scratch: PathBuf,
     runs: RwLock<Arc<Vec<Arc<Run>>>>,
-    /// Keys of runs found damaged. Held while runs change, also over the listing that they change by: an older listing
-    /// must not replace a newer one. Readers of `runs` never wait for it.
+    /// Keys of runs found damaged. Locked while runs change, including the listing the change is based on: an older
+    /// listing must not replace a newer one. Readers of `runs` never wait for it.
     damaged: Mutex<HashSet<String>>,
 }
 
-/// The places of one chunk; most have one, and that costs no allocation.
+/// The locations of one chunk; most have one, which costs no allocation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
     first: Option<Location>,
@@ -77,7 +77,7 @@ impl Places {
         }
     }
 
-    /// The places, in the order they were found.
+    /// The locations, in the order they were found.
     pub fn iter(&self) -> impl Iterator<Item = &Location> + Clone {
         self.first.iter().chain(&self.more)
     }
@@ -92,17 +92,17 @@ impl IntoIterator for Places {
 }
 
 impl Index {
-    /// An index that knows no run; long runs of this process only are made in files in `scratch`.
+    /// An empty index; long runs of this process only are made in files in `scratch`.
     pub fn new(scratch: &Path) -> Self {
         Self { scratch: scratch.to_owned(), runs: RwLock::default(), damaged: Mutex::default() }
     }
 
-    /// The runs as they are known now; newest first.
+    /// The currently known runs, newest first.
     pub fn runs(&self) -> Arc<Vec<Arc<Run>>> {
         self.runs.read().clone()
     }
 
-    /// Learns of runs that were added and forgets those that are gone. Lists `index/` and maps what is new.
+    /// Adds new runs and drops those that are gone. Lists `index/` and maps the new ones.
     ///
     /// # Errors
     /// As the tier; a damaged run is skipped with a warning, since packs hold the truth.
@@ -121,7 +121,7 @@ impl Index {
             }
             match opened.next().expect("every new run was opened") {
                 Ok(run) => runs.push(Arc::new(run)),
-                Err(error) if error.kind() == Kind::NotFound => {} // merged away since it was listed
+                Err(error) if error.kind() == Kind::NotFound => {} // merged since the listing
                 Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Invalid) => {
                     tracing::warn!(run = key, %error, "index run cannot be used; reading its packs instead");
                 }
@@ -136,7 +136,7 @@ impl Index {
         self.damaged.lock()
     }
 
-    /// Forgets runs whose entries fail their checksum, which opening does not look at. Reads each run once in its life.
+    /// Drops runs whose entries fail their checksum, which opening does not verify. Reads each run once in its life.
     pub fn drop_damaged(&self) {
         let mut damaged = self.damaged();
         let (whole, broken): (Vec<_>, Vec<_>) = self.runs().iter().cloned().partition(|run| run.is_intact());
@@ -184,7 +184,7 @@ impl Index {
         Ok(adopted)
     }
 
-    /// A run of this process only: a long one in a mapped scratch file, where one can be made.
+    /// A run of this process only: a long one in a mapped scratch file, if one can be made.
     fn own_run(&self, builder: RunBuilder) -> Result<Arc<Run>> {
         let mut object = Object::Owned(builder.finish());
         if object.len() > MAX_IN_MEMORY {
@@ -202,11 +202,11 @@ impl Index {
         written.map_err(|error| Error::io("cannot write a scratch file", self.scratch.display(), error))
     }
 
-    /// Takes packs that are gone out of the index, stores the runs that are of this process only, and joins runs so that
-    /// few are left. Only for the collector. Writers add runs meanwhile; those stay. Gives how many stored runs it replaced.
+    /// Removes packs that are gone, stores the runs that are of this process only, and joins runs so that few are left.
+    /// Only for the collector. Runs that writers add meanwhile stay. Returns how many stored runs it replaced.
     ///
     /// # Errors
-    /// As the tier: every chunk is still in some run then.
+    /// As the tier: every chunk is then still in some run.
     pub fn compact(&self, tier: &dyn Tier, gone: &HashSet<PackId>) -> Result<u64> {
         let runs = self.runs();
         let must = |run: &Run| {
@@ -225,12 +225,12 @@ impl Index {
         Ok(replaced)
     }
 
-    /// Joins short runs when there are many, for a writer whose session is open. Runs that cover a pack that was condemned
-    /// when the session began are left alone: such a pack may go at any time, and must not come back into the index. Others
-    /// stay while the session lives.
+    /// Joins short runs when there are many, for a writer whose session is open. Runs that cover a pack condemned when
+    /// the session began are left alone: such a pack may be deleted at any time, and must not come back into the index.
+    /// Other packs stay while the session lives.
     ///
     /// # Errors
-    /// As the tier: every chunk is still in some run then.
+    /// As the tier: every chunk is then still in some run.
     pub fn compact_short(&self, tier: &dyn Tier, condemned: &HashSet<PackId>) -> Result<u64> {
         let runs = self.runs();
         let is_free = |run: &&Arc<Run>| {
@@ -270,8 +270,8 @@ impl Index {
         *self.runs.write() = Arc::new(runs);
     }
 
-    /// Gives many things, each of which begins with a chunk's id, in order to one who looks them up; equal ones once. Rows
-    /// are then read as they lie, so that this costs little however little of the index is in memory. Empties `things`.
+    /// Calls `visit` with each of `things`, which begin with a chunk id, in order; equal ones once. Look-ups then read
+    /// rows in order, so that this costs little however little of the index is in memory. Empties `things`.
     pub fn in_order<T: Ord>(&self, things: &mut Vec<T>, visit: impl FnMut(T)) {
         let runs = self.runs();
         things.sort_unstable();
@@ -283,7 +283,7 @@ impl Index {
         dense.iter().for_each(|run| run.expect(Access::Random));
     }
 
-    /// All known places of a chunk.
+    /// All known locations of a chunk.
     pub fn find(&self, id: &ChunkId) -> Places {
         let prefix = Prefix::of(id);
         let mut places = Places::default();
@@ -295,7 +295,7 @@ impl Index {
         places
     }
 
-    /// The first known place of a chunk in a pack that `accept` takes.
+    /// The first known location of a chunk in a pack that `accept` accepts.
     pub fn find_in(&self, id: &ChunkId, accept: impl Fn(&PackId) -> bool) -> Option<Location> {
         let prefix = Prefix::of(id);
         let runs = self.runs();
@@ -304,8 +304,8 @@ impl Index {
     }
 }
 
-/// Opens runs in the order of their keys. Each waits for a page of its own from a disk, or a whole object from a bucket, so
-/// several threads open them.
+/// Opens runs in the order of their keys, on several threads: each waits for a page of its own from a disk, or a whole
+/// object from a bucket.
 fn open_runs<'a>(tier: &dyn Tier, keys: impl Iterator<Item = &'a String>) -> Vec<Result<Run>> {
     let keys: Vec<&String> = keys.collect();
     let open = |key: &&String| tier.get(key).and_then(|object| Run::open(key, object));
@@ -323,18 +323,18 @@ fn open_runs<'a>(tier: &dyn Tier, keys: impl Iterator<Item = &'a String>) -> Vec
     })
 }
 
-/// Brings the buckets of a prefix near, all at once.
+/// Reads the buckets of a prefix into the CPU cache, all at once.
 fn touch(runs: &[Arc<Run>], prefix: Prefix) {
     std::hint::black_box(runs.iter().fold(0, |all, run| all ^ run.touch(prefix)));
 }
 
-/// Stores a run under a name that no other has.
+/// Stores a run under a new name.
 ///
 /// # Errors
 /// As the tier.
 pub fn store_run(tier: &dyn Tier, what: &str, bytes: &[u8]) -> Result<String> {
     let name = WriterId::from_bytes(clock::random_bytes());
-    let key = format!("index/{what}/{name}"); // in a directory that is there
+    let key = format!("index/{what}/{name}"); // in an existing directory
     match tier.put_if_absent(&key, bytes)? {
         true => Ok(key),
         false => Err(Error::new(Kind::Internal, "an index run of this name is there already").object(key)),

@@ -1,5 +1,5 @@
-//! What the index knows of one pack: where its frames lie and what their chunks' ids begin with. With it a pack whose
-//! directory is lost can be told from a part of it.
+//! The index's entries of one pack: the locations of its frames and the prefixes of its chunks' ids. With them a pack
+//! whose directory is lost can be told from a part of it.
 
 use super::prefix::Prefix;
 use super::row::Row;
@@ -12,7 +12,7 @@ use std::collections::HashSet;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OutlineRow {
     prefix: Prefix,
-    /// Where its frame begins in bytes.
+    /// Offset of its frame in bytes.
     pub offset: u64,
     /// Length of the frame with padding in bytes.
     pub len_bytes: u32,
@@ -29,7 +29,7 @@ impl OutlineRow {
         }
     }
 
-    /// The chunk's id as far as the index knows it, zeroes behind: enough to look it up, and to mark it.
+    /// The chunk's id as far as the index holds it, then zeroes: enough to look it up, and to mark it.
     pub fn chunk(&self) -> ChunkId {
         let mut bytes = [0; ChunkId::LEN];
         let known = self.prefix.to_bytes();
@@ -38,7 +38,7 @@ impl OutlineRow {
     }
 }
 
-/// All that whole runs list of a pack.
+/// All entries of a pack in intact runs.
 #[derive(Clone, Debug)]
 pub struct PackEntries {
     /// Its chunks, each once.
@@ -51,7 +51,7 @@ impl PackEntries {
         self.rows.iter().map(|row| (row.offset, row.len_bytes))
     }
 
-    /// Whether a directory lists just these chunks at just these places.
+    /// Whether a directory lists exactly these chunks at these locations.
     pub fn matches(&self, directory: &PackDirectory) -> bool {
         let row = |entry: &crate::pack::DirectoryEntry| {
             let frame = &directory.frames[entry.frame as usize];
@@ -66,7 +66,7 @@ impl PackEntries {
 }
 
 impl Index {
-    /// What runs whose checksum is right list of a pack; `None` when none covers it. Reads such runs whole.
+    /// The entries of a pack in runs with a right checksum; `None` when none covers it. Reads such runs completely.
     pub fn entries_of(&self, pack: PackId) -> Option<PackEntries> {
         let covers =
             |run: &&std::sync::Arc<Run>| run.packs().any(|covered| covered == pack) && run.is_intact();

@@ -15,12 +15,12 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// That of a chunk.
+    /// The prefix of a chunk.
     pub fn of(id: &ChunkId) -> Self {
         Self::at_front(id.as_bytes())
     }
 
-    /// That which these bytes begin with; missing ones are 0.
+    /// The prefix that begins with these bytes; missing ones are 0.
     pub fn at_front(bytes: &[u8]) -> Self {
         let word = bytes.first_chunk().map_or(0, |word| u64::from_be_bytes(*word));
         let tail = bytes.get(8..PREFIX_LEN).and_then(<[u8]>::first_chunk);

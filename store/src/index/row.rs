@@ -1,4 +1,4 @@
-//! One row of a run: which chunk, and where its frame lies. Pure.
+//! One row of a run: a chunk and the location of its frame. Pure.
 
 use super::prefix::{PREFIX_LEN, Prefix};
 use crate::pack::{ALIGNMENT, FrameExtent};
@@ -10,7 +10,7 @@ pub(super) const OLD_ENTRY_LEN: usize = 24;
 /// Pack numbers and frame offsets have 3 bytes.
 const SHORT_LIMIT: u64 = 1 << 24;
 
-/// What a row says.
+/// A decoded row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The first bytes of the chunk's id.
@@ -21,7 +21,7 @@ pub struct Row {
     pub offset: u32,
     /// Length of its frame in the same units.
     pub len: u16,
-    /// Its place in the frame.
+    /// The chunk's slot in the frame.
     pub slot: u16,
 }
 
@@ -70,7 +70,7 @@ impl Row {
         }
     }
 
-    /// Whether [`Self::encode`] loses nothing of it.
+    /// Whether [`Self::encode`] is lossless for it.
     pub fn fits(&self) -> bool {
         u64::from(self.pack) < SHORT_LIMIT && u64::from(self.offset) < SHORT_LIMIT
     }

@@ -1,10 +1,10 @@
 //! One sorted run: an immutable, mapped table of chunk -> frame, made of the directories of some packs.
 //!
 //! 22 bytes an entry ([`Row`]): 12 bytes of the id (the whole id is checked where the bytes are), pack number, frame
-//! offset and length in units of [`ALIGNMENT`], slot. Behind the entries stand the [`bucket`]s. Opening maps the file and reads its
-//! header; a lookup is one cache line for a chunk that is not there, and about two more for one that is. The checksum is
-//! verified by `check`, not at each opening: it would read all of it. Runs of the first layout have no buckets and are
-//! searched whole.
+//! offset and length in units of [`ALIGNMENT`], slot. After the entries come the [`bucket`]s. Opening maps the file and
+//! reads its header; a lookup is one cache line for a chunk that is absent, and about two more for one that is there.
+//! The checksum is verified by `check`, not at each opening: it would read all of it. Runs of the first layout have no
+//! buckets and are searched in full.
 
 use super::bucket::{self, BUCKET_LEN};
 use super::prefix::Prefix;
@@ -19,14 +19,14 @@ use crate::wire::{Decoder, ENVELOPE_LEN, FORMAT_VERSION, MAGIC, Record, unseal};
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// Body bytes before the entries; with the envelope, a whole number of cache lines.
+/// Body bytes before the entries; with the envelope, a multiple of a cache line.
 pub const HEADER_LEN: usize = 72;
 /// Where the entries begin.
 pub const ENTRIES_START: usize = ENVELOPE_LEN + HEADER_LEN;
 /// Body bytes of the first layout before its pack table.
 const OLD_HEADER_LEN: usize = 12;
 
-/// Where a chunk's frame lies.
+/// Location of a chunk's frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Location {
     /// The pack.
@@ -35,7 +35,7 @@ pub struct Location {
     pub offset: u64,
     /// Frame length with padding in bytes.
     pub len_bytes: u64,
-    /// The chunk's place in the frame; [`DELTA_SLOT`] for the one chunk of a delta.
+    /// The chunk's slot in the frame; [`DELTA_SLOT`] for the one chunk of a delta.
     pub slot: u16,
 }
 
@@ -45,7 +45,7 @@ impl Location {
         self.slot == DELTA_SLOT
     }
 
-    /// The chunk's place in the frame.
+    /// The chunk's slot in the frame.
     pub fn slot_index(&self) -> usize {
         if self.is_delta() { 0 } else { self.slot.into() }
     }
@@ -111,7 +111,7 @@ impl Run {
         Ok(run)
     }
 
-    /// Tells the kernel how the entries will be read.
+    /// Advises the kernel how the entries will be read.
     pub(super) fn expect(&self, access: Access) {
         self.expect_of(&self.layout.entries, access);
     }
@@ -134,7 +134,7 @@ impl Run {
         unsealed
     }
 
-    /// Whether the checksum was right when first asked.
+    /// Whether the checksum was right when first verified.
     pub fn is_intact(&self) -> bool {
         *self.whole.get_or_init(|| self.verify().is_ok())
     }
@@ -144,17 +144,17 @@ impl Run {
         &self.key
     }
 
-    /// Whether it is an object of the store and not of this process only.
+    /// Whether it is an object of the store, not of this process only.
     pub fn is_stored(&self) -> bool {
         self.key.starts_with(keys::INDEX)
     }
 
-    /// Whether it is of today's layout.
+    /// Whether it has the current layout.
     pub fn has_buckets(&self) -> bool {
         self.layout.buckets.is_some()
     }
 
-    /// The whole object.
+    /// All bytes of the object.
     pub fn bytes(&self) -> &[u8] {
         &self.object
     }
@@ -191,7 +191,7 @@ impl Run {
         }
     }
 
-    /// What the row of this number begins with.
+    /// The prefix of the row of this number.
     fn prefix(&self, number: usize) -> Prefix {
         Prefix::at_front(&self.object[self.layout.entries.start + number * self.layout.entry_len()..])
     }
@@ -200,18 +200,18 @@ impl Run {
         self.layout.buckets.as_ref().map(|buckets| self.object[buckets.clone()].as_chunks().0)
     }
 
-    /// Reads a byte of the bucket that a search for `prefix` will look at. One who asks several runs does this with all of
-    /// them first: then memory answers all at once.
+    /// Reads a byte of the bucket that a search for `prefix` will use. A lookup in several runs does this for all of
+    /// them first, so that memory answers at once.
     pub(super) fn touch(&self, prefix: Prefix) -> u8 {
         self.buckets().map_or(0, |buckets| bucket::touch(buckets, prefix))
     }
 
-    /// All places of a chunk in the packs of this run.
+    /// All locations of a chunk in the packs of this run.
     pub fn find(&self, id: &ChunkId) -> impl Iterator<Item = Location> + '_ {
         self.find_prefix(Prefix::of(id))
     }
 
-    /// [`Self::find`] for one who asks several runs.
+    /// [`Self::find`] for a lookup in several runs.
     pub(super) fn find_prefix(&self, prefix: Prefix) -> impl Iterator<Item = Location> + '_ {
         self.rows_of(prefix).filter_map(|(_, row)| self.location(&row))
     }
@@ -225,7 +225,7 @@ impl Run {
         })
     }
 
-    /// Number of the first row that is not below `prefix`; `None` where its bucket knows that no row has it.
+    /// Number of the first row that is not below `prefix`; `None` where its bucket shows that no row has it.
     fn first_row(&self, prefix: Prefix) -> Option<usize> {
         let guess = match self.buckets() {
             Some(buckets) => bucket::look(buckets, prefix)?,
@@ -235,8 +235,8 @@ impl Run {
         Some(gallop(self.entry_count, guess, |number| self.prefix(number) < prefix))
     }
 
-    /// Reads a byte of the cache lines around a guess, all at once: the row that is looked for is seldom further, and the
-    /// search would wait for one after the other.
+    /// Reads a byte of the cache lines around a guess, all at once: the wanted row is seldom further, and the search
+    /// would wait for one after the other.
     fn touch_rows(&self, guess: usize) {
         let entries = &self.object[self.layout.entries.clone()];
         let at = guess * self.layout.entry_len();
@@ -245,7 +245,7 @@ impl Run {
         std::hint::black_box(touched);
     }
 
-    /// Where a row points.
+    /// The location that a row points to.
     pub fn location(&self, row: &Row) -> Option<Location> {
         Some(Location {
             pack: self.pack(row.pack)?,
@@ -256,8 +256,7 @@ impl Run {
     }
 }
 
-/// The first number below `len` that is not below what is looked for, or `len`; looked for around `guess` in steps that
-/// double.
+/// The first number below `len` for which `is_below` is false, or `len`; searched around `guess` in steps that double.
 fn gallop(len: usize, guess: usize, is_below: impl Fn(usize) -> bool) -> usize {
     let guess = guess.min(len);
     let (mut low, mut high, mut step) = (guess, guess, 1);

@@ -1,5 +1,5 @@
-//! Checking a store: structure always, every stored byte on request. Read-only: it reports, it never repairs. Rebuilding
-//! the index writes beside the old runs before it removes them; all else that can be repaired is [`crate::scrub`]'s.
+//! Checking a store: structure always, every stored byte on request. Read-only: it reports, it never repairs.
+//! Rebuilding the index writes new runs before it removes the old ones; all other repairs belong to [`crate::scrub`].
 
 use crate::error::{Error, Kind, OptionalExt, Result};
 use crate::host::lock::COLLECTOR_LOCK;
@@ -26,18 +26,18 @@ pub struct CheckOptions {
     pub read_data: bool,
 }
 
-/// Something that is not as it must be.
+/// A fault that a check found.
 #[derive(Clone, Debug)]
 pub struct Problem {
-    /// What it concerns.
+    /// The object at fault.
     pub object: String,
-    /// What is wrong.
+    /// The fault.
     pub error: String,
-    /// Names of the refs that need the object; empty if none does.
+    /// Names of the refs that need the object; may be empty.
     pub affects: Vec<String>,
 }
 
-/// What a check saw.
+/// The result of a check.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 #[must_use = "it names the damage"]
@@ -52,23 +52,24 @@ pub struct CheckReport {
     pub packs: u64,
     /// Bytes of data read and verified.
     pub read_bytes: u64,
-    /// Domains that could not be opened: of what they hold only checksums were checked.
+    /// Domains that could not be opened: only the checksums of their records and frames were checked.
     pub locked_domains: Vec<String>,
-    /// Frames that nobody has the key of here: only their checksums were checked.
+    /// Frames whose key is not available here: only their checksums were checked.
     pub locked_frames: u64,
-    /// Packs with frames that a scrub found to be lost, and how many frames. Only what problems name is hurt by that.
+    /// Packs with frames that a scrub found to be lost, and how many frames. Only objects named in `problems` are
+    /// affected.
     pub damaged_packs: Vec<(PackId, u64)>,
-    /// What is wrong, up to [`MAX_PROBLEMS`].
+    /// Problems, up to [`MAX_PROBLEMS`].
     pub problems: Vec<Problem>,
-    /// How many problems more there are.
+    /// Problems beyond that limit.
     pub more_problems: u64,
 }
 
-/// So often everything is looked at, at most, when something of it is forgotten or collected meanwhile.
+/// Most passes over the store, when snapshots are forgotten or packs collected meanwhile.
 const LOOKS: usize = 3;
-/// So many chunks are looked up together: 64 MiB of ids.
+/// Chunks looked up together: 64 MiB of ids.
 const BATCH_CHUNKS: usize = 2 << 20;
-/// No report lists more problems; what is left out is counted.
+/// Most problems that a report lists; others are counted.
 pub const MAX_PROBLEMS: usize = 10_000;
 
 impl CheckReport {
@@ -90,16 +91,16 @@ impl CheckReport {
     }
 }
 
-/// Checks that every pack is whole, that every ref names snapshots that are there, and that every chunk they need is in
-/// the index and in a pack. When a snapshot looks hurt and something was forgotten or collected meanwhile, it looks again.
-/// Memory: a byte for every two chunks, 64 MiB, and what a pack takes.
+/// Checks that every pack is intact, that every ref names existing snapshots, and that every chunk they need is in the
+/// index and in a pack. Checks again when a snapshot looks affected and anything was forgotten or collected meanwhile.
+/// Memory: a byte for every two chunks, 64 MiB, and one pack.
 ///
 /// # Errors
-/// Only when the tier cannot be listed; whatever else is wrong is in the report.
+/// Only when the tier cannot be listed; all other errors are in the report.
 pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> Result<CheckReport> {
     for _ in 1..LOOKS {
         let look = Look::new(store, options, progress)?;
-        // What is missing may have gone with snapshots, or lie in packs that took the place of others.
+        // Missing chunks may have gone with forgotten snapshots, or lie in packs that replaced others.
         if !look.is_damaged || look.is_all_there(store)? {
             return Ok(look.report);
         }
@@ -108,10 +109,10 @@ pub fn check(store: &Store, options: CheckOptions, progress: &dyn Progress) -> R
     Ok(Look::new(store, options, progress)?.report)
 }
 
-/// What one look at everything saw.
+/// The result of one pass.
 struct Look {
     report: CheckReport,
-    /// Whether a snapshot lacks anything.
+    /// Whether a snapshot has a missing part.
     is_damaged: bool,
     packs: Vec<(PackId, u64)>,
     /// Of each domain.
@@ -122,10 +123,10 @@ impl Look {
     fn new(store: &Store, options: CheckOptions, progress: &dyn Progress) -> Result<Self> {
         let mut report = CheckReport::default();
         let domains = DomainInventory::take(store)?;
-        // Refs and their snapshots are read before the index: what a commit adds meanwhile is then never missed.
+        // Refs and their snapshots are read before the index, so that chunks of a concurrent commit are never missed.
         let snapshots = check_all_records(store, &domains, &mut report)?;
         store.index().refresh(store.metadata_tier())?;
-        // Chunks are marked at rows of the index: those of packs that no run covers get rows of this process only.
+        // Chunks are marked by index row: packs that no run covers get rows in this process only.
         store.index().adopt_uncovered(&store.tiers())?;
         let packs = store.packs()?;
         let whole = check_packs(store, &domains, &packs, options, progress, &mut report)?;
@@ -136,7 +137,7 @@ impl Look {
         Ok(Self { report, is_damaged, packs, snapshots: domains.open.into_iter().zip(snapshots).collect() })
     }
 
-    /// Whether all packs that were looked at are still there, and refs name all the snapshots.
+    /// Whether all packs of this pass still exist, and refs still name all its snapshots.
     fn is_all_there(&self, store: &Store) -> Result<bool> {
         let there: HashSet<PackId> = store.packs()?.into_iter().map(|(pack, _)| pack).collect();
         let mut is_there = self.packs.iter().all(|(pack, _)| there.contains(pack));
@@ -151,8 +152,8 @@ impl Look {
     }
 }
 
-/// Checks all but packs and what snapshots need: records, refs, domains that do not open, index runs. Gives the snapshots
-/// of the domains's open domains with the refs that name them.
+/// Checks records, refs, domains that do not open, and index runs, but neither packs nor the chunks of snapshots.
+/// Returns the snapshots of the open domains with the refs that name them.
 pub(crate) fn check_all_records(
     store: &Store,
     domains: &DomainInventory,
@@ -169,7 +170,7 @@ pub(crate) fn check_all_records(
     Ok(snapshots)
 }
 
-/// The few records that opening, writing or collecting cannot do without.
+/// Checks the few records required to open, write or collect.
 fn check_records(store: &Store, report: &mut CheckReport) {
     let tier = store.metadata_tier();
     let read = [
@@ -186,7 +187,7 @@ fn check_records(store: &Store, report: &mut CheckReport) {
     }
 }
 
-/// The snapshots that refs name and the refs that name them.
+/// Checks refs; returns the snapshots with the refs that name them.
 fn check_refs(store: &Store, report: &mut CheckReport) -> Result<BTreeMap<SnapshotId, Vec<String>>> {
     let mut snapshots: BTreeMap<SnapshotId, Vec<String>> = BTreeMap::new();
     for (key, read) in store.refs().each_by_key()? {
@@ -203,13 +204,13 @@ fn check_refs(store: &Store, report: &mut CheckReport) -> Result<BTreeMap<Snapsh
     for id in store.snapshot_ids()?.iter().filter(|id| !snapshots.contains_key(id)) {
         match store.snapshot(id) {
             Err(error) if error.kind() != Kind::NotFound => report.problem(format!("snapshot {id}"), &error),
-            _ => {} // whole, or collected since it was listed
+            _ => {} // intact, or collected since it was listed
         }
     }
     Ok(snapshots)
 }
 
-/// Domains that do not open: for want of a key that is no problem, else it is one. Their records have checksums.
+/// Checks the domains that do not open: a problem, unless only the key is missing. Their records have checksums.
 fn check_locked(store: &Store, domains: &DomainInventory, report: &mut CheckReport) -> Result<()> {
     for (name, error) in &domains.locked {
         report.locked_domains.push(name.clone());
@@ -222,7 +223,7 @@ fn check_locked(store: &Store, domains: &DomainInventory, report: &mut CheckRepo
                     store.metadata_tier().get(&info.key).and_then(|bytes| check_unopened(&info.key, &bytes));
                 match read {
                     Err(error) if error.kind() != Kind::NotFound => report.problem(&info.key, &error),
-                    _ => {} // whole, or gone since it was listed
+                    _ => {} // intact, or gone since it was listed
                 }
             }
         }
@@ -230,7 +231,7 @@ fn check_locked(store: &Store, domains: &DomainInventory, report: &mut CheckRepo
     Ok(())
 }
 
-/// Every run of the index, also those that readers pass over.
+/// Checks every run of the index, also those that readers skip.
 fn check_runs(store: &Store, report: &mut CheckReport) -> Result<()> {
     for info in store.metadata_tier().list(keys::INDEX)? {
         let run = store.metadata_tier().get(&info.key).and_then(|object| Run::open(&info.key, object));
@@ -238,7 +239,7 @@ fn check_runs(store: &Store, report: &mut CheckReport) -> Result<()> {
             Err(error) if error.kind() != Kind::NotFound => {
                 report.problem(&info.key, &error.advice("run `snapctl index rebuild`"));
             }
-            _ => {} // whole, or merged away since it was listed
+            _ => {} // intact, or merged away since it was listed
         }
     }
     Ok(())
@@ -280,7 +281,7 @@ fn check_packs(
                     waiting.extend(left.map(|entry| entry.id));
                 }
                 Ok(None) => {}
-                Err(_) if lost.names(&id) => {} // a scrub found that, and which frames are left
+                Err(_) if lost.names(&id) => {} // a scrub noted this, and which frames are left
                 Err(error) => report.problem(format!("{} in {}", id.key(), tier.describe()), &error),
             }
         }
@@ -299,7 +300,7 @@ fn check_packs(
     Ok(whole)
 }
 
-/// The directory of a pack, without what is in frames that are found to be damaged.
+/// The directory of a pack, without the chunks of damaged frames.
 fn check_pack(
     domains: &DomainInventory,
     tier: &dyn Tier,
@@ -329,7 +330,7 @@ fn check_pack(
     }))
 }
 
-/// What the snapshots of a domain need, against what is there.
+/// The chunks that the snapshots of a domain need, against the chunks that exist.
 struct Needs<'a> {
     whole: &'a RowMarks,
     seen: RowMarks,
@@ -342,7 +343,7 @@ impl<'a> Needs<'a> {
         Self { whole, seen: marks(), missing: marks() }
     }
 
-    /// Whether any of the snapshots is affected; which, and how, goes into the report.
+    /// Whether any of the snapshots is affected; reports which, and how.
     fn check(
         mut self,
         store: &Store,
@@ -352,7 +353,7 @@ impl<'a> Needs<'a> {
         let mut reached = Reached::new(store);
         let affected = snapshots.keys().any(|id| self.unreadable_part(store, id, &mut reached).is_some());
         if affected {
-            // What snapshots share was walked for the first of them alone: now each on its own, to name all that are affected.
+            // Shared parts were walked for the first snapshot only: now walk each alone, to name all that are affected.
             for (id, names) in snapshots {
                 if let Some(error) = self.unreadable_part(store, id, &mut Reached::new(store)) {
                     report.problem_affecting(format!("snapshot {id}"), &error, names.clone());
@@ -363,7 +364,7 @@ impl<'a> Needs<'a> {
         affected
     }
 
-    /// What is wrong with a snapshot, as far as this walk has not been there before.
+    /// The first error in the parts of a snapshot that this walk has not visited yet.
     fn unreadable_part(&mut self, store: &Store, id: &SnapshotId, reached: &mut Reached) -> Option<Error> {
         let mut missing = None;
         let mut waiting = Vec::new();
@@ -398,14 +399,14 @@ impl<'a> Needs<'a> {
     }
 }
 
-/// Whether a run that others see, too, has the chunk.
+/// Whether a stored run, visible to other processes, has the chunk.
 fn is_indexed(store: &Store, chunk: &ChunkId) -> bool {
     let runs = store.index().runs();
     runs.iter().any(|run| run.is_stored() && run.find(chunk).next().is_some())
 }
 
-/// Makes the index again from the directories of all packs and removes the old runs. Takes the collector's lock. Memory: 100
-/// MiB at most, however many chunks there are. Gives how many packs and chunks it holds now.
+/// Rebuilds the index from the directories of all packs and removes the old runs. Takes the collector's lock. Memory:
+/// 100 MiB at most, however many chunks there are. Returns how many packs and chunks it holds now.
 ///
 /// # Errors
 /// `Conflict` while a collector works; `Corrupt` when a pack's directory cannot be read: nothing is removed then.
@@ -423,7 +424,7 @@ pub fn rebuild_index(store: &Store, progress: &dyn Progress) -> Result<(u64, u64
     Ok((packs.len() as u64, chunks))
 }
 
-/// Stores index runs over these packs; gives how many chunks they list.
+/// Stores index runs over these packs; returns how many chunks they list.
 pub(crate) fn index_packs(store: &Store, packs: &[PackId], progress: &dyn Progress) -> Result<u64> {
     progress.begin("read pack directories", Work::Items(packs.len() as u64));
     let mut chunks = 0;

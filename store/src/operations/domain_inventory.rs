@@ -1,4 +1,4 @@
-//! All domains of a store at once, for what concerns every one of them: checking and collecting.
+//! All domains of a store at once, for operations on every one of them: checking and collecting.
 
 use crate::domain::{DEFAULT, DomainKind};
 use crate::error::{Error, Kind, Result};
@@ -9,7 +9,7 @@ use crate::repo::store::Store;
 use crate::wire::{Record, unseal};
 use std::collections::HashSet;
 
-/// The domains of a store, by what can be done with them here.
+/// The domains of a store, by whether they can be opened here.
 #[derive(Debug, Default)]
 pub struct DomainInventory {
     /// The store in each domain that opens.
@@ -18,7 +18,7 @@ pub struct DomainInventory {
     pub locked: Vec<(String, Error)>,
     /// Domains that were destroyed.
     pub destroyed: Vec<String>,
-    /// Tags of frames that nobody reads here: of locked and of destroyed domains.
+    /// Tags of frames that cannot be read here: of locked and of destroyed domains.
     unreadable: HashSet<u32>,
 }
 
@@ -56,10 +56,10 @@ impl DomainInventory {
         Ok(domains)
     }
 
-    /// The store in each domain that is not destroyed; for who must see all of them.
+    /// The store in each domain that is not destroyed; for callers that must see all of them.
     ///
     /// # Errors
-    /// When one of them does not open: what it needs is then not known.
+    /// When one of them does not open: the chunks that it needs are then unknown.
     pub fn all_open(self) -> Result<Vec<Store>> {
         match self.locked.into_iter().next() {
             None => Ok(self.open),
@@ -69,7 +69,7 @@ impl DomainInventory {
         }
     }
 
-    /// Whether a frame is a delta whose base cannot be read by the domain that it is of.
+    /// Whether a frame is a delta whose base its own domain cannot read.
     pub(crate) fn lacks_base_of(&self, header: &FrameHeader) -> bool {
         let Some(base) = &header.base else { return false };
         let is_theirs = |store: &&Store| store.domain.id().tag() == header.domain_tag;
@@ -77,8 +77,8 @@ impl DomainInventory {
         theirs.peek().is_some() && theirs.all(|store| store.read_base(base).is_err())
     }
 
-    /// Decodes and verifies a whole stored frame, whosever it is; `None` for one that nobody has the key of here, whose
-    /// checksums are right.
+    /// Decodes and verifies a complete stored frame of any domain; `None` for one with correct checksums whose key is
+    /// not available here.
     ///
     /// # Errors
     /// `Corrupt`; `Invalid` for a newer format.
@@ -100,7 +100,7 @@ impl DomainInventory {
     }
 }
 
-/// Checks a record of a domain that does not open as far as it goes without keys: its checksum, and the name of a snapshot.
+/// Checks a record of a domain that does not open as far as possible without keys: its checksum, and a snapshot's id.
 ///
 /// # Errors
 /// `Corrupt`.

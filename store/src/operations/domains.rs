@@ -1,5 +1,5 @@
-//! The domains of a store: creating, listing, rotating and destroying them, and trusting records that are not what this
-//! host saw last.
+//! The domains of a store: creating, listing, rotating and destroying them, and trusting records that differ from those
+//! that this host saw last.
 
 use crate::clock;
 use crate::domain::kek::{KekId, KeySource};
@@ -16,7 +16,7 @@ use std::collections::HashSet;
 /// Swaps lost to other processes before giving up.
 const MAX_ATTEMPTS: usize = 16;
 
-/// What anybody can see of a domain.
+/// The public fields of a domain, readable without keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DomainSummary {
@@ -24,15 +24,15 @@ pub struct DomainSummary {
     pub name: String,
     /// Its id.
     pub id: DomainId,
-    /// What it is.
+    /// Its kind.
     pub kind: DomainKind,
     /// The key epoch of new frames; 0 where they are not encrypted.
     pub key_epoch: u32,
     /// How often its record was changed.
     pub counter: u64,
-    /// Which key wraps its keys.
+    /// The key that wraps its keys.
     pub kek: Option<KekId>,
-    /// What its signatures are checked with.
+    /// The key that verifies its signatures.
     pub verify_key: Option<VerifyKey>,
 }
 
@@ -50,7 +50,7 @@ impl DomainSummary {
     }
 }
 
-/// What a rotation does.
+/// The kinds of a rotation.
 #[derive(Clone, Debug)]
 pub enum Rotation {
     /// Begins a new key epoch: new frames are sealed under a new key.
@@ -84,7 +84,7 @@ impl Domains<'_> {
         Ok(infos.iter().map(|info| info.key[keys::DOMAINS.len()..].to_owned()).collect())
     }
 
-    /// Every domain as its record says, or what is wrong with the record. No keys are needed.
+    /// Every domain as its record says, or the error of the record. No keys are needed.
     ///
     /// # Errors
     /// As the tier.
@@ -113,9 +113,9 @@ impl Domains<'_> {
         })
     }
 
-    /// Creates a domain, its keys wrapped by the key-encryption key that the configuration names for it. A store that has
-    /// more than the plain domain is not opened any more by builds that know no domains: their collector would delete what
-    /// it does not see.
+    /// Creates a domain, its keys wrapped by the key-encryption key that the configuration names for it. Builds
+    /// that know no domains then refuse to open the store: their collector would delete the data of domains it cannot
+    /// see.
     ///
     /// # Errors
     /// `Conflict` when there is or was one of this name; `Invalid` for the name, the kind or the key.
@@ -181,7 +181,7 @@ impl Domains<'_> {
     /// Changes the keys of the domain `name`.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` without the right key; `Conflict` when others change the record all the time.
+    /// `NotFound`; `Invalid` without the right key; `Conflict` when other processes keep changing the record.
     pub fn rotate(self, name: &str, rotation: &Rotation) -> Result<DomainSummary> {
         check_name(name)?;
         if name == DEFAULT {
@@ -208,9 +208,9 @@ impl Domains<'_> {
         Err(busy(name))
     }
 
-    /// Destroys a domain: its keys first, in one swap, then its refs and snapshot records; the collector frees the packs.
-    /// Copies of the domain's record that were made elsewhere are as good as the record: destroy the key-encryption key
-    /// too where there may be some. Calling it again finishes what was interrupted.
+    /// Destroys a domain: its keys first, in one swap, then its refs and snapshot records; the collector frees the
+    /// packs. A copy of the domain's record still unlocks its data: where one may exist, destroy the key-encryption key
+    /// too. Calling it again finishes an interrupted run.
     ///
     /// # Errors
     /// `NotFound`; `Invalid` for the plain and the public domain; `Conflict` while a session depends on its snapshots.
@@ -275,7 +275,7 @@ impl Domains<'_> {
         Ok(())
     }
 
-    /// Removes the refs and snapshot records of a destroyed domain; nobody can read them.
+    /// Removes the refs and snapshot records of a destroyed domain, which cannot be read any more.
     ///
     /// # Errors
     /// As the tier.
@@ -288,7 +288,7 @@ impl Domains<'_> {
         Ok(())
     }
 
-    /// The store in the domain whose snapshot this is: this one, if no other is found.
+    /// The store in the domain of a snapshot: this one, if no other is found.
     ///
     /// # Errors
     /// As the tier; as opening the domain.
@@ -309,7 +309,8 @@ impl Domains<'_> {
         Ok(self.store.clone())
     }
 
-    /// Takes a domain as it stands for what this host saw last: its record and, of its refs, the one named, or all.
+    /// Accepts the current state of a domain as the last seen by this host: its record and the ref named, or all its
+    /// refs.
     ///
     /// # Errors
     /// `NotFound` when there is no such domain; as opening it.
@@ -330,8 +331,8 @@ impl Domains<'_> {
         self.store.in_domain(name)?.refs().trust(ref_name)
     }
 
-    /// Whether every domain that records are there of has a record of its own: a domain whose record was lost must not
-    /// be taken for one without refs.
+    /// Checks that every domain with refs or snapshots has a domain record: a domain whose record was lost must not
+    /// count as one without refs.
     ///
     /// # Errors
     /// `Corrupt`, naming the domain.

@@ -1,4 +1,4 @@
-//! Key epochs of the domain that a store is seen from: which pack is sealed under which, and dropping those that no pack
+//! Key epochs of the store's current domain: the epoch that a pack is sealed under, and dropping those that no pack
 //! needs.
 
 use crate::error::{Kind, OptionalExt, Result};
@@ -15,8 +15,8 @@ impl Store {
         self.inner.keyring.reload(&self.domain).is_ok() && self.domain.may_sign()
     }
 
-    /// The key epoch that the frames of a pack of this domain are sealed under: that of its first, since a pack is of one
-    /// domain and epoch. `None` for a pack of another domain.
+    /// The key epoch that the frames of a pack of this domain are sealed under: that of its first, since a pack is of
+    /// one domain and epoch. `None` for a pack of another domain.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`.
@@ -25,7 +25,7 @@ impl Store {
         Ok(epoch.filter(|_| tag == self.domain.id().tag()))
     }
 
-    /// The key epochs of this domain whose keys are still there, and the current one, as they are by now.
+    /// The key epochs of this domain whose keys still exist, and the current one, freshly read.
     ///
     /// # Errors
     /// As opening the domain.
@@ -56,8 +56,8 @@ impl Store {
         Err(failure.expect("a store has at least one tier"))
     }
 
-    /// Drops the keys of old epochs under which no frame is sealed any more. Gives the epochs that stay, the current one
-    /// not counted. A writer that began before its epoch was succeeded may still seal under it: while any is open, all
+    /// Drops the keys of old epochs under which no frame is sealed any more. Returns the epochs that stay, without the
+    /// current one. A writer that began before its epoch was succeeded may still seal under it: while any is open, all
     /// stay.
     ///
     /// # Errors

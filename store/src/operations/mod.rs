@@ -1,9 +1,9 @@
-//! Operations on a whole store.
+//! Operations on an entire store.
 //!
 //! - `verify_pack` every byte of one pack
 //! - `reachable`   the chunks below a tree or an image
-//! - `domains`     creating, rotating, destroying domains; `domain_inventory`: opening all of them; `key_epochs`: of one
-//! - `check`       the store against its own records, and its index made again
+//! - `domains`     creating, rotating, destroying domains; `domain_inventory`: opening all; `key_epochs`: of one
+//! - `check`       the store against its own records, and rebuilding its index
 //! - `mover`       packs between tiers
 //! - `stats`       sizes
 

@@ -1,5 +1,5 @@
-//! The mover: brings every tier below its limit, pinned snapshots to the hot tier, and drops what other hosts deleted. It
-//! works beside readers, writers and the collector; one mover works at a time on a host.
+//! The mover: brings every tier below its limit, pinned snapshots to the hot tier, and drops packs that other hosts
+//! deleted. It works beside readers, writers and the collector; one mover works at a time on a host.
 
 use crate::error::{Error, Result};
 use crate::host::lock::FileLock;
@@ -17,13 +17,13 @@ use std::num::NonZeroU64;
 /// The snapshots that are pinned to the hot tier, one id a line, in this host's local state.
 const PINS: &str = "pins";
 
-/// What a run of the mover did.
+/// The result of a run of the mover.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MoveReport {
-    /// Packs that went to slower tiers or were brought near.
+    /// Packs moved to slower tiers or promoted.
     pub moved: Moved,
-    /// Copies near by that were dropped, since another host's collector deleted the pack.
+    /// Local copies dropped, since another host's collector deleted the pack.
     pub strays: TierUsage,
     /// Packs of pinned snapshots for which the hot tier had no room.
     pub pinned_elsewhere: u64,
@@ -32,7 +32,7 @@ pub struct MoveReport {
 /// Runs the mover once, at most at `rate` bytes a second.
 ///
 /// # Errors
-/// `Conflict` while another mover works; as the tiers: what was moved by then stays moved.
+/// `Conflict` while another mover works; as the tiers: packs moved by then stay moved.
 pub fn rebalance(store: &Store, rate: Option<NonZeroU64>, progress: &dyn Progress) -> Result<MoveReport> {
     let _lock = lock(store)?;
     let (mut throttle, mut report) = (Throttle::new(rate), MoveReport::default());
@@ -63,7 +63,7 @@ pub fn rebalance(store: &Store, rate: Option<NonZeroU64>, progress: &dyn Progres
 }
 
 /// Moves the packs of a snapshot to a tier: to the hot one, or step by step to a slower one. Metadata stays hot, and so
-/// does what pinned snapshots need.
+/// do packs that pinned snapshots need.
 ///
 /// # Errors
 /// `Invalid` when the store has no such tier; as [`rebalance`].
@@ -112,7 +112,7 @@ fn lock(store: &Store) -> Result<FileLock> {
     Ok(lock)
 }
 
-/// The packs that hold what a snapshot needs, one for each chunk, those of bases included. Walks the snapshot.
+/// The packs that a snapshot needs, one for each chunk, those of bases included. Walks the snapshot.
 ///
 /// # Errors
 /// `NotFound` or `Corrupt` when it cannot be walked.
@@ -124,8 +124,8 @@ pub fn packs_of(store: &Store, snapshot: &SnapshotId) -> Result<BTreeSet<PackId>
     Ok(packs)
 }
 
-/// Reads every chunk of a snapshot that is not on the hot tier, so that its frames are in the disk cache. Gives how
-/// many chunks were read.
+/// Reads every chunk of a snapshot that is not on the hot tier, so that its frames are in the disk cache. Returns
+/// how many chunks were read.
 ///
 /// # Errors
 /// As reading.
@@ -176,7 +176,7 @@ pub fn pins(store: &Store) -> Result<BTreeSet<SnapshotId>> {
     }
 }
 
-/// Pins a snapshot to the hot tier of this host, or lets go of it. The next run of the mover acts on it. False when nothing
+/// Pins a snapshot to the hot tier of this host, or unpins it. The next run of the mover acts on it. False when nothing
 /// changed.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! What records need: the steps of the walk that `check` and the collector share.
+//! The chunks that records need: the steps of the walk that `check` and the collector share.
 
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, DirectoryId, ImageId, SnapshotId, TreeId};
@@ -9,18 +9,18 @@ use crate::tree::{Content, EntryInode, Extent, Inode, Node, Tree, read_extents};
 use crate::writer::blob;
 use std::collections::HashSet;
 
-/// Is told of a chunk that is needed.
+/// Is called with each needed chunk.
 pub(crate) type Visit<'a> = dyn FnMut(&ChunkId) + 'a;
 
-/// Who is told what a walk meets. A function of a chunk is one that every unreadable record stops.
+/// Callbacks of a walk. A closure over chunks is a visitor that stops at every unreadable record.
 pub trait Visitor {
     /// A chunk is needed.
     fn chunk(&mut self, id: &ChunkId);
 
-    /// A record cannot be read, of which these chunks were needed first. `Ok`: the walk goes on beside it.
+    /// A record cannot be read; `_record` lists the chunks reported for it so far. `Ok`: the walk skips it.
     ///
     /// # Errors
-    /// Whatever is to end the walk.
+    /// Any error that is to end the walk.
     fn unreadable(&mut self, _record: &[ChunkId], error: Error) -> Result<()> {
         Err(error)
     }
@@ -45,7 +45,7 @@ fn read_record<T>(
     outcome.map(Some).or_else(|error| visitor.unreadable(&record, error).map(|()| None))
 }
 
-/// Tells of every chunk that an image needs: its page table, its groups, their bases, its blobs.
+/// Reports every chunk that an image needs: its page table, its groups, their bases, its blobs.
 ///
 /// # Errors
 /// `NotFound` or `Corrupt` when the page table cannot be read and the visitor does not go on.
@@ -55,7 +55,7 @@ pub fn chunks_of_image(store: &Store, id: &ImageId, visitor: &mut dyn Visitor) -
     parts.blobs.iter().try_for_each(|(_, content)| chunks_of_content(store, content, visitor))
 }
 
-/// Tells of the chunks of a tree's root record, its link table and the files in it, and gives the tree with its root
+/// Reports the chunks of a tree's root record, its link table and the files in it, and returns the tree with its root
 /// directory; `None` when the root record cannot be read and the visitor goes on.
 ///
 /// # Errors
@@ -77,7 +77,7 @@ pub fn chunks_of_tree(
     Ok(Some((tree, root)))
 }
 
-/// Tells of the chunks of one directory and the files in it, and gives its subdirectories.
+/// Reports the chunks of one directory and the files in it, and returns its subdirectories.
 ///
 /// # Errors
 /// As [`chunks_of_image`].
@@ -118,8 +118,8 @@ fn chunks_of_content(store: &Store, content: &Content, visitor: &mut dyn Visitor
     Ok(())
 }
 
-/// Walks of many snapshots in which every directory, tree and image is visited once. Memory: a bit for each chunk of the
-/// index, and some bytes for each snapshot.
+/// Walks of many snapshots in which every directory, tree and image is visited once. Memory: a bit for each chunk of
+/// the index, and some bytes for each snapshot.
 pub struct Reached {
     directories: RowMarks,
     trees: HashSet<TreeId>,
@@ -127,16 +127,16 @@ pub struct Reached {
 }
 
 impl Reached {
-    /// Nothing of this store walked yet. Directories of packs that the index covers by now take least memory.
+    /// No directory visited yet. Directories in packs that the index covers by now take least memory.
     pub fn new(store: &Store) -> Self {
         Self { directories: RowMarks::new(store.index()), trees: HashSet::new(), images: HashSet::new() }
     }
 
-    /// Tells of every chunk that the snapshot needs and no earlier walk has told of; some come more than once.
+    /// Reports every chunk that the snapshot needs and no earlier walk has reported; some more than once.
     ///
     /// # Errors
-    /// `NotFound` or `Corrupt` when a record on the way cannot be read and the visitor does not go on: the walk is then not
-    /// complete.
+    /// `NotFound` or `Corrupt` when a record on the way cannot be read and the visitor does not go on: the walk is then
+    /// not complete.
     pub fn walk(&mut self, store: &Store, id: &SnapshotId, visitor: &mut dyn Visitor) -> Result<()> {
         let snapshot = store.snapshot(id)?;
         if let Some(image) = snapshot.image.filter(|image| self.images.insert(*image)) {

@@ -1,4 +1,4 @@
-//! Sizes of a store: what it stands for against what it takes.
+//! Sizes of a store: logical bytes against stored bytes.
 
 use crate::error::Result;
 use crate::id::SnapshotId;

@@ -1,5 +1,6 @@
-//! Reading a pack as one tier has it, and verifying every byte of it. Every part of a pack is guarded: header and padding by
-//! what they must be, frames by their checksums and the ids of their chunks, the directory by its checksums.
+//! Reading one tier's copy of a pack, and verifying every byte of it. Every part of a pack is guarded: header and
+//! padding by their fixed values, frames by their checksums and the ids of their chunks, the directory by its
+//! checksums.
 
 use crate::error::{Error, Kind, Result};
 use crate::id::PackId;
@@ -10,26 +11,26 @@ use crate::pack::{
 use crate::tier::Tier;
 use std::ops::Range;
 
-/// A pack is read in pieces of this length, so that a rate is kept within it.
+/// A pack is read in pieces of this length, so that a rate limit applies within it.
 const PIECE_LEN: u64 = 4 << 20;
-/// Around what cannot be read, pieces of this length are tried.
+/// Around unreadable bytes, pieces of this length are tried.
 const SMALL_PIECE_LEN: u64 = 4 << 10;
-/// No pack is longer; what lies behind is not looked at.
+/// Longest pack; bytes beyond are ignored.
 const MAX_PACK_LEN: u64 = 256 << 20;
 
 /// A pack as one tier has it.
 #[derive(Debug, Default)]
 pub struct PackCopy {
-    /// Its bytes, with zeroes where they cannot be read.
+    /// Its bytes, with zeroes in place of unreadable ones.
     pub bytes: Vec<u8>,
-    /// Where they cannot be read, and why.
+    /// Unreadable ranges, and why.
     pub unreadable: Vec<(Range<u64>, Error)>,
 }
 
-/// Reads a pack; tells `pass` of the bytes of each piece. A disk that cannot read some of it gives the rest.
+/// Reads a pack; calls `pass` with the length of each piece. Of a partly unreadable copy, returns the rest.
 ///
 /// # Errors
-/// `NotFound`; as the tier when it gives nothing.
+/// `NotFound`; as the tier when nothing can be read.
 pub fn read_copy(tier: &dyn Tier, id: PackId, pass: &mut dyn FnMut(u64)) -> Result<PackCopy> {
     let key = id.key();
     let absent = || Error::new(Kind::NotFound, "no such pack").object(&key);
@@ -53,8 +54,8 @@ pub fn read_copy(tier: &dyn Tier, id: PackId, pass: &mut dyn FnMut(u64)) -> Resu
     Ok(copy)
 }
 
-/// Reads what can be read of a piece that cannot be read at once. A tier that gives nothing of its beginning is silent
-/// rather than damaged.
+/// Reads the readable parts of a piece that cannot be read at once. A tier that returns nothing of its beginning counts
+/// as unavailable, not damaged.
 fn read_around(
     tier: &dyn Tier,
     key: &str,
@@ -88,25 +89,25 @@ fn read_around(
     }
 }
 
-/// Something wrong at one place of a pack.
+/// A fault in a pack.
 #[derive(Debug)]
 pub struct Fault {
     /// Where it begins in the pack in bytes: its header, a frame, or the directory.
     pub offset: u64,
-    /// What is wrong.
+    /// The fault.
     pub error: Error,
 }
 
-/// What a pack is found to be.
+/// The result of verifying a pack.
 #[derive(Debug, Default)]
 pub struct Examined {
-    /// Its directory, if that is whole.
+    /// Its directory, if that is intact.
     pub directory: Option<PackDirectory>,
-    /// What is wrong with it; nothing when every byte is as it was written.
+    /// Its faults; empty when every byte is as it was written.
     pub faults: Vec<Fault>,
     /// Frames verified.
     pub frames: u64,
-    /// Frames that nobody has the key of here: only their checksums were verified.
+    /// Frames whose key is not available here: only their checksums were verified.
     pub locked_frames: u64,
 }
 
@@ -133,7 +134,7 @@ pub fn examine(domains: &DomainInventory, id: PackId, bytes: &[u8]) -> Examined 
         Err(_) => is_headed(PackKind::Data) || is_headed(PackKind::Meta),
     };
     if !has_header {
-        // No read goes by it, only a scan of a pack whose directory is lost.
+        // Reads do not use it, only a scan of a pack whose directory is lost.
         examined.faults.push(Fault { offset: 0, error: Error::corrupt("pack header is damaged") });
     }
     match directory {
@@ -159,15 +160,15 @@ pub fn examine(domains: &DomainInventory, id: PackId, bytes: &[u8]) -> Examined 
     examined
 }
 
-/// A frame whose every byte is as it was written.
+/// A verified frame: every byte is as it was written.
 pub struct Verified {
-    /// What it says of itself.
+    /// Its header.
     pub header: FrameHeader,
-    /// Nobody has its key here, so its chunks were not compared with their ids.
+    /// Its key is not available here, so its chunks were not compared with their ids.
     pub is_locked: bool,
 }
 
-/// Verifies a whole stored frame with its padding. A delta whose base cannot be read is not at fault for that.
+/// Verifies a complete stored frame with its padding. An unreadable base is no fault of the delta.
 ///
 /// # Errors
 /// `Corrupt`; `Invalid` for a newer format.
@@ -180,7 +181,7 @@ pub fn verify(domains: &DomainInventory, frame: &[u8]) -> Result<Verified> {
     }
 }
 
-/// The whole frame that begins at a byte of a pack, by what it says of itself.
+/// The intact frame that begins at a byte of a pack, according to its own header.
 pub fn frame_at<'a>(domains: &DomainInventory, pack: &'a [u8], offset: u64) -> Option<(Verified, &'a [u8])> {
     let rest = pack.get(usize::try_from(offset).ok()?..)?;
     if !rest.starts_with(pack::FRAME_MAGIC) {
@@ -190,7 +191,7 @@ pub fn frame_at<'a>(domains: &DomainInventory, pack: &'a [u8], offset: u64) -> O
     verify(domains, frame).ok().map(|verified| (verified, frame))
 }
 
-/// Where the next whole frame behind a byte begins: frames begin at multiples of [`ALIGNMENT`].
+/// Where the next intact frame after a byte begins: frames begin at multiples of [`ALIGNMENT`].
 pub fn next_frame(domains: &DomainInventory, pack: &[u8], after: u64) -> Option<u64> {
     let first = after as usize / ALIGNMENT + 1;
     let mut starts = (first..pack.len().div_ceil(ALIGNMENT)).map(|unit| (unit * ALIGNMENT) as u64);

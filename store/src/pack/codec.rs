@@ -1,8 +1,9 @@
-//! Bytes <-> compressed bytes of one frame. What is compressed is decoded and compared before it is trusted (an encoder
+//! Bytes <-> compressed bytes of one frame. Compressed output is decoded and compared before it is trusted (an encoder
 //! bug or bad memory must not reach a pack), and nothing is decoded past its declared length.
 //!
-//! A delta is compressed behind other bytes, its base: what it shares with them costs nearly nothing, and it decodes only
-//! behind the same bytes. The base is content and never read as a formatted dictionary, whatever it begins with.
+//! A delta is compressed with other bytes, its base, as prefix: parts shared with the base cost nearly nothing, and it
+//! decodes only with the same base. The base is content and never read as a formatted dictionary, whatever its first
+//! bytes.
 
 use crate::error::{Error, Kind, Result};
 use std::cell::RefCell;
@@ -12,21 +13,21 @@ use zstd::zstd_safe::{
     get_error_name,
 };
 
-/// A delta is kept when it takes at most this share of what the bytes take alone, in percent: less than that does not pay
-/// for the base that every reader has to fetch (docs/TUNING.md).
+/// A delta is kept when it takes at most this share of the compressed bytes without a base, in percent: a smaller
+/// saving does not pay for the base that every reader has to fetch (docs/TUNING.md).
 const DELTA_PERCENT: usize = 75;
-/// And when it saves at least so many bytes: frames are padded, and a short one costs little whatever is in it.
+/// And when it saves at least this many bytes: frames are padded, and a short one costs little in any case.
 const DELTA_SAVED_BYTES: usize = 256;
 
 /// The level whose match tables are narrowed where frames are of [`NARROWED_LENGTHS`].
 const NARROWED_LEVEL: i32 = 3;
-/// zstd's tables for such lengths take 768 KiB at that level, more than the second cache of many cores.
+/// zstd's tables for such lengths take 768 KiB at that level, more than the L2 cache of many cores.
 const NARROWED_LENGTHS: std::ops::RangeInclusive<usize> = (256 << 10) + 1..=1 << 20;
 /// Logarithm of the entries of each of the two tables then, of 4 bytes: 256 KiB. A sixth faster for 0.6 % more bytes
 /// (docs/TUNING.md).
 const NARROWED_LOG: u32 = 15;
 
-/// First bytes of a zstd frame that is not to be skipped.
+/// First bytes of a zstd frame that is not skippable.
 const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 
 /// How a frame's bytes are stored; the number is part of the format.
@@ -54,7 +55,7 @@ impl Codec {
     }
 }
 
-/// What one thread compresses and decodes with: setting up contexts and buffers costs as much as a small frame.
+/// A thread's compressor and decoder: setting up contexts and buffers costs as much as a small frame.
 #[derive(Default)]
 struct Workspace {
     compressor: Option<(i32, Compressor<'static>)>,
@@ -68,7 +69,7 @@ thread_local! {
 }
 
 impl Workspace {
-    /// What compresses so many bytes at a level.
+    /// The compressor for this many bytes at a level.
     fn compressor(&mut self, level: i32, len: usize) -> std::io::Result<&mut Compressor<'static>> {
         match &mut self.compressor {
             Some((current, _)) if *current == level => {}
@@ -80,7 +81,7 @@ impl Workspace {
         }
         let compressor = &mut self.compressor.as_mut().expect("it was just made").1;
         let is_narrowed = level == NARROWED_LEVEL && NARROWED_LENGTHS.contains(&len);
-        // 0 leaves it to zstd.
+        // 0: zstd's own choice.
         let log = if is_narrowed { NARROWED_LOG } else { 0 };
         compressor.set_parameter(CParameter::HashLog(log))?;
         compressor.set_parameter(CParameter::ChainLog(log))?;
@@ -136,8 +137,8 @@ pub(crate) fn compress(plain: &[u8], level: i32) -> Result<(Codec, Vec<u8>)> {
     })
 }
 
-/// Refuses all but one zstd frame that needs no dictionary, with nothing before or behind it: the decoder would pass over
-/// frames that are to be skipped.
+/// Refuses all but one zstd frame that needs no dictionary, with nothing before or behind it: the decoder would pass
+/// over skippable frames.
 fn expect_one_frame(stored: &[u8]) -> Result<()> {
     let is_one = stored.starts_with(&ZSTD_MAGIC)
         && get_dict_id_from_frame(stored).is_none()
@@ -171,7 +172,7 @@ pub(crate) fn decompress(codec: Codec, stored: &[u8], plain_len: usize) -> Resul
     Ok(plain)
 }
 
-/// Compresses behind `base`; `None` when that is not clearly shorter than `alone` bytes.
+/// Compresses with `base` as prefix; `None` when that is not clearly shorter than `alone` bytes.
 ///
 /// # Errors
 /// `Internal` when the encoder fails or its output does not decode to the input.
@@ -198,7 +199,7 @@ pub(crate) fn compress_delta(plain: &[u8], base: &[u8], level: i32, alone: usize
     Ok(Some(stored))
 }
 
-/// Decodes what was compressed behind `base` to exactly `plain_len` bytes, which the caller has bounded.
+/// Decodes bytes compressed with `base` to exactly `plain_len` bytes, which the caller has bounded.
 ///
 /// # Errors
 /// `Corrupt` for anything else.
@@ -237,7 +238,7 @@ mod tests {
         ) {
             let mut base = base;
             if is_formatted {
-                base[..4].copy_from_slice(&0xEC30_A437_u32.to_le_bytes()); // how a trained dictionary begins
+                base[..4].copy_from_slice(&0xEC30_A437_u32.to_le_bytes()); // magic of a trained dictionary
             }
             let mut plain = base.clone();
             for (place, byte) in changes {

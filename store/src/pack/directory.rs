@@ -1,5 +1,5 @@
-//! The directory at a pack's end: where each frame is and which chunks it holds, sorted by id, found in one read of the
-//! tail. The index is made of these.
+//! The directory at a pack's end: the location of each frame and the chunks it holds, sorted by id, found in one read
+//! of the tail. The index is made of these.
 
 use super::frame::{EncodedFrame, Frame, FrameHeader, MAX_FRAME_LEN};
 use super::{ALIGNMENT, DELTA_SLOT, PACK_HEADER_LEN, PackKind};
@@ -20,7 +20,7 @@ pub const DIRECTORY_ENTRY_LEN: usize = 40;
 /// One read of this much holds the directory of most packs.
 const TAIL_LEN: u64 = 256 << 10;
 
-/// Where a frame lies in its pack.
+/// Location of a frame in its pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameExtent {
     /// Bytes from the start of the pack.
@@ -29,14 +29,14 @@ pub struct FrameExtent {
     pub len_bytes: u32,
 }
 
-/// Where a chunk lies in its pack.
+/// Location of a chunk in its pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirectoryEntry {
     /// The chunk.
     pub id: ChunkId,
     /// Number of its frame.
     pub frame: u32,
-    /// Its place in the frame; [`DELTA_SLOT`] for the one chunk of a delta.
+    /// Its slot in the frame; [`DELTA_SLOT`] for the one chunk of a delta.
     pub slot: u32,
 }
 
@@ -52,7 +52,7 @@ impl DirectoryEntry {
 pub struct PackDirectory {
     /// The pack.
     pub id: PackId,
-    /// What it holds.
+    /// The pack's kind.
     pub kind: PackKind,
     /// Its frames, in order.
     pub frames: Vec<FrameExtent>,
@@ -77,12 +77,12 @@ impl PackDirectory {
         self.entries.sort_unstable_by_key(|entry| (entry.id, entry.frame, entry.slot));
     }
 
-    /// Whether the directory names the chunks of this frame under this number, and as what they are.
+    /// Whether the directory lists the chunks of this frame under this number, and with the right slots.
     pub fn names(&self, number: u32, frame: &Frame) -> bool {
         self.names_slots(number, &frame.slots, frame.base.is_some())
     }
 
-    /// [`Self::names`] of a frame that cannot be opened here.
+    /// [`Self::names`], of a frame that cannot be opened here.
     pub fn names_header(&self, number: u32, header: &FrameHeader) -> bool {
         self.names_slots(number, &header.slots, header.base.is_some())
     }
@@ -123,12 +123,12 @@ impl PackDirectory {
     }
 }
 
-/// What the slots of a frame are called, in order.
+/// Slot numbers of a frame, in order.
 fn numbers_of_slots(is_delta: bool) -> impl Iterator<Item = u32> {
     if is_delta { u32::from(DELTA_SLOT).. } else { 0.. }
 }
 
-/// What the trailer says.
+/// A parsed trailer.
 struct Trailer {
     kind: PackKind,
     frame_count: usize,
@@ -194,7 +194,7 @@ pub fn read_directory(tier: &dyn Tier, id: PackId) -> Result<PackDirectory> {
     decode_body(&body, &trailer, id).map_err(|error| error.object(key))
 }
 
-/// The directory of a pack whose bytes are all at hand.
+/// The directory of a pack whose bytes are all in memory.
 ///
 /// # Errors
 /// As [`read_directory`].

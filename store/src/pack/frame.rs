@@ -1,9 +1,9 @@
 //! One frame: chunks compressed together behind a header that names them.
 //!
-//! A frame of an encrypted domain is sealed with its header bound to it: it opens nowhere else and as nothing else.
+//! A frame of an encrypted domain is sealed with its header bound to it: it cannot be opened under any other header.
 //!
-//! The frame of one chunk may be a delta: compressed behind the bytes of another chunk, its base, which its header names. A
-//! base is never stored as a delta itself, so reading a frame takes one more at most.
+//! The frame of one chunk may be a delta: compressed against the bytes of another chunk, its base, which its header
+//! names. A base is never stored as a delta itself, so reading a frame takes at most one more.
 
 use super::{ALIGNMENT, MAX_FRAME_PLAIN, PackKind};
 use crate::domain::{CIPHER, Domain, SEAL_LEN, Sealer};
@@ -26,16 +26,16 @@ pub(super) const MAX_SLOTS: usize = u16::MAX as usize;
 /// A frame's length in units of [`ALIGNMENT`] is 16 bits wide in the index.
 pub(super) const MAX_FRAME_LEN: usize = u16::MAX as usize * ALIGNMENT;
 
-/// Chunks on their way into a frame.
+/// Chunks being collected for a frame.
 #[derive(Debug)]
 pub struct FrameDraft {
-    /// What they are.
+    /// Kind of the chunks.
     pub kind: PackKind,
     /// Id and length of each, in order.
     pub slots: Vec<(ChunkId, u32)>,
     /// Their bytes, one after the other.
     pub plain: Vec<u8>,
-    /// What the one chunk may be stored as a delta against.
+    /// The base that the one chunk may be stored against.
     pub base: Option<Base>,
 }
 
@@ -87,7 +87,7 @@ impl FrameDraft {
         self.encode_for(level, &Sealer::plain())
     }
 
-    /// Compresses, as a delta where there is a base and that pays, and encodes as a domain's writer seals.
+    /// Compresses, as a delta where there is a base and that pays, encodes and seals for the sealer's domain.
     ///
     /// # Errors
     /// As [`codec::compress`].
@@ -120,7 +120,7 @@ fn encode(
     fixed.bytes(FRAME_MAGIC).u16(FORMAT_VERSION).u8(kind as u8).u8(codec as u8);
     fixed.u8(if encrypted { CIPHER } else { 0 }).u8(0).u16(0); // flags, reserved
     fixed.u32(sealer.key.as_ref().map_or(0, |(epoch, _)| *epoch));
-    // How long chunks are is nobody's business: an encrypted frame says it inside.
+    // Chunk lengths are secret: an encrypted frame holds them inside.
     fixed.count(slots.len()).count(if encrypted { 0 } else { plain_len }).count(stored_len).u32(sealer.tag);
     fixed.bytes(&base.map_or([0; 32], |base| *base.as_bytes()));
     let mut listed = Encoder::with_capacity(slots.len() * SLOT_LEN);
@@ -150,9 +150,9 @@ fn encode(
 /// Bytes of the header before the two checksums.
 const BOUND_LEN: usize = 64;
 
-/// What an encrypted body is bound to: its domain, and all of the header but checksums. Neither the pack nor the place in
-/// it: the collector may move a frame to another pack without its key, and a frame in another's place holds other ids
-/// than the one that was looked for.
+/// The data that an encrypted body is bound to: its domain, and all of the header but checksums. Neither the pack nor
+/// the position in it: the collector may move a frame to another pack without its key, and a frame found in another's
+/// position holds other ids than the one looked for.
 fn bound(domain: DomainId, fixed: &[u8], listed: &[u8]) -> Vec<u8> {
     [b"Torpor 1 frame\0", domain.as_bytes().as_slice(), fixed, listed].concat()
 }
@@ -161,20 +161,20 @@ fn guard(fixed: &[u8], listed: &[u8]) -> u64 {
     checksum(&[fixed, listed].concat())
 }
 
-/// What a frame's header says.
+/// A parsed frame header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// What it holds.
+    /// Kind of its chunks.
     pub kind: PackKind,
     /// How it is stored.
     pub codec: Codec,
     /// Key epoch of an encrypted frame.
     pub key_epoch: Option<u32>,
-    /// Tag of the domain whose frame it is.
+    /// Tag of the frame's domain.
     pub domain_tag: u32,
     /// The chunk that it is a delta against.
     pub base: Option<ChunkId>,
-    /// Length of the chunks together; 0 in an encrypted frame, which says it inside.
+    /// Length of the chunks together; 0 in an encrypted frame, which holds it inside.
     pub plain_len: usize,
     /// Length of the body as stored.
     pub stored_len: usize,
@@ -237,10 +237,10 @@ impl FrameHeader {
         })
     }
 
-    /// The domain's tag and the key epoch that the fixed part of a header names, which is not checked further.
+    /// The domain's tag and the key epoch that the fixed part of a header names, not checked further.
     ///
     /// # Errors
-    /// `Corrupt` for what is no frame.
+    /// `Corrupt` when the bytes are no frame.
     pub fn peek(bytes: &[u8]) -> Result<(u32, Option<u32>)> {
         let mut fields = Decoder::new(bytes);
         if fields.take(4)? != FRAME_MAGIC {
@@ -281,7 +281,7 @@ fn decode_slots(bytes: &[u8], plain_len: usize) -> Result<Vec<(ChunkId, Range<us
     Ok(slots)
 }
 
-/// What opening an encrypted body gives: the length of each chunk, and all of them compressed.
+/// Content of an encrypted body: the length of each chunk, and all of them compressed.
 struct Opened {
     lengths: Vec<u32>,
     compressed: Vec<u8>,
@@ -294,7 +294,7 @@ impl FrameHeader {
         bytes.get(start..start + self.stored_len).ok_or_else(|| Error::corrupt("frame ends early"))
     }
 
-    /// What the compressed bytes are, behind the base of a delta.
+    /// Decompresses bytes, after the base for a delta.
     fn decompress(&self, compressed: &[u8], plain_len: usize, read_base: &ReadBase<'_>) -> Result<Vec<u8>> {
         match &self.base {
             Some(base) => codec::decompress_delta(compressed, &read_base(base)?, plain_len),
@@ -327,9 +327,9 @@ impl FrameHeader {
 /// A decoded frame whose chunks were all checked against their ids.
 #[derive(Debug)]
 pub struct Frame {
-    /// What it holds.
+    /// Kind of its chunks.
     pub kind: PackKind,
-    /// Whose it is: its chunks are nobody else's to read.
+    /// Its domain: only that one may read its chunks.
     pub domain: DomainId,
     /// The chunks' bytes, one after the other.
     pub plain: Vec<u8>,
@@ -351,7 +351,7 @@ impl ChunkBytes {
         Self { frame, range }
     }
 
-    /// Bytes that stay in memory for it: those of the whole frame.
+    /// Bytes that it keeps in memory: those of the whole frame.
     pub fn held_bytes(&self) -> usize {
         self.frame.plain.len()
     }
@@ -364,25 +364,25 @@ impl Deref for ChunkBytes {
     }
 }
 
-/// Reads the base of a delta, from a frame that is none.
+/// Reads the base of a delta, from a frame that is not a delta.
 pub type ReadBase<'a> = dyn Fn(&ChunkId) -> Result<ChunkBytes> + 'a;
 
-/// For readers of frames that are no deltas.
+/// For readers of frames that are not deltas.
 fn no_base(id: &ChunkId) -> Result<ChunkBytes> {
     Err(Error::corrupt("a delta where none may be, against chunk").object(id))
 }
 
 impl Frame {
-    /// Decodes a stored frame of one of `domains`, which is no delta, and verifies every chunk in it.
+    /// Decodes a stored frame of one of `domains`, which is not a delta, and verifies every chunk in it.
     ///
     /// # Errors
-    /// `Corrupt` when any byte that matters changed, or the frame is of another domain or a delta; `Invalid` for a newer
-    /// format.
+    /// `Corrupt` when any byte that matters changed, or the frame is of another domain or a delta; `Invalid` for a
+    /// newer format.
     pub fn decode(bytes: &[u8], domains: &[&Domain]) -> Result<Self> {
         Self::decode_on(bytes, domains, &no_base)
     }
 
-    /// The same of any frame; `read_base` gives the base of a delta.
+    /// As [`Self::decode`], for any frame; `read_base` returns the base of a delta.
     ///
     /// # Errors
     /// As [`Self::decode`]; those of `read_base`.
@@ -429,7 +429,7 @@ impl Frame {
         Ok(Self { kind: header.kind, domain: domain.id(), plain, slots, base: header.base })
     }
 
-    /// Decodes a frame that is no delta and verifies also what reads pass over: then no bit is other than it was written.
+    /// Decodes a frame that is not a delta and also verifies the bits that reads skip: then no bit changed.
     ///
     /// # Errors
     /// As [`Self::decode`] and [`Self::verify_stored`].
@@ -438,7 +438,7 @@ impl Frame {
         Self::decode(bytes, domains)
     }
 
-    /// Verifies what can be verified without a key: header, the checksum of the stored body and the padding.
+    /// Verifies without a key: header, the checksum of the stored body and the padding.
     ///
     /// # Errors
     /// `Corrupt`; `Invalid` for a newer format.
@@ -456,8 +456,7 @@ impl Frame {
     }
 }
 
-/// Seals a stored frame of `domain` again, under the key that `sealer` has now; its chunks are verified on the way. A delta
-/// stays one.
+/// Seals a stored frame of `domain` again, under the current key of `sealer`, verifying its chunks. A delta stays one.
 ///
 /// # Errors
 /// As [`Frame::decode_on`] and [`FrameDraft::encode_for`].

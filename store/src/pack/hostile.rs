@@ -1,5 +1,6 @@
-//! Frames whose checksums are right and that lie: bombs, wrong lengths, dictionaries, frames to be skipped, bytes behind the
-//! frame. All are refused, plain ones and deltas, and none makes the reader take memory beyond what a frame may hold.
+//! Frames with right checksums and false content: bombs, wrong lengths, dictionaries, skippable frames, bytes behind
+//! the frame. All are refused, plain ones and deltas, and none makes the reader take memory beyond what a frame may
+//! hold.
 
 use super::*;
 use crate::domain::Domain;
@@ -15,7 +16,7 @@ fn plain() -> Domain {
     Domain::plain([7; 32])
 }
 
-/// What a forged frame says.
+/// Fields of a forged frame.
 #[derive(Clone)]
 struct Forged {
     base: Option<ChunkId>,
@@ -56,7 +57,7 @@ fn bomb(blocks: usize) -> Vec<u8> {
     bytes
 }
 
-/// The same frame, wanting a dictionary of this number.
+/// The same frame, requiring a dictionary of this number.
 fn with_dictionary_id(frame: &[u8]) -> Vec<u8> {
     let is_single_segment = frame[4] & 0x20 != 0;
     let at = if is_single_segment { 5 } else { 6 };
@@ -69,7 +70,7 @@ fn skippable(len: usize) -> Vec<u8> {
     [&[0x50, 0x2a, 0x4d, 0x18], (len as u32).to_le_bytes().as_slice(), &vec![0; len]].concat()
 }
 
-/// Every lie about one right frame.
+/// Every forgery of one right frame.
 fn lies(right: &Forged) -> Vec<(String, Forged)> {
     let mut lies = Vec::new();
     let stored = &right.stored;
@@ -113,7 +114,7 @@ fn lies(right: &Forged) -> Vec<(String, Forged)> {
     let zeroes = vec![0; 2 << 20];
     let id = plain().chunk_id(&zeroes);
     for blocks in [17, 250, 32_768] {
-        // The id is right for as much as a frame may hold.
+        // The id is right for the maximum that a frame may hold.
         let said =
             Forged { plain_len: 2 << 20, slots: vec![(id, 2 << 20)], stored: bomb(blocks), ..right.clone() };
         lies.push((format!("2 MiB of a bomb of {} KiB", blocks * 128), said));
@@ -123,7 +124,7 @@ fn lies(right: &Forged) -> Vec<(String, Forged)> {
     lies
 }
 
-/// The right frames: one by itself, and a delta against what `base` holds.
+/// The right frames: one without a base, and a delta against `base`.
 fn right(base: &ChunkBytes, base_id: ChunkId) -> [Forged; 2] {
     let chunk = b"nothing but lies, ".repeat(500);
     let id = plain().chunk_id(&chunk);
@@ -148,7 +149,7 @@ fn right(base: &ChunkBytes, base_id: ChunkId) -> [Forged; 2] {
 #[test]
 fn lying_frames_are_refused_in_bounded_memory() {
     if std::env::var_os(CHILD).is_none() {
-        // In a process of its own, whose memory nothing else takes.
+        // In a process of its own, so that nothing else affects the peak.
         let test = std::env::current_exe().unwrap();
         let run = std::process::Command::new(test)
             .args(["--exact", NAME, "--nocapture"])
@@ -183,7 +184,7 @@ fn lying_frames_are_refused_in_bounded_memory() {
     assert!(grown < 2 * MAX_FRAME_PLAIN as u64, "memory grew by {grown} bytes");
 }
 
-/// The most memory that this process had since that was last forgotten.
+/// Peak memory of this process since the last reset.
 fn peak_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

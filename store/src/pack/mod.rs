@@ -1,7 +1,7 @@
 //! Packs: immutable objects of frames with a directory at their end.
 //!
-//! A pack is built in memory ([`PackBuilder`]), stored whole, and read by frame. Every frame describes itself, so a pack
-//! whose directory is damaged can still be scanned. Layouts: docs/FORMAT.md.
+//! A pack is built in memory ([`PackBuilder`]), stored in one piece, and read by frame. Every frame describes itself,
+//! so a pack whose directory is damaged can still be scanned. Layouts: docs/FORMAT.md.
 
 pub(crate) mod codec;
 mod directory;
@@ -25,17 +25,17 @@ use crate::wire::{Encoder, checksum};
 pub const ALIGNMENT: usize = 64;
 /// A pack is sealed when it reaches this length.
 pub const TARGET_LEN: usize = 32 << 20;
-/// No frame holds more plain bytes.
+/// Most plain bytes that a frame holds.
 pub const MAX_FRAME_PLAIN: usize = 2 << 20;
-/// Stands in directory and index for the one slot of a delta, so that nobody takes the chunk for one that is whole by
-/// itself; no slot has this number.
+/// In directory and index the slot of a delta, so that the chunk is not taken for one stored without a base; no slot
+/// has this number.
 pub const DELTA_SLOT: u16 = u16::MAX;
 /// First bytes of a pack.
 pub const PACK_MAGIC: &[u8; 8] = b"TORPACK\n";
 /// Length of the pack header in bytes.
 pub const PACK_HEADER_LEN: usize = ALIGNMENT;
 
-/// What a pack and its frames hold; the number is part of the format.
+/// Content of a pack and its frames; the number is part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 #[non_exhaustive]
@@ -71,10 +71,10 @@ pub fn header(id: PackId, kind: PackKind) -> Vec<u8> {
     bytes
 }
 
-/// What a stored pack holds, from its header.
+/// The kind of a stored pack, from its header.
 ///
 /// # Errors
-/// `NotFound`; `Corrupt` when this is no pack of that name.
+/// `NotFound`; `Corrupt` when this is not a pack of that name.
 pub fn read_kind(tier: &dyn Tier, id: PackId) -> Result<PackKind> {
     let found = tier.get_range(&id.key(), 0, PACK_HEADER_LEN as u64)?;
     let kind = PackKind::from_number(found[10])?;
@@ -98,7 +98,7 @@ impl PackBuilder {
         Self::in_buffer(id, kind, Vec::new())
     }
 
-    /// The same, built in an empty buffer.
+    /// As [`Self::new`], in an empty buffer.
     pub fn in_buffer(id: PackId, kind: PackKind, mut buffer: Vec<u8>) -> Self {
         buffer.extend_from_slice(&header(id, kind));
         Self { id, kind, bytes: buffer, directory: PackDirectory::new(id, kind) }
@@ -124,7 +124,7 @@ impl PackBuilder {
         (self.id, self.bytes, self.directory)
     }
 
-    /// What the pack holds.
+    /// The pack's kind.
     pub fn kind(&self) -> PackKind {
         self.kind
     }

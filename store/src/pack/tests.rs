@@ -34,7 +34,7 @@ fn sample() -> (Vec<u8>, PackDirectory) {
     (bytes, directory)
 }
 
-/// Everything a reader takes from a pack: its directory and each chunk's bytes.
+/// All data that a reader takes from a pack: its directory and each chunk's bytes.
 fn read_all(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
     let tier = MemoryTier::new();
     tier.put_if_absent(&pack_id().key(), bytes)?;
@@ -84,7 +84,7 @@ fn no_flipped_bit_gives_other_bytes() {
             Err(error) => assert!(matches!(error.kind(), crate::Kind::Corrupt | crate::Kind::Invalid)),
         }
     }
-    // Readers go by the directory, so only the pack header (for a forward scan) and padding may change unseen.
+    // Readers use the directory, so only the pack header (for a forward scan) and padding may change undetected.
     let used: usize = directory.frames.iter().map(|frame| frame.len_bytes as usize).sum();
     assert!(
         padding_bits / 8 < PACK_HEADER_LEN + directory.frames.len() * ALIGNMENT,
@@ -92,7 +92,7 @@ fn no_flipped_bit_gives_other_bytes() {
     );
 }
 
-/// Reading passes over padding and the checksum of the stored body; verifying passes over nothing.
+/// Reading skips padding and the checksum of the stored body; verifying skips nothing.
 #[test]
 fn no_flipped_bit_of_a_frame_passes_verify() {
     let (bytes, directory) = sample();
@@ -136,7 +136,7 @@ proptest! {
     }
 }
 
-/// A directory whose checksums are right but that names what cannot be, as a hostile writer could make it.
+/// A directory with right checksums but impossible entries, as a hostile writer could make it.
 #[test]
 fn a_directory_that_names_what_cannot_be_is_refused() {
     let refused = |change: &dyn Fn(&mut PackDirectory)| {
@@ -172,7 +172,7 @@ fn a_frame_that_claims_more_than_it_holds_is_refused() {
     assert!(FrameHeader::decode(&bytes).is_err());
 }
 
-/// A chunk and its base, as bytes and as what a writer is given.
+/// A chunk and its base, as bytes and as input of a writer.
 fn chunk_and_base(len: usize) -> (Vec<u8>, Base) {
     let mut noise = vec![0; len];
     blake3::Hasher::new().update(b"base").finalize_xof().fill(&mut noise);
@@ -289,7 +289,7 @@ mod encrypted {
         assert!(Frame::decode(&frame, &[&super::plain(), &testing_domain()]).is_err());
     }
 
-    /// Also where whoever flips bits makes the checksums right again.
+    /// Also when an attacker who flips bits corrects the checksums.
     #[test]
     fn no_flipped_bit_of_an_encrypted_frame_opens() {
         let domain = testing_domain();
@@ -300,7 +300,7 @@ mod encrypted {
             let mut damaged = flipped(&frame, bit);
             assert!(Frame::verify(&damaged, &[&domain]).is_err(), "bit {bit}");
             refused += 1;
-            // Both checksums are made right again; padding is what reads pass over.
+            // Both checksums are corrected; padding is skipped by reads.
             if bit / 8 >= end || (64..88).contains(&(bit / 8)) {
                 assert_eq!(Frame::decode(&damaged, &[&domain]).is_err(), bit / 8 < end, "bit {bit}");
                 continue;
@@ -334,7 +334,7 @@ mod encrypted {
         assert!(Frame::decode(&raw, &[&domain]).is_err(), "more than a frame may hold");
     }
 
-    /// A frame of one chunk whose sealed part is well made and says what it is told to.
+    /// A frame of one chunk with a well-formed sealed part and the given fields.
     fn forge(
         sealer: &Sealer,
         codec: codec::Codec,

@@ -1,11 +1,12 @@
-//! What the collector leaves in the store for others to see: its logical clock and the packs it condemned.
+//! The records that the collector leaves in the store: its logical clock and the packs it condemned.
 //!
-//! Only formats and reads live here; the crate `gc` decides and writes. The protocol, in short: the collector raises the
-//! epoch, then lists sessions, then refs; what no root reaches goes on a list, and the epoch is read again when the list is
-//! visible: since then it is condemned. It is deleted two epochs later or more, if still unreached and if no open writer's
-//! session is as old as the condemnation, or older. A writer's session carries the epoch that was current after the session
-//! became visible, and a writer does not depend on packs that are listed by then. So either the collector sees the session or
-//! the writer sees the condemnation; no wall clock is read, and collectors of several hosts may raise the epoch in turns.
+//! Only formats and reads live here; the crate `gc` decides and writes. The protocol, in short: the collector raises
+//! the epoch, then lists sessions, then refs; unreached packs go on a list, and the epoch is read again when the list
+//! is visible: from then on they are condemned. They are deleted two epochs later or more, if still unreached and if no
+//! open writer's session is as old as the condemnation, or older. A writer's session carries the epoch that was current
+//! after the session became visible, and a writer does not depend on packs that are listed by then. So either the
+//! collector sees the session or the writer sees the condemnation; no wall clock is read, and collectors of several
+//! hosts may raise the epoch in turns.
 
 use crate::error::{Error, Kind, OptionalExt, Result};
 use crate::id::{PackId, SnapshotId};
@@ -37,7 +38,7 @@ fn encode_epoch(epoch: u64) -> Vec<u8> {
     seal(Record::CollectorState, &body.finish())
 }
 
-/// Begins a run: raises the clock by one and gives the new epoch.
+/// Begins a run: raises the clock by one and returns the new epoch.
 ///
 /// # Errors
 /// `Conflict` when another collector raised it at the same time.
@@ -53,13 +54,13 @@ pub fn raise_epoch(tier: &dyn Tier) -> Result<u64> {
     }
 }
 
-/// What one run condemned and no later run took back or deleted.
+/// Packs and snapshots that one run condemned and no later run took back or deleted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Condemned {
-    /// The run that condemned it, which the list is named after.
+    /// The epoch of the run that condemned them; it names the list.
     pub epoch: u64,
-    /// The epoch that was current when the list was visible for certain: writers of later epochs know it. `None` while
-    /// nobody looked: then nothing on it is deleted.
+    /// The epoch that was current when the list was visible for certain: writers of later epochs know it. `None` until
+    /// that is confirmed: then nothing on it is deleted.
     pub since: Option<u64>,
     /// Packs that no root reached.
     pub packs: Vec<PackId>,
@@ -123,7 +124,7 @@ impl Condemned {
         Ok(lists)
     }
 
-    /// Stores a new list, and makes it count when it is visible.
+    /// Stores a new list, and confirms it when it is visible.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -132,8 +133,8 @@ impl Condemned {
         if self.is_empty() { Ok(()) } else { self.confirm(tier) }
     }
 
-    /// Notes that a list that was read, or written, is visible by now, unless another collector changed it since: then that
-    /// one, or the next run, notes it.
+    /// Records that a list that was read or written is visible, unless another collector changed it since: then that
+    /// collector, or the next run, records it.
     ///
     /// # Errors
     /// As the tier.
@@ -145,7 +146,7 @@ impl Condemned {
         Ok(())
     }
 
-    /// Stores the list in place of what stands under its epoch; an empty one is removed.
+    /// Replaces the stored list of its epoch; an empty one is removed.
     ///
     /// # Errors
     /// As the tier; `Conflict` when another collector changed it.

@@ -1,7 +1,7 @@
-//! What is known to be lost: frames that no tier has whole any more, noted by `scrub --repair` so that writers store their
-//! chunks again instead of leaning on them, and the collector keeps other copies in place of theirs.
+//! Lost frames: those without an intact copy on any tier, recorded by `scrub --repair` so that writers store their
+//! chunks again instead of depending on them, and the collector keeps other copies in place of theirs.
 //!
-//! One record a pack, at the metadata tier. It goes when the pack is whole again or deleted.
+//! One record a pack, at the metadata tier. It goes when the pack is intact again or deleted.
 
 use crate::error::{Error, OptionalExt, Result};
 use crate::id::PackId;
@@ -11,8 +11,7 @@ use crate::tier::Tier;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::collections::HashMap;
 
-/// Prefix of the keys of these records.
-/// A frame's offset in the record.
+/// Encoded length of a frame's offset.
 const OFFSET_LEN: usize = 8;
 
 /// The key of a pack's record.
@@ -25,7 +24,7 @@ pub fn pack_of(key: &str) -> Option<PackId> {
     PackId::from_key(&format!("{}{}", keys::PACKS, key.strip_prefix(keys::LOST_FRAMES)?))
 }
 
-/// The frames of one pack that no tier has whole.
+/// The frames of one pack that have no intact copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedPack {
     /// The pack.
@@ -72,7 +71,7 @@ impl DamagedFrames {
     /// Reads every record.
     ///
     /// # Errors
-    /// As the tier; `Corrupt` for a damaged record: who did not know of it would depend on what is lost.
+    /// As the tier; `Corrupt` for a damaged record: a writer that ignored it would depend on lost frames.
     pub fn read_all(metadata_tier: &dyn Tier) -> Result<Self> {
         let mut all = Self::default();
         for info in metadata_tier.list(keys::LOST_FRAMES)? {
@@ -89,7 +88,7 @@ impl DamagedFrames {
         Ok(all)
     }
 
-    /// Whether what lies there is lost.
+    /// Whether the frame at a location is lost.
     pub fn has(&self, place: &Location) -> bool {
         self.has_frame(&place.pack, place.offset)
     }

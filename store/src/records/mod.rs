@@ -1,10 +1,10 @@
 //! Small records of a store, each sealed with a checksum: one file for each kind.
 //!
-//! - `superblock`  what a store is
+//! - `superblock`  identity and features of a store
 //! - `reference`   a name and its snapshots
 //! - `snapshot`    a tree or image at one moment
 //! - `sealed`      snapshots and refs as a domain stores them
-//! - `session`     what the collector must respect besides refs
+//! - `session`     roots that the collector must respect besides refs
 //! - `condemned`   packs that the collector is about to delete, and its epoch
 //! - `lost_frames` frames of a pack that have no intact copy
 

@@ -22,7 +22,7 @@ pub struct RefEntry {
 /// A snapshot that a writer is about to add.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proposal {
-    /// What it adds.
+    /// The entry that it adds.
     pub entry: RefEntry,
     /// Key of the writer's session.
     pub session: String,
@@ -37,7 +37,7 @@ pub struct Ref {
     pub counter: u64,
     /// Its snapshots, oldest first; the last is the current one.
     pub history: Vec<RefEntry>,
-    /// What writers are about to add; no part of the history yet.
+    /// Snapshots that writers are about to add; no part of the history yet.
     pub proposals: Vec<Proposal>,
 }
 

@@ -1,5 +1,5 @@
-//! Snapshot records and refs as a domain stores them: the plain domain as in format 1, the public one with signed refs, an
-//! encrypted one with both encrypted, refs signed besides, and names of refs in keys only as hashes. Layouts:
+//! Snapshot records and refs as a domain stores them: the plain domain as in format 1, the public one with signed refs,
+//! an encrypted one with both encrypted, refs signed besides, and names of refs in keys only as hashes. Layouts:
 //! docs/FORMAT.md section 3.
 
 use crate::domain::keys::{SEAL_LEN, SIGNATURE_LEN};
@@ -12,7 +12,7 @@ use crate::records::reference::Ref;
 use crate::records::snapshot::Snapshot;
 use crate::wire::{Decoder, Encoder, FORMAT_VERSION, Record, seal, unseal};
 
-/// What the signature of a ref is over begins with this.
+/// First bytes of the message that a ref's signature covers.
 const SIGNED_REF: &[u8] = b"Torpor 1 ref\0";
 
 /// A ref as it was read, and the state of the record that it stood in.
@@ -34,7 +34,7 @@ impl StoredRef {
     }
 }
 
-/// What an encrypted record is bound to: what it is, and whose.
+/// The data that an encrypted record is bound to: its kind and its domain.
 fn bound(record: Record, domain: DomainId) -> Vec<u8> {
     let mut bound = Encoder::new();
     bound.bytes(b"Torpor 1 record\0").u16(record as u16).u16(FORMAT_VERSION).bytes(domain.as_bytes());
@@ -259,7 +259,7 @@ mod tests {
         }
     }
 
-    /// Checksums made right again do not help who changes a record.
+    /// Correct checksums do not hide a changed record.
     #[test]
     fn no_changed_bit_of_a_record_passes() {
         for kind in [DomainKind::Encrypted, DomainKind::Public] {

@@ -1,15 +1,15 @@
-//! Sessions: what the collector must respect besides refs. A writer's session says "I depend on packs that were live at
-//! this epoch"; a reader's pins snapshots. A session lives as long as its process holds the session's file lock in the local
-//! state: a lock file without a holder is a dead session and is swept. An object without a lock file was opened with other
-//! local state, or that was lost: nothing is known of its process, so it counts as alive.
+//! Sessions: roots that the collector must respect besides refs. A writer's session says "I depend on packs that were
+//! live at this epoch"; a reader's pins snapshots. A session lives as long as its process holds the session's file lock
+//! in the local state: a lock file without a holder is a dead session and is swept. An object without a lock file was
+//! opened with other local state, or that state was lost: its process is unknown, so it counts as alive.
 //!
-//! In a shared store a session also names its host, and a host judges only its own sessions by their locks. A session of
-//! another host renews itself while its process lives; one that has stopped may be fenced ([`fence`]): its object changes
-//! and goes, which its writer meets before its commit counts ([`crate::repo::refs`], proposals). No clock decides about safety: a
-//! session that is fenced too early costs its owner the work, never the store a chunk.
+//! In a shared store a session also names its host, and a host judges only its own sessions by their locks. A session
+//! of another host renews itself while its process lives; one that has stopped may be fenced ([`fence`]): its object
+//! changes and goes, which its writer detects before its commit counts ([`crate::repo::refs`], proposals). Safety
+//! depends on no clock: a session fenced too early costs its owner the work, never the store a chunk.
 //!
-//! A mount's upper needs its base also when no process has it mounted. Its session has no process and no lock: it lives until
-//! it is ended, or until the upper's directory is gone.
+//! A mount's upper needs its base also when no process has it mounted. Its session has no process and no lock: it lives
+//! until it is ended, or until the upper's directory is gone.
 
 use crate::clock;
 use crate::error::{Error, Kind, OptionalExt, Result};
@@ -31,16 +31,16 @@ use std::sync::{Arc, Condvar, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// What a session's object says.
+/// The content of a session's object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionRecord {
     /// For a writer: the collector's epoch that was current when the session was visible. `None` for a reader.
     pub writer_epoch: Option<u64>,
     /// Snapshots that must stay.
     pub pinned: Vec<SnapshotId>,
-    /// What for, for people.
+    /// Its purpose, as readable text.
     pub purpose: String,
-    /// The directory of a mount's changes to the pinned snapshots; `None` for what ends with a process.
+    /// The directory of a mount's changes to the pinned snapshots; `None` for a session that ends with its process.
     pub upper: Option<PathBuf>,
     /// In a shared store, the host that it belongs to.
     pub host: Option<HostId>,
@@ -61,7 +61,7 @@ const RENEWAL: Duration = Duration::from_secs(60);
 /// Names a host of a shared store: drawn at random, kept in its local state.
 pub type HostId = WriterId;
 
-/// Where sessions are kept, and whose they are.
+/// Where sessions are kept, and the host that they belong to.
 #[derive(Clone, Debug)]
 pub struct SessionPlace {
     /// The store's metadata tier.
@@ -85,14 +85,14 @@ impl SessionPlace {
     }
 }
 
-/// This host's name in shared stores, drawn when it is asked for first. Losing it leaves sessions that nobody renews.
+/// This host's id in shared stores, drawn at first use. Losing it leaves sessions that are never renewed.
 ///
 /// # Errors
 /// As the system calls.
 pub fn host_id(state: &LocalState) -> Result<HostId> {
     let local = LocalTier::on(state.shared_disk(), state.path());
     let drawn = HostId::from_bytes(clock::random_bytes());
-    // Of several processes that draw a name at once, one has its name kept.
+    // If several processes draw an id at once, one of them is kept.
     local.put_if_absent(HOST, format!("{drawn}\n").as_bytes())?;
     let kept = local.get(HOST)?;
     let named = std::str::from_utf8(&kept).ok().and_then(|text| text.trim().parse().ok());
@@ -224,7 +224,7 @@ impl Shown {
 
 impl Session {
     /// Opens a writer's session. When it returns, the session is visible to every later run of the collector, and the
-    /// second value is what was condemned by then.
+    /// second value lists the packs and snapshots condemned by then.
     ///
     /// # Errors
     /// As the tier.
@@ -291,7 +291,7 @@ impl Session {
         self.place.host.is_some()
     }
 
-    /// Fails when somebody ended this session: its writer may not commit.
+    /// Fails when another process ended this session: its writer may not commit.
     ///
     /// # Errors
     /// `Fenced`.
@@ -319,9 +319,9 @@ fn redacted_name(key: &str) -> String {
     format!("{key}.upper")
 }
 
-/// Pins the snapshots that the changes in `upper`, an absolute path, are changes to, in place of those pinned for it before.
-/// The caller has pinned them: they are there and not condemned. With `redacted`, the session does not name the path, which
-/// this host alone keeps: in an encrypted domain nothing tells what is done where.
+/// Pins the snapshots that the changes in `upper`, an absolute path, are changes to, in place of those pinned for it
+/// before. The caller has pinned them: they exist and are not condemned. With `redacted`, only this host keeps the
+/// path, and the session does not name it: in an encrypted domain no object may disclose paths.
 ///
 /// # Errors
 /// As the tier.
@@ -360,7 +360,7 @@ pub fn pin_for_upper(
     }
 }
 
-/// Ends what [`pin_for_upper`] began.
+/// Ends the session of [`pin_for_upper`].
 ///
 /// # Errors
 /// As the tier.
@@ -376,7 +376,7 @@ fn forget_upper(place: &SessionPlace, key: &str) {
     place.state.remove(&parent_name(key));
 }
 
-/// Where this host keeps which directory an upper lies in.
+/// Where this host records the parent directory of an upper.
 fn parent_name(key: &str) -> String {
     format!("{key}.parent")
 }
@@ -387,9 +387,9 @@ fn parent_of(upper: &Path) -> Option<Vec<u8>> {
     Some(format!("{} {}\n", parent.dev(), parent.ino()).into_bytes())
 }
 
-/// Whether the upper of a session was removed: its path leads nowhere, and the directory that it lay in is there. An upper is
-/// not removed that cannot be seen because its disk is not mounted, another file system is mounted over the directory, or
-/// this process has a mount namespace of its own, nor is one whose notes were lost with this host's state.
+/// Whether the upper of a session was removed: its path leads nowhere, and its parent directory exists. An upper does
+/// not count as removed when its disk is not mounted, another file system is mounted over the directory, this process
+/// has a mount namespace of its own, or its notes were lost with this host's state.
 fn is_removed(place: &SessionPlace, key: &str, upper: &Path) -> bool {
     let upper = match upper.as_os_str().is_empty() {
         false => upper.to_owned(),
@@ -415,7 +415,7 @@ impl Drop for Session {
         match (ended, self.lock.take()) {
             (Ok(()), Some(lock)) => lock.remove(),
             (Ok(()), None) => {}
-            // A lock file that nobody holds tells the collector that the session is dead.
+            // A lock file without a holder marks the session as dead to the collector.
             (Err(error), _) => {
                 tracing::warn!(session = self.shown.key, %error, "session could not be ended; the collector will sweep it");
             }
@@ -428,9 +428,9 @@ impl Drop for Session {
 pub struct Listed {
     /// The key of its object.
     pub key: String,
-    /// What it says.
+    /// Its content.
     pub record: SessionRecord,
-    /// Its object.
+    /// The bytes of its object.
     pub bytes: Vec<u8>,
 }
 
@@ -472,7 +472,7 @@ pub fn alive(place: &SessionPlace, sweep: bool) -> Result<Vec<Listed>> {
     Ok(alive)
 }
 
-/// Ends the session of a process that may still live: whatever it does from now on, it does not commit. False when the
+/// Ends the session of a process that may still live: it cannot commit any more. False when the
 /// session changed since it was listed.
 ///
 /// # Errors

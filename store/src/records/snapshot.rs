@@ -7,7 +7,7 @@ use crate::id::{ImageId, SnapshotId, TreeId};
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 use std::collections::BTreeMap;
 
-/// What was counted when the snapshot was made.
+/// Counts taken when the snapshot was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Names in the tree, or pages in the image.
@@ -16,7 +16,7 @@ pub struct Totals {
     pub bytes: u64,
     /// Plain bytes that no earlier chunk held.
     pub new_bytes: u64,
-    /// What those take after compression, with all headers.
+    /// Their length in bytes after compression, with all headers.
     pub stored_bytes: u64,
 }
 
@@ -27,11 +27,11 @@ pub struct Snapshot {
     pub tree: Option<TreeId>,
     /// Its memory.
     pub image: Option<ImageId>,
-    /// What it was made from.
+    /// The snapshot that it was made from.
     pub parent: Option<SnapshotId>,
-    /// When.
+    /// When it was made.
     pub time: Time,
-    /// Free words of the user and the identity of VMM and kernel.
+    /// Free-form labels of the user and the identity of VMM and kernel.
     pub labels: BTreeMap<String, String>,
     /// Sizes.
     pub totals: Totals,

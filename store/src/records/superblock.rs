@@ -1,5 +1,5 @@
-//! The superblock: what a store is. Written by `init`; changed only when a feature comes into use; a store without a
-//! readable one is not opened.
+//! The superblock: identity and features of a store. Written by `init`; changed only when a feature comes into use; a
+//! store without a readable one is not opened.
 
 use crate::error::{Error, Kind, Result};
 use crate::id::StoreId;
@@ -7,8 +7,8 @@ use crate::keys;
 use crate::tier::Tier;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 
-/// Incompatible feature: there may be domains besides the plain one. A build that does not know them would collect what
-/// they hold.
+/// Incompatible feature: there may be domains besides the plain one. A build that does not know them would collect
+/// their data.
 pub(crate) const DOMAINS: u64 = 1;
 /// The incompatible features of this build.
 const KNOWN_INCOMPATIBLE: u64 = DOMAINS;
@@ -46,7 +46,7 @@ impl Superblock {
     /// Parses a record.
     ///
     /// # Errors
-    /// `Corrupt`; `Invalid` when the store has a feature this build lacks.
+    /// `Corrupt`; `Invalid` when the store has a feature that this build does not know.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
         let mut fields = Decoder::new(unseal(Record::Superblock, bytes)?);
         let id = StoreId::from_bytes(fields.array()?);

@@ -1,9 +1,10 @@
-//! Where a store is and how it is used: the tier that holds its records, the tiers that hold its packs, and this host's
-//! own state.
+//! Location and use of a store: the tier that holds its records, the tiers that hold its packs, and this host's own
+//! state.
 //!
-//! Records (superblock, domains, snapshots, refs, sessions, index runs, the collector's state) live at the store's *metadata tier*.
-//! Packs live on data tiers, fastest first. In a store of one host the metadata tier is the hot tier. In a shared store the metadata tier is
-//! the bucket that all hosts see, and a host's hot tier holds copies of what is in the bucket and nothing else.
+//! Records (superblock, domains, snapshots, refs, sessions, index runs, the collector's state) live at the store's
+//! *metadata tier*. Packs live on data tiers, fastest first. In a store of one host the metadata tier is the hot tier.
+//! In a shared store the metadata tier is the bucket that all hosts see, and a host's hot tier holds only copies of
+//! packs in the bucket.
 
 use crate::domain::DomainConfig;
 use crate::host::state::LocalState;
@@ -19,11 +20,11 @@ pub const LEVELS: RangeInclusive<i32> = 1..=22;
 /// The latency class of a data tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TierClass {
-    /// Local flash: where writes land and metadata stays.
+    /// Local flash: first tier of writes, and the only one of metadata.
     Hot,
     /// Local disks.
     Warm,
-    /// A bucket, or anything a round trip away.
+    /// A bucket, or anything a network round trip away.
     Cold,
 }
 
@@ -40,13 +41,13 @@ impl fmt::Display for TierClass {
 /// A tier that holds packs.
 #[derive(Clone, Debug)]
 pub struct DataTier {
-    /// How far away it is.
+    /// Its latency class.
     pub class: TierClass,
-    /// The place.
+    /// The tier itself.
     pub tier: Arc<dyn Tier>,
     /// Packs may take this many bytes; `None`: as many as fit.
     pub limit_bytes: Option<u64>,
-    /// zstd level, of [`LEVELS`], that packs which lie on no faster tier are recompressed at in the background; `None`: they stay
+    /// zstd level, of [`LEVELS`], that packs on no faster tier are recompressed at in the background; `None`: they stay
     /// as they are.
     pub level: Option<i32>,
 }
@@ -58,18 +59,18 @@ impl DataTier {
     }
 }
 
-/// Where a store is and how it is used.
+/// Location and use of a store.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
-    /// Where records live.
+    /// The tier of the records.
     pub metadata_tier: Arc<dyn Tier>,
-    /// Where packs live, fastest first; at least one.
+    /// The tiers of the packs, fastest first; at least one.
     pub tiers: Vec<DataTier>,
     /// Whether other hosts use the same metadata tier. Then every pack is on the last tier before anything names it.
     pub is_shared: bool,
-    /// Where a shared metadata tier has no compare-and-swap: refs whose names begin with this are this host's alone to change.
+    /// Where a shared metadata tier has no compare-and-swap: prefix of the refs that only this host may change.
     pub owned_refs: Option<String>,
-    /// Where a shared metadata tier has no compare-and-swap: whether this host is the one that collects.
+    /// Where a shared metadata tier has no compare-and-swap: whether this host is the collector.
     pub is_collector: bool,
     /// Local state of this host: locks, uppers, derived tables. Never shared between hosts.
     pub state: LocalState,
@@ -79,7 +80,7 @@ pub struct StoreConfig {
     pub disk_cache_bytes: u64,
     /// zstd level of new frames, of [`LEVELS`].
     pub level: i32,
-    /// The domain to work in, and where keys are.
+    /// The domain to work in, and the key sources.
     pub domains: DomainConfig,
 }
 

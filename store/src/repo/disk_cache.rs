@@ -1,8 +1,8 @@
-//! The disk cache: frames of slower tiers, as they are stored there, in files on local flash.
+//! The disk cache: frames of slower tiers, as stored there, in files on local flash.
 //!
-//! Every process of the host shares it. Its limit is hard: an insert first makes room, under a lock, and is given up where
-//! there is none. Nothing in it is trusted: a frame is verified when it is decoded, like one from any tier, so files are not
-//! synced. Frames of an encrypted domain lie here encrypted. The directory may be removed at any time.
+//! Every process of the host shares it. Its limit is hard: an insert first makes room, under a lock, and is skipped if
+//! there is none. Nothing in it is trusted: a frame is verified when it is decoded, like one from any tier, so files
+//! are not synced. Frames of an encrypted domain are encrypted here. The directory may be removed at any time.
 
 use crate::error::{Error, Result};
 use crate::host::disk::create_private_directories;
@@ -13,16 +13,16 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Files take whole blocks of the disk.
+/// Files take full blocks of the disk.
 const BLOCK: u64 = 4096;
-/// Subdirectories, so that none grows large.
+/// Number of subdirectories, so that none grows large.
 const SHARDS: u8 = 64;
-/// Making room goes on until this share of the limit is free, so that not every insert has to.
+/// Eviction frees this share of the limit, so that not every insert evicts.
 const FREED_SHARE: u64 = 16;
-/// A file's use is noted at most so often, in seconds.
+/// Minimum interval between two notes of one file's use, in seconds.
 const TOUCH_SECONDS: i64 = 60;
 
-/// What a cache holds.
+/// Content and limit of a cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheUsage {
@@ -41,7 +41,7 @@ pub struct DiskCache {
     limit_bytes: u64,
 }
 
-/// A cached frame's file, seen from outside.
+/// A cached frame's file, from its metadata.
 struct Cached {
     path: PathBuf,
     last_used: (i64, i64),
@@ -53,7 +53,7 @@ fn space_of(len_bytes: u64) -> u64 {
 }
 
 impl DiskCache {
-    /// The cache in `directory`, made at the first insert. A limit of 0 keeps nothing.
+    /// The cache in `directory`, created at the first insert. A limit of 0 keeps nothing.
     pub fn new(directory: PathBuf, limit_bytes: u64) -> Self {
         Self { directory, limit_bytes }
     }
@@ -64,7 +64,7 @@ impl DiskCache {
         self.directory.join(format!("{shard:02}")).join(format!("{writer}-{epoch}-{sequence}-{offset}"))
     }
 
-    /// The stored frame, not verified; `None` when it is not here or not of this length.
+    /// The stored frame, not verified; `None` when it is missing or not of this length.
     pub fn get(&self, pack: PackId, offset: u64, len_bytes: u64) -> Option<Vec<u8>> {
         if self.limit_bytes == 0 {
             return None;
@@ -82,8 +82,7 @@ impl DiskCache {
         Some(bytes)
     }
 
-    /// Keeps a stored frame if there is room for it or room can be made. A disk that refuses costs the next reader a fetch
-    /// and nothing else.
+    /// Stores a frame if there is room for it or room can be made. A disk error only costs the next reader a fetch.
     pub fn insert(&self, pack: PackId, offset: u64, bytes: &[u8]) {
         if space_of(bytes.len() as u64) > self.limit_bytes {
             return;
@@ -110,7 +109,7 @@ impl DiskCache {
         if used.saturating_add(space) > self.limit_bytes {
             used = self.evict(self.limit_bytes - self.limit_bytes / FREED_SHARE, space)?;
         }
-        // Written before the file: after a crash the ledger says too much, never too little.
+        // Written before the file: after a crash the ledger is too high, never too low.
         ledger.write(used + space)?;
         let temporary = self.directory.join("next");
         let mut file = File::options()
@@ -124,8 +123,8 @@ impl DiskCache {
         fs::rename(&temporary, &path).map_err(failed)
     }
 
-    /// Removes what was not used for longest until `space` fits below `target`. The caller holds the ledger. Gives what is
-    /// left.
+    /// Removes least recently used frames until `space` fits below `target`. The caller holds the ledger. Returns the
+    /// bytes left.
     fn evict(&self, target: u64, space: u64) -> Result<u64> {
         let mut cached = self.scan()?;
         cached.sort_unstable_by_key(|file| file.last_used);
@@ -152,7 +151,7 @@ impl DiskCache {
             };
             for entry in entries {
                 let entry = entry.map_err(failed)?;
-                let Ok(metadata) = entry.metadata() else { continue }; // dropped since it was listed
+                let Ok(metadata) = entry.metadata() else { continue }; // dropped since the listing
                 let last_used = (metadata.atime(), metadata.atime_nsec());
                 cached.push(Cached { path: entry.path(), last_used, bytes: space_of(metadata.len()) });
             }
@@ -160,15 +159,15 @@ impl DiskCache {
         Ok(cached)
     }
 
-    /// Drops a frame that proved damaged.
+    /// Drops a damaged frame.
     pub fn remove(&self, pack: PackId, offset: u64) {
-        // The ledger says too much until room is made the next time.
+        // The ledger is too high until the next eviction.
         if let Err(error) = fs::remove_file(self.path(pack, offset)) {
             tracing::debug!(%pack, offset, %error, "cached frame stays");
         }
     }
 
-    /// What is cached. Looks at every file.
+    /// Content of the cache. Looks at every file.
     ///
     /// # Errors
     /// As the system calls.
@@ -178,7 +177,7 @@ impl DiskCache {
         Ok(CacheUsage { frames: cached.len() as u64, bytes, limit_bytes: self.limit_bytes })
     }
 
-    /// Drops what was not used for longest until at most `target_bytes` are left. Gives what was freed.
+    /// Drops least recently used frames until at most `target_bytes` are left. Returns the bytes freed.
     ///
     /// # Errors
     /// As the system calls.
@@ -203,7 +202,7 @@ fn touch(file: &File) {
     }
 }
 
-/// How many bytes the cache takes, in a file whose lock orders all who change that.
+/// Bytes that the cache takes, in a file whose lock orders the processes that change them.
 struct Ledger(File);
 
 impl Ledger {

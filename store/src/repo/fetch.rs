@@ -1,7 +1,7 @@
-//! Planned reads: many chunks at once. Looked up, what is cached left out, grouped by pack, sorted by offset, joined into
-//! ranges, fetched with as much parallelism as the tier has, decoded and verified into the cache.
+//! Planned reads of many chunks: looked up, cached ones left out, grouped by pack, sorted by offset, joined into
+//! ranges, fetched with the tier's parallelism, decoded and verified into the cache.
 //!
-//! Whatever a plan cannot get is left to `Store::read_chunk`, which knows how to heal. Memory is bounded: ranges of one
+//! Chunks that a plan cannot fetch are left to `Store::read_chunk`, which can repair. Memory is bounded: ranges of one
 //! round hold at most an eighth of the cache's limit (and at least [`ROUND_MIN`]).
 
 use crate::error::{Error, Kind, Result};
@@ -18,19 +18,19 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// No range is longer, unless one frame is.
+/// No range is longer, unless a single frame is.
 const RANGE_MAX: u64 = 8 << 20;
 /// A bucket serves several ranges at once faster than one; below this length that does not pay.
 const COLD_RANGE_MIN: u64 = 1 << 20;
-/// Into about so many ranges a cold read is split.
+/// Number of ranges that a cold read is split into, about.
 const COLD_RANGES: u64 = 16;
 /// Stored bytes that one round may always fetch.
 const ROUND_MIN: u64 = 4 << 20;
 /// Fewer frames are decoded on the calling thread.
 const PARALLEL_FRAMES: usize = 4;
 
-/// So many bytes between two frames are read rather than skipped: as long as reading them takes no longer than asking
-/// again.
+/// Gaps up to this many bytes between two frames are read rather than skipped: reading them takes no longer than
+/// another request.
 const fn gap(class: TierClass) -> u64 {
     match class {
         TierClass::Hot => 16 << 10,
@@ -39,14 +39,14 @@ const fn gap(class: TierClass) -> u64 {
     }
 }
 
-/// A frame, and which chunks of it are wanted.
+/// A frame and the chunks wanted from it.
 struct Wanted {
     place: Location,
     /// Each with its own slot.
     chunks: Vec<(ChunkId, Location)>,
 }
 
-/// What becomes of each frame that was got, on any thread.
+/// Called with each fetched frame, on any thread.
 type Sink<'a> = &'a (dyn Fn(&Wanted, &Arc<Frame>) + Sync);
 
 /// A planned read under way.
@@ -54,33 +54,34 @@ struct Fetch<'a> {
     store: &'a Store,
     /// Threads that decode.
     threads: usize,
-    /// No more plain bytes than these are decoded.
+    /// Limit of decoded plain bytes.
     budget: u64,
     decoded: AtomicU64,
     sink: Sink<'a>,
 }
 
 impl Store {
-    /// Brings chunks into the decoded cache with as few reads as their tiers need, as far as the cache has room for them.
+    /// Loads chunks into the decoded cache with as few reads as their tiers need, as far as the cache has room for
+    /// them.
     ///
     /// # Errors
-    /// `NotFound` or as the tiers, for the first chunk that cannot be brought; all others are.
+    /// `NotFound` or as the tiers, for the first chunk that cannot be loaded; all others are.
     pub fn prefetch(&self, ids: &[ChunkId]) -> Result<()> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        // Not all of it: the rest is for whoever reads meanwhile.
+        // The rest is for concurrent readers.
         let budget = self.inner.cache.capacity_bytes() / 8 * 7;
         let fetch = Fetch { store: self, threads, budget, decoded: AtomicU64::new(0), sink: &|_, _| {} };
         fetch.run(ids).map_or(Ok(()), Err)
     }
 
-    /// Chunks with as few reads as their tiers need; what is not among them is to be read by itself. `budget`: about so
-    /// many plain bytes may be held.
+    /// Fetches chunks with as few reads as their tiers need; those missing in the result must be read singly. `budget`:
+    /// limit, about, of the plain bytes held.
     pub(crate) fn fetch(&self, ids: &[ChunkId], budget: u64) -> HashMap<ChunkId, ChunkBytes> {
         let found = Mutex::new(HashMap::with_capacity(ids.len()));
         let sink = |wanted: &Wanted, frame: &Arc<Frame>| {
             let mut found = found.lock();
             for (id, place) in &wanted.chunks {
-                // One that is not as the index says is left to whoever can heal.
+                // One that differs from the index is left to a reader that can repair.
                 if let Ok(bytes) = self.chunk_in(frame, id, place) {
                     found.insert(*id, bytes);
                 }
@@ -95,7 +96,7 @@ impl Store {
 }
 
 impl Fetch<'_> {
-    /// Fetches what is not cached; gives why something is missing.
+    /// Fetches the chunks that are not cached; returns why one is missing.
     fn run(&self, ids: &[ChunkId]) -> Option<Error> {
         let (mut wanted, mut failure) = self.plan(ids);
         for (number, DataTier { class, .. }) in self.store.placement().tiers().iter().enumerate() {
@@ -109,7 +110,7 @@ impl Fetch<'_> {
             wanted = left;
             failure = failure.or(error);
         }
-        // A tier that lacks a pack is no failure as long as a later one has it.
+        // A pack missing on one tier is no failure as long as a later one has it.
         match wanted.is_empty() {
             true => failure.filter(|error| error.kind() != Kind::NotFound || self.is_unknown(ids)),
             false => failure,
@@ -159,7 +160,7 @@ impl Fetch<'_> {
         self.store.inner.cache.get(place.pack, place.offset)
     }
 
-    /// The frame that the tier of this number gave as `bytes`, into the decoded cache.
+    /// Decodes `bytes`, the frame as read from the tier of this number, into the decoded cache.
     fn load_from(&self, number: usize, place: &Location, bytes: &[u8]) -> Result<Arc<Frame>> {
         let DataTier { class, tier, .. } = &self.store.placement().tiers()[number];
         self.store.inner.cache.get_or_load(place.pack, place.offset, || {
@@ -187,7 +188,7 @@ impl Fetch<'_> {
         frame.inspect(|frame| self.take(wanted, frame)).is_some()
     }
 
-    /// Gets what one tier has; gives what it has not, and why.
+    /// Fetches the frames that one tier has; returns those that it does not have, and why.
     fn get_from_tier(&self, number: usize, wanted: Vec<Wanted>) -> (Vec<Wanted>, Option<Error>) {
         let class = self.store.placement().tiers()[number].class;
         let total = wanted.iter().map(|wanted| wanted.place.len_bytes).sum::<u64>();
@@ -211,7 +212,7 @@ impl Fetch<'_> {
             rest = later;
             failure = failure.or(self.round(number, &wanted, round, &mut left));
         }
-        // What the budget has no room for is not missing.
+        // Frames that exceed the budget are not missing.
         let left = wanted.into_iter().enumerate().filter(|(index, _)| left.contains(index));
         (left.map(|(_, wanted)| wanted).collect(), failure)
     }
@@ -261,7 +262,7 @@ impl Fetch<'_> {
     }
 }
 
-/// Does something with each of many, on several threads when there are enough of them.
+/// Applies `work` to each item, on several threads when there are enough items.
 fn in_parallel<T: Sync>(threads: usize, all: &[T], work: &(impl Fn(&T) + Sync)) {
     if threads < 2 || all.len() < PARALLEL_FRAMES {
         return all.iter().for_each(work);
@@ -300,7 +301,7 @@ impl Joined {
     }
 }
 
-/// Joins sorted frames that lie near each other.
+/// Joins sorted frames with small gaps between them.
 fn join(wanted: &[Wanted], gap: u64, range_max: u64) -> Vec<Joined> {
     let mut ranges: Vec<Joined> = Vec::new();
     for (index, Wanted { place, .. }) in wanted.iter().enumerate() {

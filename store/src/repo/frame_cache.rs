@@ -1,5 +1,5 @@
-//! The decoded cache: frames that were fetched, decoded and verified, kept in memory up to a hard limit. However many
-//! readers wait for one frame, it is fetched once.
+//! The decoded cache: frames that were fetched, decoded and verified, kept in memory up to a hard limit. A frame is
+//! fetched once for any number of waiting readers.
 
 use crate::error::Result;
 use crate::id::PackId;
@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 type Key = (PackId, u64);
 
-/// The cache is split into parts, each with a lock of its own and room for at least 32 frames of this length: the longest
-/// that are usual.
+/// The cache is split into parts, each with a lock of its own and room for at least 32 frames of this length: the
+/// longest usual one.
 const TYPICAL_FRAME: u64 = 512 << 10;
-/// Share of a part for frames that were asked for again. What is new passes through the rest, and must stay there until its
-/// other chunks are asked for: of the 3 % that are the default a part is shorter than a frame.
+/// Share of a part for frames that were asked for again. New ones pass through the rest, and must stay there until
+/// their other chunks are asked for: the default of 3 % of a part is shorter than a frame.
 const HOT_SHARE: f64 = 0.75;
 
 #[derive(Clone)]
@@ -48,7 +48,7 @@ impl FrameCache {
         self.0.get(&(pack, offset))
     }
 
-    /// How many bytes may be in memory.
+    /// Maximum bytes in memory.
     pub(crate) fn capacity_bytes(&self) -> u64 {
         self.0.capacity()
     }

@@ -1,9 +1,9 @@
-//! A store that is open: its configuration, its refs, and how a chunk is found and read.
+//! An open store: its configuration, its refs, and how a chunk is found and read.
 //!
 //! - `store`          [`store::Store`]: the tiers, the index and the open domain
-//! - `config`         where a store is, and how it is used
+//! - `config`         location and use of a store
 //! - `refs`           names of snapshots: read, moved, listed
-//! - `resolve`        from what a user types to a snapshot
+//! - `resolve`        from a user's name to a snapshot
 //! - `read`           one chunk; `fetch`: many at once
 //! - `frame_cache`    decoded frames in memory; `disk_cache`: frames of slower tiers on flash
 //! - `placement`      which tier a pack goes to

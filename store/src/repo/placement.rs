@@ -1,8 +1,7 @@
-//! Where packs lie, and what moves: limits of the tiers, and packs that go from a faster tier to the next slower one.
+//! Placement of packs on the tiers: limits, and moves from a faster tier to the next slower one.
 //!
-//! A copy is released only when the next tier has been seen to hold the pack whole; what was copied just now is read back
-//! first. Metadata is never moved off the hot tier. Heat is when a pack was last read: what was not read for longest goes
-//! first. Nothing here deletes a last copy.
+//! A copy is released only when the next tier holds an intact one; a new copy is read back first. Metadata never leaves
+//! the hot tier. Packs move in the order of their last read, longest unread first. Nothing here deletes a last copy.
 
 use crate::error::{Error, Kind, OptionalExt, Result};
 use crate::id::PackId;
@@ -14,21 +13,21 @@ use crate::throttle::Throttle;
 use crate::tier::Tier;
 use std::collections::{HashMap, HashSet};
 
-/// A pack's use is noted at most so often, in seconds.
+/// Minimum interval between two notes of one pack's use, in seconds.
 const TOUCH_SECONDS: u64 = 600;
 /// Packs whose use is remembered as noted.
 const TOUCHED_MAX: usize = 100_000;
 
-/// The data tiers of a store and what is known of their use.
+/// The data tiers of a store and the known use of each.
 #[derive(Debug)]
 pub struct Placement {
     tiers: Vec<DataTier>,
     is_shared: bool,
-    /// Bytes of packs on each tier with a limit, once they were counted.
+    /// Bytes of packs on each tier with a limit, once counted.
     used: Mutex<Vec<Option<u64>>>,
 }
 
-/// What a tier holds.
+/// Packs and bytes on a tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TierUsage {
@@ -38,14 +37,14 @@ pub struct TierUsage {
     pub bytes: u64,
 }
 
-/// What was moved.
+/// Packs moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
     /// Packs copied to a slower tier.
     pub copied: u64,
     /// Their bytes.
     pub copied_bytes: u64,
-    /// Packs released from a faster tier, whole on a slower one.
+    /// Packs released from a faster tier, intact on a slower one.
     pub released: u64,
     /// Their bytes.
     pub released_bytes: u64,
@@ -63,7 +62,7 @@ impl Placement {
         &self.tiers
     }
 
-    /// What lies on the tier of this number. Lists its packs.
+    /// Packs on the tier of this number. Lists them.
     ///
     /// # Errors
     /// As the tier.
@@ -75,7 +74,7 @@ impl Placement {
         Ok(usage)
     }
 
-    /// Counts what lies on each tier again when that is asked for next: others have put and moved packs, too.
+    /// Forgets the counts, so that the next use lists each tier again: other processes have put and moved packs, too.
     pub fn recount(&self) {
         self.used.lock().fill(None);
     }
@@ -89,19 +88,19 @@ impl Placement {
         known.map_or_else(|| self.usage(number).map(|usage| usage.bytes), Ok)
     }
 
-    /// Stores a new pack on the tier of this number, within the limits: what is in the way moves on first. In a shared store
-    /// it lies on the last tier before another has it.
+    /// Stores a new pack on the tier of this number, within the limits: packs in the way move on first. In a shared
+    /// store it is stored on the last tier before any other.
     ///
     /// # Errors
-    /// `Full` when the only tier it may land on is full and nothing on it may move; `Internal` when a pack of this name is
-    /// there; else as the tiers.
+    /// `Full` when the only tier it may be stored on is full and nothing on it may move; `Internal` when a pack of this
+    /// name exists; else as the tiers.
     pub fn land(&self, number: usize, id: PackId, bytes: &[u8]) -> Result<()> {
         let (key, last) = (id.key(), self.tiers.len() - 1);
         if self.is_shared && number < last {
             self.put(&*self.tiers[last].tier, &key, bytes)?;
             return match self.make_room(number, bytes.len() as u64) {
                 Ok(()) => self.put_counted(number, &key, bytes),
-                // The copy near by only saves fetches.
+                // The local copy only saves fetches.
                 Err(error) if error.kind() == Kind::Full => Ok(()),
                 Err(error) => Err(error),
             };
@@ -139,7 +138,7 @@ impl Placement {
     /// Makes sure that `bytes` more fit within the limit of a tier.
     ///
     /// # Errors
-    /// `Full` when what lies there may not move; else as the tiers.
+    /// `Full` when the packs there may not move; else as the tiers.
     pub fn make_room(&self, number: usize, bytes: u64) -> Result<()> {
         let Some(limit) = self.tiers[number].limit_bytes else { return Ok(()) };
         if self.used(number)?.saturating_add(bytes) <= limit {
@@ -163,11 +162,11 @@ impl Placement {
         .advice("raise its limit, add a tier, or run `snapctl forget` and `snapctl gc`"))
     }
 
-    /// Moves packs off a tier, longest unread first, until at most `target` bytes are left or nothing more may move; those in
-    /// `pinned` stay. Gives the bytes left.
+    /// Moves packs off a tier, longest unread first, until at most `target` bytes are left or nothing more may move;
+    /// those in `pinned` stay. Returns the bytes left.
     ///
     /// # Errors
-    /// As the tiers: what was moved by then stays moved.
+    /// As the tiers: packs moved by then stay moved.
     pub fn shrink(
         &self,
         number: usize,
@@ -197,7 +196,7 @@ impl Placement {
             match self.demote(number, id, throttle, moved) {
                 Ok(true) => left -= len_bytes,
                 Ok(false) => {}
-                // Somebody else who made room was quicker.
+                // Another process made room at the same time.
                 Err(error) if error.kind() == Kind::NotFound && tier.tier.len_bytes(&id.key())?.is_none() => {
                     left -= len_bytes;
                 }
@@ -226,8 +225,8 @@ impl Placement {
         }
         let len_bytes = match target.tier.len_bytes(&key)? {
             Some(_) => {
-                // It was verified when it came there. Of a bucket, which keeps checksums of its own, the directory tells that
-                // it is still whole; disks rot, and their copies are read again.
+                // It was verified when it was stored. A bucket keeps checksums, so its directory shows that it is still
+                // intact; disks rot, so their copies are read again.
                 let here = read_directory(&*source.tier, id)?;
                 if read_directory(&*target.tier, id)? != here {
                     return Err(copies_differ(id, target));
@@ -237,7 +236,8 @@ impl Placement {
                     if *target.tier.get(&key)? != *body {
                         return Err(copies_differ(id, target));
                     }
-                    // Whoever copied it may have died before its name was durable: this syncs it and changes nothing.
+                    // A process that copied it may have died before its name was durable: this syncs it and changes
+                    // nothing.
                     target.tier.put_if_absent(&key, &body)?;
                 }
                 source.tier.len_bytes(&key)?.unwrap_or(0)
@@ -275,7 +275,7 @@ impl Placement {
         Ok(body.len() as u64)
     }
 
-    /// Brings a pack to the hot tier, if there is room without moving anything. True when it is there now.
+    /// Promotes a pack to the hot tier, if there is room without moving anything. True when it is there now.
     ///
     /// # Errors
     /// As the tiers.
@@ -328,8 +328,8 @@ impl Placement {
         self.shrink(0, limit.saturating_sub(missing), kept, throttle, moved).map(drop)
     }
 
-    /// In a shared store: drops the copies near by of packs that are gone from the bucket, where the collector of another
-    /// host deleted them. Gives what was freed.
+    /// In a shared store: drops local copies of packs that the collector of another host deleted from the bucket.
+    /// Returns the freed space.
     ///
     /// # Errors
     /// As the tiers.
@@ -340,7 +340,7 @@ impl Placement {
         };
         for (number, tier) in near.iter().enumerate() {
             for info in tier.tier.list(keys::PACKS)? {
-                // A pack lands on the bucket first, so what is near and not there was deleted there.
+                // A pack is stored in the bucket first, so a local pack that is missing there was deleted.
                 if shared.tier.len_bytes(&info.key)?.is_none() {
                     tier.tier.delete(&info.key)?;
                     freed.packs += 1;
@@ -359,7 +359,7 @@ fn copies_differ(id: PackId, target: &DataTier) -> Error {
         .advice("run `snapctl scrub`")
 }
 
-/// Which packs this process has noted as used lately, so that not every read does.
+/// Packs whose use this process noted lately, so that not every read does.
 #[derive(Debug, Default)]
 pub(crate) struct Touched(Mutex<HashMap<PackId, i64>>);
 

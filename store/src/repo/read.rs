@@ -1,5 +1,5 @@
-//! Reading chunks: from the decoded cache, the disk cache, or the first tier that has the frame whole. Whatever a tier
-//! gives is verified before anybody sees it, and what the index misses is looked for among runs and packs that are new.
+//! Reading chunks: from the decoded cache, the disk cache, or the first tier with an intact frame. Tier data is
+//! verified before it is returned, and a chunk missing in the index is looked for in new runs and packs.
 
 use crate::error::{Error, Kind, Result};
 use crate::id::ChunkId;
@@ -26,26 +26,26 @@ impl Store {
         self.read_where(id, |_| true)
     }
 
-    /// Drops the decoded frames that are in memory; those that somebody reads go with their last reader.
+    /// Drops the decoded frames in memory; those in use are freed with their last reader.
     pub fn drop_decoded(&self) {
         self.inner.cache.clear();
     }
 
-    /// The base of a delta, which is none itself.
+    /// The base of a delta, which is not a delta itself.
     pub(crate) fn read_base(&self, id: &ChunkId) -> Result<ChunkBytes> {
         self.read_where(id, |place| !place.is_delta()).map_err(|error| {
             Error::new(error.kind(), "cannot read the base of a delta").object(id).caused_by(error)
         })
     }
 
-    /// Reads a chunk from a place that `accept` takes.
+    /// Reads a chunk from a location that `accept` accepts.
     fn read_where(&self, id: &ChunkId, accept: fn(&Location) -> bool) -> Result<ChunkBytes> {
         let first = match self.read_known(id, accept) {
             Ok(Some(bytes)) => return Ok(bytes),
             Ok(None) => None,
             Err(error) => Some(error),
         };
-        // Another process may have added runs, or moved what this one knows; then runs may be damaged or missing.
+        // Another process may have added runs, or moved packs that this one knows; then runs may be damaged or missing.
         self.inner.index.refresh(self.metadata_tier())?;
         if let Some(bytes) = self.read_known(id, accept).ok().flatten() {
             return Ok(bytes);
@@ -63,7 +63,7 @@ impl Store {
         }))
     }
 
-    /// Reads a chunk from the first of its known places that gives it whole.
+    /// Reads a chunk from the first of its known locations with an intact copy.
     fn read_known(&self, id: &ChunkId, accept: fn(&Location) -> bool) -> Result<Option<ChunkBytes>> {
         let mut failure = None;
         for place in self.inner.index.find(id).into_iter().filter(accept) {
@@ -85,7 +85,7 @@ impl Store {
 
     /// A chunk of a frame of the decoded cache.
     pub(crate) fn chunk_in(&self, frame: &Arc<Frame>, id: &ChunkId, place: &Location) -> Result<ChunkBytes> {
-        // The cache is of all domains; what is read is this one's or everybody's.
+        // The cache is of all domains; readable are frames of this domain and of the public one.
         let may_read = frame.domain == self.domain.id()
             || self.public()?.is_some_and(|public| public.id() == frame.domain);
         let is_as_named = frame.base.is_some() == place.is_delta();
@@ -95,8 +95,8 @@ impl Store {
         }
     }
 
-    /// Fetches, decodes and verifies a frame from the first tier that has it whole; between the hot tier and the slower ones
-    /// stands the disk cache.
+    /// Fetches, decodes and verifies a frame from the first tier with an intact copy; the disk cache is tried after the
+    /// hot tier and before the slower ones.
     fn fetch_frame(&self, place: &Location) -> Result<Frame> {
         let key = place.pack.key();
         let mut failure = None;
@@ -115,7 +115,7 @@ impl Store {
         Err(failure.expect("a store has at least one tier"))
     }
 
-    /// Decodes and verifies what a tier gave; what came from far away is kept near.
+    /// Decodes and verifies a frame as read from a tier; frames of slower tiers are kept locally.
     pub(crate) fn accept_frame(
         &self,
         place: &Location,
@@ -152,7 +152,7 @@ impl Store {
         }
     }
 
-    /// The base that the frame of a delta names. Reads and verifies no more of it than its header.
+    /// The base named by the frame of a delta. Reads and verifies no more of it than its header.
     pub fn read_base_id(&self, place: &Location) -> Result<ChunkId> {
         let key = place.pack.key();
         let mut failure = Error::new(Kind::NotFound, "no tier holds pack").object(place.pack);
@@ -173,7 +173,7 @@ impl Store {
         self.decode_frame(&bytes).inspect_err(|_| self.inner.disk_cache.remove(place.pack, place.offset)).ok()
     }
 
-    /// A frame came from far away: it is kept on local flash; of metadata, which is read piece by piece, the whole pack is.
+    /// Keeps a frame of a slower tier on local flash; of metadata, which is read piece by piece, the whole pack.
     fn promote(&self, place: &Location, frame: &Frame, stored: &[u8]) {
         if !self.inner.promotes.load(Ordering::Relaxed) {
             return;

@@ -1,10 +1,11 @@
-//! Refs: the only mutable objects. A ref names an app or a backup series; its record holds the history of its snapshots,
-//! newest last, and changes by compare-and-swap, so two writers can never lose each other's update.
+//! Refs: names of apps and backup series. A ref's record holds the history of its snapshots, newest last, and changes
+//! by compare-and-swap, so two writers can never lose each other's update.
 //!
-//! Where a session may be fenced by another host, a commit first *proposes* its snapshot in the ref, then sees that its
-//! session is still alive, then settles the proposal. The collector lists sessions, then refs: a proposal whose session it
-//! saw is a root like any entry; one whose session is gone is withdrawn before anything is marked, and cannot be settled
-//! any more. So a writer that slept through its own fencing never moves a ref to what was collected meanwhile.
+//! Where a session may be fenced by another host, a commit first *proposes* its snapshot in the ref, then verifies that
+//! its session is still alive, then settles the proposal. The collector lists sessions, then refs: a proposal whose
+//! session it saw is a root like any entry; one whose session is gone is withdrawn before the mark, and cannot be
+//! settled any more. So a writer that was suspended while it was fenced never moves a ref to a snapshot collected
+//! meanwhile.
 
 use crate::domain::{Seen, vanished};
 use crate::error::{Error, Kind, OptionalExt, Result};
@@ -19,7 +20,7 @@ const MAX_ATTEMPTS: usize = 64;
 /// The refs of a domain.
 pub struct Refs<'a> {
     store: &'a Store,
-    /// What this host saw last of them, where they are signed.
+    /// The states that this host last saw of them, where they are signed.
     seen: Option<Seen>,
 }
 
@@ -29,8 +30,8 @@ impl Store {
         Refs::new(self)
     }
 
-    /// Drops snapshots from a ref's history; they stay readable by id until the collector deletes them. Gives the ref as
-    /// it stands then.
+    /// Drops snapshots from a ref's history; they stay readable by id until the collector deletes them. Returns the ref
+    /// after that.
     ///
     /// # Errors
     /// `NotFound` when there is no such ref.
@@ -58,15 +59,15 @@ impl<'a> Refs<'a> {
     /// All refs, by name.
     ///
     /// # Errors
-    /// As the tier; `Corrupt` for a damaged ref, which is never passed over in silence.
+    /// As the tier; `Corrupt` for a damaged ref, which is never skipped silently.
     pub fn list(&self) -> Result<Vec<Ref>> {
         let mut refs = self.each()?.into_iter().collect::<Result<Vec<Ref>>>()?;
         refs.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(refs)
     }
 
-    /// Every ref or what is wrong with it, by key: a damaged one hides no other. One that this host saw and that is gone
-    /// is wrong.
+    /// Every ref or its error, by key: a damaged one hides no other. One that this host saw and that is gone is an
+    /// error.
     ///
     /// # Errors
     /// As the tier.
@@ -84,7 +85,7 @@ impl<'a> Refs<'a> {
         let mut keys: BTreeSet<String> = infos.into_iter().map(|info| info.key).collect();
         let seen = self.seen.iter().flat_map(Seen::names).map(|name| format!("{prefix}{name}"));
         keys.extend(seen);
-        // What is gone and was never seen was removed since it was listed.
+        // A ref that is gone and was never seen was removed after the listing.
         let read = |key: &str| Some(self.read(key).transpose()?.map(|(stored, _)| stored.found));
         Ok(keys.into_iter().filter_map(|key| read(&key).map(|read| (key, read))).collect())
     }
@@ -92,15 +93,15 @@ impl<'a> Refs<'a> {
     /// One ref, `None` when there is none of that name.
     ///
     /// # Errors
-    /// `Invalid` for a bad name, `Corrupt` for a damaged record, and for one that is not what this host saw or came after
-    /// it.
+    /// `Invalid` for a bad name, `Corrupt` for a damaged record, and for one that is neither the last one this host saw
+    /// nor a successor of it.
     pub fn get(&self, name: &str) -> Result<Option<Ref>> {
         check_name(name)?;
         Ok(self.read(&self.store.domain.ref_key(name))?.map(|(stored, _)| stored.found))
     }
 
-    /// The record under a key, if it is what this host had seen before the look, or came after it. What other processes
-    /// change and note meanwhile does not count: it is newer than what is read here.
+    /// The record under a key, if it is the one this host had seen before the read, or a successor. Changes that other
+    /// processes make and note meanwhile do not count: they are newer than this read.
     fn read(&self, key: &str) -> Result<Option<(StoredRef, Vec<u8>)>> {
         let domain = &self.store.domain;
         let last = key.strip_prefix(&domain.ref_prefix()).unwrap_or(key);
@@ -130,10 +131,10 @@ impl<'a> Refs<'a> {
         Ok(Some((self.store.domain.decode_ref(key, &object)?, object.to_vec())))
     }
 
-    /// Takes the ref `name`, or all refs, as they stand for what this host saw last.
+    /// Accepts the ref `name`, or all refs, in their current state as last seen by this host.
     ///
     /// # Errors
-    /// `Corrupt` for a record that nobody signed; as the system calls.
+    /// `Corrupt` for an unsigned record; as the system calls.
     pub(crate) fn trust(&self, name: Option<&str>) -> Result<()> {
         let Some(seen) = &self.seen else { return Ok(()) };
         let domain = &self.store.domain;
@@ -153,12 +154,12 @@ impl<'a> Refs<'a> {
         Ok(())
     }
 
-    /// Changes a ref's history with `change`, again and again until no other writer comes between; an emptied history
-    /// stays as a ref without snapshots.
+    /// Changes a ref's history with `change`, again until no other writer intervenes; an emptied history stays as a ref
+    /// without snapshots.
     ///
     /// # Errors
-    /// What `change` returns; `Invalid` when this host cannot sign for the domain; `Conflict` when others win 64 times in
-    /// a row.
+    /// The errors of `change`; `Invalid` when this host cannot sign for the domain; `Conflict` when other writers win
+    /// 64 times in a row.
     pub(crate) fn update(
         &self,
         name: &str,
@@ -198,7 +199,7 @@ impl<'a> Refs<'a> {
         .map(drop)
     }
 
-    /// Takes proposals back whose session `is_dead`. Gives the ref as it stands then.
+    /// Withdraws proposals whose session `is_dead`. Returns the ref after that.
     ///
     /// # Errors
     /// As [`Self::update`].
@@ -212,7 +213,7 @@ impl<'a> Refs<'a> {
         })
     }
 
-    /// Changes a ref with `change`, again and again until no other writer comes between.
+    /// Changes a ref with `change`, again until no other writer intervenes.
     fn change(&self, name: &str, mut change: impl FnMut(&mut Ref) -> Result<()>) -> Result<Ref> {
         check_name(name)?;
         self.store.check_owns_ref(name)?;

@@ -1,11 +1,11 @@
-//! What a user means by a name: a ref's newest snapshot, one before it, or the first digits of an id.
+//! Resolves a user's name for a snapshot: a ref's newest, one before it, or the first digits of an id.
 
 use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
 use crate::records::reference::check_name;
 use crate::repo::store::Store;
 
-/// Fewest digits of a snapshot id that `resolve` takes.
+/// Minimum digits of a snapshot id that `resolve` accepts.
 const MIN_PREFIX_DIGITS: usize = 6;
 
 impl Store {
@@ -28,7 +28,7 @@ impl Store {
             }
             None => (spec, 0),
         };
-        // A whole id means what it names, whatever a ref is called.
+        // A full id is never taken for a ref's name.
         if let Ok(id) = spec.parse::<SnapshotId>()
             && self.metadata_tier().len_bytes(&self.domain.snapshot_key(&id))?.is_some()
         {

@@ -1,5 +1,5 @@
-//! The store itself: its tiers, its index, its cache, and finding snapshots by name and by id (chunks: `read.rs`). What is built on it (trees, images,
-//! writers) it does not know; `open.rs` joins them.
+//! The store itself: its tiers, its index, its cache, and finding snapshots by name and by id (chunks: `read.rs`). It
+//! does not depend on its users (trees, images, writers); `open.rs` joins them.
 
 use crate::clock;
 use crate::domain::{self, Domain, DomainKind, Keyring};
@@ -39,7 +39,7 @@ pub(crate) struct Inner {
     pub(crate) index: Index,
     pub(crate) cache: FrameCache,
     pub(crate) disk_cache: DiskCache,
-    /// Whether what comes from far away is kept near; who only looks changes nothing.
+    /// Whether data from slower tiers is promoted; a read-only use turns it off.
     pub(crate) promotes: AtomicBool,
     pub(crate) placement: Arc<Placement>,
     pub(crate) touched: Touched,
@@ -79,12 +79,12 @@ impl Store {
         Self::open(config)
     }
 
-    /// Opens a store for reading, in the domain of the configuration; takes no lock. Cost does not grow with what the
-    /// store holds.
+    /// Opens a store for reading, in the domain of the configuration; takes no lock. Cost does not grow with the size
+    /// of the store.
     ///
     /// # Errors
-    /// `NotFound` when there is none, or no such domain; `Corrupt`; `Invalid` when a newer build wrote it, or without the
-    /// domain's key.
+    /// `NotFound` when there is none, or no such domain; `Corrupt`; `Invalid` when a newer build wrote it, or without
+    /// the domain's key.
     pub fn open(config: &StoreConfig) -> Result<Self> {
         if config.is_shared {
             // The mirror of the records is below it.
@@ -109,7 +109,7 @@ impl Store {
         Ok(Self { inner: Arc::new(inner), domain })
     }
 
-    /// The domain that this is seen from.
+    /// The domain that the store is seen from.
     pub fn domain(&self) -> &Domain {
         &self.domain
     }
@@ -133,7 +133,7 @@ impl Store {
         }
     }
 
-    /// The store's name for life.
+    /// The store's permanent id.
     pub fn id(&self) -> StoreId {
         self.inner.superblock.id
     }
@@ -158,7 +158,7 @@ impl Store {
         self.inner.placement.tiers().iter().map(|tier| &*tier.tier).collect()
     }
 
-    /// Where sessions are kept, and whose they are.
+    /// Where sessions are kept, and whether hosts share them.
     pub fn sessions(&self) -> &SessionPlace {
         &self.inner.sessions
     }
@@ -168,8 +168,8 @@ impl Store {
         self.inner.config.is_shared
     }
 
-    /// Refuses to change a ref that another host may change at the same time without either noticing: where the metadata tier has
-    /// no compare-and-swap, each ref has one owner.
+    /// Refuses to change a ref that another host may change at the same time without either noticing: where the
+    /// metadata tier has no compare-and-swap, each ref has one owner.
     ///
     /// # Errors
     /// `Invalid`.
@@ -205,7 +205,7 @@ impl Store {
             .advice("set `collector = true` on one host, and collect there"))
     }
 
-    /// Where packs lie, and what moves.
+    /// Placement of packs on the tiers.
     pub fn placement(&self) -> &Placement {
         &self.inner.placement
     }
@@ -220,7 +220,7 @@ impl Store {
         &self.inner.index
     }
 
-    /// A snapshot's record.
+    /// The record of a snapshot.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`.
@@ -247,7 +247,7 @@ impl Store {
         Ok(infos.iter().filter_map(|info| info.key[prefix.len()..].parse().ok()).collect())
     }
 
-    /// Does what frees space. When the disk is full, it is done once more with the space that was kept back for it.
+    /// Runs `act`, which frees space; when the disk is full, once more with the reserved space.
     ///
     /// # Errors
     /// Those of `act`.
@@ -260,9 +260,9 @@ impl Store {
         done
     }
 
-    /// Pins snapshots against the collector until the pin is dropped. On a store that is mounted read-only nothing can be
-    /// collected from here and nothing is pinned; while the bucket of a shared store is silent nothing can be pinned, and
-    /// what is near is read all the same.
+    /// Pins snapshots against the collector until the pin is dropped. On a store mounted read-only nothing can be
+    /// collected from here and nothing is pinned; while the bucket of a shared store does not answer nothing can be
+    /// pinned, and local data stays readable.
     ///
     /// # Errors
     /// `NotFound` when one of them is gone or condemned; else as the tier.
@@ -281,8 +281,8 @@ impl Store {
         Ok(Pin { _session: session })
     }
 
-    /// Pins, without a process, the snapshots that the changes in `upper` (an absolute path) are changes to, in place of
-    /// those pinned for it before. The caller has them pinned. Nothing is pinned on a store that is mounted read-only.
+    /// Pins, without a process, the snapshots that the changes in `upper` (an absolute path) are based on, in place of
+    /// those pinned for it before. The caller holds a pin on them. Nothing is pinned on a store mounted read-only.
     ///
     /// # Errors
     /// As the tier.
@@ -291,7 +291,7 @@ impl Store {
         where_writable(session::pin_for_upper(self.sessions(), upper, snapshots, redacted)).map(drop)
     }
 
-    /// The upper holds no changes any more.
+    /// Removes the pin of an upper that holds no changes any more.
     ///
     /// # Errors
     /// As the tier.
@@ -307,7 +307,7 @@ impl Store {
         Condemned::read_all(self.metadata_tier())
     }
 
-    /// The directory of a pack, from the first tier that has it whole.
+    /// The directory of a pack, from the first tier with an intact copy.
     pub(crate) fn pack_directory(&self, id: PackId) -> Result<PackDirectory> {
         let mut failure: Option<Error> = None;
         for tier in self.tiers() {
@@ -320,7 +320,7 @@ impl Store {
         Err(failure.expect("a store has at least one tier"))
     }
 
-    /// Makes every pack that is seen durable, whoever stored it: before a stored run of the index says that it is there.
+    /// Makes every visible pack durable, whichever process stored it, before a stored run of the index lists it.
     ///
     /// # Errors
     /// As the tiers.

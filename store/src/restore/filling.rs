@@ -1,8 +1,8 @@
-//! Directories while they are filled, and their descriptors. All that is made goes through the descriptor of the directory
-//! that it is in, so that nobody who renames or replaces a directory meanwhile redirects anything.
+//! Directories while they are filled, and their descriptors. Every name is made through the descriptor of its
+//! directory, so that renaming or replacing a directory meanwhile redirects nothing.
 //!
-//! Only [`OPEN_MAX`] descriptors are held. A directory that was closed is opened again name by name below one that is
-//! held, the topmost always is, and only when it is the same directory.
+//! Only [`OPEN_MAX`] descriptors are held. A directory that was closed is opened again name by name below a held one
+//! (the topmost always is), and only if it is the same directory.
 //!
 //! Lock order: a directory's own, then none; the list of open ones is locked alone.
 
@@ -22,25 +22,25 @@ use std::sync::{Arc, MutexGuard, Weak};
 /// Directories that are held open at once, beside the topmost and those that a worker is in.
 const OPEN_MAX: usize = 128;
 
-/// A directory being filled. It is given up by every holder with [`super::make::Maker::release`].
+/// A directory being filled. Every holder releases it with [`super::make::Maker::release`].
 pub(super) struct Filling {
     /// Its name in its parent; of the topmost one its path as the caller gave it.
     name: Name,
     pub parent: Option<Arc<Filling>>,
-    /// What it gets when all in it is made; none for a directory that the caller only named the place in.
+    /// Its metadata, set when all in it is made; `None` for a directory that only contains the target.
     pub metadata: Option<Metadata>,
-    /// Whether it was there before: then it may have attributes that nobody stored.
+    /// Whether it existed before: then it may have attributes that were not stored.
     pub was_there: bool,
     /// How it looked when it was made.
     stat: Option<Stat>,
-    /// Apart from the rest, so that to close a directory is no hold on it: nobody but its fillers decides when it is done.
+    /// Separate, so that closing a directory needs no hold on it: its fillers alone decide when it is done.
     hold: Arc<Mutex<Hold>>,
 }
 
 enum Hold {
     Open(Arc<OwnedFd>),
     Closed,
-    /// It could not be made, which was told.
+    /// It could not be made, which was reported.
     Lost,
 }
 
@@ -165,7 +165,7 @@ impl Descriptors {
         Ok(held)
     }
 
-    /// The descriptor of a directory that nobody else holds any more, to end it; none for a lost one.
+    /// The descriptor of a directory without other holders, to end it; `None` for a lost one.
     pub(super) fn last_of(&self, directory: &mut Filling) -> Result<Option<Arc<OwnedFd>>, Failure> {
         match std::mem::replace(&mut *directory.hold(), Hold::Closed) {
             Hold::Open(fd) => return Ok(Some(fd)),
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc::sync_channel;
 
-    /// One thread opens directories, so that those opened earlier are closed; another gives each of those up at that time.
+    /// One thread opens directories, which closes those opened earlier; another releases each of those meanwhile.
     #[test]
     fn closing_a_directory_never_keeps_its_last_holder_from_ending_it() {
         let place = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What the workers of a restore do: fetch the chunks of a batch, write files, set metadata.
+//! The workers of a restore: fetching the chunks of a batch, writing files, setting metadata.
 
 use super::filling::{Descriptors, Filling, Place};
 use super::metadata;
@@ -24,19 +24,19 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
 
-/// Chunks written at once.
+/// Most chunks written in one call.
 const SLICES: usize = 64;
-/// Plain bytes that the chunks of one batch may hold in memory, with what shares their frames.
+/// Plain bytes that one batch may hold in memory: its chunks and all others in their frames.
 const FETCH_BUDGET: u64 = 32 << 20;
 
 /// Chunks that were fetched for a batch.
 type Chunks = HashMap<ChunkId, ChunkBytes>;
 
-/// What all workers share.
+/// The state that all workers share.
 pub(super) struct Maker<'a> {
     store: &'a Store,
     progress: &'a dyn Progress,
-    /// Whether an earlier restore left something in the target.
+    /// Whether an earlier restore left files in the target.
     is_again: bool,
     descriptors: Descriptors,
     report: Mutex<RestoreReport>,
@@ -50,12 +50,12 @@ impl<'a> Maker<'a> {
         Self { store, progress, is_again, descriptors, report, failure, has_failed }
     }
 
-    /// Makes what comes, until the first failure that ends the restore; what comes after it is dropped.
+    /// Processes tasks until the first failure that ends the restore; later tasks are dropped.
     pub(super) fn run(&self, batches: &Receiver<Vec<Task>>) {
         batches.iter().for_each(|batch| self.batch(batch));
     }
 
-    /// Stops the plan after a failure of a worker, which [`Self::finish`] tells.
+    /// Stops the plan after a worker failed; [`Self::finish`] returns that failure.
     pub(super) fn check(&self) -> Result<()> {
         match self.has_failed() {
             true => Err(Error::new(crate::error::Kind::Internal, "a worker of the restore failed")),
@@ -63,7 +63,7 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Gives the report, or the failure that ended the restore.
+    /// Returns the report, or the failure that ended the restore.
     pub(super) fn finish(self, planned: Result<()>) -> Result<RestoreReport> {
         let failure = self.failure.into_inner();
         if let Some(error) = failure.or(planned.err()) {
@@ -92,7 +92,7 @@ impl<'a> Maker<'a> {
         self.report().refused.push(Refused { path: place.path(), what, is_permission });
     }
 
-    /// Notes how the making of a path ended.
+    /// Records whether a path was made.
     fn note(&self, place: &Place, made: Result<(), Failure>) {
         match made {
             Ok(()) => {}
@@ -101,8 +101,8 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Gives up a hold on a directory. Whoever was the last sets its metadata: nothing in it changes any more. After a
-    /// failure directories stay their maker's alone.
+    /// Releases a hold on a directory. The last release sets its metadata: nothing in it changes any more. After a
+    /// failure directories stay accessible to their maker only.
     pub(super) fn release(&self, directory: Arc<Filling>) {
         let mut held = Some(directory);
         while let Some(mut done) = held.and_then(Arc::into_inner) {
@@ -133,7 +133,7 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Makes a directory and opens it. One that cannot be made is told and counts as lost.
+    /// Makes a directory and opens it. One that cannot be made is reported and counts as lost.
     pub(super) fn directory(&self, place: Place, metadata: Metadata) -> Result<Arc<Filling>> {
         match self.make_directory(&place) {
             Ok((fd, stat, was_there)) => {
@@ -158,7 +158,7 @@ impl<'a> Maker<'a> {
                 let stat = rustix::fs::fstat(&found).map_err(&failed)?;
                 was_there = held::file_type(&stat) == FileType::Directory;
                 if was_there {
-                    // Before it is opened: it may be closed to its owner, too.
+                    // Before opening: its mode may exclude even its owner.
                     metadata::take_over(Handle::Pinned(found.as_fd()), &stat);
                 } else {
                     rustix::fs::unlinkat(&parent, name, AtFlags::empty()).map_err(&failed)?;
@@ -177,7 +177,7 @@ impl<'a> Maker<'a> {
         self.is_again || (place.directory.parent.is_none() && place.name == LOST_AND_FOUND)
     }
 
-    /// Tells of names in a directory that was there before which nobody stored.
+    /// Reports names in an existing directory that the snapshot does not have.
     pub(super) fn tell_strangers(
         &self,
         directory: &Arc<Filling>,
@@ -186,7 +186,7 @@ impl<'a> Maker<'a> {
         if !self.is_again || !directory.was_there {
             return Ok(());
         }
-        let Ok(fd) = self.descriptors.of(directory) else { return Ok(()) }; // what is in it tells why
+        let Ok(fd) = self.descriptors.of(directory) else { return Ok(()) }; // its entries report why
         let top = Place { directory: directory.clone(), name: Vec::new() };
         let names = held::Host::new().names(&*fd).map_err(errno);
         let names = names.unwrap_or_else(|error| {
@@ -261,7 +261,7 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Whether a file that an earlier restore left is whole; anything else in its place is removed.
+    /// Whether a file that an earlier restore left is complete; anything else in its place is removed.
     pub(super) fn is_there(&self, leaf: &Leaf) -> bool {
         let Leaf { place, inode, content, first } = leaf;
         let wanted = Wanted { inode, content: content.as_ref(), is_linked: first.is_some() };
@@ -330,7 +330,7 @@ impl<'a> Maker<'a> {
         metadata::set(metadata, handle, &mut |refusal| self.refuse(place, refusal))
     }
 
-    /// Removes a file that is not whole.
+    /// Removes an incomplete file.
     fn remove(&self, place: &Place) {
         let removed = self.descriptors.of(&place.directory).and_then(|directory| {
             rustix::fs::unlinkat(&directory, place.name.as_slice(), AtFlags::empty())
@@ -353,12 +353,12 @@ impl<'a> Maker<'a> {
         Ok(())
     }
 
-    /// Writes chunks to their places; gives where the last one ends.
+    /// Writes chunks at their offsets; returns where the last one ends.
     fn write(&self, file: &File, extents: &[(u64, Extent)], chunks: &Chunks) -> Result<u64, Failure> {
         let mut end = 0;
         let mut rest = extents;
         while let Some((start, _)) = rest.first() {
-            // Chunks that follow each other go into one call.
+            // Adjacent chunks go into one call.
             let mut run: Vec<ChunkBytes> = Vec::new();
             let mut at = *start;
             for (begin, extent) in rest.iter().take(SLICES) {
@@ -388,7 +388,7 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Begins a long file; none when that was refused, or when it is there.
+    /// Begins a long file; `None` when that was refused, or the file is there already.
     pub(super) fn open(&self, leaf: Leaf, len_bytes: u64) -> Result<Option<Arc<Opened>>> {
         let opened = match self.is_again && self.is_there(&leaf) {
             true => Ok(None),
@@ -414,7 +414,7 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Gives up a hold on a long file. Whoever was the last ends it.
+    /// Releases a hold on a long file. The last release completes it.
     pub(super) fn close(&self, opened: Arc<Opened>) {
         let Some(Opened { file, leaf, is_lost }) = Arc::into_inner(opened) else { return };
         if is_lost.into_inner() || self.has_failed() {
@@ -426,15 +426,15 @@ impl<'a> Maker<'a> {
         self.release(leaf.place.directory);
     }
 
-    /// Gives a file that is made another name. Where that is refused, as by the largest number of links, the name gets a
-    /// file of its own with the same bytes, and that is told; then further names are linked to that, which is given.
+    /// Links another name to a file that is made. Where that is refused, as by the limit on links, the name gets a file
+    /// of its own with the same bytes, and that is reported; this file is returned, and further names are linked to it.
     pub(super) fn link(
         &self,
         first: &First,
         place: Place,
         inode: impl FnOnce() -> Result<Inode>,
     ) -> Result<Option<Arc<First>>> {
-        // When its first name could not be made, which was told, this one is the first.
+        // When its first name could not be made, which was reported, this one becomes the first.
         if let Some(made) = first.made.get() {
             match self.link_to(first, made, &place) {
                 Ok(()) => {
@@ -473,7 +473,7 @@ impl<'a> Maker<'a> {
         }
         linked.map_err(&failed)?;
         if !is_it() {
-            // Whatever stood under the first name, nobody shall find it here.
+            // Another file may have stood under the first name: it must not be reachable here.
             rustix::fs::unlinkat(&into, new, AtFlags::empty()).map_err(&failed)?;
             return Err(Refusal::new(
                 "a file of its own and no link, since the first was replaced meanwhile",
@@ -497,8 +497,8 @@ fn errno(error: std::io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }
 
-/// A new file. Directories being filled are their maker's alone until all in them is done, so the final mode may be set at
-/// once, but for bits that lend rights.
+/// Creates a file. Only the maker can access a directory until it is filled, so the final mode may be set at once,
+/// except for bits that lend rights.
 fn create(directory: &OwnedFd, name: &[u8], metadata: &Metadata) -> Result<File, Failure> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(metadata.mode & 0o777);
@@ -506,7 +506,7 @@ fn create(directory: &OwnedFd, name: &[u8], metadata: &Metadata) -> Result<File,
     created.map(File::from).map_err(of_name("cannot create file", directory))
 }
 
-/// Makes and pins what is neither a directory nor a regular file.
+/// Makes and pins an inode that is neither a directory nor a regular file.
 fn special(directory: &OwnedFd, name: &[u8], node: &Node) -> Result<OwnedFd, Failure> {
     let mode = Mode::from_raw_mode(0o600);
     let make = |kind, number| rustix::fs::mknodat(directory, name, kind, mode, number);
@@ -533,14 +533,14 @@ fn special(directory: &OwnedFd, name: &[u8], node: &Node) -> Result<OwnedFd, Fai
     }
     let pin = held::pin_at(directory, name).map_err(of_name(what, directory))?;
     let stat = rustix::fs::fstat(&pin).map_err(of_name(what, directory))?;
-    // In a directory that others may write to, it may be a link to something else by now.
+    // In a directory that others may write to, the name may be a link to another inode by now.
     match held::file_type(&stat) == kind && stat.st_nlink == 1 {
         true => Ok(pin),
         false => Err(Refusal::new("was replaced meanwhile; nothing was set on it").into()),
     }
 }
 
-/// Writes byte strings one after the other from `offset` on.
+/// Writes chunks one after the other from `offset` on.
 fn write_all(file: &File, chunks: &[ChunkBytes], mut offset: u64) -> rustix::io::Result<()> {
     if let [only] = chunks {
         return file.write_all_at(only, offset).map_err(errno);

@@ -1,5 +1,5 @@
-//! Owner, attributes, mode and time of what was made, set through its descriptor. What cannot be set is told and costs
-//! nothing else; what a file system takes and changes is told, too.
+//! Setting owner, attributes, mode and time of a restored inode through its descriptor. A failure to set one is
+//! reported and affects no other; values that the file system accepts but changes are reported, too.
 
 use super::refusal::Refusal;
 use crate::host::held::{Handle, Host, path_of};
@@ -15,8 +15,8 @@ const GROUP: u32 = 0o070;
 const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
 const DEFAULT_LIST: &[u8] = b"system.posix_acl_default";
 
-/// Sets everything; gives how the file looks then. Owner first (it clears set-id bits and capabilities), then attributes, mode
-/// and time. What runs with its owner's rights is not given those of whoever restores it.
+/// Sets everything; returns the resulting stat. Owner first (it clears set-id bits and capabilities), then attributes,
+/// mode and time. A set-id file never gets the rights of the user that restores it.
 pub(super) fn set(metadata: &Metadata, handle: Handle<'_>, tell: &mut dyn FnMut(Refusal)) -> Option<Stat> {
     let fd = fd_of(handle);
     let look = || rustix::fs::fstat(fd);
@@ -72,7 +72,7 @@ pub(super) fn set(metadata: &Metadata, handle: Handle<'_>, tell: &mut dyn FnMut(
     Some(now)
 }
 
-/// Removes attributes that nobody stored off a directory that was there before, and what it would pass on to new files.
+/// Removes attributes that were not stored from an existing directory, and those that new files would inherit.
 pub(super) fn strip(metadata: &Metadata, directory: BorrowedFd<'_>, tell: &mut dyn FnMut(Refusal)) {
     let is_ours = |name: &[u8]| {
         name.starts_with(b"user.")
@@ -94,8 +94,8 @@ pub(super) fn strip(metadata: &Metadata, directory: BorrowedFd<'_>, tell: &mut d
     }
 }
 
-/// Makes a directory that was there before the caller's alone while it is filled, as new ones are. Where that is not
-/// allowed, its owner may still not redirect anything, and what is set at the end says so.
+/// Makes an existing directory accessible to the caller only while it is filled, as new ones are. Where that is not
+/// allowed, its owner still cannot redirect anything, and setting the metadata at the end reports it.
 pub(super) fn take_over(directory: Handle<'_>, stat: &Stat) {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     let taken = match stat.st_uid == uid.as_raw() {
@@ -154,7 +154,7 @@ fn set_time(handle: Handle<'_>, metadata: &Metadata) -> io::Result<()> {
     }
 }
 
-/// The mode of a file whose access control list could not be set: the group's bits become those that the list gives the
+/// The mode of a file whose access control list could not be set: the group's bits become the list's entry for the
 /// owning group, not the mask. See acl(5); entries are (tag, rights, id) behind a version.
 fn without_access_list(mode: u32, list: &[u8]) -> u32 {
     const OWNING_GROUP: [u8; 2] = [4, 0];

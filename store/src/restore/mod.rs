@@ -1,15 +1,15 @@
-//! Restore: a tree becomes a directory of the host. Every name is made, linked and changed in a directory that is held open,
-//! and no symbolic link below the target is followed: nothing stored can reach outside the target, whatever it holds, and
-//! neither can a user who renames or replaces directories meanwhile. Directories being filled are their maker's alone.
+//! Restore: a tree becomes a directory of the host. Every name is made, linked and changed in a directory that is held
+//! open, and no symbolic link below the target is followed: no stored name can reach outside the target, and neither
+//! can renaming or replacing directories meanwhile. Only the maker can access a directory being filled.
 //!
-//! The plan (one thread) walks the tree, makes directories and hands out files in batches; workers fetch a batch's chunks
-//! in as few reads as they need and write its files. Links are made when all files are, and a directory gets its metadata
-//! when the last that is in it, or linked out of it, is made. Memory is bounded: each worker holds one batch of about
-//! [`BATCH_LEN`] bytes.
+//! The plan (one thread) walks the tree, makes directories and hands out files in batches; workers fetch a batch's
+//! chunks in as few reads as they need and write its files. Links are made after all files, and a directory gets its
+//! metadata when the last entry in it, or linked out of it, is made. Memory is bounded: each worker holds one batch of
+//! about [`BATCH_LEN`] bytes.
 //!
-//! What the target refuses of a path is that path's error; all others are made, and all refusals are told. Only what the
-//! store cannot give and a full target end a restore. A restore that ended early or was refused something may be done
-//! again to the same target: files that are there whole, with all their attributes, stay; others are made again.
+//! A refusal of the target is an error of that path; all others are made, and all refusals are reported. Only an error
+//! of the store and a full target end a restore. A restore that ended early or had refusals may be repeated with the
+//! same target: complete files, with all their attributes, stay; others are made again.
 
 mod filling;
 mod make;
@@ -38,27 +38,27 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use target::{Request, Target};
 
-/// Files are handed out in batches of about so many bytes, and longer files in pieces of it,
+/// Files are handed out in batches of about this many bytes, longer files in pieces of it,
 const BATCH_LEN: u64 = 4 << 20;
-/// or so many files.
+/// or in batches of this many files.
 const BATCH_FILES: usize = 128;
-/// Writing threads; for tiers that are a round trip away so many whatever cores there are.
+/// Most writing threads; all of them, regardless of cores, for tiers a round trip away.
 const WORKERS_MAX: usize = 8;
 
-/// What a restore did.
+/// The result of a restore.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 #[must_use = "it names the paths that were refused"]
 pub struct RestoreReport {
     /// Names that are not directories.
     pub files: u64,
-    /// Those of them that an earlier restore to the same target had left there, whole.
+    /// Those that an earlier restore to the same target had left there, complete.
     pub kept: u64,
     /// Directories.
     pub directories: u64,
     /// Bytes of regular files.
     pub bytes: u64,
-    /// What is not there, or not as it was stored, by path.
+    /// Paths that are missing, or not as they were stored.
     pub refused: Vec<Refused>,
 }
 
@@ -95,18 +95,18 @@ struct Opened {
 
 /// Something to be made by a worker.
 enum Task {
-    /// A whole file.
+    /// A complete file.
     Leaf(Box<Leaf>),
     /// A piece of a long file.
     Piece { opened: Arc<Opened>, extents: Vec<(u64, Extent)> },
 }
 
-/// Restores what stands at `path` in the snapshot's tree as `target`, which must not exist, be an empty directory, or be what
-/// an earlier restore of the same to the same target left there.
+/// Restores `path` in the snapshot's tree as `target`, which must not exist, be an empty directory, or be left there by
+/// an earlier restore of the same path to the same target.
 ///
 /// # Errors
-/// `NotFound` for the path, `Conflict` when the target is in use, `Full` when it is full, and those of the store. What the
-/// target refuses of single paths stands in the report.
+/// `NotFound` for the path, `Conflict` when the target is in use, `Full` when it is full, and those of the store.
+/// Refusals of single paths are in the report.
 pub fn restore(
     store: &Store,
     snapshot: &SnapshotId,

@@ -1,5 +1,5 @@
-//! The plan of a restore: walks the tree, makes directories, and hands out what is in them in the order in which a backup
-//! packed it: a directory's own files before its subdirectories.
+//! The plan of a restore: walks the tree, makes directories, and hands out their entries in the order in which a backup
+//! packed them: a directory's own files before its subdirectories.
 
 use super::filling::{Filling, Place};
 use super::make::Maker;
@@ -56,7 +56,7 @@ impl<'a> Plan<'a> {
         Self { store, tree, maker, tasks, batch, batch_len: 0, links }
     }
 
-    /// Hands out everything; gives the links that are to be made when all files are there.
+    /// Hands out everything; returns the links to make when all files are there.
     pub(super) fn run(mut self, inode: &Inode, target: &Target) -> Result<Links> {
         let directory = target.top.clone();
         match &target.name {

@@ -1,5 +1,5 @@
-//! What stands where a file is to be made, when a restore goes on with what an earlier one left: is it that file already,
-//! whole? Only then it stays; nothing is set on what was found.
+//! Examines an existing name where a repeated restore is to make a file. Only the complete file itself, with all its
+//! attributes, stays; nothing is changed on an existing file.
 
 use super::refusal::{Failure, Refusal};
 use crate::error::Result;
@@ -13,13 +13,13 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// The directory that a file system of its own begins with.
+/// The directory that every new file system contains.
 pub(super) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 /// Bytes compared at once where a hole should be.
 const PIECE_LEN: usize = 256 << 10;
 
-/// What stands under a name.
+/// The object that exists under a name.
 pub(super) enum Present {
     Nothing,
     /// The file itself with all its bytes and attributes.
@@ -38,7 +38,7 @@ pub(super) struct Wanted<'a> {
     pub is_linked: bool,
 }
 
-/// Looks and compares; reads all bytes of a file that looks right.
+/// Compares the object under a name; reads all bytes of a file whose metadata match.
 pub(super) fn look(
     store: &Store,
     directory: &OwnedFd,
@@ -90,7 +90,7 @@ fn holds_right(store: &Store, stat: &Stat, pin: &OwnedFd, wanted: &Wanted<'_>) -
     })
 }
 
-/// Whether a file of the right length has these bytes; chunks are told by their ids and not fetched.
+/// Whether a file of the right length has these bytes; chunks are compared by id and not fetched.
 fn has_bytes(store: &Store, file: &File, content: &ContentReader) -> std::io::Result<bool> {
     let mut buffer = Vec::new();
     if let Some(bytes) = content.inline_bytes() {
@@ -114,13 +114,13 @@ fn has_bytes(store: &Store, file: &File, content: &ContentReader) -> std::io::Re
     Ok(true)
 }
 
-/// Whether all bytes of a range are zero; what the file system knows to be holes is not read.
+/// Whether all bytes of a range are zero; holes that the file system reports are not read.
 fn is_blank(file: &File, mut at: u64, end: u64, buffer: &mut Vec<u8>) -> std::io::Result<bool> {
     while at < end {
         at = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(data) => data,
             Err(Errno::NXIO) => return Ok(true),
-            Err(Errno::INVAL) => at, // it knows no holes
+            Err(Errno::INVAL) => at, // it supports no holes
             Err(error) => return Err(error.into()),
         };
         let len = end.saturating_sub(at).min(PIECE_LEN as u64) as usize;

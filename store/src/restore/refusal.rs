@@ -1,4 +1,4 @@
-//! What a target refuses, and which of it ends a restore: only a full disk and what the store cannot give.
+//! Refusals of a target, and the errors that end a restore: only a full disk and errors of the store.
 
 use crate::error::{Error, Kind};
 use rustix::fd::AsFd;
@@ -10,13 +10,13 @@ use std::path::PathBuf;
 pub struct Refused {
     /// Where, as the caller gave the target.
     pub path: PathBuf,
-    /// What of it was refused, and why.
+    /// The refused step, and why.
     pub what: String,
     /// Whether it is an owner, mode, device or attribute that this user or this file system does not allow.
     pub is_permission: bool,
 }
 
-/// The same before its path is added.
+/// A refusal without its path.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub what: String,
@@ -48,7 +48,7 @@ impl Refusal {
         Self { what: what.into(), is_permission: false }
     }
 
-    /// Of what is below a directory that could not be made.
+    /// The failure of entries below a directory that could not be made.
     pub(super) fn lost() -> Self {
         Self::new("left out: its directory could not be restored")
     }
@@ -58,7 +58,7 @@ impl Refusal {
         Self::new(format!("{what}: {error}"))
     }
 
-    /// The system's error of what this user, or this file system, may not allow.
+    /// The system's error of a step that this user or this file system may not allow.
     pub(super) fn of_permission(what: &str, error: Errno) -> Self {
         let is_permission = matches!(error, Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP);
         Self { is_permission, ..Self::of(what, error) }
@@ -73,8 +73,8 @@ pub(super) fn of_data(what: &'static str) -> impl Fn(Errno) -> Failure {
     }
 }
 
-/// An error of making a name in a directory. A file system also says that it is full when one directory is: then there are
-/// blocks and inodes left.
+/// An error of making a name in a directory. A file system also reports that it is full when one directory is: then
+/// blocks and inodes are left.
 pub(super) fn of_name(what: &'static str, directory: impl AsFd) -> impl Fn(Errno) -> Failure {
     move |error| {
         let has_room = || {

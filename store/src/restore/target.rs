@@ -1,8 +1,8 @@
-//! The place that a restore fills, and the record by which the same restore goes on after one that ended early or was
-//! refused something. The record is local state of this host: `restores/<hash of the path>`, a sealed record of snapshot,
+//! The place that a restore fills, and the record by which the same restore continues one that ended early or had
+//! refusals. The record is local state of this host: `restores/<hash of the path>`, a sealed record of snapshot,
 //! path in it and identity of the directory. Beside it stands a lock, so that two restores never fill one place.
 //!
-//! A place that holds anything is taken only by its record; so nothing of a directory in use is ever replaced.
+//! A place that is not empty is taken only by its record, so nothing of a directory in use is ever replaced.
 
 use super::filling::Filling;
 use super::make::Maker;
@@ -26,7 +26,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What is restored, and where.
+/// The source and target of a restore.
 pub(super) struct Request<'a> {
     pub store: &'a Store,
     pub snapshot: &'a SnapshotId,
@@ -45,7 +45,7 @@ pub(super) struct Target {
     record: String,
     state: LocalState,
     lock: Option<FileLock>,
-    /// A directory that was there before, as it looked.
+    /// An existing directory, with its stat before the restore.
     before: Option<(OwnedFd, Stat)>,
 }
 
@@ -108,7 +108,7 @@ impl Target {
         Ok(Self { top, name, is_again: is_in_use, record, state, lock, before })
     }
 
-    /// Ends the topmost directory and gives the report. When everything is there, the record goes.
+    /// Ends the topmost directory and returns the report. When everything is restored, the record is removed.
     pub(super) fn end(self, maker: Maker<'_>, planned: Result<()>) -> Result<RestoreReport> {
         let Self { top, name, record, state, lock, before, .. } = self;
         maker.release(top);
@@ -132,7 +132,7 @@ impl Target {
     }
 }
 
-/// The restore ended early: a directory that was there before is its owner's again.
+/// After a restore that ended early: returns an existing directory to its owner.
 fn give_back(fd: &OwnedFd, stat: &Stat) {
     let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     let given = rustix::fs::fchown(fd, Some(uid), Some(gid))
@@ -187,7 +187,8 @@ fn take_lock(request: &Request<'_>, record: &str, progress: &dyn Progress) -> Re
     }
 }
 
-/// Snapshot, path in it, and which directory it goes to or into: by inode and time of birth, since device numbers change.
+/// Snapshot, path in it, and which directory it goes to or into: by inode and time of birth, since device numbers
+/// change.
 fn encode(request: &Request<'_>, directory: &OwnedFd) -> rustix::io::Result<Vec<u8>> {
     let wanted = StatxFlags::INO | StatxFlags::BTIME;
     let stat = rustix::fs::statx(directory, "", AtFlags::EMPTY_PATH, wanted)?;
@@ -200,7 +201,7 @@ fn encode(request: &Request<'_>, directory: &OwnedFd) -> rustix::io::Result<Vec<
     Ok(seal(Record::Restore, &body.finish()))
 }
 
-/// Demands that what is in the place was left by an earlier restore of the same.
+/// Checks that the content of the place was left by an earlier restore of the same.
 fn check_goes_on(request: &Request<'_>, found: Option<Vec<u8>>, wanted: &[u8]) -> Result<()> {
     if found.as_deref() == Some(wanted) {
         return Ok(());

@@ -1,5 +1,6 @@
-//! What damage affects: every snapshot that needs a lost chunk, and which paths and pages of it. A directory below which
-//! nothing is affected is walked once, however many snapshots share it. Memory: a bit for each chunk, and what is reported.
+//! The effects of damage: every snapshot that needs a lost chunk, with its affected paths and pages. A directory below
+//! which nothing is affected is walked once, however many snapshots share it. Memory: a bit for each chunk, and the
+//! report.
 
 use super::report::{AffectedPath, AffectedSnapshot, MAX_PATHS};
 use crate::error::{Error, Result};
@@ -10,7 +11,7 @@ use crate::repo::store::Store;
 use crate::tree::{Content, EntryInode, Extent, Inode, Node, Tree, read_extents};
 use std::collections::BTreeMap;
 
-/// A search of the snapshots of a domain for what lost chunks affect.
+/// A search of a domain's snapshots for the effects of lost chunks.
 pub(super) struct Search<'a> {
     store: &'a Store,
     lost: &'a RowMarks,
@@ -24,19 +25,19 @@ struct Level {
     path_len: usize,
     /// Subdirectories yet to be walked.
     children: Vec<(Vec<u8>, DirectoryId)>,
-    /// Nothing in it or below is hurt or depends on the tree.
+    /// Nothing in it or below is affected or depends on the tree.
     is_sound: bool,
 }
 
 impl<'a> Search<'a> {
-    /// A search for what needs one of the lost chunks.
+    /// Begins a search for the chunks in `lost`.
     pub(super) fn new(store: &'a Store, lost: &'a RowMarks) -> Self {
         Self { store, lost, sound: RowMarks::new(store.index()) }
     }
 
-    /// What of a snapshot cannot be read; `None` when all can.
+    /// The unreadable parts of a snapshot; `None` when there are none.
     pub(super) fn look(&mut self, id: SnapshotId, refs: &[String]) -> Option<AffectedSnapshot> {
-        // A record that cannot be read is found with the records.
+        // The check of records reports an unreadable one.
         let snapshot = self.store.snapshot(&id).ok()?;
         let domain = self.store.domain().name().to_owned();
         let mut affected =
@@ -141,7 +142,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Looks at one directory; gives its subdirectories, and whether it is sound whatever the tree.
+    /// Checks one directory; returns its subdirectories, and whether it is sound whatever the tree.
     fn directory(
         &self,
         tree: &Tree,
@@ -196,7 +197,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// What of a file's bytes cannot be read.
+    /// How a file's bytes are affected; `None` when all can be read.
     fn content(&self, content: &Content) -> Option<String> {
         let extents: Result<Vec<Extent>> = read_extents(self.store, content, &mut |_: &ChunkId| {});
         let extents = match extents {

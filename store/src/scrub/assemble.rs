@@ -1,8 +1,8 @@
-//! Putting a pack together again, byte for byte, from whatever is whole of it anywhere: packs are immutable and follow from
-//! their frames, so header, padding and directory can be made again, and a frame of one copy fits every other.
+//! Rebuilding a pack, byte for byte, from all intact parts of its copies: packs are immutable and determined by their
+//! frames, so header, padding and directory can be made again, and a frame of one copy fits every other.
 //!
-//! Where the directory of every copy is lost, frames are found one behind the other, each by what it says of itself; that
-//! they are all is known when the index lists just these chunks, or a copy is just as long as the pack that they make.
+//! Where the directory of every copy is lost, frames are found one after the other by their own headers; they are known
+//! to be complete when the index lists exactly these chunks, or a copy is exactly as long as the pack that they make.
 
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackId};
@@ -15,13 +15,13 @@ use crate::pack::{
 use crate::repo::disk_cache::DiskCache;
 use std::collections::BTreeMap;
 
-/// What a pack can be put together from.
+/// The sources that a pack can be rebuilt from.
 pub(super) struct Sources<'a> {
     pub domains: &'a DomainInventory,
     pub id: PackId,
-    /// What tiers have of it.
+    /// The copies of the tiers.
     pub copies: Vec<&'a [u8]>,
-    /// What the index knows of it.
+    /// Its entries in the index.
     pub entries: Option<PackEntries>,
     pub disk_cache: &'a DiskCache,
 }
@@ -32,30 +32,30 @@ struct Piece {
     frame: Option<(Verified, Vec<u8>)>,
 }
 
-/// A frame that is whole nowhere.
+/// A frame that has no intact copy.
 #[derive(Debug)]
 pub(super) struct LostFrame {
-    /// Where it lies. Of several in a row of which nothing is known: where the first begins.
+    /// Its extent. Of several unknown ones in a row: where the first begins.
     pub extent: FrameExtent,
     /// Its chunks, as far as they are known.
     pub chunks: Vec<ChunkId>,
 }
 
-/// What became of it.
+/// The outcome of rebuilding a pack.
 pub(super) enum Assembled {
     /// The bytes of the pack.
     Whole(Vec<u8>),
-    /// Not all of it is there.
+    /// Parts of it have no intact copy.
     Missing {
-        /// What is lost.
+        /// The lost frames.
         lost: Vec<LostFrame>,
-        /// Why it cannot be put together.
+        /// Why it cannot be rebuilt.
         reason: Error,
     },
 }
 
 impl Sources<'_> {
-    /// Puts the pack together, or says what is lost.
+    /// Rebuilds the pack, or returns the lost frames.
     pub(super) fn assemble(&self) -> Assembled {
         let directory = self.copies.iter().find_map(|copy| directory_of(self.id, copy).ok());
         let pieces = match &directory {
@@ -80,7 +80,7 @@ impl Sources<'_> {
         }
     }
 
-    /// Each frame that the directory names from the first place that has it whole.
+    /// Each frame that the directory names, from the first copy in which it is intact.
     fn by_directory(&self, directory: &PackDirectory) -> Vec<Piece> {
         let piece = |(number, extent): (u32, &FrameExtent)| {
             let is_named = |verified: &Verified| directory.names_header(number, &verified.header);
@@ -106,7 +106,7 @@ impl Sources<'_> {
             .or_else(|| try_bytes(&self.disk_cache.get(self.id, extent.offset, extent.len_bytes.into())?))
     }
 
-    /// One frame behind the other, by what they say of themselves and by what the index knows.
+    /// One frame after the other, by their own headers and the entries of the index.
     fn by_scan(&self) -> Vec<Piece> {
         let known: BTreeMap<u64, u32> = self.entries.iter().flat_map(PackEntries::frames).collect();
         let mut pieces = Vec::new();
@@ -142,7 +142,7 @@ impl Sources<'_> {
         rows.filter(|row| row.offset == offset).map(OutlineRow::chunk).collect()
     }
 
-    /// The pack of these frames, verified like any other, and known to be all of it.
+    /// The pack of these frames, verified like any other, and known to be complete.
     fn build(&self, pieces: Vec<Piece>, directory: Option<&PackDirectory>) -> Result<Vec<u8>> {
         let first = pieces.first().and_then(|piece| piece.frame.as_ref());
         let kind = match (directory, first) {

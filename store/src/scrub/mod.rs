@@ -1,10 +1,11 @@
-//! Scrub: reads and verifies every stored byte of some or all packs on every tier of this host, at a bounded rate, tells
-//! which files damage affects, and on request puts damaged packs together again.
+//! Scrub: reads and verifies every stored byte of some or all packs on every tier of this host, at a bounded rate,
+//! reports which files damage affects, and on request repairs damaged packs.
 //!
-//! Without `repair` nothing changes. With it, the collector and the mover wait, damaged bytes are kept in quarantine, and
-//! what cannot be repaired is noted ([`crate::records::lost_frames`]). Memory: a pack or two for each tier, a bit for each chunk.
+//! Without `repair` nothing changes. With it, the collector and the mover wait, damaged bytes are kept in quarantine,
+//! and lost frames are recorded ([`crate::records::lost_frames`]). Memory: a pack or two for each tier, a bit for each
+//! chunk.
 //!
-//! `examine` reads and verifies one pack, `assemble` puts one together, `repair` changes tiers, `affected` walks snapshots.
+//! `examine` verifies one pack, `assemble` rebuilds one, `repair` changes tiers, `affected` walks snapshots.
 
 mod affected;
 mod assemble;
@@ -35,7 +36,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// One of so many parts of all packs.
+/// One of `count` parts of all packs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subset {
     number: u32,
@@ -43,7 +44,7 @@ pub struct Subset {
 }
 
 impl Subset {
-    /// The part of this number, from 1, of `count`.
+    /// Part `number`, from 1, of `count`.
     ///
     /// # Errors
     /// `Invalid` when there is no such part.
@@ -54,7 +55,7 @@ impl Subset {
         }
     }
 
-    /// Whether a pack is in it: one of `count` subsets holds each pack, and always the same.
+    /// Whether a pack is in it: each pack is in one of `count` subsets, always the same.
     pub fn holds(&self, pack: PackId) -> bool {
         checksum(&pack.to_bytes()) % u64::from(self.count) == u64::from(self.number - 1)
     }
@@ -65,9 +66,9 @@ impl Subset {
 pub struct ScrubOptions {
     /// Only these packs.
     pub subset: Option<Subset>,
-    /// Read at most so many bytes a second.
+    /// Most bytes to read a second.
     pub rate: Option<NonZeroU64>,
-    /// Repair what can be repaired, and note what cannot.
+    /// Repair damaged packs, and record lost frames.
     pub repair: bool,
 }
 
@@ -77,21 +78,21 @@ struct Scrub<'a> {
     domains: &'a DomainInventory,
     repair: bool,
     throttle: Throttle,
-    /// Packs whose whole bytes an interrupted repair left beside them, and on which tiers.
+    /// Packs with intact bytes staged by an interrupted repair, and on which tiers.
     staged: BTreeMap<PackId, Vec<usize>>,
-    /// Chunks that no place gives.
+    /// Chunks that have no readable copy.
     lost: RowMarks,
     report: ScrubReport,
 }
 
-/// A pack as the tier of a number has it.
+/// A tier's copy of a pack.
 struct Copy {
     tier: usize,
     copy: PackCopy,
     examined: Examined,
 }
 
-/// While this lives, what is read from far away is not kept near: looking changes nothing.
+/// While this lives, reads from remote tiers are not cached locally: a scrub without repair changes nothing.
 struct Looking<'a>(&'a AtomicBool);
 
 impl<'a> Looking<'a> {
@@ -107,11 +108,11 @@ impl Drop for Looking<'_> {
     }
 }
 
-/// Scrubs.
+/// Scrubs the store.
 ///
 /// # Errors
-/// `Conflict` when something is to be repaired while a collector or a mover works; as the tiers when they cannot be listed.
-/// All else that is wrong is in the report.
+/// `Conflict` for a repair while a collector or a mover works; as the tiers when they cannot be listed. All other
+/// errors are in the report.
 pub fn scrub(store: &Store, options: &ScrubOptions, progress: &dyn Progress) -> Result<ScrubReport> {
     let lock = |name| store.state().lock(name, "scrub");
     let _locks = match options.repair {
@@ -150,7 +151,7 @@ pub fn scrub(store: &Store, options: &ScrubOptions, progress: &dyn Progress) -> 
 }
 
 impl Scrub<'_> {
-    /// All packs of the subset that are on a tier, or that should be.
+    /// Scrubs all packs of the subset that are on a tier, or should be.
     fn scrub_packs(&mut self, subset: Option<Subset>, progress: &dyn Progress) -> Result<()> {
         let mut packs: BTreeMap<PackId, u64> =
             self.store.index().named_packs().into_iter().map(|pack| (pack, 0)).collect();
@@ -181,7 +182,7 @@ impl Scrub<'_> {
         Ok(())
     }
 
-    /// One pack, of which these frames are known to be lost.
+    /// Scrubs one pack, of which these frames are known to be lost.
     fn scrub_pack(&mut self, id: PackId, noted: Option<&[u64]>) -> Result<()> {
         let is_noted = noted.is_some();
         let copies = self.read_copies(id);
@@ -255,7 +256,7 @@ impl Scrub<'_> {
         Ok(is_named)
     }
 
-    /// Whole bytes that a repair left beside a copy that it could not change in one step.
+    /// Intact bytes that a repair staged for a copy that it could not replace in one step.
     fn staged(&self, id: PackId) -> Vec<Vec<u8>> {
         let tiers = self.store.tiers();
         let numbers = self.staged.get(&id).into_iter().flatten();
@@ -263,7 +264,7 @@ impl Scrub<'_> {
         numbers.filter_map(read).collect()
     }
 
-    /// Ends what an interrupted repair began: the pack is put where it was, and what was left beside it goes.
+    /// Completes an interrupted repair: stores the pack where it was, and removes the staged bytes.
     fn end_staging(&mut self, id: PackId, whole: &[u8]) {
         for number in self.staged.remove(&id).filter(|_| self.repair).unwrap_or_default() {
             let tier = self.store.tiers()[number];
@@ -273,7 +274,7 @@ impl Scrub<'_> {
         }
     }
 
-    /// All of the pack is there: its damaged copies are made whole, or could be.
+    /// The pack is recoverable: repairs its damaged copies, or reports that it could.
     fn settle_intact(&mut self, id: PackId, copies: &[Copy], whole: &[u8], is_noted: bool) {
         let store = self.store;
         let tiers = store.tiers();
@@ -311,7 +312,7 @@ impl Scrub<'_> {
         self.end_staging(id, whole);
     }
 
-    /// Not all of the pack is there. What is lost, noted, and read from other packs is no damage any more.
+    /// Reports a pack with lost frames. Lost frames that are recorded and read from other packs are no damage any more.
     fn report_missing(
         &mut self,
         id: PackId,
@@ -369,13 +370,13 @@ impl Scrub<'_> {
         self.report.damage(Damage { tier: "no tier".to_owned(), pack, offset: 0, error, remedy });
     }
 
-    /// Notes what is lost of a pack; false when that failed.
+    /// Records the lost frames of a pack; false when that failed.
     fn note_lost(&mut self, id: PackId, offsets: &[u64]) -> bool {
         let noted = repair::note_lost(self.store.metadata_tier(), id, offsets);
         noted.inspect_err(|error| self.report.records.problem(lost_frames::key_of(id), error)).is_ok()
     }
 
-    /// Whether a chunk is whole in another frame than the one that is lost. `known`: frames that were looked at.
+    /// Whether a chunk is intact in another frame than the lost one. `known`: frames verified already.
     fn is_elsewhere(
         &self,
         chunk: &ChunkId,
@@ -400,7 +401,7 @@ impl Scrub<'_> {
             || self.store.disk_cache().get(place.pack, offset, len).is_some_and(|bytes| verify(&bytes))
     }
 
-    /// Puts runs of what the packs hold in place of damaged ones.
+    /// Replaces damaged index runs by runs made from the packs.
     fn scrub_runs(&mut self, progress: &dyn Progress) {
         match self.replace_runs(progress) {
             Ok(0) => {}

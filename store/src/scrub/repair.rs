@@ -1,6 +1,6 @@
-//! Changing what is damaged. Order, and why: the whole bytes are made and verified in memory, the damaged ones are durable in
-//! quarantine on the same tier, and only then does the object change, in one step from the old bytes to the new. What is
-//! damaged is never deleted, so a run that ends anywhere leaves at least what it found.
+//! Repairing damaged objects. Order, and why: the intact bytes are made and verified in memory, the damaged ones are
+//! durable in quarantine on the same tier, and only then does the object change, in one step from the old bytes to the
+//! new. Damaged bytes are never deleted, so a run that ends anywhere leaves at least what it found.
 
 use crate::error::{Error, Kind, OptionalExt, Result};
 use crate::host::lock::FileLock;
@@ -12,12 +12,12 @@ use crate::repo::store::Store;
 use crate::tier::Tier;
 use std::collections::BTreeMap;
 
-/// Where damaged bytes are kept.
+/// Prefix of the keys of damaged bytes.
 const QUARANTINE: &str = "quarantine/";
-/// Behind the key of whole bytes on their way.
+/// Suffix of the key of staged intact bytes.
 const STAGED: &str = ".whole";
 
-/// Keeps bytes of a damaged object aside on its tier, once. Gives their key.
+/// Copies the bytes of a damaged object to quarantine on its tier, once. Returns their key.
 pub(super) fn keep_aside(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<String> {
     for number in 0_u32.. {
         let aside = format!("{QUARANTINE}{key}.{number}");
@@ -28,16 +28,16 @@ pub(super) fn keep_aside(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<Str
     Err(Error::new(Kind::Full, "quarantine has no number left").object(key))
 }
 
-/// The key of whole bytes on their way to a place that cannot be changed in one step.
+/// The key of intact bytes staged for a copy that cannot be replaced in one step.
 pub(super) fn staged_key(pack: PackId) -> String {
     format!("{QUARANTINE}{}{STAGED}", pack.key())
 }
 
-/// Puts whole bytes in place of a damaged copy. Gives the key under which the damaged bytes are kept.
+/// Replaces a damaged copy with intact bytes. Returns the key under which the damaged bytes are kept.
 ///
 /// # Errors
-/// `Conflict` while somebody writes, or when the copy is not what was read; `Corrupt` when the tier gives other bytes than
-/// it was given; as the tier.
+/// `Conflict` while another process writes, or when the copy changed since it was read; `Corrupt` when the tier returns
+/// other bytes than were stored; as the tier.
 pub(super) fn replace(
     store: &Store,
     tier: &dyn Tier,
@@ -45,7 +45,7 @@ pub(super) fn replace(
     copy: &PackCopy,
     whole: &[u8],
 ) -> Result<String> {
-    // A writer that makes room moves packs: it must not move the damaged copy while the whole one takes its place.
+    // A writer that makes room moves packs: it must not move the damaged copy while the intact one replaces it.
     let _locks = lock_writers(store)?;
     if store.is_shared() && !tier.guarantees()?.compare_and_swap {
         store.check_may_collect()?;
@@ -54,7 +54,7 @@ pub(super) fn replace(
     let aside = keep_aside(tier, &key, &copy.bytes)?;
     let replaced = match copy.unreadable.is_empty() {
         true => tier.compare_and_swap(&key, Some(&copy.bytes), whole)?,
-        // What cannot be read cannot be compared. The whole bytes are beside it before its name goes.
+        // An unreadable copy cannot be compared. The intact bytes are staged before its name is removed.
         false => {
             tier.put_if_absent(&staged_key(id), whole)?;
             expect_bytes(tier, &staged_key(id), whole)?;
@@ -76,7 +76,7 @@ pub(super) fn replace(
     Ok(aside)
 }
 
-/// Which packs an interrupted repair left whole bytes of beside them, and on which tiers.
+/// Packs with intact bytes staged by an interrupted repair, and on which tiers.
 ///
 /// # Errors
 /// As the tiers.
@@ -93,7 +93,7 @@ pub(super) fn staged(store: &Store) -> Result<BTreeMap<PackId, Vec<usize>>> {
     Ok(staged)
 }
 
-/// Puts whole bytes where no copy is left, or was taken away by an interrupted repair.
+/// Stores intact bytes where no copy is left, or an interrupted repair removed it.
 ///
 /// # Errors
 /// As [`replace`].
@@ -117,10 +117,10 @@ fn expect_bytes(tier: &dyn Tier, key: &str, bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Notes which frames of a pack are lost, or that none is any more.
+/// Records which frames of a pack are lost, or that none is any more.
 ///
 /// # Errors
-/// `Conflict` when somebody changed the record; as the tier.
+/// `Conflict` when another process changed the record; as the tier.
 pub(super) fn note_lost(metadata_tier: &dyn Tier, pack: PackId, offsets: &[u64]) -> Result<()> {
     let key = lost_frames::key_of(pack);
     let current = metadata_tier.get(&key).optional()?;

@@ -1,32 +1,32 @@
-//! What a scrub tells: what is damaged where, what can or could be done about it, and which snapshots it affects. Lists are bounded, what
-//! is left out is counted.
+//! The report of a scrub: damage, its location and remedy, and the affected snapshots. Lists are bounded; omitted items
+//! are counted.
 
 use crate::id::{PackId, SnapshotId};
 use crate::operations::check::CheckReport;
 
-/// No report lists more places of damage.
+/// Most damages that a report lists.
 pub const MAX_DAMAGES: usize = 10_000;
-/// No report lists more snapshots that are affected.
+/// Most affected snapshots that a report lists.
 pub const MAX_SNAPSHOTS: usize = 1_000;
-/// No report lists more paths of one snapshot.
+/// Most paths of one snapshot that a report lists.
 pub const MAX_PATHS: usize = 1_000;
 
-/// What can be done about damage, or was done.
+/// The remedy for damage, possible or applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// All of the pack is whole somewhere: `scrub --repair` puts it together again.
+    /// Every part of the pack has an intact copy: `scrub --repair` repairs it.
     Repairable,
-    /// It was put together again.
+    /// It was repaired.
     Repaired {
         /// Key of the damaged bytes on the same tier; `None` where there were none.
         quarantine: Option<String>,
     },
-    /// It could be put together again, and that failed.
+    /// The repair failed.
     Failed {
         /// Why.
         error: String,
     },
-    /// Not all of the pack is whole somewhere.
+    /// Parts of the pack have no intact copy.
     Missing {
         /// Why.
         reason: String,
@@ -36,19 +36,19 @@ pub enum Remedy {
 /// Damage at one place of one copy of a pack.
 #[derive(Clone, Debug)]
 pub struct Damage {
-    /// The tier, for people.
+    /// The tier, as a readable description.
     pub tier: String,
     /// The pack.
     pub pack: PackId,
     /// Where it begins in the pack in bytes.
     pub offset: u64,
-    /// What is wrong.
+    /// The fault.
     pub error: String,
-    /// What about it.
+    /// The remedy.
     pub remedy: Remedy,
 }
 
-/// Frames that are whole on no tier.
+/// Frames of a pack that have no intact copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostFrames {
     /// The pack.
@@ -61,36 +61,36 @@ pub struct LostFrames {
     pub read_elsewhere: u64,
 }
 
-/// Something in a snapshot that cannot be read.
+/// An unreadable path of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AffectedPath {
     /// The path in the tree; `memory of space N` and such for memory.
     pub path: Vec<u8>,
-    /// What about it.
+    /// How it is affected.
     pub how: String,
 }
 
-/// A snapshot that needs what cannot be read.
+/// A snapshot that needs lost chunks.
 #[derive(Clone, Debug)]
 pub struct AffectedSnapshot {
     /// The snapshot.
     pub id: SnapshotId,
-    /// The domain that it is of.
+    /// Its domain.
     pub domain: String,
     /// The refs that name it.
     pub refs: Vec<String>,
-    /// What of it cannot be read, up to [`MAX_PATHS`].
+    /// Its unreadable paths, up to [`MAX_PATHS`].
     pub paths: Vec<AffectedPath>,
-    /// How many paths more.
+    /// Paths beyond that limit.
     pub more_paths: u64,
 }
 
-/// What a scrub saw and did.
+/// The result of a scrub.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 #[must_use = "it names the damage"]
 pub struct ScrubReport {
-    /// Records, refs and index runs, and what is wrong with them.
+    /// The check of records, refs and index runs.
     pub records: CheckReport,
     /// Packs of the subset.
     pub packs: u64,
@@ -100,27 +100,27 @@ pub struct ScrubReport {
     pub read_bytes: u64,
     /// Frames in them.
     pub frames: u64,
-    /// Frames that nobody has the key of here: only their checksums were checked.
+    /// Frames whose key is not available here: only their checksums were checked.
     pub locked_frames: u64,
-    /// What is wrong with packs, up to [`MAX_DAMAGES`].
+    /// Damage in packs, up to [`MAX_DAMAGES`].
     pub damages: Vec<Damage>,
-    /// How many places more.
+    /// Damages beyond that limit.
     pub more_damages: u64,
-    /// Copies that are not whole after this run, but for those of which all that is lost is noted and read from other packs.
+    /// Copies still damaged after this run, except those whose lost frames are all recorded and read from other packs.
     pub damaged_copies: u64,
-    /// Copies that were put together again.
+    /// Copies repaired.
     pub repaired_copies: u64,
-    /// Index runs that were made again.
+    /// Index runs rebuilt.
     pub repaired_runs: u64,
-    /// Packs of which not all is whole anywhere.
+    /// Packs with frames that have no intact copy.
     pub lost: Vec<LostFrames>,
-    /// The snapshots that are affected, up to [`MAX_SNAPSHOTS`].
+    /// Affected snapshots, up to [`MAX_SNAPSHOTS`].
     pub affected: Vec<AffectedSnapshot>,
-    /// How many snapshots more.
+    /// Snapshots beyond that limit.
     pub more_affected: u64,
 }
 
-/// What to do about a record that is damaged, by its key: there is one of each, and nothing it follows from.
+/// Advice on a damaged record, by its key: there is one of each, and it cannot be derived from others.
 fn advice(object: &str) -> Option<&'static str> {
     match object.split(['/', ' ']).next()? {
         "superblock" | "domains" => Some(
@@ -139,7 +139,7 @@ fn advice(object: &str) -> Option<&'static str> {
 }
 
 impl ScrubReport {
-    /// Adds to each problem what to do about it.
+    /// Adds advice to each problem.
     pub(super) fn advise(&mut self) {
         for problem in &mut self.records.problems {
             if let Some(advice) = advice(&problem.object).filter(|_| !problem.error.contains("; ")) {
@@ -148,7 +148,7 @@ impl ScrubReport {
         }
     }
 
-    /// Whether something is damaged now.
+    /// Whether nothing is damaged now.
     pub fn is_intact(&self) -> bool {
         self.records.problems.is_empty() && self.damaged_copies == 0
     }

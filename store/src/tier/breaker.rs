@@ -1,6 +1,6 @@
-//! A breaker in front of a tier that is a network away. When the tier has failed to answer several times in a row, calls
-//! fail at once for a while, so that a brown-out costs whoever can go on without the tier nothing; then one call tries
-//! again, and its success closes the breaker.
+//! A breaker in front of a remote tier. When the tier has failed to answer several times in a row, calls fail at once
+//! for a while, so that an outage costs nothing to callers that can go on without the tier; then one call tries again,
+//! and its success closes the breaker.
 
 use super::{Guarantees, ObjectInfo, RangeRequest, Tier};
 use crate::clock::Time;
@@ -15,7 +15,7 @@ const FAILURES_MAX: u32 = 2;
 /// How long it stays open before one call tries again.
 const COOL_DOWN: Duration = Duration::from_secs(5);
 
-/// Passes calls on to a tier that is given up for a while when it does not answer.
+/// Passes calls on to a tier, but fails them for a while when it does not answer.
 #[derive(Debug)]
 pub struct Breaker {
     inner: Arc<dyn Tier>,
@@ -163,7 +163,7 @@ mod tests {
     use crate::tier::MemoryTier;
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-    /// A memory tier that counts calls and can fall silent.
+    /// A memory tier that counts calls and can stop answering.
     #[derive(Debug, Default)]
     struct Distant {
         inner: MemoryTier,

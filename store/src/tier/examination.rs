@@ -1,20 +1,20 @@
-//! What an examination of a place of objects found: property by property, with the evidence.
+//! The result of examining an object store: property by property, with the evidence.
 
 use super::guarantees::{BucketRecord, Guarantees};
 use crate::clock;
 
-/// One property of a place, and whether it holds.
+/// One property, and whether it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// A stable word for it.
+    /// The property.
     pub property: Property,
-    /// Whether it holds, as far as could be seen.
+    /// Whether it holds, as far as could be observed.
     pub holds: bool,
-    /// What was seen.
+    /// The observation.
     pub evidence: String,
 }
 
-/// What is looked at.
+/// An examined property.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Property {
     /// [`Guarantees::put_if_absent`]
@@ -27,7 +27,7 @@ pub enum Property {
     ListAfterWrite,
     /// [`Guarantees::read_after_write`]
     ReadAfterWrite,
-    /// A part of an object can be had, and is what was asked for.
+    /// A range of an object can be read, and has the right bytes.
     Ranges,
     /// [`Guarantees::multipart`]
     Multipart,
@@ -39,13 +39,13 @@ pub enum Property {
     Marks,
     /// Of a directory: it is on a file system of this machine.
     OwnDisk,
-    /// Of a directory: files without a name, linked when they are whole, and never over another.
+    /// Of a directory: files without a name, linked when they are complete, and never over another.
     UnnamedFiles,
-    /// Of a directory: a file replaces another at once.
+    /// Of a directory: a file replaces another atomically.
     Rename,
     /// Of a directory: files and directories can be synced.
     Sync,
-    /// Of a directory: locks between those who open it.
+    /// Of a directory: locks between processes that open it.
     Locks,
 }
 
@@ -61,12 +61,12 @@ pub struct Examination {
 }
 
 impl Examination {
-    /// Whether a property was looked at and holds.
+    /// Whether a property was examined and holds.
     pub fn holds(&self, property: Property) -> bool {
         self.findings.iter().any(|finding| finding.property == property && finding.holds)
     }
 
-    /// What a bucket with these findings guarantees.
+    /// The guarantees of a bucket with these findings.
     pub fn guarantees(&self) -> Guarantees {
         Guarantees {
             put_if_absent: self.holds(Property::PutIfAbsent),

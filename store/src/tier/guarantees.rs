@@ -1,34 +1,34 @@
-//! What a place of objects guarantees beyond storing them, and the record in a bucket that says so.
+//! The guarantees of an object store, and the record of them in a bucket.
 
 use crate::clock::Time;
 use crate::error::Result;
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 
-/// What can be relied on, whoever else writes at the same time.
+/// Guarantees that hold with any concurrent writers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guarantees {
-    /// Of several that store an object of one key at once, exactly one is told that it did.
+    /// Of several writers that store an object of one key at once, exactly one is told that it did.
     pub put_if_absent: bool,
-    /// Of several that replace the same bytes at once, exactly one does.
+    /// Of several writers that replace the same bytes at once, exactly one succeeds.
     pub compare_and_swap: bool,
     /// An object is deleted only if it is the version that was named.
     pub conditional_delete: bool,
     /// A listing shows every object that was stored, and none that was deleted, before it began.
     pub list_after_write: bool,
-    /// A read shows what was written last, also right after it.
+    /// A read shows the last write, even right after it.
     pub read_after_write: bool,
     /// Objects can be stored in parts.
     pub multipart: bool,
-    /// What holds for an object stored at once holds for one stored in parts.
+    /// The guarantees for an object stored at once also hold for one stored in parts.
     pub multipart_condition: bool,
-    /// A body that arrives other than it was sent is refused.
+    /// A body that was changed in transit is refused.
     pub checksums: bool,
 }
 
 impl Guarantees {
-    /// Everything: what a local directory gives.
+    /// Everything: a local directory.
     pub const ALL: Self = Self::from_bits(u64::MAX);
-    /// Nothing: what is known of a bucket that nobody has examined.
+    /// Nothing: a bucket that was never examined.
     pub const NONE: Self = Self::from_bits(0);
 
     /// Whether many hosts may write to it without knowing of each other.
@@ -66,10 +66,10 @@ impl Guarantees {
     }
 }
 
-/// What an examination of a bucket found. Lies in the bucket itself, so that every host knows it.
+/// The result of a bucket's examination. Stored in the bucket itself, so that every host knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BucketRecord {
-    /// What the bucket guarantees.
+    /// The bucket's guarantees.
     pub guarantees: Guarantees,
     /// When it was examined.
     pub examined: Time,

@@ -49,12 +49,12 @@ impl LocalTier {
         }
     }
 
-    /// Creates a directory below the root and what is missing above it.
+    /// Creates a directory below the root and its missing parents.
     fn create_directories(&self, directory: &Path) -> Result<()> {
         disk::create_directories(&*self.disk, &self.root, directory)
     }
 
-    /// A held lock that all swaps below this root agree on.
+    /// A lock shared by all swaps below this root, held.
     fn swap_lock(&self) -> Result<Option<Box<dyn DiskFile>>> {
         let directory = self.root.join(SWAP_DIRECTORY);
         self.create_directories(&directory)?;
@@ -63,7 +63,7 @@ impl LocalTier {
         lock.map_err(|error| Error::io("cannot lock", path.display(), error))
     }
 
-    /// Syncs a directory and those below it. The bytes of files were synced before they could be seen.
+    /// Syncs a directory and those below it. The bytes of files were synced before they became visible.
     fn make_directory_durable(&self, directory: &Path) -> Result<()> {
         let failed = |error| Error::io("cannot list", directory.display(), error);
         let entries = match self.disk.list(directory) {
@@ -145,7 +145,7 @@ impl Tier for LocalTier {
         written.and_then(|()| file.sync()).map_err(failed)?;
         match file.link(&path) {
             Ok(()) => sync_directory(&*self.disk, directory).map(|()| true),
-            // Whoever linked it may have died before this.
+            // A process that linked it may have died before this.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 sync_directory(&*self.disk, directory).map(|()| false)
             }

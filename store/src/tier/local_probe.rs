@@ -1,4 +1,4 @@
-//! The examination of a directory that is to be a local tier: the few things that are asked of a file system, each tried.
+//! The examination of a directory for a local tier: tries each required operation of the file system.
 
 use super::examination::{Examination, Finding, Property, median_us};
 use super::{LocalTier, Tier};
@@ -13,7 +13,7 @@ use std::time::Instant;
 
 /// Synced writes timed.
 const TIMED: usize = 15;
-/// Numbers of the file systems of networks and of other processes, as `statfs(2)` tells them.
+/// Numbers of network and user-space file systems, as in `statfs(2)`.
 const DISTANT: [(u64, &str); 6] = [
     (0x6969, "NFS"),
     (0x517b, "SMB"),
@@ -23,7 +23,7 @@ const DISTANT: [(u64, &str); 6] = [
     (0x00c3_6400, "Ceph"),
 ];
 
-/// Tries in a directory what a local tier needs; it need not exist. Leaves nothing.
+/// Tries the operations of a local tier in a directory, which need not exist. Leaves nothing.
 ///
 /// # Errors
 /// When no file can be made there at all.
@@ -43,7 +43,7 @@ pub fn examine_directory(root: &Path) -> Result<Examination> {
     Ok(examination)
 }
 
-/// What is not there of a path, innermost first.
+/// The missing directories of a path, innermost first.
 fn missing_directories(path: &Path) -> Vec<PathBuf> {
     path.ancestors().take_while(|ancestor| !ancestor.exists()).map(Path::to_path_buf).collect()
 }

@@ -1,4 +1,4 @@
-//! A tier in memory, for tests and for what need not last.
+//! A tier in memory, for tests and temporary data.
 
 use super::{ObjectInfo, Tier, absent, check_key, past_end};
 use crate::error::Result;

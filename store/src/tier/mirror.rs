@@ -1,10 +1,10 @@
-//! The metadata tier of a shared store as one host sees it: a distant tier behind a local mirror.
+//! The metadata tier of a shared store as one host sees it: a remote tier behind a local mirror.
 //!
-//! What never changes (snapshot records, index runs) is read from the mirror once it was fetched. What changes (the
-//! superblock's features, refs, domains, sessions, the collector's state) is always read from the distant tier; of
-//! superblock, refs and domains the mirror keeps the last state seen, which answers while the distant tier does not.
-//! Writes go to the distant tier first and fail with it. The mirror holds nothing that is not there, may be lost at any
-//! time, and is never listed unless the distant tier is silent.
+//! Immutable objects (snapshot records, index runs) are read from the mirror once fetched. Mutable ones (the
+//! superblock's features, refs, domains, sessions, the collector's state) are always read from the remote tier; of
+//! superblock, refs and domains the mirror keeps the last state seen, which answers while the remote tier does not.
+//! Writes go to the remote tier first and fail with it. The mirror holds nothing that is not there, may be lost at any
+//! time, and is never listed unless the remote tier does not answer.
 
 use super::{Guarantees, ObjectInfo, RangeRequest, Tier};
 use crate::error::{Error, Kind, Result};
@@ -13,19 +13,19 @@ use crate::keys;
 use crate::wire;
 use std::sync::Arc;
 
-/// A distant tier behind a local mirror.
+/// A remote tier behind a local mirror.
 #[derive(Debug)]
 pub struct MirrorTier {
     local: Arc<dyn Tier>,
     remote: Arc<dyn Tier>,
 }
 
-/// What the mirror does with objects of a key.
+/// The mirror's treatment of objects of a key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Keep {
     /// It never changes: the mirror's copy is as good as any.
     Whole,
-    /// It changes: the mirror's copy stands in while the distant tier is silent.
+    /// It changes: the mirror's copy stands in while the remote tier does not answer.
     LastSeen,
     /// A stale copy would be wrong.
     Nothing,
@@ -49,7 +49,7 @@ impl MirrorTier {
         Self { local, remote }
     }
 
-    /// The mirror's copy, if it is whole. Index runs are not read through here: whoever opens one checks it.
+    /// The mirror's copy, if it is intact. Index runs are not read through here: opening one verifies it.
     fn local_copy(&self, key: &str) -> Option<Object> {
         let object = self.local.get(key).ok()?;
         if key.starts_with(keys::INDEX) || wire::is_sealed(&object) {
@@ -60,7 +60,7 @@ impl MirrorTier {
         None
     }
 
-    /// Keeps a copy, as far as the local disk lets it.
+    /// Keeps a copy, if the local disk can.
     fn remember(&self, key: &str, body: &[u8]) {
         let kept = match keep(key) {
             Keep::Nothing => return,
@@ -82,7 +82,7 @@ impl MirrorTier {
         }
     }
 
-    /// The answer of the mirror, in place of `error` of the distant tier.
+    /// The answer of the mirror, in place of `error` of the remote tier.
     fn stand_in<T>(&self, key: &str, error: Error, answer: impl FnOnce(&Self) -> Option<T>) -> Result<T> {
         if !is_silent(&error) || keep(key) == Keep::Nothing {
             return Err(error);
@@ -192,7 +192,7 @@ mod tests {
     use crate::wire::{Record, seal};
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    /// A memory tier that can fall silent.
+    /// A memory tier that can stop answering.
     #[derive(Debug, Default)]
     struct Distant {
         inner: MemoryTier,
@@ -248,7 +248,7 @@ mod tests {
         mirror.put_if_absent("refs/default/a", &one).unwrap();
         mirror.put_if_absent("snapshots/default/s", &seal(Record::Snapshot, b"s")).unwrap();
         mirror.put_if_absent("sessions/x", &seal(Record::Session, b"x")).unwrap();
-        // Another host goes on.
+        // Another host makes a change.
         assert!(remote.inner.compare_and_swap("refs/default/a", Some(&one), &two).unwrap());
         assert_eq!(*mirror.get("refs/default/a").unwrap(), *two, "what changes is asked for each time");
         remote.silent.store(true, Ordering::SeqCst);

@@ -1,7 +1,7 @@
-//! A tier: a place where objects live, with one narrow blocking interface.
+//! A tier: a store of objects behind one narrow blocking interface.
 //!
-//! Objects are immutable but for those changed by [`Tier::compare_and_swap`]. An object is there whole or not at all: no
-//! reader ever sees half of one. Every implementation passes the conformance suite of the tests.
+//! Objects are immutable but for those changed by [`Tier::compare_and_swap`]. Objects appear atomically: no reader ever
+//! sees a part of one. Every implementation passes the conformance suite of the tests.
 
 mod breaker;
 mod examination;
@@ -42,15 +42,15 @@ pub struct ObjectInfo {
 pub struct RangeRequest {
     /// The object's key.
     pub key: String,
-    /// Where they begin.
+    /// Offset of the first byte.
     pub offset: u64,
-    /// How many they are.
+    /// Number of bytes.
     pub len_bytes: u64,
 }
 
-/// A place where objects live. Keys are slash-separated components of `[A-Za-z0-9._%-]`.
+/// A store of objects. Keys are slash-separated components of `[A-Za-z0-9._%-]`.
 pub trait Tier: Send + Sync + Debug {
-    /// What and where it is, for error texts.
+    /// Its kind and location, for error texts.
     fn describe(&self) -> String;
 
     /// The whole object.
@@ -65,15 +65,16 @@ pub trait Tier: Send + Sync + Debug {
     /// `NotFound` when there is no such object, `Corrupt` when it ends before the range does.
     fn get_range(&self, key: &str, offset: u64, len: u64) -> Result<Vec<u8>>;
 
-    /// Many ranges, each as [`Tier::get_range`] would give it, in the order of the requests; at once where that is faster.
+    /// Many ranges, each as [`Tier::get_range`] would return it, in the order of the requests; at once where that is
+    /// faster.
     fn get_many(&self, requests: &[RangeRequest]) -> Vec<Result<Vec<u8>>> {
         requests.iter().map(|range| self.get_range(&range.key, range.offset, range.len_bytes)).collect()
     }
 
-    /// What can be relied on besides. A tier that guarantees no conditional writes must have a single owner for each key.
+    /// Further guarantees of the tier. One that guarantees no conditional writes must have a single owner for each key.
     ///
     /// # Errors
-    /// Where it is written down in the tier, as reading that.
+    /// Those of reading the record, where the tier keeps one.
     fn guarantees(&self) -> Result<Guarantees> {
         Ok(Guarantees::ALL)
     }
@@ -81,13 +82,13 @@ pub trait Tier: Send + Sync + Debug {
     /// Size of the object, `None` when there is none.
     fn len_bytes(&self, key: &str) -> Result<Option<u64>>;
 
-    /// Stores a new object; durable, with its name, when this returns. `false`: one was there and stays as it was.
+    /// Stores a new object; durable, with its name, when this returns. `false`: one exists and is unchanged.
     ///
     /// # Errors
     /// After an error the object may or may not be there; it is never there in part.
     fn put_if_absent(&self, key: &str, body: &[u8]) -> Result<bool>;
 
-    /// Replaces the object if its bytes are `expected` (`None`: if there is none). `false`: they are not.
+    /// Replaces the object if its bytes are `expected` (`None`: if it is absent). `false`: they are not.
     ///
     /// # Errors
     /// After an error either the old or the new object is there.
@@ -99,9 +100,9 @@ pub trait Tier: Send + Sync + Debug {
     /// Removes the object for good; absence is fine.
     fn delete(&self, key: &str) -> Result<()>;
 
-    /// Makes what is seen under `prefix`, as [`Self::list`] takes it, durable, whoever put it there: a process may have died
-    /// after its change could be seen and before it was durable. Whoever writes or deletes for good because of what another
-    /// process wrote calls this in between. A tier that shows only what is durable has nothing to do.
+    /// Makes all that is visible under `prefix` (as in [`Self::list`]) durable: the process that put it may have died
+    /// before it was. Call this before a write or a permanent deletion that depends on another process's write. A tier
+    /// that shows only durable objects has nothing to do.
     ///
     /// # Errors
     /// After an error it may be lost.
@@ -109,10 +110,10 @@ pub trait Tier: Send + Sync + Debug {
         Ok(())
     }
 
-    /// Notes that the object was used now, as a hint for what to keep near. May do nothing.
+    /// Notes that the object was used now, as a hint for which objects to keep local. May do nothing.
     fn touch(&self, _key: &str) {}
 
-    /// When the object was last noted as used; `None` where that is not kept.
+    /// When the object was last noted as used; `None` where the tier does not record it.
     fn last_used(&self, _key: &str) -> Result<Option<Time>> {
         Ok(None)
     }
@@ -131,12 +132,12 @@ fn check_key(key: &str) -> Result<()> {
     Err(Error::new(Kind::Internal, "not an object key").object(key))
 }
 
-/// The object that a tier does not have.
+/// The error for an object that a tier does not have.
 fn absent(tier: &dyn Tier, key: &str) -> Error {
     Error::new(Kind::NotFound, format!("no such object in {}", tier.describe())).object(key)
 }
 
-/// A range that goes past the end of its object.
+/// The error for a range that goes past the end of its object.
 fn past_end(key: &str, offset: u64, len: u64) -> Error {
     Error::corrupt(format!("object ends before byte {}", offset.saturating_add(len))).object(key)
 }

@@ -19,7 +19,7 @@ pub(super) const EXTENTS_MAGIC: &[u8; 4] = b"TEXT";
 const INLINE: u8 = 0;
 const LISTED: u8 = 1;
 const STORED: u8 = 2;
-/// Stands where a chunk's length would, for a hole.
+/// Stands in place of a chunk's length, for a hole.
 const HOLE_MARK: u32 = u32::MAX;
 /// Encoded length of the shortest extent.
 const MIN_EXTENT_LEN: usize = 12;
@@ -31,7 +31,7 @@ pub enum Extent {
     Chunk {
         /// The chunk.
         id: ChunkId,
-        /// Its whole length.
+        /// Its length.
         len_bytes: u32,
     },
     /// Zeroes that take no space.
@@ -51,7 +51,7 @@ impl Extent {
     }
 }
 
-/// What an inode says of a file's bytes.
+/// The bytes of a file as its inode stores them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content(Form);
 
@@ -191,7 +191,7 @@ pub(super) fn decode_stored(bytes: &[u8], len_bytes: u64) -> Result<Vec<Extent>>
     }
 }
 
-/// The extents of a file, none where its bytes stand inline; tells `visit` of the chunks of their list, where they have one.
+/// The extents of a file, none where its bytes are inline; calls `visit` with the chunks of their list, if any.
 pub(crate) fn read_extents(
     store: &Store,
     content: &Content,
@@ -269,7 +269,7 @@ impl ContentReader {
         self.extents.is_empty().then_some(&self.inline)
     }
 
-    /// Fills `buffer` from `offset`; gives how much, less than asked for only at the end of the file.
+    /// Fills `buffer` from `offset`; returns the bytes read, less than the buffer only at the end of the file.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`.

@@ -1,4 +1,4 @@
-//! Writing a file's bytes: cuts what comes by content, keeps short files inline, joins holes.
+//! Writing a file's bytes: cuts them by content, keeps short files inline, joins holes.
 
 use super::content::{Content, Extent, INLINE_MAX};
 use crate::chunker;
@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::writer::Writer;
 use std::io::Read;
 
-/// How much is read from a stream at once.
+/// Bytes read from a stream at once.
 const READ_LEN: usize = 1 << 20;
 
 /// A file being written, front to back.
@@ -80,7 +80,7 @@ impl<'a> ContentWriter<'a> {
         Ok(())
     }
 
-    /// Cuts pending bytes into chunks; all of them when nothing may follow that could move a cut.
+    /// Cuts pending bytes into chunks; all of them when no bytes follow that could move a cut.
     fn cut(&mut self, all: bool) -> Result<()> {
         let mut start = 0;
         while start < self.pending.len() && (all || self.pending.len() - start >= chunker::MAX_LEN) {

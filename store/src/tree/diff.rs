@@ -1,8 +1,8 @@
-//! What differs between two trees, found by walking only what differs: directories with equal ids are passed over unread.
+//! The differences between two trees, found by walking only those: directories with equal ids are skipped unread.
 //!
-//! Hard links stand in directories as numbers into their tree's own link table, so equal ids say nothing about linked files
-//! when the tables disagree: then nothing is passed over. A directory's mtime is no difference by itself, for it follows
-//! from what happened inside. The walk keeps its stack on the heap.
+//! Hard links stand in directories as numbers into their tree's own link table, so equal ids say nothing about linked
+//! files when the tables disagree: then nothing is skipped. A directory's mtime is no difference by itself, for it
+//! follows from what happened inside. The walk keeps its stack on the heap.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -128,7 +128,7 @@ impl<'a> Diff<'a> {
         }
     }
 
-    /// Something that is on one side only, and all below it.
+    /// An entry that is on one side only, and all below it.
     fn one(&mut self, kind: ChangeKind, path: Vec<u8>, inode: Inode) -> Result<()> {
         if let Node::Directory(id) = &inode.node {
             let tree = if kind == ChangeKind::Added { self.after } else { self.before };
@@ -195,8 +195,8 @@ fn same_metadata(before: &Inode, after: &Inode) -> bool {
         && one.xattrs == other.xattrs
 }
 
-/// Whether two files hold the same bytes. The same bytes can be cut into chunks in two ways, so contents of equal length that
-/// are written down differently are read, up to the first difference.
+/// Whether two files hold the same bytes. The same bytes can be cut into chunks in two ways, so contents of equal
+/// length that are written down differently are read, up to the first difference.
 fn same_bytes(store: &Store, one: &Content, other: &Content) -> Result<bool> {
     const BLOCK_BYTES: usize = 256 << 10;
     if one == other || one.len_bytes() != other.len_bytes() {

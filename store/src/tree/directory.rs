@@ -1,5 +1,5 @@
-//! A directory node: entries sorted by name behind a table of their offsets, so that opening parses nothing and a lookup
-//! is a binary search over the stored bytes.
+//! A directory node: entries sorted by name behind a table of their offsets, so that opening parses nothing and a
+//! lookup is a binary search over the stored bytes.
 
 use super::format::{IDENTITY_VERSION, decode_inode, encode_inode, version};
 use super::inode::{Entry, EntryInode, check_entry_name};

@@ -1,4 +1,4 @@
-//! What a tree holds: names, inodes and their metadata.
+//! The content of a tree: names, inodes and their metadata.
 
 use super::content::Content;
 use crate::clock::Time;
@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 /// Longest name of an entry in bytes, as Linux has it.
 pub const MAX_NAME_LEN: usize = 255;
 
-/// What tells an inode from all others and from what it was before, where more is known than its path and its contents: of
-/// what was changed in a mount. A backup leaves it out, so that equal directories stay equal.
+/// Distinguishes an inode from others and from its earlier states, beyond path and contents. Set for inodes changed in
+/// a mount; a backup leaves it out, so that equal directories stay equal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity(Option<Box<(Option<Time>, Option<u64>)>>);
 
 impl Identity {
-    /// That nothing more is known.
+    /// No identity.
     pub const NONE: Self = Self(None);
 
     /// The last change of anything, and the inode number in mounts.
@@ -34,7 +34,7 @@ impl Identity {
     }
 }
 
-/// What every inode has.
+/// Metadata that every inode has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metadata {
     /// Permission bits, 0o7777.
@@ -47,12 +47,12 @@ pub struct Metadata {
     pub mtime: Time,
     /// Extended attributes, sorted by name.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// What only a mount knows.
+    /// Known only for inodes changed in a mount.
     pub identity: Identity,
 }
 
 impl Metadata {
-    /// That of an inode of the host: all but the extended attributes.
+    /// The metadata of an inode of the host, without extended attributes.
     pub(crate) fn of_inode(stat: &rustix::fs::Stat) -> Self {
         let mtime = Time { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 };
         let (mode, uid, gid) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
@@ -60,7 +60,7 @@ impl Metadata {
     }
 }
 
-/// What an inode is.
+/// The kind of an inode, with its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
     /// A directory.
@@ -82,9 +82,9 @@ pub enum Node {
 /// A file system object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inode {
-    /// What every inode has.
+    /// Its metadata.
     pub metadata: Metadata,
-    /// What it is.
+    /// Its kind and content.
     pub node: Node,
 }
 
@@ -95,7 +95,7 @@ impl Inode {
     }
 }
 
-/// What a name stands for.
+/// The inode that a name stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntryInode {
     /// An inode of its own.
@@ -109,7 +109,7 @@ pub enum EntryInode {
 pub struct Entry {
     /// The name: not empty, not "." or "..", no slash, no NUL, at most 255 bytes.
     pub name: Vec<u8>,
-    /// What it stands for.
+    /// Its inode.
     pub inode: EntryInode,
 }
 
@@ -122,7 +122,7 @@ pub struct LinkedInode {
     pub inode: Inode,
 }
 
-/// What a tree's root record is made from.
+/// The parts of a tree's root record.
 #[derive(Clone, Debug)]
 pub struct TreeRoot {
     /// Of the root directory.
@@ -133,7 +133,7 @@ pub struct TreeRoot {
     pub links: BTreeMap<u64, LinkedInode>,
 }
 
-/// Refuses what no Linux directory can hold.
+/// Refuses names that no Linux directory can hold.
 pub(super) fn check_entry_name(name: &[u8]) -> Result<()> {
     let bad =
         name.is_empty() || name.len() > MAX_NAME_LEN || name == b"." || name == b".." || name.contains(&b'/');

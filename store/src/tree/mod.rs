@@ -1,6 +1,6 @@
-//! Trees: Merkle directories with everything a Linux tree has. A directory node names its entries and holds their inodes;
-//! an unchanged subtree keeps its id. A file with several names has its one inode in the tree's link table, and its names
-//! only refer to it, so a change through one name is a change to all.
+//! Trees: Merkle directories with everything a Linux tree has. A directory node names its entries and holds their
+//! inodes; an unchanged subtree keeps its id. A file with several names has its one inode in the tree's link table, and
+//! its names only refer to it, so a change through one name is a change to all.
 
 mod content;
 mod content_writer;

@@ -76,7 +76,7 @@ impl Tree {
     /// One inode of the link table.
     ///
     /// # Errors
-    /// `Corrupt` when a name refers to a number that the table lacks.
+    /// `Corrupt` when a name refers to a number that is not in the table.
     pub fn link(&self, number: u64) -> Result<LinkedInode> {
         let found = self.links()?.get(&number).cloned();
         found.ok_or_else(|| Error::corrupt(format!("link table has no inode {number}")))
@@ -118,13 +118,13 @@ impl Tree {
         Ok(Some(inode))
     }
 
-    /// Opens a tree and tells `visit` of the chunks of its root record.
+    /// Opens a tree and calls `visit` with the chunks of its root record.
     pub(crate) fn visit_root(store: &Store, id: &TreeId, visit: &mut dyn FnMut(&ChunkId)) -> Result<Self> {
         blob::read_visiting(store, &id.chunk(), visit)?;
         Self::open(store, id)
     }
 
-    /// The link table, after `visit` was told of its chunks.
+    /// The link table, after calling `visit` with its chunks.
     pub(crate) fn visit_links(
         &self,
         visit: &mut dyn FnMut(&ChunkId),

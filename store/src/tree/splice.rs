@@ -11,11 +11,11 @@ const HOLE_LEN: u64 = 64 << 10;
 /// How much is read at once.
 const READ_LEN: u64 = 1 << 20;
 
-/// Gives the new bytes of the file at an offset.
+/// Reads the new bytes of the file at an offset.
 pub(crate) type ReadAt<'a> = dyn FnMut(u64, &mut [u8]) -> Result<()> + 'a;
 
-/// Stores the file that `base` became: `len_bytes` long, different from `base` in the `dirty` ranges, which are sorted and
-/// disjoint. What lies past the end of `base` and is not dirty is a hole.
+/// Stores the file that `base` became: `len_bytes` long, different from `base` in the `dirty` ranges, which are sorted
+/// and disjoint. Ranges past the end of `base` that are not dirty are holes.
 ///
 /// # Errors
 /// Those of `read` and of [`Writer::put_chunk`].
@@ -50,7 +50,7 @@ impl Spliced {
         self.len_bytes
     }
 
-    /// The file was cut to `len_bytes`. What this gives, a part of a chunk, is to be taken for dirty.
+    /// Cuts the file to `len_bytes`. The caller must treat the returned range, part of a chunk, as dirty.
     pub fn cut(&mut self, len_bytes: u64) -> Range<u64> {
         self.extents.retain(|(start, _)| *start < len_bytes);
         self.len_bytes = self.len_bytes.min(len_bytes);
@@ -67,7 +67,7 @@ impl Spliced {
         }
     }
 
-    /// What the file became: as [`splice`].
+    /// Stores the changed file, as [`splice`].
     ///
     /// # Errors
     /// As [`splice`].
@@ -112,7 +112,7 @@ impl Spliced {
         plan(&self.extents, self.len_bytes, len_bytes, dirty).iter().map(cost).sum()
     }
 
-    /// Ends the file, of which [`Self::splice`] gave all: stores the list of its extents.
+    /// Ends the file that [`Self::splice`] returned: stores the list of its extents.
     ///
     /// # Errors
     /// As [`Writer::put_chunk`].
@@ -132,7 +132,7 @@ enum Piece {
     Rewrite(Range<u64>),
 }
 
-/// What to keep and what to write again, in file order; neighbouring rewrites are one, so that cuts can move inside it.
+/// The pieces to keep and to rewrite, in file order; adjacent rewrites are joined, so that cuts can move inside them.
 fn plan(extents: &[(u64, Extent)], base_len_bytes: u64, len_bytes: u64, dirty: &[Range<u64>]) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let old_len = base_len_bytes.min(len_bytes);
@@ -168,7 +168,7 @@ fn rewrite_piece(pieces: &mut Vec<Piece>, range: Range<u64>) {
     }
 }
 
-/// A stretch that is a hole but where it is dirty.
+/// A stretch that is a hole except where it is dirty.
 fn hole_piece(pieces: &mut Vec<Piece>, range: Range<u64>, dirty: &[Range<u64>]) {
     let mut at = range.start;
     for changed in &dirty[dirty.partition_point(|changed| changed.end <= range.start)..] {
@@ -206,7 +206,7 @@ fn rewrite(out: &mut ContentWriter<'_>, range: Range<u64>, read: &mut ReadAt<'_>
     Ok(())
 }
 
-/// Appends bytes that stand at `offset` of their file; whole aligned stretches of zeroes become holes.
+/// Appends bytes that stand at `offset` of their file; complete aligned stretches of zeroes become holes.
 ///
 /// # Errors
 /// As [`Writer::put_chunk`].
@@ -239,7 +239,7 @@ mod tests {
     use crate::testing::memory_store;
     use proptest::prelude::*;
 
-    /// What a byte of the new file is made of.
+    /// The origin of a byte of the new file.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Byte {
         Kept { extent: usize },
@@ -247,7 +247,7 @@ mod tests {
         Rewritten,
     }
 
-    /// Byte by byte, what the plan must be: the slow way.
+    /// The expected plan, computed byte by byte.
     fn naive(extents: &[Extent], len_bytes: u64, dirty: &[Range<u64>]) -> Vec<Byte> {
         let mut start = 0;
         let mut bytes = Vec::new();

@@ -86,7 +86,7 @@ fn encoded(encode: impl FnOnce(&mut Encoder)) -> Vec<u8> {
     out.finish()
 }
 
-/// Decodes what must take all bytes.
+/// Decodes a value that must take all bytes.
 fn whole<T>(bytes: &[u8], decode: impl FnOnce(&mut Decoder<'_>) -> Result<T>) -> Result<T> {
     let mut fields = Decoder::new(bytes);
     let value = decode(&mut fields)?;

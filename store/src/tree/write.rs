@@ -1,4 +1,4 @@
-//! What a writer stores of trees: contents, directories, roots.
+//! Writing the records of trees: contents, directories, roots.
 
 use super::content::Content;
 use super::content_writer::ContentWriter;

@@ -1,6 +1,6 @@
-//! Blobs: metadata records of any length. A short one is one chunk; a long one is cut by content, so that a small change
-//! in a large directory or page table stores little, and a list of its chunks stands in for it. Every record begins with
-//! a magic of its own, so a list is never taken for a record.
+//! Blobs: metadata records of any length. A short one is one chunk; a long one is cut by content, so that a small
+//! change in a large directory or page table stores little, and a list of its chunks stands in for it. Every record
+//! begins with a magic of its own, so a list is never taken for a record.
 
 use crate::chunker;
 use crate::error::{Error, Result};
@@ -14,9 +14,9 @@ use std::ops::Deref;
 const LIST_MAGIC: &[u8; 4] = b"TBLB";
 /// Longer records are cut.
 const MAX_SINGLE_LEN: usize = chunker::MAX_LEN;
-/// No record may be longer.
+/// Longest record.
 const MAX_LEN: u64 = 4 << 30;
-/// Lists of lists may not nest deeper.
+/// Deepest nesting of lists.
 const MAX_DEPTH: usize = 4;
 
 /// A record's bytes: shared with the cache, or put together.
@@ -74,7 +74,7 @@ pub(crate) fn read(store: &Store, id: &ChunkId) -> Result<Blob> {
     read_visiting(store, id, &mut visit)
 }
 
-/// Reads a record and tells `visit` of every chunk that makes it up.
+/// Reads a record and calls `visit` with every chunk that makes it up.
 ///
 /// # Errors
 /// As [`read`].

@@ -1,4 +1,4 @@
-//! Reading what is there already, and comparing it with what is offered, for those who trust neither hash nor disk.
+//! Reading stored chunks and comparing them with offered duplicates, for users that trust neither hash nor disk.
 
 use super::Writer;
 use crate::error::{Error, Result};
@@ -28,14 +28,14 @@ impl Compared {
 }
 
 impl Writer {
-    /// From now on the bytes of every duplicate of files and metadata are compared with those that are there: what cannot be
-    /// read is stored again, and of two different chunks with one id the first is kept and the second refused. Costs a read of
-    /// each duplicate. Page groups are not compared.
+    /// From now on compares the bytes of every duplicate of files and metadata with the stored ones: an unreadable
+    /// chunk is stored again, and of two different chunks with one id the first is kept and the second refused. Costs a
+    /// read of each duplicate. Page groups are not compared.
     pub fn compare_duplicates(&mut self) {
         self.compared.is_on = true;
     }
 
-    /// Whether a chunk that is there is to be relied on.
+    /// Whether a stored chunk can be relied on.
     ///
     /// # Errors
     /// `Corrupt` when it has other bytes.
@@ -87,7 +87,7 @@ mod tests {
         let mut writer = store.writer("test").unwrap();
         writer.compare_duplicates();
         for number in 0..6_000_u32 {
-            // Every fourth comes once more; some while they are fresh, some when they can be read.
+            // Every fourth is repeated, some while fresh, some when readable.
             let body = (number - number % 4 / 3 * 500.min(number)).to_le_bytes().repeat(5);
             let id = store.domain.chunk_id(&body);
             let put = writer.put_chunk(&body);

@@ -1,7 +1,7 @@
 //! Page groups, which may be stored as deltas against a group of the parent image.
 //!
-//! Whoever refers to a group must know its base, so that the collector keeps both: [`Writer::group_base`] tells it, and the
-//! page table records it. No chunk but a page group is ever a delta or taken for one.
+//! A record that refers to a group must name its base, so that the collector keeps both: [`Writer::group_base`] returns
+//! it, and the page table records it. Only page groups are ever deltas.
 
 use super::Writer;
 use crate::error::Result;
@@ -9,8 +9,8 @@ use crate::id::ChunkId;
 use crate::pack::Base;
 
 impl Writer {
-    /// Stores a group of memory pages, if it is new, in a frame of its own, which is what a fault fetches: as a delta
-    /// against `base` where that pays. What refers to the group records its [`Self::group_base`].
+    /// Stores a group of memory pages, if it is new, in a frame of its own, the unit that a fault fetches: as a delta
+    /// against `base` where that pays. A record that refers to the group must name its [`Self::group_base`].
     ///
     /// # Errors
     /// As [`Self::put_chunk`].
@@ -23,7 +23,7 @@ impl Writer {
         if self.fresh_groups.contains(&id) || self.is_known_delta(&id) {
             return Ok(id);
         }
-        // One chunk with deltas against several bases would need all of them; and what depends on nothing depends on no base.
+        // A chunk with deltas against several bases would need all of them, and a copy that is no delta needs no base.
         let is_anywhere = self.store.index().find_in(&id, |_| true).is_some();
         let base = base.filter(|base| !is_anywhere && base.id != id && self.is_known(&base.id));
         match base {
@@ -40,7 +40,7 @@ impl Writer {
     /// The chunk that a group put since the last commit is a delta against.
     ///
     /// # Errors
-    /// Those of the tier for what was put before.
+    /// Those of the tier for earlier chunks.
     pub fn group_base(&mut self, group: &ChunkId) -> Result<Option<ChunkId>> {
         if let Some(base) = self.known_deltas.get(group) {
             return Ok(Some(*base));
@@ -52,7 +52,7 @@ impl Writer {
         self.guard(base)
     }
 
-    /// Whether a group is there as a delta whose base is there, too. If so the session depends on the packs of both.
+    /// Whether a group is stored as a delta whose base is stored, too. If so the session depends on the packs of both.
     fn is_known_delta(&mut self, id: &ChunkId) -> bool {
         if self.known_deltas.contains_key(id) {
             return true;

@@ -38,13 +38,13 @@ use std::time::Duration;
 /// Chunks of a session that are kept in memory: about 50 MB.
 const FRESH_MAX: usize = 1 << 20;
 
-/// What a writer did so far.
+/// Counts of a writer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WriteStats {
     /// Chunks offered.
     pub chunks: u64,
-    /// Chunks that were not there.
+    /// Chunks not stored before.
     pub new_chunks: u64,
     /// Their plain bytes, offered.
     pub bytes: u64,
@@ -54,16 +54,16 @@ pub struct WriteStats {
     pub stored_bytes: u64,
 }
 
-/// What a commit makes a snapshot of.
+/// The content of a snapshot to be committed.
 #[derive(Clone, Debug, Default)]
 pub struct SnapshotDraft {
     /// Files.
     pub tree: Option<TreeId>,
     /// Memory.
     pub image: Option<ImageId>,
-    /// What it was made from.
+    /// The snapshot that it was made from.
     pub parent: Option<SnapshotId>,
-    /// Free words.
+    /// Free-form labels.
     pub labels: BTreeMap<String, String>,
     /// Names in the tree, or pages in the image.
     pub files: u64,
@@ -74,31 +74,31 @@ pub struct SnapshotDraft {
 /// A writer, the only one of its kind on this host.
 pub struct Writer {
     store: Store,
-    /// The domain that everybody may depend on, where this is not it.
+    /// The public domain, if there is one and this is another; every domain may depend on it.
     public: Option<Arc<Domain>>,
     pipeline: Pipeline,
-    /// Chunks of this session, which the index does not know yet, and that are whole by themselves.
+    /// Chunks of this session, not stored as deltas, that the index does not know yet.
     fresh: HashSet<ChunkId>,
-    /// What duplicates are compared with, where they are.
+    /// Checksums that duplicates are compared with, if comparing is on.
     compared: Compared,
     /// Page groups of this session that may be stored as deltas.
     fresh_groups: HashSet<ChunkId>,
-    /// Page groups that were there already as deltas, and what against.
+    /// Page groups stored earlier as deltas, and their bases.
     known_deltas: HashMap<ChunkId, ChunkId>,
     /// Packs that this session's deduplication relies on.
     depended_on: HashSet<PackId>,
-    /// Those of them that no stored run covers, since their writer died before it wrote one.
+    /// Those that no stored run covers, since their writer died before it wrote one.
     adopted: HashSet<PackId>,
     /// Index runs written so far.
     run_count: u32,
     /// Chunks of this session that may be kept in `fresh` and `fresh_groups` before they go into an index run.
     fresh_max: usize,
     condemned: HashSet<PackId>,
-    /// Frames that are lost: nobody may depend on them.
+    /// Lost frames: no writer may depend on them.
     damaged: DamagedFrames,
     condemned_snapshots: HashSet<SnapshotId>,
     stats: WriteStats,
-    /// What this writer failed with: it may not go on.
+    /// The error that this writer failed with: it refuses to go on.
     failure: Option<String>,
     // Dropped in this order: the session ends before another writer may begin.
     session: Session,
@@ -114,7 +114,7 @@ impl Store {
         Writer::open(self, self.state(), Role::Author, purpose)
     }
 
-    /// The same, waiting so long for the writer's lock.
+    /// As [`Self::writer`], but waits at most `wait` for the writer's lock.
     ///
     /// # Errors
     /// As [`Self::writer`].
@@ -122,8 +122,8 @@ impl Store {
         Writer::open(self, &self.state().clone().waiting(wait), Role::Author, purpose)
     }
 
-    /// Begins to put what is stored already into new packs on the tier of this number, compressed at `level`: takes the
-    /// rewriter's lock and opens a session. Other writers go on meanwhile.
+    /// Begins rewriting stored frames into new packs on tier number `tier`, compressed at `level`: takes the rewriter's
+    /// lock and opens a session. Other writers go on meanwhile.
     ///
     /// # Errors
     /// As [`Self::writer`].
@@ -146,7 +146,7 @@ impl Writer {
         let (session, lists) = Session::writer(store.sessions(), purpose)?;
         // A key epoch is retired only when no session is open that began before its successor: so keys are read now.
         store.inner.keyring.reload(&store.domain)?;
-        // Only what is known after the session became visible may be depended on.
+        // The session may depend only on packs known after it became visible.
         store.index().refresh(store.metadata_tier())?;
         if store.index().runs().is_empty() {
             store.index().adopt_uncovered(&store.tiers())?;
@@ -176,12 +176,12 @@ impl Writer {
         })
     }
 
-    /// The store that is written to.
+    /// The store being written.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// What was done so far.
+    /// Counts so far.
     pub fn stats(&self) -> WriteStats {
         WriteStats { stored_bytes: self.pipeline.stored_bytes(), ..self.stats }
     }
@@ -204,8 +204,8 @@ impl Writer {
         self.put_known(kind, id, bytes)
     }
 
-    /// Stores a chunk of file bytes whose id another thread computed in this writer's domain. Gives the id that stands for
-    /// it: another one when the public domain has it.
+    /// Stores a chunk of file bytes whose id another thread computed in this writer's domain. Returns the id to refer
+    /// to it by: another one when the public domain has it.
     pub(crate) fn put_hashed(&mut self, id: ChunkId, bytes: &[u8]) -> Result<ChunkId> {
         self.put_known(PackKind::Data, id, bytes)
     }
@@ -226,8 +226,9 @@ impl Writer {
         Ok(id)
     }
 
-    /// When much of this session is known to this process alone, makes it durable and indexed, so that memory does not grow
-    /// with the session. The packs stay as safe as before a commit: none is condemned before this session began.
+    /// When too many chunks of this session are known to this process alone, makes them durable and indexed, so that
+    /// memory does not grow with the session. The packs stay as safe as before a commit: none is condemned before this
+    /// session began.
     fn bound_fresh(&mut self) -> Result<()> {
         if self.fresh.len() + self.fresh_groups.len() < self.fresh_max {
             return Ok(());
@@ -240,7 +241,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Checks and counts bytes that may be stored.
+    /// Checks and counts the bytes offered.
     fn offer(&mut self, bytes: &[u8]) -> Result<()> {
         if bytes.len() > MAX_FRAME_PLAIN {
             return Err(Error::invalid(format!("chunk of {} bytes; at most {MAX_FRAME_PLAIN}", bytes.len())));
@@ -256,23 +257,24 @@ impl Writer {
         self.stats.new_bytes += bytes.len() as u64;
     }
 
-    /// The id under which the bytes are there already, whole by themselves: this domain's, or the public one's.
+    /// The id under which the bytes are stored already, not as a delta: this domain's, or the public one's.
     fn known_as(&mut self, id: &ChunkId, bytes: &[u8]) -> Option<ChunkId> {
         if self.is_known(id) {
             return Some(*id);
         }
-        // Asking this of any other domain would tell one tenant what another has.
+        // Asking any other domain would disclose its chunks to another tenant.
         let public = self.public.as_ref().map(|public| public.chunk_id(bytes))?;
         self.is_known(&public).then_some(public)
     }
 
-    /// Whether a chunk is there already, whole by itself; if so the session depends on its pack from now on. One that is
-    /// there as a delta is not: who takes it must record its base, too, and only page tables do.
+    /// Whether a chunk is stored already, not as a delta; if so the session depends on its pack from now on. A delta
+    /// does not count: a record that refers to it must name its base, too, and only page tables do.
     fn is_known(&mut self, id: &ChunkId) -> bool {
         self.fresh.contains(id) || self.depend_on(id, |place| !place.is_delta()).is_some()
     }
 
-    /// A place of a chunk that `accept` takes, in a pack that is not condemned; the session depends on that pack from now on.
+    /// A location of a chunk that `accept` takes, in a pack not condemned; the session depends on that pack from now
+    /// on.
     fn depend_on(&mut self, id: &ChunkId, accept: impl Fn(&Location) -> bool) -> Option<Location> {
         let runs = self.store.index().runs();
         loop {
@@ -293,8 +295,8 @@ impl Writer {
         }
     }
 
-    /// Whether some tier has a pack. A writer that was fenced may have told of packs that were collected before it could; and
-    /// what cannot be asked for is stored again.
+    /// Whether some tier has a pack; false on an error, so that its chunks are stored again. A fenced writer may have
+    /// indexed packs that were collected before.
     fn is_surely_there(&self, pack: &PackId) -> bool {
         self.is_there(pack).unwrap_or_else(|error| {
             tracing::warn!(%pack, %error, "what is in the pack is stored again");
@@ -324,7 +326,7 @@ impl Writer {
         }
     }
 
-    /// Remembers a failure: what was written before it may be lost.
+    /// Records a failure: earlier writes may be lost.
     fn guard<T>(&mut self, outcome: Result<T>) -> Result<T> {
         if let Err(error) = &outcome {
             self.failure.get_or_insert_with(|| error.to_string());
@@ -332,14 +334,14 @@ impl Writer {
         outcome
     }
 
-    /// Makes everything durable and moves the ref `name` to a new snapshot. What the draft takes over by id without
-    /// offering it to this writer (unchanged subtrees, extents, page groups) must come from its parent, or from a snapshot
-    /// that is pinned.
+    /// Makes everything durable and moves the ref `name` to a new snapshot. Subtrees, extents and page groups that the
+    /// draft takes over by id, without offering them to this writer, must come from its parent or from a pinned
+    /// snapshot.
     ///
     /// # Errors
-    /// `NotFound` when the parent was forgotten and is being collected.
-    /// `Fenced` when the session was ended meanwhile, `Conflict`, and those of the tier. After an error the ref is as it
-    /// was, unless the error came from the very last write, whose outcome is then unknown.
+    /// `NotFound` when the parent was forgotten and is being collected. `Fenced` when the session was ended meanwhile,
+    /// `Conflict`, and those of the tier. After an error the ref is as it was, unless the error came from the very last
+    /// write, whose outcome is then unknown.
     pub fn commit(&mut self, name: &str, draft: SnapshotDraft) -> Result<SnapshotId> {
         reference::check_name(name)?;
         self.check_usable()?;
@@ -368,7 +370,7 @@ impl Writer {
         Ok(id)
     }
 
-    /// Adds the entry to the ref, if all that it depends on is there and the session alive. Where another host may end the
+    /// Adds the entry to the ref, if its dependencies exist and the session is alive. Where another host may end the
     /// session at any time, the entry is proposed first: see [`crate::repo::refs`].
     fn move_ref(&self, name: &str, entry: RefEntry) -> Result<()> {
         let refs = self.store.refs();
@@ -398,7 +400,7 @@ impl Writer {
         settled
     }
 
-    /// Packs durable and checked, then the index run of them and of the packs depended on that have none.
+    /// Makes packs durable and checks them, then writes an index run of them and of packs depended on that have none.
     fn flush(&mut self, check: impl FnOnce(&[PackId]) -> Result<()>) -> Result<()> {
         let mut directories = self.pipeline.flush()?;
         check(&directories.iter().map(|directory| directory.id).collect::<Vec<PackId>>())?;
@@ -406,7 +408,7 @@ impl Writer {
             self.store.make_packs_durable()?; // their writer may have died before it did
         }
         for pack in std::mem::take(&mut self.adopted) {
-            // One that is gone is refused before the ref is moved.
+            // A missing pack fails the commit before the ref is moved.
             directories.extend(self.store.pack_directory(pack).optional()?);
         }
         if directories.is_empty() {
@@ -432,14 +434,14 @@ impl Writer {
         Ok(())
     }
 
-    /// A ref must never name what is not there, whatever the index said.
+    /// Checks the packs depended on: a ref must never name missing ones, whatever the index said.
     fn check_dependencies(&self) -> Result<()> {
         if !self.depended_on.is_empty() {
-            self.store.metadata_tier().make_durable("index/")?; // who told of the packs may have died before that was durable
+            self.store.metadata_tier().make_durable("index/")?; // their writer may have died before their run was
         }
         for pack in &self.depended_on {
             if !self.is_there(pack)? {
-                self.session.check_alive()?; // else it went because nobody waits for this writer
+                self.session.check_alive()?; // a fenced session explains the missing pack
                 return Err(Error::corrupt("the index names a pack that is gone")
                     .object(pack)
                     .advice("run `snapctl index rebuild`, then try again; nothing was committed"));

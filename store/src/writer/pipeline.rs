@@ -1,6 +1,6 @@
-//! From chunks to durable packs: chunks gather in frames, frames are compressed by a few threads, compressed frames fill
-//! packs in the order they were begun, full packs are stored. Memory is bounded: a few frames in flight, one open pack
-//! and one being stored per kind.
+//! From chunks to durable packs: chunks gather in frames, frames are compressed by a few threads, compressed frames
+//! fill packs in the order they were begun, full packs are stored. Memory is bounded: a few frames in flight, one open
+//! pack and one being stored per kind.
 
 use super::pool::{Pool, Ticket};
 use crate::buffer_pool::BufferPool;
@@ -27,12 +27,12 @@ const META_FRAME_TARGET: usize = 64 << 10;
 const FRAMES_PER_THREAD: usize = 4;
 /// Packs waiting to be stored.
 const PACKS_IN_FLIGHT: usize = 2;
-/// Room for a pack: what is added last may be a long frame, and the directory.
+/// Capacity of a pack buffer: a long frame and the directory may be added last.
 const PACK_LEN: usize = TARGET_LEN + (2 << 20);
 
 /// Names packs in one writer's incarnation.
 pub(crate) struct PackNames {
-    /// Who writes.
+    /// The writer.
     pub writer: WriterId,
     /// Its incarnation.
     pub epoch: u32,
@@ -74,7 +74,7 @@ pub(super) struct Pipeline {
     storing: VecDeque<Ticket<PackDirectory>>,
     stored: Vec<PackDirectory>,
     stored_bytes: u64,
-    /// Chunks stored as deltas since the last flush, and what against.
+    /// Chunks stored as deltas since the last flush, and their bases.
     deltas: HashMap<ChunkId, ChunkId>,
     draft_buffers: BufferPool,
     pack_buffers: BufferPool,
@@ -84,7 +84,7 @@ impl Pipeline {
     /// An empty pipeline with one compressing thread per core.
     ///
     /// # Errors
-    /// `Unavailable` when the system gives no thread.
+    /// `Unavailable` when a thread cannot be created.
     pub(super) fn new(
         placement: Arc<Placement>,
         shape: Shape,
@@ -96,7 +96,7 @@ impl Pipeline {
             TierClass::Hot => DATA_FRAME_TARGET,
             TierClass::Warm | TierClass::Cold => FAR_FRAME_TARGET,
         };
-        // What is added last may be a whole chunk.
+        // The last chunk added may have the largest length.
         let draft_len = MAX_FRAME_PLAIN.min(data_target + chunker::MAX_LEN);
         Ok(Self {
             placement,
@@ -158,7 +158,7 @@ impl Pipeline {
         self.compress(draft)
     }
 
-    /// Chunks stored as deltas since the last flush, and what against. Waits for all that was pushed to be compressed.
+    /// Chunks stored as deltas since the last flush, and their bases. Waits for all that was pushed to be compressed.
     ///
     /// # Errors
     /// As [`Self::push`].
@@ -194,7 +194,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Seals a frame of the domain of `store` again, stored elsewhere as `bytes`.
+    /// Seals a stored frame `bytes` of the domain of `store` again.
     ///
     /// # Errors
     /// As [`Self::push`].
@@ -243,7 +243,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Makes everything pushed so far durable and gives the directories of the packs stored since the last flush.
+    /// Makes everything pushed so far durable and returns the directories of the packs stored since the last flush.
     ///
     /// # Errors
     /// As the tier. After an error nothing of this pipeline may be committed.

@@ -1,5 +1,5 @@
-//! A few threads that do CPU or disk work for a writer, in bounded number and with bounded queues: whoever submits more
-//! than the queue holds waits.
+//! A few threads that do CPU or disk work for a writer, bounded in number and with a bounded queue: submitting to a
+//! full queue waits.
 
 use crate::error::{Error, Kind, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -18,7 +18,7 @@ impl Pool {
     /// `threads` threads and a queue of as many jobs.
     ///
     /// # Errors
-    /// `Unavailable` when the system gives no thread.
+    /// `Unavailable` when a thread cannot be created.
     pub(super) fn new(name: &str, threads: usize) -> Result<Self> {
         let (jobs, queue) = bounded::<Job>(threads);
         for _ in 0..threads {
@@ -37,7 +37,7 @@ impl Pool {
     ) -> Ticket<T> {
         let (done, outcome) = bounded(1);
         let job = Box::new(move || {
-            // The submitter may have given up on the outcome; that is its right.
+            // The submitter may have dropped the ticket.
             let _ = done.send(job());
         });
         // A send fails only when every thread died; the ticket then reports it.

@@ -1,5 +1,5 @@
-//! Frames that are there already, put into other packs. Nothing is looked up: what is put is stored, and the packs that it
-//! came from may be condemned when [`Writer::publish`] has had it read back.
+//! Rewriting stored frames into other packs. Nothing is deduplicated, and the packs that the frames came from may be
+//! condemned when [`Writer::publish`] has had the new ones read back.
 
 use super::Writer;
 use crate::error::{Error, Result};
@@ -8,20 +8,21 @@ use crate::pack::{Frame, PackKind};
 use crate::page::{GROUP_PAGES, PAGE};
 
 impl Writer {
-    /// Stores a frame of this domain once more as it is, sealed under the current key. Many of them go into packs of their
-    /// own.
+    /// Stores a frame of this domain once more as it is, sealed under the current key. Many of them go into packs of
+    /// their own.
     ///
     /// # Errors
-    /// As [`Self::put_chunk`]; `Corrupt` for a frame that is damaged or another domain's: the writer may not go on then.
+    /// As [`Self::put_chunk`]; `Corrupt` for a frame that is damaged or another domain's: the writer then refuses to go
+    /// on.
     pub fn put_resealed(&mut self, kind: PackKind, frame: Vec<u8>) -> Result<()> {
         self.check_usable()?;
         let pushed = self.pipeline.push_resealed(kind, frame, self.store.clone());
         self.guard(pushed)
     }
 
-    /// Stores the chunks of a frame of this domain once more, compressed again and together with what was put before, but for
-    /// those that were put already. A page group, which a fault fetches, stays in a frame of its own. Not for deltas, which
-    /// would cease to be some.
+    /// Stores the chunks of a frame of this domain once more, compressed again and together with earlier ones, except
+    /// those put already. A page group, which a fault fetches, stays in a frame of its own. Not for deltas: they would
+    /// become full chunks.
     ///
     /// # Errors
     /// As [`Self::put_chunk`]; `Invalid` for another domain's frame.
@@ -45,11 +46,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes what was put durable, and known to readers when `check` takes the packs that hold it; without a snapshot of it.
+    /// Makes the rewritten frames durable, and visible to readers if `check` accepts their packs; makes no snapshot.
     ///
     /// # Errors
-    /// Those of the tier and of `check`: the packs are there then, and no run tells of them. They are for the caller to
-    /// condemn.
+    /// Those of the tier and of `check`: the packs then exist but no run lists them; the caller must condemn them.
     pub fn publish(&mut self, check: impl FnOnce(&[PackId]) -> Result<()>) -> Result<()> {
         self.check_usable()?;
         let flushed = self.flush(check);

@@ -9,12 +9,12 @@ use crate::host::state::LocalState;
 use crate::id::{PackId, WriterId};
 use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 
-/// What a writer is for. Of each kind one works at a time on a host, beside that of the other.
+/// The kinds of writers. One of each kind works at a time on a host; the two kinds may work at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Role {
     /// Adds snapshots.
     Author,
-    /// Puts what is stored already into other packs, which are made like this.
+    /// Rewrites stored frames into packs of this shape.
     Rewriter(Shape),
 }
 

@@ -5,7 +5,8 @@
 //! `lazyload_handler map STORE IMAGE PAGE` maps the image and writes the bytes of one page
 //!
 //! Prints `ready PID` once it listens, PID being the process that serves, and one line of JSON at the end. With
-//! `--supervised` it runs itself once more as the handler and stands by; its last line then tells whom it had to kill.
+//! `--supervised` it runs itself once more as the handler and stands by; its last line then reports the process that it
+//! had to kill.
 
 use std::io::Write;
 use std::path::Path;

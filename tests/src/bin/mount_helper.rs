@@ -1,6 +1,6 @@
-//! Mounts a snapshot in a process of its own, so that a test can kill it: STORE SNAPSHOT MOUNTPOINT UPPER
-//! [--read-only] [--hold DIRECTORY]. Prints one line when the mount answers and ends when the mount is gone. With --hold each
-//! freeze stands at its commit until the pipes in the directory say that it may go on.
+//! Mounts a snapshot in a process of its own, so that a test can kill it: STORE SNAPSHOT MOUNTPOINT UPPER [--read-only]
+//! [--hold DIRECTORY]. Prints one line when the mount answers and ends when the mount is gone. With --hold each freeze
+//! waits at its commit until the pipes in the directory release it.
 
 use std::path::{Path, PathBuf};
 use tests::hold::{Hold, HoldTier};

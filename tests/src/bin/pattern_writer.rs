@@ -1,11 +1,11 @@
 //! A process with stamped memory, made to be dumped and resumed.
 //!
-//! `writer SOCKET PAGES [--family]` stamps PAGES pages in two areas and answers on a unix socket, one line per line:
-//! `check` looks at every byte; `change COUNT VERSION` stamps pages again; `discard FIRST COUNT` gives pages back; `move`
-//! moves the second area and grows it; `fork` lets a new child check everything; `brood COUNT` forks children that make
-//! SOCKET.here, give a page back and check everything once SOCKET.go exists, and names them; `where` lists the areas.
-//! With `--family` a child does the same on SOCKET.child, and another child is a zombie.
-//! A page that is neither its stamp nor rightly zero is answered with `bad PAGE` and noted in SOCKET.bad.
+//! `pattern_writer SOCKET PAGES [--family]` stamps PAGES pages in two areas and answers on a unix socket, one line per
+//! line: `check` looks at every byte; `change COUNT VERSION` stamps pages again; `discard FIRST COUNT` discards pages;
+//! `move` moves the second area and grows it; `fork` lets a new child check everything; `brood COUNT` forks children
+//! that make SOCKET.here, discard a page and check everything once SOCKET.go exists, and names them; `where` lists the
+//! areas. With `--family` a child does the same on SOCKET.child, and another child is a zombie. A page that is neither
+//! its stamp nor rightly zero is answered with `bad PAGE` and noted in SOCKET.bad.
 
 #![expect(unsafe_code, reason = "fork, mremap and madvise over stamped memory have no safe interface")]
 
@@ -17,7 +17,7 @@ use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 
 const PAGE: usize = 4096;
 const WORDS: usize = PAGE / 8;
-/// What the expected version of a page is when it was given back.
+/// The expected version of a discarded page.
 const DISCARDED: u64 = u64::MAX;
 /// Pages by which `move` grows the second area.
 const GROWTH: usize = 16;
@@ -38,7 +38,9 @@ struct PatternWriter {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [socket, pages, flags @ ..] = &arguments[..] else { panic!("usage: writer SOCKET PAGES [--family]") };
+    let [socket, pages, flags @ ..] = &arguments[..] else {
+        panic!("usage: pattern_writer SOCKET PAGES [--family]")
+    };
     let pages = pages.parse().expect("a number of pages");
     rustix::process::setsid().expect("a session of its own");
     let mut writer = PatternWriter::new(socket.clone(), pages);
@@ -119,7 +121,7 @@ impl PatternWriter {
         writer
     }
 
-    /// The first wrong page, looked for far and near.
+    /// The first wrong page, searched in large strides.
     fn find_bad(&self) -> Option<usize> {
         let total: usize = self.areas.iter().map(|area| area.pages + area.zero_pages).sum();
         let stride = ((total / 2) | 1..).find(|stride| gcd(*stride, total) == 1).expect("primes are endless");
@@ -180,7 +182,7 @@ impl PatternWriter {
         if status.exit_status() == Some(0) { "ok".to_owned() } else { format!("bad child {status:?}") }
     }
 
-    /// Forks children that make a file, wait for another, give a page back and then look at everything.
+    /// Forks children that make a file, wait for another, discard a page and then look at everything.
     fn brood(&mut self, children: usize) -> String {
         let mut pids = Vec::new();
         for _ in 0..children {
@@ -227,7 +229,7 @@ impl PatternWriter {
         for stream in listener.incoming() {
             let stream = stream.expect("a connection");
             for line in BufReader::new(&stream).lines() {
-                // Whoever asked may be gone before the answer.
+                // The asking process may be gone before the answer.
                 let Ok(line) = line else { break };
                 let answer = self.answer(&line);
                 if writeln!(&stream, "{answer}").is_err() {

@@ -4,18 +4,18 @@
 //! `vmm resume --socket SOCKET --state FILE [--rounds N | --until FILE] [--discard N] [--page-size BYTES] [--hang-up]`
 //! `vmm knock --socket SOCKET [--text TEXT] [--descriptor]`
 //!
-//! `save` writes the memory file as a Full snapshot does, with `--sparse` without its pages of zeroes. With `--diffs` some
-//! pages are wrong in it, and after it N Diff snapshots follow, FILE.1 and so on, each of which makes a part of them right.
+//! `save` writes the memory file as a Full snapshot does, with `--sparse` without its pages of zeroes. With `--diffs`
+//! some pages are wrong in it, and after it N Diff snapshots follow, FILE.1 and so on, each of which corrects a part of
+//! them.
 //!
 //! `resume` prints one line of JSON and ends with 0 when every page was right, 3 when one was wrong, 4 when the machine
-//! was stopped. With `--discard`, N times a stretch of the last quarter of the pages is given back while the guest runs,
-//! and must read as zero from then on. `--page-size` is what the handshake says; with 2097152 the memory is
-//! made of such pages, and given back by them. With `--hang-up` the monitor closes
-//! its socket and its userfaultfd before the guest runs. With `--until` the guest checks, and pages are given back, until
-//! the file is there.
+//! was stopped. With `--discard`, N times a stretch of the last quarter of the pages is discarded while the guest runs,
+//! and must read as zero from then on. `--page-size` is sent in the handshake; with 2097152 the memory is made of such
+//! pages, and discarded by them. With `--hang-up` the monitor closes its socket and its userfaultfd before the guest
+//! runs. With `--until` the guest checks, and pages are discarded, until the file is there.
 //!
-//! `knock` is no machine: it starts a child, connects, says TEXT, sends a descriptor of a pipe with it if so told, prints
-//! `knocked`, and waits until the connection is closed. It ends with 0 when its child is still there.
+//! `knock` is no machine: it starts a child, connects, sends TEXT, with `--descriptor` also a descriptor of a pipe,
+//! prints `knocked`, and waits until the connection is closed. It ends with 0 when its child is still there.
 
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Connects, says something that is no handshake, and waits for the end of the connection.
+/// Connects, sends something that is no handshake, and waits for the end of the connection.
 fn knock(socket: &Path, text: &str, with_descriptor: bool) -> ExitCode {
     let mut child = Command::new("sleep").arg("1000").spawn().expect("a child");
     let mut stream = UnixStream::connect(socket).expect("the handler listens");
@@ -82,7 +82,7 @@ fn knock(socket: &Path, text: &str, with_descriptor: bool) -> ExitCode {
         send(&stream, text.as_bytes(), if with_descriptor { &descriptors } else { &[] }).expect("said");
     }
     println!("knocked");
-    // Closed with what was said unread, the connection ends with an error.
+    // Closed with unread bytes, the connection ends with an error.
     drop(stream.read_to_end(&mut Vec::new()));
     let is_there = child.try_wait().expect("looked").is_none();
     child.kill().and_then(|()| child.wait()).expect("the child ends");

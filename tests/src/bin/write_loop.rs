@@ -1,10 +1,10 @@
-//! A process that commits one version after the other to a store and says so, until it is killed; or that holds the
-//! writer's lock until its input ends; or that writes as one of several hosts. For tests that need a process to kill, to
-//! stop or to wait for.
+//! A process that commits one version after the other to a store and reports each, until it is killed; or that holds
+//! the writer's lock until its input ends; or that writes as one of several hosts. For tests that need a process to
+//! kill, to stop or to wait for.
 //!
-//! `write_loop DIRECTORY SEED FIRST one|many` (one ref, or a new one for each version) or
-//! `write_loop DIRECTORY hold`; the store is DIRECTORY/store, its state DIRECTORY/state. Or
-//! `write_loop DIRECTORY host`: the store is shared, and a commit that is refused is told of and tried again.
+//! `write_loop DIRECTORY SEED FIRST one|many` (one ref, or a new one for each version) or `write_loop DIRECTORY hold`;
+//! the store is DIRECTORY/store, its state DIRECTORY/state. Or `write_loop DIRECTORY host`: the store is shared, and a
+//! refused commit is reported and tried again.
 
 use std::io::{Read, Write};
 use std::path::Path;

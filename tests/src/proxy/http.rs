@@ -10,7 +10,7 @@ pub struct Message {
     pub first: String,
     /// Names and values as sent.
     pub headers: Vec<(String, String)>,
-    /// The body, whole.
+    /// The complete body.
     pub body: Vec<u8>,
 }
 
@@ -18,7 +18,7 @@ impl Message {
     /// Reads a message; `None` where the connection ends before one. `has_body`: false for the answer to a HEAD.
     ///
     /// # Errors
-    /// As the connection; `InvalidData` for what is not HTTP.
+    /// As the connection; `InvalidData` if it is not HTTP.
     pub fn read(stream: &mut BufReader<TcpStream>, has_body: bool) -> Result<Option<Self>> {
         let mut first = String::new();
         if stream.read_line(&mut first)? == 0 {
@@ -83,7 +83,7 @@ impl Message {
         self.headers.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Takes scheme and host out of a request's target, which only a proxy is told.
+    /// Removes scheme and host from a request's target, as only a proxy receives them.
     pub fn make_relative(&mut self) {
         if let Some((method, rest)) = self.first.split_once(" http://") {
             let path = rest.find('/').map_or(rest, |at| &rest[at..]);
@@ -101,7 +101,7 @@ impl Message {
         head.into_bytes()
     }
 
-    /// Sends it whole.
+    /// Sends it completely.
     ///
     /// # Errors
     /// As the connection.

@@ -1,7 +1,8 @@
-//! A proxy before an object store, also one in the sense of HTTP_PROXY, that does what networks and tired servers do, as a script says, request by request.
+//! A proxy before an object store, also one in the sense of HTTP_PROXY, with the faults of networks and overloaded
+//! servers, scripted request by request.
 //!
-//! Each connection has a thread and a connection of its own behind it. A request is read whole before anything is done
-//! about it, and so is its answer.
+//! Each connection has a thread and a connection of its own behind it. A request is read completely before it is
+//! handled, and so is its answer.
 
 mod http;
 
@@ -13,7 +14,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// What happens to a request.
+/// How a request is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// It is passed on, and so is its answer.
@@ -26,23 +27,23 @@ pub enum Fault {
     ResetApplied,
     /// The request is passed on, and the answer is 503.
     UnavailableApplied,
-    /// The answer is this status, and the server behind never hears of it.
+    /// The answer is this status, and the server behind never sees the request.
     Status(u16),
     /// As 503, with a wait asked for in seconds.
     RetryAfter(u64),
     /// The body of the answer ends halfway, and with it the connection.
     Truncated,
-    /// The body of the answer ends halfway, and the answer says that it is as long as that.
+    /// The body of the answer ends halfway, and its stated length is that half.
     Shortened,
-    /// That an object is absent is answered as to who may not list the bucket: 403.
+    /// An absent object is answered as to a client that may not list the bucket: 403.
     HideAbsence,
-    /// The answer is that this is not allowed, and the server behind never hears of it.
+    /// The answer is a denial, and the server behind never sees the request.
     Deny,
-    /// In place of a range a whole object comes, or what looks like one.
+    /// In place of a range the complete object comes, or an answer that looks like one.
     WholeObject,
     /// The answer says that it is another range.
     WrongContentRange,
-    /// One bit in the middle of the answer's body is another.
+    /// One bit in the middle of the answer's body is flipped.
     FlippedBit,
     /// Nothing comes any more.
     Hang,
@@ -66,7 +67,7 @@ struct State {
 }
 
 impl Proxy {
-    /// A proxy before the server on this port, that does no harm yet.
+    /// A proxy before the server on this port, without faults yet.
     ///
     /// # Panics
     /// When no port can be had.
@@ -86,7 +87,7 @@ impl Proxy {
                 let state = shared.clone();
                 lock(&state).connections += 1;
                 std::thread::spawn(move || {
-                    // A connection that breaks is what it is here for.
+                    // Broken connections are its purpose.
                     let _ = serve(connection, server, &state);
                 });
             }
@@ -99,7 +100,7 @@ impl Proxy {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// From now on `script` decides about every request; what was counted is forgotten.
+    /// From now on `script` decides about every request; all counts start again.
     pub fn script(&self, script: impl FnMut(&Message) -> Fault + Send + 'static) {
         let mut state = lock(&self.state);
         state.script = Box::new(script);
@@ -108,7 +109,7 @@ impl Proxy {
         state.connections = 0;
     }
 
-    /// Does this to the next requests, one each, and no harm to later ones.
+    /// Applies these faults to the next requests, one each, and none to later ones.
     pub fn next(&self, faults: &[Fault]) {
         let mut faults: VecDeque<Fault> = faults.iter().copied().collect();
         self.script(move |_| faults.pop_front().unwrap_or(Fault::None));
@@ -244,7 +245,7 @@ impl Link {
         Ok(false)
     }
 
-    /// Says nothing more, and waits until the client has had enough.
+    /// Sends nothing more, and waits until the client closes.
     fn hang(&mut self) -> Result<bool> {
         let mut rest = [0; 1 << 12];
         while self.client.read(&mut rest)? > 0 {}

@@ -7,7 +7,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 const NODES: usize = 3;
-/// What the nodes of one cluster share; worth nothing outside a test.
+/// The secret of the nodes of one cluster; worth nothing outside a test.
 const RPC_SECRET: &str = "1799bccfd7411eddcf9ebd316bc1f5287ad12a68094e1c6ac6abde7e6feae1ec";
 
 /// A running cluster with one bucket. Its CLI comes from PATH.
@@ -82,7 +82,7 @@ root_domain = ".s3.test"
     )
 }
 
-/// Runs a command of the CLI; gives what it says.
+/// Runs a command of the CLI; returns its output.
 fn garage(home: &Path, words: &[&str]) -> String {
     let mut command = Command::new("garage");
     command.args(["-c", "garage.toml"]).args(words).current_dir(home).env("RUST_LOG", "warn");

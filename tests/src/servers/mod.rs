@@ -1,5 +1,5 @@
-//! Real object stores as processes of the test: each in a private directory, on free ports of 127.0.0.1, killed with the
-//! test's own process whatever becomes of it.
+//! Real object stores as processes of the test: each in a private directory, on free ports of 127.0.0.1, killed with
+//! the test's own process however it ends.
 
 mod garage;
 mod process;

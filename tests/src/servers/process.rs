@@ -107,7 +107,7 @@ impl Drop for Process {
     }
 }
 
-/// A port that nobody listens on now, and neither on the one 10,000 above it.
+/// A port that is free now, as is the one 10,000 above it.
 pub fn free_port() -> u16 {
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let random = u64::from_le_bytes(store::clock::random_bytes());
@@ -116,12 +116,12 @@ pub fn free_port() -> u16 {
     candidates.find(|port| is_free(*port) && is_free(port + 10_000)).expect("some port is free")
 }
 
-/// The whole answer to a GET, its head too; `None` when nobody answers.
+/// The complete answer to a GET, its head too; `None` when no server answers.
 pub fn http_get(port: u16, path: &str) -> Option<String> {
     http(port, &format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n"))
 }
 
-/// The whole answer to a request.
+/// The complete answer to a request.
 pub(super) fn http(port: u16, request: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;

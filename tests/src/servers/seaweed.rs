@@ -114,15 +114,15 @@ impl SeaweedCluster {
     }
 }
 
-/// What limited keys begin with, in the bucket and in no other place of it.
+/// The prefix of limited keys, in the bucket and in no other place of it.
 pub const LIMITED_PREFIX: &str = "limited";
-/// What the README says that keys need, on the objects below the prefix and, the last, on the bucket.
+/// The permissions that keys need by the README, on the objects below the prefix and, the last, on the bucket.
 const NEEDED: [&str; 5] =
     ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListBucket"];
-/// Those that the server enforces: whoever may put objects may end uploads in parts, too.
+/// Those that the server enforces: a key that may put objects may abort uploads in parts, too.
 pub const ENFORCED: [&str; 4] = [NEEDED[0], NEEDED[1], NEEDED[2], NEEDED[4]];
 
-/// The access key that may do below [`LIMITED_PREFIX`] what the README says is needed, but for `missing`.
+/// The access key with the README's permissions below [`LIMITED_PREFIX`], except `missing`.
 pub fn limited_key(missing: Option<&str>) -> String {
     missing.map_or("limited".to_owned(), |permission| format!("without-{}", permission.replace(':', "-")))
 }
@@ -145,7 +145,7 @@ fn policy(missing: Option<&str>) -> Value {
     json!({ "Version": "2012-10-17", "Statement": statements })
 }
 
-/// One that may do everything, one that may do what is needed, and for each permission one that lacks it.
+/// One with every permission, one with the needed ones, and for each permission one without it.
 fn identities() -> String {
     let credentials = |key: &str| json!([{ "accessKey": key, "secretKey": SECRET_KEY }]);
     let actions = ["Admin", "Read", "Write", "List", "Tagging"];

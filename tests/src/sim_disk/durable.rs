@@ -1,8 +1,8 @@
-//! What of a disk is durable and what is only seen, followed change by change.
+//! The durable state of a disk and the state that is only seen, followed change by change.
 //!
-//! Two records of names are kept, for two kinds of file system. One with a journal keeps the order of all changes of names
-//! and lengths: a sync makes durable whatever came before the last change of what is synced. One without keeps no order: a
-//! name is durable when its directory was synced since it changed, and each name is on its own.
+//! Two records of names are kept, for two kinds of file system. One with a journal keeps the order of all changes of
+//! names and lengths: a sync makes all of them durable up to the last change of the synced object. One without keeps no
+//! order: a name is durable when its directory was synced since it changed, and each name is on its own.
 
 use super::{Change, Inode, Naming, Node, ROOT};
 use std::collections::{BTreeMap, HashMap};
@@ -15,9 +15,9 @@ pub(super) type Names = BTreeMap<Arc<str>, Inode>;
 /// A file's bytes: durable, seen, and the ranges where they differ.
 #[derive(Clone, Debug, Default)]
 pub struct Bytes {
-    /// What a crash cannot take.
+    /// The bytes that a crash cannot take.
     pub safe: Arc<Vec<u8>>,
-    /// What reads see.
+    /// The bytes that reads return.
     pub live: Arc<Vec<u8>>,
     /// Written since the last sync.
     pub dirty: Vec<Range<usize>>,
@@ -163,7 +163,7 @@ impl Durable {
         names
     }
 
-    /// The names of every directory when for each of several possible targets `choose` decides, given how many there are.
+    /// The names of every directory where `choose` picks among several possible targets, given how many there are.
     pub fn unordered_names(&self, mut choose: impl FnMut(usize) -> usize) -> HashMap<Inode, Names> {
         let mut all = HashMap::new();
         for (directory, names) in &self.names {
@@ -217,7 +217,7 @@ impl Bytes {
         self.safe = Arc::new(written);
     }
 
-    /// Whether a crash leaves exactly what is seen.
+    /// Whether a crash leaves exactly the seen state.
     pub fn is_durable(&self) -> bool {
         self.dirty.is_empty() && self.lost.is_empty() && self.safe == self.live
     }

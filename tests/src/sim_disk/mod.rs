@@ -1,8 +1,8 @@
-//! A simulated disk: a file system in memory that remembers every operation, so that what a crash may leave can be made
-//! of any prefix of them ([`survivor`]), and that fails where it is told to ([`Fault`]).
+//! A simulated disk: a file system in memory that records every operation, so that the state after a crash can be made
+//! from any prefix of them ([`survivor`]), and that fails on request ([`Fault`]).
 //!
-//! Reads see what was written last, as through a page cache. What a crash leaves is another matter: see [`Rules`]. The
-//! processes of a crashed disk are gone, and their locks with them. Not simulated: permissions, symbolic links, space.
+//! Reads return the last write, as through a page cache. For the state after a crash see [`Rules`]. The processes of a
+//! crashed disk are gone, and their locks with them. Not simulated: permissions, symbolic links, space.
 
 mod durable;
 mod survivor;
@@ -35,10 +35,10 @@ pub enum Node {
     Directory(BTreeMap<Arc<str>, Inode>),
 }
 
-/// A name in a directory, and what it names from now on.
+/// A name in a directory, and its new target.
 pub type Naming = (Inode, Arc<str>, Option<Inode>);
 
-/// What changed, or was made durable.
+/// A change or a sync.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// A new, empty directory that has no name yet.
@@ -51,7 +51,7 @@ pub enum Change {
     Named(Vec<Naming>),
     /// A file was synced.
     Synced(Inode),
-    /// The sync of a file failed: its pages count as clean, whatever became of them.
+    /// The sync of a file failed: its pages count as clean, written or not.
     SyncFailed(Inode),
     /// A directory was synced.
     DirectorySynced(Inode),
@@ -74,7 +74,7 @@ pub struct SimDisk(Arc<Mutex<World>>);
 
 #[derive(Debug)]
 struct World {
-    /// What was there, all of it durable, before the first change.
+    /// The state before the first change, all of it durable.
     base: Vec<Node>,
     nodes: Vec<Node>,
     changes: Vec<Change>,
@@ -139,18 +139,18 @@ impl SimDisk {
         self.world().is_fault_met
     }
 
-    /// What was there at first, and all changes since.
+    /// The initial state, and all changes since.
     pub fn history(&self) -> (Vec<Node>, Vec<Change>) {
         let world = self.world();
         (world.base.clone(), world.changes.clone())
     }
 
-    /// Another disk with what is seen on this one, all of it durable.
+    /// Another disk with the seen state of this one, all of it durable.
     pub fn settled(&self) -> Self {
         Self::holding(self.world().nodes.clone())
     }
 
-    /// Tells disks apart by what they hold, in this process. Cost: names, not bytes.
+    /// A key of the disk's content, valid in this process. Cost: names, not bytes.
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         for node in &self.world().nodes {
@@ -385,7 +385,7 @@ impl Disk for SimDisk {
         world.begin()?;
         let inode = world.open_or_make(path)?;
         if !world.locked.insert(inode) {
-            // One thread plays all processes: whoever would have to wait would wait forever.
+            // One thread plays all processes: a process that waits would wait forever.
             return if wait { Err(Errno::DEADLK.into()) } else { Ok(None) };
         }
         world.empty(inode)?;

@@ -1,4 +1,4 @@
-//! What a crash leaves of a simulated disk: one of the many disks that its changes allow, picked by rules and luck.
+//! The state of a simulated disk after a crash: one of the many that its changes allow, picked by rules and luck.
 
 use super::durable::{Bytes, Durable, Names};
 use super::{Change, Inode, Node, ROOT, SimDisk};
@@ -6,13 +6,13 @@ use crate::model::Random;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// Sectors and pages: what a disk, or a kernel, writes whole.
+/// Sectors and pages: the units that a disk, or a kernel, writes atomically.
 const UNITS: [usize; 2] = [512, 4096];
 
-/// What a file system promises of the order of what was not synced.
+/// A file system's promise about the order of unsynced changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Rules {
-    /// Only the processes die; the kernel keeps what it has, and a later crash may take what they did not sync.
+    /// Only the processes die; the kernel keeps its state, and a later crash may take unsynced changes.
     Kill,
     /// A journal: names and lengths change in order.
     Journal,
@@ -23,13 +23,13 @@ pub enum Rules {
 /// Which of the allowed disks it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Luck {
-    /// What was not synced is lost.
+    /// Unsynced changes are lost.
     Nothing,
     /// This seed picks, also where writes are torn.
     Seed(u64),
 }
 
-/// Follows a disk's changes and makes what a crash leaves after any of them.
+/// Follows a disk's changes and makes the disk that a crash leaves after any of them.
 #[derive(Debug)]
 pub struct Survey {
     base: Vec<Node>,
@@ -128,7 +128,7 @@ impl Survey {
     }
 }
 
-/// A disk in the making, of what can be reached by names alone.
+/// A disk in the making, of the objects that names reach.
 struct Left<'a> {
     names: HashMap<Inode, Names>,
     durable: &'a Durable,
@@ -163,7 +163,7 @@ impl Left<'_> {
     }
 }
 
-/// Each unit of what was not synced is there or is not, and the file may end anywhere between its old and its new end.
+/// Each unsynced unit is there or is not, and the file may end anywhere between its old and its new end.
 fn torn(bytes: &Bytes, dice: &mut Random) -> Vec<u8> {
     let unit = UNITS[dice.below(UNITS.len())];
     let (old, new) = (bytes.safe.len(), bytes.live.len());

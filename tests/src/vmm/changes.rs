@@ -1,8 +1,8 @@
-//! What the guest changes between snapshots, and the Diff files of that: only the pages that KVM saw being written, at
-//! their places in a file that has holes everywhere else, as Firecracker writes it.
+//! The guest's changes between snapshots, and their Diff files: only the pages that KVM saw being written, at their
+//! places in a file that has holes everywhere else, as Firecracker writes it.
 //!
-//! Pages are made wrong before the Full snapshot, and mended one part before each Diff: the guest finds all of them right
-//! only if every Diff was applied, and applied to what it is a difference to.
+//! Pages are made wrong before the Full snapshot, and corrected one part before each Diff: the guest finds all of them
+//! right only if every Diff was applied, and to the right parent.
 
 use std::fs::File;
 use std::ops::Range;
@@ -68,7 +68,8 @@ impl Machine {
         assert_eq!(self.run(), Ok(until));
     }
 
-    /// Writes what the guest changed since the last snapshot, and the state file, both synced. The memory file must be new.
+    /// Writes the guest's changes since the last snapshot, and the state file, both synced. The memory file must be
+    /// new.
     pub fn save_diff(&self, memory: &Path, state: &Path) {
         let file = File::create_new(memory).expect("the memory file is created");
         let total = self.regions.iter().map(|region| region.len as u64).sum();

@@ -1,7 +1,7 @@
-//! The guest: a loop that stamps pages and checks them, and tells its monitor through ports.
+//! The guest: a loop that stamps pages, checks them, and reports to its monitor through ports.
 //!
-//! It runs in 64-bit mode with identity paging. Registers are its arguments and its report; nothing it needs lies in
-//! memory except its code, its page tables and the pages themselves.
+//! It runs in 64-bit mode with identity paging. Registers are its arguments and its report; it needs nothing in memory
+//! except its code, its page tables and the pages themselves.
 
 #![expect(
     unsafe_code,
@@ -34,7 +34,7 @@ pub const MAPPED_BYTES: u64 = 1 << 30;
 pub const SEED: u64 = 0x5441_4D50_0000_0001;
 /// See [`SEED`].
 pub const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
-/// Pages are checked in this order: every one once, neighbours far apart.
+/// Pages are checked in this order: every one once, neighbours at a distance.
 const STRIDE: u64 = 0x1_3579;
 
 std::arch::global_asm!(
@@ -57,7 +57,7 @@ std::arch::global_asm!(
     "    cmp rax, rcx",
     "    jb 2b",
     "    out 0x10, al",
-    // A resumed machine goes on here, and here again after each whole check.
+    // A resumed machine goes on here, and here again after each complete check.
     "3:  out 0x11, al",
     "    xor rax, rax",
     "    xor r14, r14",
@@ -103,7 +103,7 @@ std::arch::global_asm!(
     "    jmp 8b",
     "9:  out 0x13, al",
     "    jmp 3b",
-    // Not the stamp: allowed if it is zero and the page is one that may have been given back.
+    // Not the stamp: allowed if it is zero and the page may have been discarded.
     "7:  test rdx, rdx",
     "    jnz 12f",
     "    cmp r14, r10",

@@ -1,4 +1,4 @@
-//! Guest memory of the tests' machine: anonymous mappings, filled by the guest or by somebody else's page faults.
+//! Guest memory of the tests' machine: anonymous mappings, filled by the guest or by a page fault handler.
 //!
 //! The owner of each mapping is a [`Region`]; bytes are read and written through copies, because the guest changes them
 //! at any time.
@@ -65,7 +65,7 @@ impl Region {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) };
     }
 
-    /// Gives pages back to the kernel, as a balloon does.
+    /// Discards pages, as a balloon does.
     pub fn discard(&self, page: usize, pages: usize) {
         assert!((page + pages) * PAGE <= self.len);
         let start = (self.host as usize + page * PAGE) as *mut std::ffi::c_void;
@@ -74,11 +74,11 @@ impl Region {
             .expect("pages are given back");
     }
 
-    /// Gives stretches of some pages back, `times` over, and sees that each reads as zero at once. Every seed, which is not
-    /// zero, gives other ones; stretches are multiples of `unit` pages, which divides the range.
+    /// Discards stretches of some pages, `times` over, and asserts that each reads as zero at once. Every seed, which
+    /// is not zero, selects others; stretches are multiples of `unit` pages, which divides the range.
     ///
     /// # Panics
-    /// When a page that was given back holds anything.
+    /// When a discarded page is not zero.
     pub fn discard_at_random(&self, pages: Range<u64>, times: u64, seed: u64, unit: u64) {
         let mut random = 0x2545_F491_4F6C_DD1D_u64.wrapping_mul(seed);
         for _ in 0..times {

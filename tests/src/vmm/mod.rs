@@ -1,9 +1,9 @@
 //! The tests' own virtual machine monitor: one processor, two memory regions, real KVM.
 //!
-//! It does on its side what Firecracker does: saves a paused machine as a flat memory file and a state file, and resumes by
-//! registering empty memory with a userfaultfd and handing that to whoever listens on a socket.
+//! It does on its side what Firecracker does: saves a paused machine as a flat memory file and a state file, and
+//! resumes by registering empty memory with a userfaultfd and handing that to the process that listens on a socket.
 //!
-//! - `changes` what the guest changes between snapshots, and Diff files of it
+//! - `changes` the guest's changes between snapshots, and Diff files of them
 //! - `guest`   the code that runs inside, and the processor state that it needs
 //! - `memory`  mappings, discarded pages, page fault registration
 
@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 
 use memory::{Faults, PAGE, Region};
 
-/// The lower region holds code and page tables; the upper one, far away in the guest, the stamped pages.
+/// The lower region holds code and page tables; the upper one, distant in the guest, the stamped pages.
 const LOW_BYTES: usize = 4 << 20;
 const HIGH_GUEST: u64 = 256 << 20;
 /// The larger pages that memory can be made of.
@@ -51,7 +51,7 @@ pub struct Machine {
     handler: Option<(Faults, UnixStream)>,
 }
 
-/// What the guest found, and how long after the start.
+/// The guest's findings, and how long after the start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Checked {
     /// The guest ran its first instruction.
@@ -60,18 +60,18 @@ pub struct Checked {
     pub first_page: Duration,
     /// It had seen all its pages.
     pub all_pages: Duration,
-    /// Pages that it found given back.
+    /// Pages that it found discarded.
     pub zero_pages: u64,
 }
 
-/// A page that was not what it must be.
+/// A page with wrong contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The guest read something else than the stamp.
+    /// The guest read something other than the stamp.
     WrongPage {
         /// Counted from the first stamped page.
         page: u64,
-        /// What stood there.
+        /// The word that was read.
         found: u64,
         /// The stamp.
         expected: u64,
@@ -80,7 +80,7 @@ pub enum Failure {
     Stopped,
 }
 
-/// Pages behind the stamped ones that nobody ever wrote.
+/// Pages behind the stamped ones that were never written.
 fn zero_pages(pages: u64) -> u64 {
     pages / 2
 }
@@ -139,7 +139,7 @@ impl Machine {
         assert_eq!(self.run(), Ok(guest::STAMPED));
     }
 
-    /// Runs until the guest tells something.
+    /// Runs until the guest reports something.
     fn run(&mut self) -> Result<u16, Failure> {
         loop {
             match self.vcpu.run() {
@@ -154,8 +154,8 @@ impl Machine {
         }
     }
 
-    /// Runs until the guest has checked every page. Pages in `may_be_zero`, counted from the first stamped one, may also
-    /// have been given back.
+    /// Runs until the guest has checked every page. Pages in `may_be_zero`, counted from the first stamped one, may
+    /// also have been discarded.
     pub fn check(&mut self, start: Instant, may_be_zero: std::ops::Range<u64>) -> Result<Checked, Failure> {
         let mut regs = self.vcpu.get_regs().expect("registers");
         (regs.r10, regs.r11) = (may_be_zero.start, may_be_zero.end);
@@ -176,7 +176,7 @@ impl Machine {
         Ok(checked)
     }
 
-    /// Closes its own ends of the page faults: those that others hold must do.
+    /// Closes its own ends of the page faults: the handler's ends must do.
     pub fn hang_up(&mut self) {
         self.handler = None;
     }
@@ -191,8 +191,8 @@ impl Machine {
         self.pages
     }
 
-    /// Writes all of the memory and the state file of the paused machine, both synced. With `has_holes` pages of zeroes are
-    /// left out of the file, as a sparse copy of it does.
+    /// Writes all of the memory and the state file of the paused machine, both synced. With `has_holes` pages of zeroes
+    /// are missing from the file, as in a sparse copy of it.
     pub fn save(&self, memory: &Path, state: &Path, has_holes: bool) {
         let file = File::create(memory).expect("the memory file is created");
         let total = self.regions.iter().map(|region| region.len as u64).sum();
@@ -221,8 +221,8 @@ impl Machine {
         std::fs::write(state, text).expect("the state file is written");
     }
 
-    /// A machine out of a state file, its memory empty and handed to the handler that listens on `socket`.
-    /// The handshake says that its pages have `page_size` bytes, and they have if those are 4096 or 2 MiB.
+    /// A machine out of a state file, its memory empty and handed to the handler that listens on `socket`. The
+    /// handshake says that its pages have `page_size` bytes, and they have if those are 4096 or 2 MiB.
     pub fn resume(socket: &Path, state: &Path, page_size: u64) -> std::io::Result<Self> {
         let state: Value = serde_json::from_slice(&std::fs::read(state)?)?;
         let pages = state["pages"].as_u64().expect("a state file of this monitor");

@@ -1,4 +1,4 @@
-//! Where the configuration comes from, and what wrong ones are told.
+//! Where the configuration comes from, and the errors for wrong ones.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -55,7 +55,7 @@ fn somebody_who_is_not_root_has_a_store_without_any_configuration() {
     let opened = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     fs::set_permissions(&data, opened).unwrap();
     fs::set_permissions(data.parent().unwrap(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    // The binary may lie where nobody else may look.
+    // The binary may lie where others may not look.
     let copy = place.path("snapctl");
     // Copied by a process of its own: a child that another test forks meanwhile would keep the copy open for writing.
     let copied = std::process::Command::new("cp").arg(tests::snapctl::binary()).arg(&copy).status().unwrap();
@@ -100,7 +100,7 @@ fn two_tiers_of_a_file_are_used() {
     }
     assert_eq!(run(&["cat".as_ref(), "web:hello.txt".as_ref()]).text(), "hello, store\n");
     run(&["check".as_ref(), "--read-data".as_ref()]);
-    // What was read is near until the cache is emptied; metadata stays near.
+    // Data that was read is local until the cache is emptied; metadata stays local.
     run(&["cache".as_ref(), "trim".as_ref(), "--to".as_ref(), "0".as_ref()]);
     let (store, target) = ([("TORPOR_STORE", hot.as_os_str())], place.path("restored"));
     let without = place.run_with(&store, [OsStr::new("restore"), OsStr::new("web"), target.as_os_str()]);

@@ -78,7 +78,7 @@ fn a_full_disk_fails_the_write_and_hurts_nothing() {
     place.run(["restore".as_ref(), "web".as_ref(), target.as_os_str()]).expect(0);
     sample::assert_same(&source, &target);
 
-    // There is a way out: what the failed writes left is collected, and what fits can be written again.
+    // There is a way out: the rest of the failed writes is collected, and data that fits can be written again.
     place.run(["gc", "--cycles", "3"]).expect(0);
     fs::write(source.join("more"), "fits").unwrap();
     place.run(["backup".as_ref(), source.as_os_str(), "web".as_ref()]).expect(0);

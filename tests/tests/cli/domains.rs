@@ -114,7 +114,7 @@ fn keys_are_refused_that_are_missing_wrong_or_open_to_others() {
     tenant.run(["snapshots"]).expect(0);
     tenant.configure("[keys]\ncommand = ['sh', '-c', 'echo no answer from the key service >&2; exit 3']\n");
     tenant.inside(["snapshots"]).expect(2).complains("no answer from the key service").complains("failed");
-    // Where everything is readable to somebody, nothing is deleted by somebody who sees less.
+    // A process that sees less than is readable to others deletes nothing.
     tenant.configure("");
     tenant.run(["gc"]).expect(2).complains("acme");
     tenant.inside(["domain", "create", "Bad"]).expect(2);
@@ -204,7 +204,7 @@ fn an_older_ref_put_back_is_told_and_can_be_accepted() {
     tenant.inside(["show", "web"]).expect(1);
 }
 
-/// Changes are in clear until they are frozen: somebody has to say where that is right.
+/// Changes are in clear until they are frozen: the operator has to say where that is right.
 #[test]
 fn a_writable_mount_of_an_encrypted_domain_asks_for_an_upper() {
     let tenant = Tenant::new();

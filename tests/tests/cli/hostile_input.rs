@@ -1,4 +1,4 @@
-//! Dumps and memory files that are not what they should be, given to `capture`, and what was captured given to `resume`.
+//! Invalid dumps and memory files, given to `capture`, and the captured ones given to `resume`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -133,7 +133,7 @@ fn a_dump_that_is_damaged_is_refused_or_stored_whole() {
         }
     }
     place.run(["check", "--read-data"]).expect(0);
-    // What was taken in although it is odd comes out again as an image directory or an error.
+    // An odd dump that was accepted comes out again as an image directory or an error.
     for line in place.run(["snapshots", "--json"]).expect(0).json_lines() {
         let directory = place.path("resumed");
         let spec = line["snapshot"].as_str().unwrap();

@@ -1,4 +1,4 @@
-//! Stores whose objects are not what was written: cut short, foreign, from the future, random, flipped, swapped.
+//! Stores whose objects are not as written: cut short, foreign, from the future, random, flipped, swapped.
 //!
 //! The one rule for every command and every damage: the right answer or an error that says what is wrong, never a wrong
 //! answer, never a panic; and a command that only reads, or fails, changes nothing.
@@ -12,7 +12,7 @@ use tests::snapctl::{Fingerprint, Place, Run, fingerprint};
 
 use crate::sample;
 
-/// A way to spoil an object: what it is called and what it does to the bytes. `None`: it does not apply.
+/// A way to spoil an object: its name and its effect on the bytes. `None`: it does not apply.
 type Damage = (&'static str, fn(&[u8]) -> Option<Vec<u8>>);
 
 const DAMAGES: [Damage; 15] = [
@@ -41,7 +41,7 @@ fn flip(bytes: &[u8], at: usize) -> Option<Vec<u8>> {
     Some(flipped)
 }
 
-/// Every damage that changes these bytes, and what becomes of them.
+/// Every damage that changes these bytes, and the resulting bytes.
 fn damages(bytes: &[u8]) -> impl Iterator<Item = (&'static str, Vec<u8>)> {
     let spoiled = DAMAGES.iter().filter_map(move |(name, spoil)| Some((*name, spoil(bytes)?)));
     spoiled.filter(move |(_, spoiled)| spoiled != bytes)
@@ -55,7 +55,7 @@ fn future_version(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(newer)
 }
 
-/// A whole store, and what it must answer.
+/// An intact store, and its expected answers.
 struct Original {
     place: Place,
     source: PathBuf,
@@ -106,7 +106,7 @@ impl Original {
     }
 }
 
-/// What a damaged store did with all commands.
+/// The outcomes of all commands on a damaged store.
 #[derive(Default)]
 struct Seen {
     errors: Vec<String>,
@@ -118,7 +118,7 @@ impl Seen {
         assert!([0, 1, 2].contains(&run.code), "exit code {}: {}", run.code, run.stderr);
         if run.code == 2 {
             assert!(run.stderr.contains("snapctl: "), "an error without a text: {:?}", run.stderr);
-            // What `check` found stands in its answer.
+            // The findings of `check` are in its answer.
             self.errors.push(run.stderr.clone() + &String::from_utf8_lossy(&run.stdout));
         }
     }
@@ -185,7 +185,7 @@ fn write_all(original: &Original, place: &Place, seen: &mut Seen) {
         if run.code != 0 {
             lost.retain(|name| !name.starts_with("gc/") && !name.starts_with("sessions/"));
         } else {
-            // What a write may replace or drop when it succeeds: refs, index runs, the collector's lists.
+            // Objects that a successful write may replace or drop: refs, index runs, the collector's lists.
             lost.retain(|name| name.starts_with("packs/") || name.starts_with("snapshots/"));
         }
         assert!(lost.is_empty(), "{arguments:?} (exit code {}) lost {lost:?}", run.code);
@@ -193,7 +193,7 @@ fn write_all(original: &Original, place: &Place, seen: &mut Seen) {
 }
 
 /// Spoils every object below `prefix` in every way. `check` must see it when the object is `vital`, and some error must
-/// name one of the words that `named` gives for the object.
+/// contain one of the words that `named` returns for the object.
 fn spoil(prefix: &str, vital: fn(&Original, &str) -> bool, named: fn(&str) -> Vec<String>) {
     let original = original();
     let objects = original.objects(prefix);

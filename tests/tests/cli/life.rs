@@ -1,4 +1,4 @@
-//! The life of a store through the command line alone, with every answer read as a program would.
+//! A store through the command line alone, from start to end, with every answer read as a program would.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -49,7 +49,7 @@ fn a_damaged_ref_hides_no_other() {
     place.run(["gc"]).expect(2).complains("nothing was deleted");
 }
 
-/// However a ref is called, a whole id is the snapshot of that id.
+/// However a ref is called, a full id is the snapshot of that id.
 #[test]
 fn a_ref_that_looks_like_an_id_does_not_stand_before_it() {
     let (place, source, first, _) = two_snapshots();

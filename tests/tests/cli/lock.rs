@@ -1,4 +1,4 @@
-//! One process writes at a time, says who, and others wait for it.
+//! One process writes at a time, is named, and others wait for it.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -69,7 +69,7 @@ fn one_collector_works_at_a_time() {
     place.run(["gc"]).expect(0);
 }
 
-/// A command under way that has said on standard error that it waits, and for whom.
+/// A command under way that has reported on standard error that it waits, and for which process.
 struct Waiting {
     child: Child,
     stderr: BufReader<ChildStderr>,
@@ -174,7 +174,7 @@ fn a_freeze_waits_for_a_writer_and_nobody_waits_for_the_freeze() {
         assert!(freeze.try_wait().unwrap().is_none(), "the freeze did not wait");
         std::thread::yield_now();
     }
-    // While the freeze waits, the mount serves changes and answers others.
+    // While the freeze waits, the mount serves changes and answers other calls.
     fs::write(mounted.directory.join("meanwhile"), "meanwhile").unwrap();
     mounted.run(&["freeze", "DIR", "--wait", "0"]).expect(2).complains(&holder);
     drop(writer);

@@ -1,4 +1,4 @@
-//! snapctl as its users meet it: the real binary, real directories, and everything that can be wrong with what it is given.
+//! snapctl as its users meet it: the real binary, real directories, and every kind of wrong input.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,4 +1,5 @@
-//! Mounting through the command line: in the background, in the foreground, after a crash, and over what is no upper.
+//! Mounting through the command line: in the background, in the foreground, after a crash, and over a path that is no
+//! upper.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -48,7 +49,7 @@ impl Mounted {
         self.place.run(self.arguments(typed))
     }
 
-    /// Unmounts and waits for the process of the mount, which gives back last what it held in the store.
+    /// Unmounts and waits for the process of the mount, which releases its hold on the store last.
     fn unmount(&self, mounted: &Value) {
         self.run(&["umount", "DIR"]).expect(0);
         await_end(pid_of(mounted));
@@ -233,7 +234,7 @@ fn what_was_synced_outlives_the_process_of_a_mount() {
     mounted.run(&["umount", "DIR"]).expect(0);
 }
 
-/// Changes are nothing without the snapshot that they are changes to: it stays while an upper needs it, mounted or not.
+/// Changes are nothing without their base snapshot: it stays while an upper needs it, mounted or not.
 #[test]
 fn what_an_upper_is_based_on_outlives_forget_and_gc() {
     let mounted = Mounted::new();
@@ -263,7 +264,7 @@ fn what_an_upper_is_based_on_outlives_forget_and_gc() {
     mounted.run(&["check", "--read-data"]).expect(0);
 }
 
-/// The directory of an upper that is gone holds nothing back.
+/// The directory of a removed upper holds nothing back.
 #[test]
 fn a_removed_upper_lets_go_of_its_base() {
     let mounted = Mounted::new();

@@ -1,4 +1,5 @@
-//! Restores to targets that refuse something: each refusal is one path's, all are told, and the same command completes it.
+//! Restores to targets that refuse something: each refusal is one path's, all are reported, and the same command
+//! completes it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -85,7 +86,8 @@ fn an_owner_that_a_user_namespace_has_not_is_refused_alone() {
     assert_eq!((theirs.uid(), theirs.mode() & 0o7777), (1234, 0o4755));
 }
 
-/// What ext4 cannot keep is no full disk, its `lost+found` is in nobody's way, and a directory may be closed to root.
+/// An attribute that ext4 cannot keep is no full disk, its `lost+found` is not in the way, and a directory may be
+/// closed to root.
 #[test]
 fn what_a_file_system_cannot_keep_is_told_and_costs_nothing_else() {
     let place = Place::with_store();

@@ -1,5 +1,5 @@
-//! Waking through the command line: a real process by real CRIU, a real machine through the Firecracker handshake, and
-//! what happens when CRIU or the handler fails.
+//! Resuming through the command line: a real process by real CRIU, a real machine through the Firecracker handshake,
+//! and the failures of CRIU and of the handler.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -72,7 +72,7 @@ impl Resume {
 
 impl Drop for Resume {
     fn drop(&mut self) {
-        // Of a process that has ended nothing is left to kill.
+        // Nothing is left to kill of a process that has ended.
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
             self.child.kill().unwrap();
             self.child.wait().unwrap();
@@ -332,7 +332,7 @@ impl PatternWriter {
         })
     }
 
-    /// Wakes it as soon as its number is free.
+    /// Resumes it as soon as its number is free.
     fn wake(&self, place: &Place, more: &[&str]) -> (Resume, PathBuf) {
         self.wait_until_free();
         let images = place.path("images");
@@ -342,7 +342,7 @@ impl PatternWriter {
         (Resume::start(place, &typed), images)
     }
 
-    /// Whoever adopted it reaps it.
+    /// Reaped by its adopter.
     fn wait_until_free(&self) {
         let status = format!("/proc/{}/status", self.pid.as_raw_nonzero());
         wait_for("a free process number", || (!Path::new(&status).exists()).then_some(()));
@@ -416,7 +416,7 @@ fn a_process_that_sleeps_again_at_once_is_said_to_have_and_wakes_whole() {
     place.run([&typed[..], &[dump.as_os_str()]].concat()).expect(2).complains("no record");
     assert_eq!(shown(), before);
 
-    // A whole directory is for anybody.
+    // A complete directory needs no handler.
     let whole = place.path("whole");
     place.run(["restore".as_ref(), "app".as_ref(), whole.as_os_str()]).expect(0);
     writer.wait_until_free();

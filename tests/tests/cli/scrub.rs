@@ -1,5 +1,5 @@
-//! Scrubbing as an operator does it: damage is named with the files that it hurts, repaired where another tier has it whole,
-//! noted where none has, and healed by a backup that reads everything.
+//! Scrubbing as an operator does it: damage is reported with the affected files, repaired where another tier has an
+//! intact copy, noted where none has, and healed by a backup that reads everything.
 
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -122,7 +122,7 @@ fn lost_files_are_named_noted_and_stored_anew() {
     sample::assert_same(&place.path("source"), &target);
 }
 
-/// Without any scrub before it: whatever does not read is stored again.
+/// Without any scrub before it: unreadable chunks are stored again.
 #[test]
 fn a_comparing_backup_heals_what_it_cannot_read() {
     let place = stored();
@@ -158,7 +158,7 @@ fn what_another_tier_has_whole_is_repaired_byte_for_byte() {
         fs::create_dir_all(copy.parent().unwrap()).unwrap();
         fs::copy(&pack, &copy).unwrap();
         right.push((pack.clone(), fs::read(&pack).unwrap()));
-        // One copy of each pack is affected, and not always the near one.
+        // One copy of each pack is affected, and not always the local one.
         flip([&pack, &copy][number % 2], 100);
     }
     let count = right.len();

@@ -1,6 +1,6 @@
-//! SE2 and SE3: a hundred canaries are written into an encrypted domain in every way there is, read and served in every way
-//! there is, and searched for in every byte that stays behind; then the domain is destroyed. And nobody looks into the
-//! memory of a process that holds keys.
+//! SE2 and SE3: a hundred canaries are written into an encrypted domain in every way there is, read and served in every
+//! way there is, and searched for in every byte that stays behind; then the domain is destroyed. And no other process
+//! reads the memory of one that holds keys.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -18,7 +18,7 @@ use crate::domains::Tenant;
 use crate::sample;
 
 const PAGE: usize = 4096;
-/// What is decompressed of each zstd frame that a search meets, in bytes.
+/// Bytes decompressed of each zstd frame that a search meets.
 const MAX_DECOMPRESSED: u64 = 4 << 20;
 
 /// The words that must not be found, by where they are put.
@@ -38,14 +38,14 @@ impl Canaries {
         &self.0[tens * 10..tens * 10 + 10]
     }
 
-    /// Those found in a file: in its bytes, and in what any zstd frame in it decompresses to.
+    /// Those found in a file: in its bytes, and in the decompressed bytes of any zstd frame in it.
     fn found_in(&self, bytes: &[u8], found: &mut BTreeSet<String>) {
         self.search(bytes, found);
         let magics = bytes.windows(4).enumerate().filter(|(_, window)| *window == [0x28, 0xb5, 0x2f, 0xfd]);
         for (start, _) in magics {
             let Ok(decoder) = zstd::stream::read::Decoder::new(&bytes[start..]) else { continue };
             let mut plain = Vec::new();
-            // What does not decompress to its end may hold some all the same.
+            // A frame that does not decompress to its end may hold some all the same.
             let _ = decoder.take(MAX_DECOMPRESSED).read_to_end(&mut plain);
             self.search(&plain, found);
         }
@@ -221,7 +221,7 @@ fn no_canary_of_an_encrypted_domain_is_found_anywhere() {
     let searched = canaries.found_below(&tenant.place.store, &mut found);
     canaries.search(log.as_bytes(), &mut found);
     assert!(found.is_empty(), "in {searched} bytes and {} of log: {found:?}", log.len());
-    // Keys neither, raw and in hexadecimal.
+    // Nor are keys found, raw and in hexadecimal.
     let hexadecimal = "29".repeat(32);
     for bytes in all_files(&tenant.place.store).into_iter().chain([log.clone().into_bytes()]) {
         assert!(!bytes.windows(32).any(|window| window == [41; 32]));
@@ -257,7 +257,7 @@ fn all_files(directory: &Path) -> Vec<Vec<u8>> {
     files
 }
 
-/// A process of somebody who is not root, busy with a domain's data: another of the same user may not look into it.
+/// A process of a user other than root, busy with a domain's data: another of the same user may not look into it.
 #[test]
 fn nobody_dumps_a_process_that_holds_keys() {
     let tenant = Tenant::new();

@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM and SIGKILL in the middle of a write: nothing is half there, and nothing stays locked.
+//! SIGINT, SIGTERM and SIGKILL in the middle of a write: nothing is incomplete, and nothing stays locked.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;

@@ -1,4 +1,4 @@
-//! What `backup` says and how it ends when its source moves, has attributes that cannot be read, or is very deep.
+//! The output and exit code of `backup` when its source moves, has attributes that cannot be read, or is very deep.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

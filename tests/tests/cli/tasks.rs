@@ -5,9 +5,9 @@
 //! - `host`  a shell whose directories are scratch
 //! - `usage` the commands of the other documents, whose flags are looked at only
 //!
-//! What a section takes for granted (an app, a bucket, a damaged pack) is its *scene*: commands that run before. Programs
-//! that are not there (systemd as the first process, Firecracker) are played by functions of the shell, which fail for what
-//! they do not know.
+//! The preconditions of a section (an app, a bucket, a damaged pack) are its *scene*: commands that run before. Missing
+//! programs (systemd as the first process, Firecracker) are played by functions of the shell, which fail for what they
+//! do not know.
 
 mod host;
 mod page;
@@ -23,7 +23,7 @@ use tests::servers::{ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedCluster};
 use host::Host;
 use page::{Step, Task};
 
-/// What every scene may use.
+/// Functions for every scene.
 const PROPS: &str = r#"
 app() {
     mkdir -p /srv/app/data
@@ -147,7 +147,7 @@ fn on_this_machine(text: &str) -> String {
     text.replace("\"AKIA...\"", &format!("\"{ACCESS_KEY}\"")).replace("\"...\"", &format!("\"{SECRET_KEY}\""))
 }
 
-/// Plays one section, and tells the first thing that is not as the page says.
+/// Plays one section, and reports the first difference from the page.
 fn play(task: &Task, scene: &str) -> Result<(), String> {
     let directory = tempfile::tempdir().unwrap();
     let shared = directory.path().join("shared");

@@ -100,7 +100,7 @@ fn limits_hold_and_packs_move_are_pinned_and_cached() {
         );
     }
     host.run(&["tier", "status"]).expect(0).says("2.9 MiB").says("cold");
-    // Everything goes far, but what is pinned.
+    // Everything goes to the cold tier, but for pinned packs.
     host.run(&["tier", "pin", "app-4"]).expect(0).says("pinned to the hot tier");
     host.run(&["tier", "move"]).expect(0);
     for name in ["app-0", "app-4"] {
@@ -112,7 +112,7 @@ fn limits_hold_and_packs_move_are_pinned_and_cached() {
     let warmed = host.json(&["cache", "warm", "app-0"]);
     assert!(warmed["chunks"].as_u64().unwrap() >= 1, "{warmed}");
     assert!(warmed["bytes"].as_u64().unwrap() > before["bytes"].as_u64().unwrap(), "{before} then {warmed}");
-    // What was warmed is read without the cold tier.
+    // Warmed packs are read without the cold tier.
     fs::rename(place.path("far"), place.path("away")).unwrap();
     let target = place.path("restored");
     host.run(&["restore", "app-0", target.to_str().unwrap()]).expect(0);

@@ -135,7 +135,7 @@ fn a_name_that_is_no_ref_is_refused() {
     }
 }
 
-/// Runs snapctl as the user nobody, for whom permissions mean something.
+/// Runs snapctl as the user nobody, who is bound by permissions.
 fn as_nobody(place: &Place, arguments: &[&OsStr]) -> Output {
     let copy = place.path("snapctl");
     if !copy.exists() {

@@ -1,4 +1,4 @@
-//! Deltas and their bases beside the collector: what an image needs stays, whoever wrote it and whenever.
+//! Deltas and their bases beside the collector: the chunks of an image stay, in whatever order they were written.
 
 use std::sync::Arc;
 use store::{PAGE, SnapshotDraft, SnapshotId, Store, Tier, Writer};
@@ -65,7 +65,7 @@ fn a_base_stays_as_long_as_a_delta_against_it_and_no_longer() {
     assert_eq!(fixture.memory.list("packs/").unwrap(), []);
 }
 
-/// Whole runs of the collector, that take away the parent, between any two operations of a hibernation.
+/// Complete runs of the collector, that take away the parent, between any two operations of a hibernation.
 #[test]
 fn a_hibernation_survives_collections_of_its_parent_between_any_two_of_its_steps() {
     let (mut places, mut deltas) = (0, 0);

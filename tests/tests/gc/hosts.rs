@@ -57,7 +57,7 @@ fn commit_beside_two_collectors(slow_at: u64, quick_at: u64, runs: u32) -> (bool
             quick.collect(3);
             assert_files(&writing.open(), &snapshot, &context);
         }
-        // Whoever deletes what it depends on ends its session first.
+        // A collector ends its session before deleting what it depends on.
         Err(error) => assert_eq!(error.kind(), Kind::Fenced, "{context}: {error}"),
     }
     assert_clean(&writing.open(), &context);

@@ -68,7 +68,7 @@ fn a_slow_writer_that_depended_on_old_chunks_commits_safely_between_any_two_step
     assert!(places >= 10, "only {places} places");
 }
 
-/// Whole runs of the collector between any two operations of a writer, from opening to commit.
+/// Complete runs of the collector between any two operations of a writer, from opening to commit.
 #[test]
 fn a_writer_survives_any_number_of_collections_between_any_two_of_its_steps() {
     for cycles in 1..=4 {

@@ -129,7 +129,7 @@ fn leveled(fixture: &GcFixture, hot: Arc<dyn Tier>) -> StoreConfig {
     config
 }
 
-/// A writer that depends on what is being recompressed, and the collector, between any two operations.
+/// A writer that depends on packs under recompression, and the collector, between any two operations.
 #[test]
 fn writers_and_the_collector_go_on_between_any_two_steps() {
     for cycles in 0..=3 {
@@ -172,7 +172,7 @@ fn writers_and_the_collector_go_on_between_any_two_steps() {
     }
 }
 
-/// What a check looks at is recompressed, forgotten and collected, between any two of its steps.
+/// The objects of a check are recompressed, forgotten and collected, between any two of its steps.
 #[test]
 fn a_check_calls_nothing_damaged_that_was_only_replaced() {
     let mut places = 0;
@@ -200,7 +200,7 @@ fn a_check_calls_nothing_damaged_that_was_only_replaced() {
     assert!(places >= 20, "only {places} places");
 }
 
-/// A pack holds what is needed and a delta whose base went with all who needed it.
+/// A pack holds chunks that are needed and a delta whose base went with all its users.
 #[test]
 fn a_delta_that_nobody_can_need_any_more_keeps_no_pack_from_being_recompressed() {
     let fixture = GcFixture::new();
@@ -303,7 +303,7 @@ fn an_outage_at_any_step_ends_a_rewrite_and_the_next_one_rewrites_everything() {
     assert!(ended >= 20, "only {ended} were ended");
 }
 
-/// A pack of which something is lost stays as it is, with the note of that, until it is stored again; others go.
+/// A pack with lost frames stays as it is, with the record of that, until it is stored again; others go.
 #[test]
 fn a_pack_with_lost_frames_stays_until_they_are_stored_anew() {
     let fixture = GcFixture::new();

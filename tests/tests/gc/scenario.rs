@@ -1,4 +1,5 @@
-//! What an operator sees: condemned first, deleted two runs later, pinned snapshots stay, nothing deleted when hurt.
+//! The collector as an operator sees it: condemned first, deleted two runs later, pinned snapshots stay, nothing
+//! deleted when damaged.
 
 use gc::{CollectOptions, Policy, Verdict, collect, forget};
 use store::{Kind, Tier, Unwatched};

@@ -13,10 +13,10 @@ use store::Kind;
 use crate::guest::Saved;
 use crate::support::{Running, json, start_handler, wait_for};
 
-/// A whole list of regions, such as a monitor sends with its userfaultfd.
+/// A complete list of regions, such as a monitor sends with its userfaultfd.
 const LIST: &str = r#"[{"base_host_virt_addr":4096,"size":4096,"offset":0,"page_size":4096}]"#;
 
-/// A process that connects, says something that is no handshake, and stays; returns once that was said.
+/// A process that connects, sends something that is no handshake, and stays; returns once that was sent.
 fn knock(socket: &Path, arguments: &[&str]) -> Running {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
     let mut knocking = Running::start(command.arg("knock").arg("--socket").arg(socket).args(arguments));

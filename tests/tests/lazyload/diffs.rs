@@ -1,5 +1,5 @@
-//! Firecracker's Diff files: applied to their parent image without reading what they leave out, and refused where nothing
-//! tells for sure what that is.
+//! Firecracker's Diff files: applied to their parent image without reading the parts that they leave out, and refused
+//! where it is not certain which those are.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -101,7 +101,7 @@ fn diffs_of_a_guest_are_applied_one_after_the_other_and_every_page_is_right() {
     }
 }
 
-/// A file of so many pages with data only where it is given.
+/// A file of so many pages with data in the given ones only.
 fn sparse_file(fixture: &Fixture, name: &str, pages: u64, data: &[(u64, &[u8])]) -> PathBuf {
     let path = fixture.path(name);
     let file = File::create(&path).expect("created");
@@ -171,7 +171,7 @@ fn what_may_be_a_diff_or_a_full_file_is_refused_until_it_is_said() {
     assert_refused(capture(&fixture, &diff, None, Some(&parent)), "--diff");
     assert_refused(capture(&fixture, &filled, None, Some(&parent)), "63 of the 64 pages");
     assert_refused(capture(&fixture, &cut, None, Some(&parent)), "cut short");
-    // Said to be full, each is the whole memory, holes and all.
+    // Declared full, each is the complete memory, holes and all.
     for path in [&diff, &filled, &cut] {
         let (image, _) = capture(&fixture, path, Some(MemoryType::Full), Some(&parent)).expect("captured");
         assert_holds(&image, &std::fs::read(path).expect("read"));

@@ -104,7 +104,7 @@ fn pages_given_back_are_zero_and_never_the_old_ones_again() {
     let saved = Saved::new(PAGES);
     for prefetch in [false, true] {
         let (report, machine) = resume(&saved, prefetch, &["--rounds", "8", "--discard", "4000"]);
-        // The monitor itself looks at each page right after giving it back, the guest meanwhile.
+        // The monitor itself looks at each page right after discarding it, the guest meanwhile.
         let (status, line) = machine.finish();
         let found = json(line);
         assert_eq!(status.code(), Some(0), "{found}");
@@ -115,8 +115,8 @@ fn pages_given_back_are_zero_and_never_the_old_ones_again() {
     }
 }
 
-/// The machine goes on by itself once its memory is whole: what it gives back meanwhile and afterwards is zero, nobody has
-/// to read of it, and all other pages stay what they are.
+/// The machine goes on by itself once its memory is complete: pages discarded meanwhile and afterwards are zero, no
+/// handler has to read of it, and all other pages stay as they are.
 #[test]
 fn a_guest_whose_memory_is_whole_is_let_go() {
     let saved = Saved::new(2048);
@@ -195,7 +195,7 @@ fn a_machine_with_pages_of_another_size_is_refused_and_stopped() {
     assert_eq!(machine.wait().signal(), Some(rustix::process::Signal::KILL.as_raw()));
 }
 
-/// Huge pages that are free, more than there were; given back when dropped.
+/// Huge pages that are free, more than there were; released when dropped.
 struct HugePages {
     before: String,
 }

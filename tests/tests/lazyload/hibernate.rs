@@ -1,5 +1,5 @@
-//! Processes that are put to sleep again before all their memory was there: what userfaultfd had not brought is not in the
-//! dump, and must be in the next wake.
+//! Processes that hibernate again before all their memory was there: pages that userfaultfd had not brought are not in
+//! the dump, and must be in the next resume.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +12,7 @@ use crate::support::{Fixture, wait_for};
 
 const PAGES: usize = 4096;
 
-/// A process that sleeps, and its image.
+/// A hibernated process, and its image.
 fn asleep(fixture: &Fixture, flags: &[&str]) -> (PatternWriter, Image) {
     let mut writer = PatternWriter::start(fixture, PAGES, flags);
     let dumped = fixture.path("dumped");
@@ -21,7 +21,7 @@ fn asleep(fixture: &Fixture, flags: &[&str]) -> (PatternWriter, Image) {
     (writer, image)
 }
 
-/// Wakes a process, has it do something, and dumps it at once.
+/// Resumes a process, has it do something, and dumps it at once.
 fn wake_and_dump(
     fixture: &Fixture,
     image: &Image,
@@ -41,7 +41,7 @@ fn wake_and_dump(
     dumped
 }
 
-/// Wakes a process and has it look at every page.
+/// Resumes a process and has it look at every page.
 fn check(fixture: &Fixture, image: &Image, writer: &mut PatternWriter, name: &str) {
     let (report, ()) = resume(fixture, image, writer, (name, true, &[]), |writer, _| {
         assert_eq!(writer.ask("check"), "ok");
@@ -91,7 +91,7 @@ fn changes_before_the_dump_are_kept() {
     let (next, again) = captured(&fixture, &dumped, &image);
     assert!(again.not_brought > 2000, "{again:?}");
     check(&fixture, &next, &mut writer, "checked");
-    // What was given back is zero, whichever image is the parent: the bytes come from the one that was woken.
+    // Discarded pages are zero, whichever image is the parent: the bytes come from the one that was resumed.
     let (alone, _) = capture(&fixture, &dumped, None);
     check(&fixture, &alone, &mut writer, "checked alone");
 }
@@ -139,9 +139,9 @@ fn a_dump_of_a_process_that_runs_on_is_whole() {
             assert_eq!(writer.ask("discard 100 400"), "done");
             writer.dump_and_leave_running(&dumped);
             let during = captured(&fixture, &dumped, &image);
-            // Whatever is brought after the dump, the dump lacks it.
+            // Pages brought after the dump are missing from it.
             assert_eq!(writer.ask("check"), "ok");
-            // Something that the dump must not know.
+            // A change that must not be in the dump.
             assert_eq!(writer.ask("discard 600 10"), "done");
             let after = criu::capture(&mut fixture.writer(), &dumped, Some(&image), &Unwatched);
             writer.end();
@@ -166,7 +166,7 @@ fn a_dump_of_a_process_whose_memory_is_all_there_is_taken_as_it_is() {
     let (report, ()) = resume(&fixture, &image, &mut writer, ("wake", true, &[]), |writer, _| {
         wait_for("the process runs", || writer.try_ask("", "where"));
         wait_for("all memory is there", || (!has_missing_pages(writer.pid)).then_some(()));
-        // Nobody hears of this any more: what a whole process does not have is zero.
+        // No handler hears of this any more: pages missing from a complete process are zero.
         assert_eq!(writer.ask("discard 100 400"), "done");
         assert_eq!(writer.ask("move"), "done");
         writer.dump(&dumped);
@@ -200,7 +200,7 @@ fn without_the_knowledge_a_dump_is_refused() {
         assert!(text.contains("no record"), "{text}");
     }
     std::fs::rename(&hidden, &records).expect("back");
-    // A handler that was killed says nothing at the end.
+    // A killed handler reports nothing at the end.
     for entry in std::fs::read_dir(&records).expect("listed") {
         let path = entry.expect("listed").path();
         let text = std::fs::read_to_string(&path).expect("lines");

@@ -1,4 +1,4 @@
-//! Handlers killed at any moment: whoever they served sees right pages or dies, never a zero page.
+//! Handlers killed at any moment: the processes they served see right pages or die, never a zero page.
 //!
 //! The last test is the control: without a supervisor the same death does produce zero pages, and they are found.
 
@@ -17,12 +17,12 @@ use crate::support::{Fixture, Random, Running, json, start_handler, wait_for};
 
 /// How many handlers are killed at least,
 const KILLS: u64 = 40;
-/// and more until so many of them still had somebody to serve.
+/// and more until so many of them still served a process.
 const IN_TIME: u64 = 5;
 /// How often that is tried.
 const KILLS_MAX: u64 = 400;
 
-/// Whether one more is to be killed, after `number` of which `in_time` had somebody to serve.
+/// Whether one more is to be killed, after `number` of which `in_time` still served a process.
 fn more(number: u64, in_time: u64) -> bool {
     assert!(number < KILLS_MAX, "of {number} handlers {in_time} were killed in time");
     number < KILLS || in_time < IN_TIME
@@ -61,7 +61,7 @@ fn a_guest_never_sees_a_zero_page_when_its_handler_is_killed() {
                 assert!(was_killed, "nobody killed the handler");
                 killed += 1;
             }
-            // It connected to nobody: the handler died before it accepted.
+            // It never connected: the handler died before it accepted.
             (Some(101), _) if line.is_none() => {}
             other => panic!("run {number}: {other:?} {line:?}"),
         }
@@ -145,7 +145,7 @@ fn a_process_never_sees_a_zero_page_when_its_handler_is_killed() {
     }
 }
 
-/// Wakes the process without prefetch, lets it touch a little, and makes it wait for a page that nobody brings.
+/// Resumes the process without prefetch, lets it touch a little, and makes it wait for a page that never comes.
 fn wait_for_a_page(
     asleep: &mut Asleep,
     flags: &[&str],
@@ -252,7 +252,7 @@ fn a_child_that_nobody_saw_dies_rather_than_see_zero() {
     let (supervisor, handler) = asleep.wake(&["--supervised"]);
     asleep.writer.ask("where");
     signal(supervisor.pid() as i32, Signal::STOP);
-    // The handler waits for its receipt, and with it all others who fork.
+    // The handler waits for its receipt, and with it all other forking processes.
     let question = asleep.writer.question("brood 1");
     wait_for("the child", || asleep.writer.has_child().then_some(()));
     signal(asleep.writer.pid, Signal::KILL);
@@ -274,7 +274,7 @@ fn a_child_that_nobody_saw_dies_rather_than_see_zero() {
     assert_eq!(asleep.writer.bad_page(), None);
 }
 
-/// Waits until nobody of the process's group is left.
+/// Waits until the process's group is empty.
 fn see_the_group_end(writer: &PatternWriter) {
     let group = Pid::from_raw(writer.pid).expect("a process number");
     wait_for("the end of the whole group", || {

@@ -16,11 +16,11 @@ use crate::support::{Fixture, PATIENCE, wait_for, wait_while};
 pub(crate) struct PatternWriter {
     pub socket: PathBuf,
     pub pid: i32,
-    /// Whoever is its parent: the test at first, the restoring CRIU later.
+    /// Its parent: the test at first, the restoring CRIU later.
     parent: Option<Child>,
     /// The numbers of all its tasks, once it was dumped.
     family: Vec<i32>,
-    /// What CRIU says of the last restore.
+    /// CRIU's log of the last restore.
     restore_log: Option<PathBuf>,
 }
 
@@ -110,7 +110,7 @@ impl PatternWriter {
         assert!(command.args(LOG).status().expect("criu runs").success(), "dump: {}", log(images));
     }
 
-    /// Waits until the numbers of all tasks are free: whoever adopts the children of a killed process reaps them later.
+    /// Waits until the numbers of all tasks are free: the children of a killed process are reaped later by another one.
     pub(crate) fn wait_until_free(&self) {
         let status = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/status")).ok();
         wait_while(|| self.family.iter().find_map(status).map_or(Ok(()), Err));
@@ -200,7 +200,7 @@ pub(crate) fn log(images: &Path) -> String {
     errors(&images.join("dump.log"))
 }
 
-/// What CRIU complains about in a log.
+/// CRIU's complaints in a log.
 fn errors(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     text.lines().filter(|line| line.contains("Error")).collect::<Vec<_>>().join("\n")
@@ -436,7 +436,7 @@ fn a_process_whose_pages_are_broken_dies_rather_than_see_zero() {
     writer.dump(&dumped);
     let (image, _) = capture(&fixture, &dumped, None);
     for (name, prefetch) in [("on demand", false), ("prefetched", true)] {
-        // What CRIU reads by itself comes from the whole store; of the rest the middle, the stamped pages, is broken.
+        // CRIU reads a part by itself from the intact store; of the rest the middle, the stamped pages, is broken.
         let images = fixture.path(name);
         criu::materialize(&image, &fixture.store, &images).expect("materialized");
         let (_copy, broken) = fixture.broken_copy(&image, 0.3..0.6);

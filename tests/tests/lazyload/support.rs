@@ -71,8 +71,8 @@ impl Fixture {
         (image, stats.expect("finished"))
     }
 
-    /// A copy of this store in which a part of each pack of stored memory is broken, opened again. The part is given in
-    /// fractions of the pack.
+    /// A copy of this store in which a part of each pack of stored memory is broken, opened again. The part is stated
+    /// in fractions of the pack.
     pub(crate) fn broken_copy(&self, image: &Image, part: Range<f64>) -> (tempfile::TempDir, Image) {
         let copy = tempfile::tempdir().expect("a directory");
         let status =
@@ -206,7 +206,7 @@ pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     wait_while(|| ask().ok_or_else(|| what.to_owned()))
 }
 
-/// Asks until there is an answer; each refusal says what it is waited for.
+/// Asks until there is an answer; each refusal says why to wait.
 pub(crate) fn wait_while<T>(mut ask: impl FnMut() -> Result<T, String>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {

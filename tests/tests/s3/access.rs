@@ -1,5 +1,5 @@
-//! A bucket that is met through a proxy, and keys that are allowed no more than they need: as a proxy denies it, and as a
-//! server does that enforces the policy of the README.
+//! A bucket that is met through a proxy, and keys that are allowed no more than they need: as a proxy denies it, and as
+//! a server does that enforces the policy of the README.
 
 use crate::{SEAWEED, prefix, seaweed_port, write_keys};
 use std::ffi::OsStr;
@@ -17,7 +17,7 @@ struct Scene {
 
 impl Scene {
     fn new(endpoint: &str) -> Self {
-        // The cluster runs before anybody is sent to it.
+        // The cluster runs before a command needs it.
         let _ = SEAWEED.endpoint();
         let (place, prefix) = (Place::new(), prefix("access"));
         let source = place.path("source");
@@ -143,7 +143,7 @@ fn the_permission_that_lacks_is_named() {
 #[test]
 fn keys_with_the_permissions_of_the_readme_do_everything_and_without_listing_nothing() {
     let mut scene = Scene::limited(None);
-    // Packs that go up in parts.
+    // Packs that are uploaded in parts.
     let words = (0..3_u64 << 20).map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let long: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
     fs::write(scene.place.path("source/long"), &long).unwrap();
@@ -168,7 +168,7 @@ fn keys_with_the_permissions_of_the_readme_do_everything_and_without_listing_not
     }
     scene.use_key(&limited_key(None));
     scene.run(&[], &["check", "--read-data"]).expect(0);
-    // They are limited: elsewhere in the bucket they may nothing.
+    // They are limited: elsewhere in the bucket they are denied.
     scene.prefix = prefix("access");
     scene.run(&[], &["doctor", "--tier", "cold"]).expect(2).complains("AccessDenied");
 }

@@ -1,4 +1,4 @@
-//! A server of the cluster dies while objects are written and read: what was acknowledged stays, whole.
+//! A server of the cluster dies while objects are written and read: acknowledged objects stay, intact.
 
 use crate::examined;
 use std::collections::BTreeMap;

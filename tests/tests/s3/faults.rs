@@ -1,5 +1,5 @@
-//! What networks and tired servers do, one fault at a time, before a real server: the outcome is right, or an error that
-//! says so, within a bound.
+//! Faults of networks and overloaded servers, one at a time, before a real server: the outcome is right, or an error
+//! that says so, within a bound.
 
 use crate::{on_seaweed, seaweed_port};
 use std::sync::Arc;
@@ -33,7 +33,8 @@ impl Scene {
 
     fn with_patience(name: &str, patience: Patience) -> Self {
         let settings = on_seaweed(name);
-        // Not examined: nobody races here, and SeaweedFS respects conditions of uploads in parts only when there is no race.
+        // Not examined: this test has no races, and SeaweedFS respects conditions of uploads in parts only when there
+        // is none.
         let record =
             BucketRecord { guarantees: Guarantees::ALL, examined: store::clock::now(), put_us: 0, get_us: 0 };
         let unknown = S3Tier::new(&settings).unwrap();
@@ -120,7 +121,7 @@ fn answers_that_only_look_right_are_asked_for_again() {
         assert_eq!(error.kind(), Kind::Corrupt, "{fault:?}: {error}");
         assert!(error.to_string().contains("after 4 attempts"), "{error}");
     }
-    // Of a whole object the server keeps the checksum.
+    // Of a complete object the server keeps the checksum.
     for fault in [Fault::FlippedBit, Fault::Shortened] {
         proxy.next(&[fault, fault]);
         assert!(*tier.get("packs/one").unwrap() == *whole, "{fault:?}");
@@ -151,7 +152,7 @@ fn patience_ends_and_says_so() {
         assert!(start.elapsed() < Duration::from_secs(5), "{fault:?}: {:?}", start.elapsed());
         assert_eq!(proxy.requests().len(), 4, "{fault:?}");
     }
-    // What asking again cannot help, and a wait that nobody would wait for.
+    // Errors that a retry cannot help, and a wait that is too long.
     for (fault, kind) in [
         (Fault::Status(403), Kind::Invalid),
         (Fault::Status(400), Kind::Invalid),
@@ -176,12 +177,12 @@ const WRITE_FAULTS: [Fault; 9] = [
     Fault::Hang,
 ];
 
-/// A PUT of an object or of a part, a completed upload: what changes something.
+/// A request that changes something: a PUT of an object or of a part, a completed upload.
 fn is_write(request: &Message) -> bool {
     request.first.starts_with("PUT ") || request.first.starts_with("POST ")
 }
 
-/// Does this to the first write, and no harm to other requests.
+/// Applies this fault to the first write, and none to other requests.
 fn first_write(fault: Fault) -> impl FnMut(&Message) -> Fault + Send {
     let mut left = Some(fault);
     move |request| if is_write(request) { left.take().unwrap_or(Fault::None) } else { Fault::None }
@@ -197,7 +198,7 @@ fn a_write_whose_answer_is_lost_is_still_one_write() {
         assert!(tier.put_if_absent(&key, b"ours").unwrap(), "{fault:?}: it was our own");
         proxy.script(first_write(fault));
         assert!(!tier.put_if_absent(&key, b"late").unwrap(), "{fault:?}: another was there");
-        // Even the very same bytes are somebody else's when somebody else wrote them.
+        // Even the very same bytes belong to another writer when that wrote them.
         proxy.script(first_write(fault));
         assert!(!tier.put_if_absent(&key, b"ours").unwrap(), "{fault:?}: another's, though the same");
         proxy.script(first_write(fault));
@@ -225,7 +226,7 @@ fn a_swap_that_cannot_be_told_from_another_is_an_error() {
             }
             match writes.fetch_add(1, Ordering::SeqCst) {
                 0 => fault,
-                // Before it is sent again, another host changes what is there.
+                // Before it is sent again, another host changes the object.
                 _ => {
                     let current = direct.get(&place).unwrap().to_vec();
                     assert_eq!(current == b"ours", applied);
@@ -274,7 +275,7 @@ fn packs_go_up_in_parts_through_every_fault() {
         assert!(*direct.get(&key).unwrap() == *pack, "{fault:?}");
         count += 1;
     }
-    // A part that never arrives: nothing is there, and what was sent is given back.
+    // A part that never arrives: no object is there, and the upload is aborted.
     proxy.script(
         |request| if request.first.contains("partNumber=2") { Fault::Status(503) } else { Fault::None },
     );

@@ -1,4 +1,5 @@
-//! A bucket that respects no condition: fit for one owner of each key, who looks before it writes, and for nobody else.
+//! A bucket that respects no condition: fit for one owner of each key, which looks before it writes, and for no other
+//! use.
 
 use crate::{examined, prefix};
 use std::sync::Arc;

@@ -128,7 +128,7 @@ fn processes_of_several_hosts_share_a_bucket() {
     }
 }
 
-/// Patience that outlasts what `storm` does.
+/// Retries that outlast `storm`.
 const PATIENCE: Patience = Patience {
     connect: Duration::from_secs(2),
     request: Duration::from_millis(900),
@@ -178,7 +178,7 @@ fn whole_lives_come_through_storms_of_faults() {
             });
             match outcome {
                 Ok(_) => commits += 1,
-                // An answer that was lost beside a change of somebody else's; nobody else is here.
+                // A lost answer looks like another writer's change; there is no other writer here.
                 Err(error) => {
                     assert_eq!(error.kind(), Kind::Unavailable, "seed {seed}, version {version}: {error}");
                     refused += 1;
@@ -211,7 +211,7 @@ fn largest_pack(tier: &dyn Tier) -> String {
     packs.into_iter().max_by_key(|info| info.len_bytes).unwrap().key
 }
 
-/// What rots in a bucket is found and mended from the copy that a host has near; a second host then reads it.
+/// Damage in a bucket is found and repaired from a host's local copy; a second host then reads it.
 #[test]
 fn a_damaged_pack_in_a_bucket_is_mended_from_a_host_s_copy() {
     let place = Place::new();

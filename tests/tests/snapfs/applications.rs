@@ -1,4 +1,4 @@
-//! Programs that lean hard on a file system, run on a mount.
+//! Programs that stress a file system, run on a mount.
 
 use crate::{HELPER, run};
 use std::fs;
@@ -68,7 +68,7 @@ while True:
     print(n, flush=True)
 ";
 
-/// Prints what the integrity check says, how many rows there are and the highest number.
+/// Prints the result of the integrity check, the number of rows and the highest number.
 const CHECKER: &str = "
 import sqlite3, sys
 base = sqlite3.connect(sys.argv[1])

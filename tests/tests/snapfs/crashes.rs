@@ -1,4 +1,4 @@
-//! The serving process dies, the disk is full, somebody is in the way.
+//! The serving process dies, the disk is full, another process is in the way.
 
 use crate::HELPER;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
@@ -25,7 +25,7 @@ impl SmallDisk {
         Self(path.to_owned())
     }
 
-    /// Leaves not a byte.
+    /// Leaves not a byte free.
     fn fill(&self) {
         let mut filler = File::create(self.0.join("filler")).unwrap();
         while filler.write(&[1; 4096]).is_ok_and(|written| written > 0) {}
@@ -120,7 +120,7 @@ fn a_serving_thread_that_dies_ends_the_mount_instead_of_hanging_whoever_waits() 
     let world = World::with_empty_base(HELPER);
     let mut served = world.mount("base", "mnt", "upper", &[]);
     fs::write(served.path("file"), "kept").unwrap();
-    // Where overflows are checked, as in tests and not in what is released, the FUSE library panics over this time.
+    // With overflow checks, as in tests and not in releases, the FUSE library panics over this time.
     let impossible = Timespec { tv_sec: i64::MIN, tv_nsec: 1 };
     let times = Timestamps { last_access: impossible, last_modification: impossible };
     let answer = utimensat(CWD, served.path("file"), &times, AtFlags::empty());
@@ -202,7 +202,7 @@ fn a_full_disk_refuses_writes_keeps_the_rest_and_recovers_when_files_go() {
     served.unmount();
 }
 
-/// Whatever filled the disk, small changes included: removing, cutting and punching go on.
+/// However the disk was filled, small changes included: removing, cutting and punching go on.
 #[test]
 fn a_disk_full_of_small_changes_can_still_be_emptied() {
     let world = World::new(HELPER);

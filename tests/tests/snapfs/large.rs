@@ -1,4 +1,4 @@
-//! Sizes: what a mount and a write cost does not follow the size of the tree or of the file.
+//! Sizes: the cost of a mount and of a write does not follow the size of the tree or of the file.
 
 use crate::HELPER;
 use std::collections::BTreeMap;
@@ -11,14 +11,14 @@ use tests::snapfs_mount::World;
 
 /// Length of each of many files: together they are much more than a mount may keep of them.
 const SHORT_LEN: usize = 600;
-/// How long it may take until memory is given back: the kernel has to tell that it forgot 100,000 files, and some seconds
+/// How long it may take until memory is freed: the kernel has to report that it forgot 100,000 files, and some seconds
 /// pass without a use.
 const FREED_MAX: Duration = Duration::from_secs(60);
-/// What a mount may keep in memory of a file that the kernel knows.
+/// Memory that a mount may keep of a file that the kernel knows.
 const KNOWN_FILE_MAX_BYTES: u64 = 520;
-/// What it may take more than at its begin when it knows and keeps nothing: pages of its heap on which something lies.
+/// Growth over its start when it knows and keeps nothing: pages of its heap that are still in part used.
 const LEFT_MAX_BYTES: u64 = 6 << 20;
-/// What it may take while it is read: 16 MiB of decoded frames, and what its threads have in hand.
+/// Memory that it may take while it is read: 16 MiB of decoded frames, and its threads' buffers.
 const READING_MAX_BYTES: u64 = 48 << 20;
 
 fn disk_bytes(directory: &Path) -> u64 {
@@ -53,7 +53,7 @@ fn a_write_into_a_large_file_costs_blocks() {
     served.unmount();
 }
 
-/// What file `number` of each directory holds.
+/// The content of file `number` of each directory.
 fn short_content(number: u32) -> Vec<u8> {
     vec![number as u8; SHORT_LEN]
 }
@@ -148,10 +148,10 @@ fn what_a_mount_knew_of_files_goes_when_the_kernel_forgets_them() {
     assert_eq!(files, 100_000);
     let known = own_bytes(served.pid());
     assert!(known > idle + (30 << 20), "{idle} bytes idle, {known} with 100,000 files known");
-    // What was decoded goes by itself.
+    // Decoded frames are dropped by themselves.
     await_memory(served.pid(), idle + 100_000 * KNOWN_FILE_MAX_BYTES, || ());
     assert_eq!(fs::read(served.path("042/0042")).unwrap(), short_content(42));
-    // What was used since the last call only loses its mark in this one, and the kernel tells of what it forgot after it.
+    // A file used since the last call only loses its mark in this one, and the kernel reports what it forgot after it.
     let drop_caches = || fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
     await_memory(served.pid(), idle + LEFT_MAX_BYTES, drop_caches);
     assert_eq!(fs::read(served.path("099/0999")).unwrap(), short_content(999));

@@ -19,7 +19,7 @@ struct Line {
     cookie: u64,
 }
 
-/// Whoever reads a directory, a small buffer at a time.
+/// A reader of a directory, with a small buffer.
 struct Reader {
     directory: OwnedFd,
     seen: Vec<Line>,
@@ -34,7 +34,7 @@ impl Reader {
         Self { directory, seen: Vec::new(), expected: BTreeSet::new() }
     }
 
-    /// Reads what one call gives with a buffer of this length; false at the end.
+    /// Reads the entries of one call with a buffer of this length; false at the end.
     fn read(&mut self, buffer_len: usize) -> bool {
         let mut buffer = Vec::with_capacity(buffer_len);
         let mut lines = RawDir::new(&self.directory, buffer.spare_capacity_mut());

@@ -1,4 +1,4 @@
-//! snapfs on a real kernel mount: what a user of a mounted snapshot relies on.
+//! snapfs on a real kernel mount: the behaviour that users of a mounted snapshot rely on.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics, its helpers too")]
 
 mod applications;
@@ -37,7 +37,7 @@ fn as_nobody(script: &str, path: &Path) -> bool {
     command.status().expect("a shell").success()
 }
 
-/// Runs a program and gives what it prints; panics with all of it when it fails.
+/// Runs a program and returns its output; panics with all of it when it fails.
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let (said, complained) =

@@ -109,7 +109,7 @@ fn renames_replace_exchange_and_refuse() {
     served.unmount();
 }
 
-/// By this an overlayfs on top of a mount marks what it has removed.
+/// An overlayfs on top of a mount marks removed names by this.
 #[test]
 fn a_rename_can_leave_a_whiteout() {
     let (world, served) = planted();
@@ -146,7 +146,7 @@ mount -t overlay overlay -o lowerdir=lower,upperdir=mnt/up,workdir=mnt/work merg
 umount merged
 "#;
 
-/// Shows what an overlayfs makes of the same upper directory once more.
+/// Mounts an overlayfs over the same upper directory once more, and shows it.
 const OVERLAY_AGAIN: &str = r#"
 set -e
 cd "$0"

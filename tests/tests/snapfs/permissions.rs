@@ -1,4 +1,4 @@
-//! Who may do what: access control lists and set-id bits are on a mount what they are on the file system beside it.
+//! Permissions: access control lists and set-id bits are on a mount what they are on the file system beside it.
 
 use crate::{HELPER, run};
 use std::path::Path;

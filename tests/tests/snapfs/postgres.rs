@@ -1,4 +1,4 @@
-//! PostgreSQL on a mount: what it committed is there after it, or the process of its mount, is killed.
+//! PostgreSQL on a mount: its commits are there after it, or the process of its mount, is killed.
 
 use crate::{HELPER, run};
 use std::fs;
@@ -10,10 +10,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tests::snapfs_mount::World;
 
-/// How long a server may take to start or, once its head is gone, to end.
+/// How long a server may take to start or, once its first process is gone, to end.
 const SERVER_MAX: Duration = Duration::from_secs(60);
 
-/// What pgbench keeps equal in every transaction, and whether every row of the ledger is there.
+/// The sums that pgbench keeps equal in every transaction, and whether every row of the ledger is there.
 const CHECK: &str = "
     select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history)
        and (select sum(tbalance) from pgbench_tellers) = (select sum(delta) from pgbench_history)
@@ -56,7 +56,7 @@ impl Cluster {
         command
     }
 
-    /// Starts it and waits until it answers; it recovers what it had committed first.
+    /// Starts it and waits until it answers; it recovers its earlier commits first.
     fn start(&self) -> Child {
         let mut command = self.command("postgres");
         command.args(["-c", "listen_addresses=", "-k"]).arg(&self.socket).arg("-D").arg(&self.files);
@@ -64,7 +64,7 @@ impl Cluster {
         let started = Instant::now();
         while !self.command("pg_isready").arg("-q").status().unwrap().success() {
             if server.try_wait().unwrap().is_some() {
-                // The children of the server before have not all missed their head yet.
+                // Not all children of the server before have noticed the end of its first process yet.
                 server = command.spawn().expect("postgres");
             }
             assert!(started.elapsed() < SERVER_MAX, "the server answers");

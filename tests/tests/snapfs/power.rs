@@ -1,4 +1,4 @@
-//! A real power cut under an upper: what fsync was answered for is there at the next mount, whole and under its name.
+//! A real power cut under an upper: data that fsync confirmed is there at the next mount, complete and under its name.
 
 use crate::HELPER;
 use std::fs::{self, File};
@@ -54,7 +54,7 @@ fn what_was_synced_is_there_after_a_power_cut() {
             log.write_all_at(&[piece; 4096], u64::from(round) * 4096).unwrap();
             log.sync_data().unwrap();
         }
-        // Nobody asked for this to be durable: it is there as a whole or not at all.
+        // This was never synced: it is there completely or not at all.
         base.write_all_at(&[0xee; 9000], 0).unwrap();
         disk.cut_power();
         drop((base, log));

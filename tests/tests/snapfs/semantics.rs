@@ -14,7 +14,7 @@ use tests::snapfs_mount::World;
 /// How long a mount may be in use by processes that are just being started.
 const BUSY_MAX: Duration = Duration::from_secs(5);
 
-/// Tries calls on `file` in a directory and prints what becomes of each: `ok`, or the name of the error.
+/// Tries calls on `file` in a directory and prints the result of each: `ok`, or the name of the error.
 const TRY_CALLS: &str = r#"
 import ctypes, errno, fcntl, os, struct, sys
 
@@ -159,7 +159,7 @@ fn a_mount_can_be_made_read_only_and_writable_again() {
     assert_eq!(errno(fs::write(&file, "refused")), Some(Errno::ROFS));
     assert_eq!(errno(File::create(served.path("new"))), Some(Errno::ROFS));
     assert_eq!(fs::read(&file).unwrap(), b"before");
-    // What was changed before can be made a snapshot.
+    // Earlier changes can be made a snapshot.
     let report = served.freeze("base");
     assert_eq!(fs::read(world.restore(&report.snapshot, "restored").join("file")).unwrap(), b"before");
     remounted("rw", &served.mountpoint);
@@ -174,7 +174,7 @@ fn a_mount_can_be_made_read_only_and_writable_again() {
     served.unmount();
 }
 
-/// Whom a set-user-id program of root runs as when nobody starts it; `None` when it cannot be run.
+/// The user that a set-user-id program of root runs as when `nobody` starts it; `None` when it cannot be run.
 fn runs_as(program: &Path) -> Option<String> {
     let output = Command::new(program).arg("-u").uid(65_534).gid(65_534).output().ok()?;
     Some(String::from_utf8(output.stdout).unwrap().trim().to_owned())

@@ -1,4 +1,4 @@
-//! What programs go by to see whether a file changed: device, inode number, length, modification and change time.
+//! The fields that tell programs whether a file changed: device, inode number, length, modification and change time.
 
 use crate::{HELPER, run};
 use rustix::fs::{self as sys, AtFlags, CWD, Timespec, Timestamps};
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use tests::snapfs_mount::{Served, World};
 
-/// All that a program compares but the device, which the kernel gives to the next mount again.
+/// All that a program compares but the device, which the kernel assigns to the next mount again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 struct Stamp {
     ctime: (i64, i64),

@@ -1,4 +1,4 @@
-//! What goes on while a freeze needs changes to stand still, and what a freeze of a file holds that is written all the time.
+//! Requests during a freeze, which holds changes back, and the snapshot of a file that is written all the time.
 
 use crate::HELPER;
 use std::fs::{self, File, Permissions};
@@ -12,7 +12,7 @@ use tests::snapfs_mount::{Served, World};
 
 /// More than a mount has threads.
 const CALLERS: usize = 9;
-/// Whoever waits longer for an answer waits for the freeze.
+/// A caller that waits longer for an answer waits for the freeze.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 const BLOCK: usize = 4096;
 /// Odd, so that the blocks of a file are written in an order that meets each of them once.
@@ -44,7 +44,7 @@ fn change(served: &Served, caller: usize) {
     }
 }
 
-/// Waits until a thread of this process stands in the kernel with a change.
+/// Waits until a thread of this process is blocked in the kernel with a change.
 fn await_standing(thread: u32) {
     let state = || fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
     let waits = || state().rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with('R'));
@@ -53,7 +53,7 @@ fn await_standing(thread: u32) {
     }
 }
 
-/// All that only reads, of what nobody has looked at before.
+/// All calls that only read, of names not looked up before.
 fn read_all(served: &Served) {
     let quiet = served.path("quiet");
     assert_eq!(fs::read_dir(&quiet).unwrap().count(), 20);
@@ -108,7 +108,7 @@ fn reading_goes_on_while_more_changes_wait_for_a_freeze_than_the_mount_has_threa
         drop(released);
         freeze.join().unwrap()
     });
-    // All that waited was done, and is not in the snapshot.
+    // All waiting changes were done, and are not in the snapshot.
     assert_changed(&served.mountpoint);
     let restored = world.restore(&snapshot, "restored");
     assert_eq!(fs::read(restored.join("changed")).unwrap(), b"before the freeze");
@@ -140,7 +140,7 @@ fn write_number(file: &File, number: u64, blocks: u64) {
     file.write_all_at(&number.to_le_bytes().repeat(BLOCK / 8), place).unwrap();
 }
 
-/// What the blocks hold after all writes up to `last`, and no later one.
+/// The blocks after all writes up to `last`, and no later one.
 fn numbers_after(last: u64, blocks: u64) -> Vec<u64> {
     let mut numbers = vec![0; blocks as usize];
     for number in last.saturating_sub(blocks - 1)..=last {

@@ -114,7 +114,9 @@ fn stress_ng_finds_nothing_wrong() {
     let mut command = Command::new("stress-ng");
     match is_long() {
         // All but the one of binderfs, which mounts a file system of its own.
-        true => command.args(["--class", "filesystem", "--exclude", "binderfs", "--seq", "2", "--timeout", "5s"]),
+        true => {
+            command.args(["--class", "filesystem", "--exclude", "binderfs", "--seq", "2", "--timeout", "5s"])
+        }
         false => command.args([
             "--timeout",
             "2s",

@@ -1,4 +1,4 @@
-//! Backups one after the other: what did not change is not read, what changed is, and what cannot be read is told.
+//! Backups one after the other: unchanged files are not read, changed ones are, and unreadable ones are reported.
 
 use crate::scratch::Scratch;
 use crate::trees::back_up;
@@ -206,7 +206,7 @@ fn unreadable_files_are_told_and_the_rest_is_kept() {
     assert_eq!(error.unwrap_err().kind(), Kind::NotFound);
 }
 
-/// A program that runs with its owner's rights must not come back with those of whoever restores it.
+/// A program that runs with its owner's rights must not be restored with those of the restoring user.
 #[test]
 fn a_restore_by_another_user_lends_nobody_that_users_rights() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
-//! Every crash point of a whole life: for each mutating operation of a scenario the power goes before it or after it, or
-//! it fails once. Then, with the old local state and with none, on the tier that survived: nothing acknowledged is lost,
-//! nothing else is named, a full check finds nothing, and the store takes new writes.
+//! Every crash point of a scenario: for each mutating operation the power goes before it or after it, or it fails once.
+//! Then, with the old local state and with none, on the tier that survived: nothing acknowledged is lost, nothing else
+//! is named, a full check finds nothing, and the store takes new writes.
 
 use crate::scratch::Scratch;
 use gc::CollectOptions;
@@ -12,7 +12,7 @@ use tests::model::{Histories, State, assert_clean, draft_of, sample_files, sampl
 
 const SEED: u64 = 42;
 
-/// What was acknowledged, and what the step under way would make of it.
+/// The acknowledged state, and the state after the step under way.
 #[derive(Default)]
 struct Acks {
     exists: bool,
@@ -36,7 +36,7 @@ impl Acks {
         let mut writer = store.writer("crash test")?;
         let committed = write(&mut writer, name, version, &state);
         if committed.is_err() {
-            // A writer that failed refuses to go on, whatever the tier does by now.
+            // A failed writer refuses to go on, even if the tier works again.
             assert!(writer.put_chunk(b"more").is_err());
             assert!(writer.commit(name, SnapshotDraft::default()).is_err());
         }
@@ -71,7 +71,7 @@ fn with_memory(version: u64) -> State {
     State { files: None, memory: Some(sample_memory(SEED, version)) }
 }
 
-/// A life: init, commits, captures, forgets, collections and an index rebuild, until the first failure.
+/// Init, commits, captures, forgets, collections and an index rebuild, until the first failure.
 fn live(config: &StoreConfig, acks: &mut Acks) -> Result<()> {
     let store = Store::init(config)?;
     acks.exists = true;
@@ -85,7 +85,7 @@ fn live(config: &StoreConfig, acks: &mut Acks) -> Result<()> {
     acks.commit(&store, "app", 2, both)?;
     collect(&store, 3)?;
     acks.forget(&store, "vm", 1)?;
-    // What was forgotten comes again while it is condemned.
+    // Forgotten chunks are stored again while they are condemned.
     collect(&store, 1)?;
     acks.commit(&store, "web", 0, with_files(0))?;
     store::rebuild_index(&store, &Unwatched)?;
@@ -105,7 +105,7 @@ fn collect(store: &Store, cycles: u32) -> Result<()> {
     gc::collect(store, &CollectOptions { dry_run: false, cycles }, &Unwatched).map(|_| ())
 }
 
-/// Everything acknowledged is there, and nothing is there that nobody wrote.
+/// Everything acknowledged is there, and nothing that was never written.
 fn assert_survived(store: &Store, acks: &Acks, context: &str) {
     for found in store.refs().list().unwrap_or_else(|error| panic!("{context}: {error}")) {
         let acked = acks.done.get(&found.name).cloned().unwrap_or_default();
@@ -134,7 +134,7 @@ fn assert_survived(store: &Store, acks: &Acks, context: &str) {
     }
 }
 
-/// Reopens what survived, with local state as given.
+/// Reopens the surviving tier, with local state as given.
 fn recover(survivor: &MemoryTier, state: &Path, acks: &Acks, context: &str) {
     let config = StoreConfig {
         cache_bytes: 4 << 20,
@@ -165,7 +165,7 @@ fn copy(acks: &Acks) -> Acks {
     Acks { committing: acks.committing.clone(), forgetting: acks.forgetting, ..Acks::default() }
 }
 
-/// Lives with one fault and recovers; gives whether the fault was met.
+/// Runs the scenario with one fault and recovers; returns whether the fault was met.
 fn crash_at(operation: u64, fault: Fault) -> bool {
     let memory = MemoryTier::new();
     let tier = FaultTier::new(Arc::new(memory.clone()), operation, fault);

@@ -1,5 +1,5 @@
-//! Damage: any bit of any object flipped, any pack cut at any byte, objects gone or swapped. A read gives an error or the
-//! right bytes, never others; a full check finds every flip there is.
+//! Damage: any bit of any object flipped, any pack cut at any byte, objects gone or swapped. A read returns an error or
+//! the right bytes, never others; a full check finds every flip there is.
 
 use crate::scratch::{Scratch, copy_of, overwrite};
 use std::sync::Arc;
@@ -110,7 +110,7 @@ fn read_all(config: &StoreConfig) -> Result<Vec<(String, State)>> {
     Ok(states)
 }
 
-/// Whether opening or a full check tells of a problem.
+/// Whether opening or a full check reports a problem.
 fn is_found(config: &StoreConfig) -> bool {
     let Ok(store) = Store::open(config) else { return true };
     let checked = store::check(&store, CheckOptions { read_data: true }, &Unwatched);

@@ -1,4 +1,4 @@
-//! Page groups stored as deltas against a group of the parent: what they cost, who may count on them, what damage does.
+//! Page groups stored as deltas against a group of the parent: their cost, their permitted uses, the effect of damage.
 
 use crate::scratch::Scratch;
 use gc::CollectOptions;
@@ -22,7 +22,7 @@ fn noise(seed: u64) -> Memory {
     }
 }
 
-/// Changes a few bytes of so many pages that are near each other.
+/// Changes a few bytes of so many pages that are close together.
 fn visit(memory: &mut Memory, random: &mut Random, count: usize) {
     let space = memory.spaces.get_mut(&0).unwrap();
     let near = random.below(PAGES as usize / GROUP_PAGES) * GROUP_PAGES;
@@ -91,7 +91,7 @@ fn fifty_hibernations_cost_what_changed_and_the_last_reads_like_the_first() {
         assert!(memory_of_store(&store, &image.id()).unwrap() == *expected);
         bases.extend(deltas(&image).into_iter().map(|(_, base)| base));
     }
-    // Depth one: whatever is a base is stored whole.
+    // Depth one: every base is stored in full.
     for base in &bases {
         assert!(store.index().find(base).into_iter().any(|place| !place.is_delta()));
     }
@@ -117,7 +117,7 @@ fn a_chunk_that_is_there_as_a_delta_is_stored_again_for_a_file() {
     assert_eq!(writer.stats().new_bytes, bytes.len() as u64, "no delta stands in for it");
     assert_eq!(writer.put_chunk(&bytes).unwrap(), chunk);
     assert_eq!(writer.stats().new_bytes, bytes.len() as u64, "what was stored whole does");
-    // Whoever needs the chunk whole keeps it whole, when nothing keeps the delta and its base.
+    // A writer that needs the chunk in full keeps it in full, when nothing keeps the delta and its base.
     let parent = sleep_of_one_group(&mut writer, &bytes, "whole");
     drop(writer);
     assert_eq!(deltas(&image_of(&store, &parent)), []);
@@ -230,7 +230,7 @@ fn deltas_lie_as_the_document_says() {
         assert_eq!(listed.map_or_else(|| id_of_group(*base as usize), other), *base_id);
         assert!(found.contains(&(id_of_group(*group as usize), *base_id)), "the frame names the same base");
     }
-    // Who has no deltas writes what version 1 always was.
+    // A page table without deltas is still version 1.
     let first = store.snapshot(&store.resolve("vm~1").unwrap()).unwrap().image.unwrap();
     let table = store.read_chunk(&first.chunk()).unwrap();
     assert_eq!(document["Page table"].number(&table, "format version"), 1);

@@ -76,7 +76,7 @@ fn a_disk_without_inodes_keeps_what_was_acknowledged_and_says_that_it_is_full() 
     fill_until_full(&Disk::new("size=64m,nr_inodes=60"));
 }
 
-/// Not a byte is left: what was kept back lets the way out be taken, and is kept back again.
+/// Not a byte is left: the reserve lets the disk be freed, and is kept again.
 #[test]
 fn a_disk_full_to_the_last_byte_can_be_freed_and_written_again() {
     let disk = Disk::new("size=8m");
@@ -122,7 +122,7 @@ fn a_disk_that_cannot_be_written_is_read_and_stays_as_it_is() {
         assert_eq!(error.kind(), Kind::Invalid, "{error}");
         assert!(error.to_string().contains("read-only"), "{error}");
     }
-    // Local state elsewhere makes a writer of it no more than before.
+    // Local state elsewhere does not make it writable.
     let elsewhere = Scratch::over(Arc::new(LocalTier::new(disk.path())));
     let error = elsewhere.open().writer("test").map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("read-only"), "{error}");

@@ -1,5 +1,5 @@
-//! Domains: nothing of one opens in another, everybody depends on the public one and on nobody else, keys rotate under
-//! readers and writers, and what was destroyed is gone. The plain domain goes on as it was.
+//! Domains: nothing of one opens in another, every domain depends on the public one and on no other, keys rotate under
+//! readers and writers, and destroyed data is gone. The plain domain goes on as it was.
 
 use crate::scratch::overwrite;
 use gc::CollectOptions;
@@ -16,7 +16,7 @@ use tests::tenants::{Tenants, write_key};
 
 const DOMAINS: [&str; 4] = ["default", "acme", "other", "public"];
 
-/// Commits the sample files and memory of a seed to `web` and gives what was new of them in bytes.
+/// Commits the sample files and memory of a seed to `web` and returns the number of new bytes.
 fn commit(store: &Store, seed: u64) -> (SnapshotId, u64) {
     let mut writer = store.writer("test").unwrap();
     let id = commit_with(&mut writer, seed);
@@ -145,7 +145,7 @@ fn tenants_depend_on_the_public_domain_and_on_nobody_else() {
     assert_eq!(new, 0, "all of it is public");
     let (_, in_default) = commit(&tenants.open("default"), 7);
     assert_eq!(in_default, 0);
-    // What only a tenant has is nobody else's to find.
+    // A tenant's own chunks are not found by others.
     let (_, own) = commit(&tenants.open("acme"), 8);
     let (_, others) = commit(&tenants.open("other"), 8);
     assert_eq!((own, others), (commit(&tenants.open("default"), 8).1, own));
@@ -153,7 +153,7 @@ fn tenants_depend_on_the_public_domain_and_on_nobody_else() {
     let (_, public) = commit(&tenants.open("public"), 8);
     assert_eq!(public, own, "the public domain depends on no tenant");
 
-    // The operator forgets; who depends on it keeps it.
+    // The operator forgets; a dependent host keeps it.
     let public = tenants.open("public");
     public.forget("web", |_| true).unwrap();
     collect(&public).unwrap();
@@ -175,7 +175,7 @@ fn who_has_not_the_operators_key_reads_the_public_domain_and_cannot_change_it() 
     for error in [reader.writer("test").map(drop).unwrap_err(), reader.forget("web", |_| true).unwrap_err()] {
         assert_eq!(error.kind(), Kind::Invalid, "{error}");
     }
-    // A wrong key is told from none.
+    // A wrong key is told from a missing one.
     let mut config = tenants.config_of_host("reader", Some("public"), &[]);
     config.domains.keys.common = Some(KeySource::File(tenants.key("acme")));
     let error = Store::open(&config).unwrap().writer("test").map(drop).unwrap_err();
@@ -366,7 +366,7 @@ fn a_destroyed_domain_is_gone_and_its_space_is_freed() {
     assert_sample(&store, &plain, 1);
 }
 
-/// What a domain needs is not known without its keys, or its record: nothing may be deleted then.
+/// The needs of a domain are unknown without its keys or its record: nothing may be deleted then.
 #[test]
 fn the_collector_refuses_where_a_domain_cannot_be_opened() {
     let tenants = Tenants::new();
@@ -426,8 +426,7 @@ fn scrubbing_needs_no_keys() {
     println!("flipped bits found without keys: {found} of {found}");
 }
 
-/// What is used where shows in no session and no lock of an encrypted domain; an upper that is gone holds nothing all the
-/// same.
+/// No session and no lock of an encrypted domain names what is in use; a deleted upper holds nothing all the same.
 #[test]
 fn sessions_of_an_encrypted_domain_name_nothing() {
     let tenants = Tenants::new();

@@ -1,5 +1,5 @@
-//! Operations of the disk that fail: for every n the n-th one of a store's scenario, once or from then on, by an error of the
-//! device or for want of space. Nothing is acknowledged that is not durable, a writer that failed does not go on, and when
+//! Operations of the disk that fail: for every n the n-th one of a store's scenario, once or from then on, by an error
+//! of the device or a full disk. Nothing is acknowledged that is not durable, a failed writer does not go on, and when
 //! the disk works again so does the store.
 
 use crate::sim::{begun, try_all};
@@ -9,7 +9,7 @@ use tests::is_long;
 use tests::scenario::{Scenario, Step, recover};
 use tests::sim_disk::{Fault, Luck, Rules, Survey};
 
-/// Everything that users do, after a fashion.
+/// A sample of everything that users do.
 const LIFE: [Step; 10] = [
     Step::Pin("web"),
     Step::Commit("web"),
@@ -23,7 +23,7 @@ const LIFE: [Step; 10] = [
     Step::Pin("web"),
 ];
 
-/// Lives with the fault, then without it; gives how often the store recovered, and whether the fault was met.
+/// Runs with the fault, then without it; returns how often the store recovered, and whether the fault was met.
 fn fail(fault: Fault) -> (u64, bool) {
     let (disk, acks) = begun();
     let mut scenario = Scenario::on(disk, acks, 100);
@@ -42,7 +42,7 @@ fn fail(fault: Fault) -> (u64, bool) {
     let was_met = scenario.disk.is_fault_met();
     scenario.disk.set_fault(None);
     let context = format!("{fault:?}, which gave {failures:?}");
-    // What was acknowledged is durable, also if the power goes now.
+    // Everything acknowledged is durable, also if the power goes now.
     let mut survey = Survey::of(&scenario.disk);
     survey.advance(survey.len());
     let luck = Luck::Seed(fault.operation);

@@ -1,5 +1,5 @@
-//! Two processes that fight for one store: one is stopped at any moment of its commits, another takes the store from it, and
-//! the first wakes up and goes on as if nothing had happened. Nothing that it then writes counts unless all of it is there.
+//! Two processes that fight for one store: one is stopped at any moment of its commits, another takes the store from
+//! it, and the first goes on as if nothing had happened. Nothing that it then writes counts unless all of it is there.
 
 use crate::kill::parse;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
@@ -56,7 +56,7 @@ fn has_swap_lock(directory: &Path) -> bool {
     HostDisk.is_locked(&directory.join("store/tmp/lock")).is_ok_and(|is_locked| is_locked)
 }
 
-/// What the slow host said of its commits.
+/// The slow host's reports of its commits.
 #[derive(Debug, Default)]
 struct Told {
     acknowledged: Vec<SnapshotId>,
@@ -64,7 +64,7 @@ struct Told {
 }
 
 impl Told {
-    /// Notes what is said until an acknowledgement.
+    /// Records its output until an acknowledgement.
     fn listen(&mut self, slow: &mut Slow) {
         loop {
             match &*slow.next_line() {
@@ -79,7 +79,7 @@ impl Told {
     }
 }
 
-/// Takes the store from whoever has it: fences every session, and collects all that no ref names.
+/// Takes the store from its writer: fences every session, and collects all that no ref names.
 fn take_over(fast: &Store, round: u64) -> u64 {
     let mut fenced = 0;
     for listed in session::alive(fast.sessions(), false).unwrap() {
@@ -91,7 +91,7 @@ fn take_over(fast: &Store, round: u64) -> u64 {
     fast.forget("fast", |entry| entry.snapshot != newest).unwrap();
     let kept = fast.resolve("slow").ok();
     if kept.is_some() && !round.is_multiple_of(3) {
-        // Every third time a commit that sleeps finds the files that it depends on named by nobody any more.
+        // Every third time the files that a stopped commit depends on are no longer named by any ref.
         fast.forget("slow", |_| round % 3 == 1).unwrap();
     }
     gc::collect(fast, &gc::CollectOptions { dry_run: false, cycles: 4 }, &store::Unwatched).unwrap();
@@ -114,7 +114,7 @@ fn a_writer_that_lost_the_store_while_it_was_stopped_writes_nothing_that_counts(
         (0..moment).for_each(|_| std::hint::spin_loop());
         slow.stop();
         while has_swap_lock(directory.path()) {
-            // A swap of a local tier is a moment under a lock, for whose end everybody waits.
+            // A swap of a local tier is a moment under a lock, for whose end all others wait.
             slow.wake();
             (0..1_000).for_each(|_| std::hint::spin_loop());
             slow.stop();

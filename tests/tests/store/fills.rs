@@ -1,5 +1,5 @@
-//! Disks that fill up, over and over: bytes, inodes and descriptors run out at another moment each time. What was acknowledged
-//! is there, the collector runs, and what it frees can be written again.
+//! Disks that fill up, over and over: bytes, inodes and descriptors run out at another moment each time. Acknowledged
+//! commits are there, the collector runs, and the space that it frees can be written again.
 
 use crate::disks::Disk;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -12,12 +12,12 @@ use tests::is_long;
 use tests::model::{Random, assert_clean};
 use tests::power_disk::PowerDisk;
 
-/// A store that is filled, and what must be in it.
+/// A store that is filled, and its expected content.
 struct Filled {
     config: StoreConfig,
     held: Vec<SnapshotId>,
     next_file: u64,
-    /// The last commit failed, by whose last write its snapshot may be there all the same.
+    /// The last commit failed; its last write may have stored the snapshot all the same.
     unsure: bool,
 }
 
@@ -48,7 +48,7 @@ impl Filled {
         Ok(())
     }
 
-    /// Commits until there is no more room; gives the error.
+    /// Commits until there is no more room; returns the error.
     fn fill(&mut self, files: u64) -> store::Error {
         loop {
             if let Err(error) = self.commit(files) {
@@ -62,7 +62,7 @@ impl Filled {
         found.map_or_else(Vec::new, |found| found.history.iter().map(|entry| entry.snapshot).collect())
     }
 
-    /// Takes a commit that failed for what it turns out to be.
+    /// Finds out whether a failed commit took effect.
     fn settle(&mut self) {
         let seen = self.history();
         if std::mem::take(&mut self.unsure) && seen.len() == self.held.len() + 1 {
@@ -130,8 +130,8 @@ fn an_ext4_is_filled_and_freed_over_and_over() {
     disk.unmount();
 }
 
-/// Each step of a store's life with so many descriptors left: it is done, or refused, and then with enough of them it is done.
-/// In a process of its own, since the limit is one of a process.
+/// Each step with only so many descriptors left: it is done, or refused, and then with enough of them it is done. In a
+/// process of its own, since the limit is one of a process.
 #[test]
 fn a_process_without_descriptors_loses_nothing() {
     if std::env::var_os(ALONE).is_none() {

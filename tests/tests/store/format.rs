@@ -31,7 +31,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Where the field lies whose name begins so.
+    /// The offsets of the field whose name begins with `field`.
     fn range(&self, field: &str) -> Range<usize> {
         let found = self.fields.iter().find(|(name, _)| name.starts_with(field));
         found.unwrap_or_else(|| panic!("no field {field:?} in the document")).1.clone()

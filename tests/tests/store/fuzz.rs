@@ -1,5 +1,5 @@
-//! A deterministic fuzzer of every decoder: real records, mutated, most of them sealed again so that the checksum does
-//! not stop what the parser must. Nothing may panic, and what is read is bounded by what was given.
+//! A deterministic fuzzer of every decoder: real records, mutated, most of them sealed again so that they pass the
+//! checksum and reach the parser. Nothing may panic, and output is bounded by the input.
 
 use crate::scratch::{Scratch, copy_of, overwrite};
 use std::sync::Arc;
@@ -85,7 +85,7 @@ fn report(what: &str, count: usize, started: Instant) {
     println!("{what}: {count} mutations in {} ms", started.elapsed().as_millis());
 }
 
-/// Every record with an envelope, its body mutated and sealed again, and also mutated as a whole.
+/// Every record with an envelope, its body mutated and sealed again, and also mutated with its envelope.
 #[test]
 fn records_survive_mutation() {
     const ROUNDS: usize = 4000;

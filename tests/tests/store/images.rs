@@ -57,7 +57,7 @@ fn a_chain_of_children_reads_right_at_every_link_and_stays_flat() {
     for (id, expected) in &chain {
         assert!(memory_of(&store, id) == *expected);
     }
-    // Flat: the last image names groups of all its ancestors, and reading a page is one group whatever the chain.
+    // Flat: the last image names groups of all its ancestors, and reading a page is one group however long the chain.
     let last = store.snapshot(&chain[8].0).unwrap().image.unwrap();
     let image = store.image(&last).unwrap();
     assert!(image.group_count() > 300 / GROUP_PAGES);

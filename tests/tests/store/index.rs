@@ -1,4 +1,5 @@
-//! The index is a cache: deleted, damaged, stale or foreign, everything still reads, and a rebuild gives the same listing.
+//! The index is a cache: deleted, damaged, stale or foreign, everything still reads, and a rebuild has the same
+//! listing.
 
 use crate::scratch::{Scratch, overwrite};
 use crate::sim::try_all;
@@ -171,7 +172,7 @@ fn a_rebuild_waits_for_no_collector_and_removes_nothing_when_a_pack_is_damaged()
     assert_holds(&scratch.open(), &model, "after it");
 }
 
-/// After any history the index is thrown away, in whole or in part, or damaged, and made again: the listing is the same.
+/// After any history the index is lost, all or in part, or damaged, and rebuilt: the listing is the same.
 #[test]
 fn a_thousand_rebuilds_give_the_listing_that_was_there() {
     let histories = if is_long() { 200 } else { 40 };

@@ -1,4 +1,4 @@
-//! A real process writes to a real disk and is killed at any moment: whatever it acknowledged is there.
+//! A real process writes to a real disk and is killed at any moment: everything it acknowledged is there.
 
 use crate::scratch::Scratch;
 use std::io::{BufRead, BufReader};
@@ -22,7 +22,7 @@ pub(crate) fn start(directory: &Path, seed: u64, first: u64, refs: &str) -> Chil
         .unwrap()
 }
 
-/// Runs the writer until a moment after its first acknowledgement that `random` picks; gives all of them.
+/// Runs the writer until a moment after its first acknowledgement that `random` picks; returns all of them.
 fn run_and_kill(directory: &Path, first: u64, random: &mut Random) -> Vec<(u64, SnapshotId)> {
     let mut child = start(directory, SEED, first, "one");
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -75,7 +75,7 @@ fn whatever_a_killed_writer_acknowledged_is_there() {
             );
         }
         if round % 5 == 4 {
-            // What the killed ones left is swept beside everything else.
+            // The remains of killed writers are swept beside everything else.
             gc::collect(&store, &gc::CollectOptions { dry_run: false, cycles: 3 }, &Unwatched).unwrap();
             assert_clean(&store, &format!("round {round}"));
             assert!(store.metadata_tier().list("sessions/").unwrap().is_empty());

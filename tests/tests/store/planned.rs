@@ -11,7 +11,7 @@ use tests::gc_fixture::commit;
 use tests::model::{Memory, Pages, Random, put_memory};
 use tests::tenants::Tenants;
 
-/// A tenant's store over three tiers, and what is on each.
+/// A tenant's store over three tiers, and the content of each.
 struct World {
     tenants: Tenants,
     slower: [MemoryTier; 2],
@@ -80,7 +80,7 @@ impl World {
         Store::open(&config).unwrap()
     }
 
-    /// All that the snapshots need.
+    /// All chunks that the snapshots need.
     fn chunks(&self) -> Vec<ChunkId> {
         let (store, mut chunks) = (self.open(4 << 20), Vec::new());
         let mut reached = Reached::new(&store);

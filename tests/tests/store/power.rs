@@ -1,5 +1,5 @@
 //! A real power cut: a file system that is shut down under a writing process, its journal unflushed, and mounted again.
-//! Whatever the writer acknowledged before is there.
+//! Everything the writer acknowledged before is there.
 
 use crate::kill::{parse, start};
 use std::collections::HashSet;
@@ -27,7 +27,7 @@ fn config(disk: &PowerDisk) -> StoreConfig {
     }
 }
 
-/// Lets a writer run, cuts the power at a moment after its first acknowledgement, and gives all of them.
+/// Lets a writer run, cuts the power at a moment after its first acknowledgement, and returns all of them.
 fn write_and_cut(disk: &PowerDisk, first: u64, refs: &str, random: &mut Random) -> Vec<(u64, SnapshotId)> {
     let mut child = start(&disk.mounted, SEED, first, refs);
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -81,7 +81,7 @@ fn whatever_was_acknowledged_before_a_power_cut_is_there() {
         disk.unmount();
         disk.mount();
         let store = open(&disk);
-        // Every round names all that was acknowledged and reads the newest; the oldest are read again at the end.
+        // Every round names all acknowledged snapshots and reads the newest; the oldest are read again at the end.
         assert_named(&store, &acknowledged, &format!("round {round}"));
         let newest = acknowledged.len().saturating_sub(NEWEST);
         assert_held(&store, &acknowledged[newest..], &format!("round {round}"));

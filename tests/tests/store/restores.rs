@@ -1,4 +1,4 @@
-//! Restores that are got at meanwhile, that are refused something, or that go on where an earlier one ended.
+//! Restores that race with an attacker, are refused something, or go on where an earlier one ended.
 
 use crate::backups::become_user;
 use crate::scratch::Scratch;
@@ -129,7 +129,7 @@ fn a_directory_that_becomes_a_symbolic_link_redirects_no_file_and_no_directory()
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "files went where the link points");
     let after = fs::metadata(&outside).unwrap();
     assert_eq!((after.mode(), after.mtime()), (before.mode(), before.mtime()), "the link was followed");
-    // What was held open went on in the directory that was made; what had to be opened again was refused and told.
+    // Open descriptors still led into the created directory; reopening was refused and reported.
     let arrived = files_of_host(&target.join("moved")).len() as u64 - 1;
     let told = restored.refused.iter().filter(|refused| refused.path.starts_with(target.join("sub"))).count();
     assert!(arrived + told as u64 >= 3400, "{arrived} arrived and {told} were told");
@@ -187,7 +187,7 @@ fn names_beyond_the_largest_number_of_links_are_files_of_their_own() {
     let snapshot = commit(store.writer("test").unwrap(), &entries, Some(linked));
     let disk = Loop::new(place.path(), "ext4");
     for run in ["first", "second"] {
-        // `lost+found` stands in nobody's way.
+        // `lost+found` does not hinder a restore.
         let restored = store::restore(&store, &snapshot, b"", &disk.0, &Unwatched).unwrap();
         let told = shown(&restored.refused);
         assert!(
@@ -202,7 +202,7 @@ fn names_beyond_the_largest_number_of_links_are_files_of_their_own() {
     }
 }
 
-/// The restore of a user whom nothing may stop: directories that nobody may enter, with links out of and into them, and
+/// A user's restore that nothing may stop: directories without any permission, with links out of and into them, and
 /// another user's file.
 #[test]
 fn a_user_restores_links_of_closed_directories_and_owners_are_all_that_is_refused() {
@@ -239,7 +239,7 @@ fn a_user_restores_links_of_closed_directories_and_owners_are_all_that_is_refuse
     assert_same(&files_of_host(&source), &files_of_host(&target));
 }
 
-/// Nothing is set on what a rerun finds: it may be a link to a file outside.
+/// Nothing is set on an object that a rerun finds: it may be a link to a file outside.
 #[test]
 fn a_rerun_takes_over_no_file_that_somebody_linked_in() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! RF2: refs of a domain that signs cannot be put back, dropped, forked or forged behind a host that saw them, by whoever
-//! may write the store; and honest changes, however they interleave, look like nothing of it.
+//! RF2: refs of a domain that signs cannot be put back, dropped, forked or forged behind a host that saw them, by a
+//! writer of the store; and honest changes, however they interleave, raise no alarm.
 
 use crate::scratch::overwrite;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ fn commit(store: &Store, name: &str) {
 enum Attack {
     PutBack,
     Drop,
-    /// Shows the host what another host made of an older state, at the same counter or beyond it.
+    /// Shows the host another host's change of an older state, at the same counter or beyond it.
     Fork,
     /// Puts a record of the same name in place that another domain signed.
     Forge,
@@ -147,7 +147,7 @@ fn what_is_there_can_be_accepted_deliberately() {
     store.domains().trust("acme", None).unwrap();
     assert_eq!(store.refs().list().unwrap().len(), 1);
     commit(&store, "web");
-    // What nobody signed is not accepted.
+    // An unsigned record is not accepted.
     overwrite(&tenants.tier, &key, b"no record");
     assert!(store.domains().trust("acme", None).is_err());
 }

@@ -1,4 +1,4 @@
-//! The dedup budget: however often memory sleeps and whatever changes in between, waking it fetches few frames.
+//! The dedup budget: however often memory hibernates and whatever changes in between, its resume fetches few frames.
 
 use crate::scratch::Scratch;
 use gc::CollectOptions;
@@ -28,7 +28,7 @@ fn equal_pages(memory: &Memory, parent: &Memory) -> u64 {
     pages.filter(|(id, (page, bytes))| before(id, page) == Some(*bytes)).count() as u64
 }
 
-/// One app's memory and its sleeps.
+/// One app's memory and its hibernations.
 struct App {
     store: Store,
     memory: Memory,
@@ -40,7 +40,7 @@ impl App {
         self.store.image(&self.store.snapshot(snapshot).unwrap().image.unwrap()).unwrap()
     }
 
-    /// Sleeps, and demands that nothing is lost, that the pages are counted right, and that the frames are few.
+    /// Hibernates, and asserts that nothing is lost, that the pages are counted right, and that the frames are few.
     fn sleep(&mut self) -> (Image, ImageStats) {
         let before = self.slept.take();
         let parent = before.as_ref().map(|(id, _)| self.image(id));
@@ -92,7 +92,7 @@ fn scattered_changes_of_many_sleeps_leave_an_image_in_few_frames() {
         sum.declined += stats.declined;
     }
     assert!(sum.declined > 0 && sum.declined < sum.new, "few pages pay for it: {sum:?}");
-    // Asleep again without a change: within the limit after one image, and from then on all of it is the parent's.
+    // Hibernated again without a change: within the limit after one image, and from then on all of it is the parent's.
     app.sleep();
     let (image, stats) = app.sleep();
     assert_eq!((stats.declined, stats.same_as_parent), (0, 640));

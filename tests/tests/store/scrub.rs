@@ -1,5 +1,6 @@
-//! Scrubbing: what is damaged is found, told with whom it hurts, and put together again from what is whole anywhere; what
-//! is lost is noted, stored again by writers and given up by the collector; nothing readable is ever lost by any of that.
+//! Scrubbing: damage is found, reported with the affected snapshots, and repaired from intact copies anywhere; lost
+//! frames are recorded, stored again by writers and dropped by the collector; nothing readable is ever lost by any of
+//! that.
 
 mod faults;
 mod flips;
@@ -46,13 +47,13 @@ impl Whole {
         Self { tier, states }
     }
 
-    /// Whatever every snapshot reads as now.
+    /// The bytes that every snapshot reads as now.
     fn read(&self, config: &StoreConfig) -> Vec<Result<State>> {
         let store = Store::open(config).unwrap();
         self.states.iter().map(|(id, _)| state_of_store(&store, id)).collect()
     }
 
-    /// Which snapshots read; none reads as anything else than it is.
+    /// The snapshots that read; none reads as anything but its own content.
     fn readable(&self, config: &StoreConfig, context: &str) -> Vec<bool> {
         let read = self.read(config).into_iter().zip(&self.states);
         read.map(|(read, (_, expected))| match read {
@@ -129,7 +130,7 @@ fn digest(tier: &dyn Tier) -> blake3::Hash {
     hasher.finalize()
 }
 
-/// The offsets that a record says are lost, and nothing for no record.
+/// The offsets that a record says are lost; none without a record.
 fn noted(metadata_tier: &dyn Tier, pack: PackId) -> Vec<u64> {
     let found = store::lost_frames::read(metadata_tier, &store::lost_frames::key_of(pack)).unwrap();
     found.map(|found| found.offsets).unwrap_or_default()

@@ -1,5 +1,5 @@
-//! Many hosts over one bucket: writers never collide, a host sees, reads and deduplicates against what another committed,
-//! a silent bucket leaves what is near readable, and a fenced writer cannot commit.
+//! Many hosts over one bucket: writers never collide, a host sees, reads and deduplicates against another's commits, a
+//! silent bucket leaves local copies readable, and a fenced writer cannot commit.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ fn what_is_near_is_read_while_the_bucket_is_silent_and_writes_are_refused() {
     assert_clean(&host.open(), "after the silence");
 }
 
-/// Another host's collector deletes; the copies near by go with the next run of the mover, and no earlier read is wrong.
+/// Another host's collector deletes; the local copies go with the next run of the mover, and no earlier read is wrong.
 #[test]
 fn what_another_host_collected_leaves_the_hot_tier() {
     let (_bucket, one, two) = two_hosts();
@@ -108,8 +108,8 @@ fn what_another_host_collected_leaves_the_hot_tier() {
     assert_clean(&store, "after the strays went");
 }
 
-/// A host that stops is fenced and its packs collected, between any two operations of its commit: the ref then names the
-/// new snapshot, whole, or what it named before.
+/// A host that stops is fenced and its packs collected, between any two operations of its commit: the ref then names
+/// the complete new snapshot, or the one that it named before.
 #[test]
 fn a_writer_that_is_fenced_between_any_two_steps_commits_whole_or_not_at_all() {
     let (mut places, mut committed, mut fenced) = (0, 0, 0);
@@ -226,7 +226,8 @@ fn without_compare_and_swap_each_ref_has_one_owner_and_one_host_collects() {
     drop(writer);
     let options = gc::CollectOptions { dry_run: false, cycles: 4 };
     assert_eq!(gc::collect(&store, &options, &Unwatched).unwrap_err().kind(), Kind::Invalid);
-    // Rewriting condemns, too: there as well nothing else keeps two apart, nor a rewrite from a collection of its own host.
+    // Rewriting condemns, too: it is refused to a host that does not own the bucket, and beside its own host's
+    // collector.
     let pace = gc::Pace { rate: None, is_stopped: &|| false, progress: &Unwatched };
     assert_eq!(gc::repack_old_epochs(&store, &Unwatched).unwrap_err().kind(), Kind::Invalid);
     assert_eq!(gc::recompress(&store, None, &pace).unwrap_err().kind(), Kind::Invalid);
@@ -239,7 +240,8 @@ fn without_compare_and_swap_each_ref_has_one_owner_and_one_host_collects() {
     assert_clean(&open(1), "after the one collector");
 }
 
-/// Hosts that move one ref at once while others read it: no move is lost, and whatever a reader is told of is all there.
+/// Hosts that move one ref at once while others read it: no move is lost, and every snapshot that a reader sees is
+/// complete.
 #[test]
 fn ten_thousand_moves_of_a_ref_are_atomic_and_seen_whole() {
     const HOSTS: u64 = 4;

@@ -1,5 +1,5 @@
-//! Crashes on a simulated disk (`tests/src/sim_disk`). Every sequence of up to three steps of a store's users, cut at every
-//! change of the disk; processes killed at every change and the power cut after what others built on what they left; long
+//! Crashes on a simulated disk (`tests/src/sim_disk`). Every sequence of up to three steps of a store's users, cut at
+//! every change of the disk; processes killed at every change and the power cut after others built on their work; long
 //! random histories. After each crash other processes read, check, write and collect (`tests/src/scenario.rs`).
 
 use std::collections::HashSet;
@@ -12,7 +12,7 @@ use tests::model::Random;
 use tests::scenario::{Acks, Scenario, Step, recover};
 use tests::sim_disk::{Luck, Rules, SimDisk, Survey};
 
-/// What users do.
+/// The steps of users.
 const STEPS: [Step; 8] = [
     Step::Commit("web"),
     Step::Commit("db"),
@@ -24,7 +24,7 @@ const STEPS: [Step; 8] = [
     Step::Pin("web"),
 ];
 
-/// Tries all of `count` cases, on all cores; gives how many crash points there were in them.
+/// Tries all of `count` cases, on all cores; returns how many crash points there were in them.
 pub(crate) fn try_all(what: &str, count: usize, case: impl Fn(usize) -> u64 + Sync) -> u64 {
     let start = Instant::now();
     let (next, points) = (AtomicUsize::new(0), AtomicU64::new(0));
@@ -47,7 +47,7 @@ pub(crate) fn try_all(what: &str, count: usize, case: impl Fn(usize) -> u64 + Sy
     points
 }
 
-/// A store with a little of everything, all of it durable: what every sequence begins with.
+/// A store with a little of everything, all of it durable: every sequence begins with it.
 pub(crate) fn begun() -> (SimDisk, Acks) {
     let mut scenario = Scenario::on(SimDisk::new(), Acks::default(), 0);
     for step in [
@@ -70,7 +70,7 @@ fn sequence(number: usize, len: usize) -> Vec<Step> {
     (0..len as u32).map(|place| STEPS[number / STEPS.len().pow(place) % STEPS.len()]).collect()
 }
 
-/// Does all but the last of the steps and gives where the last one begins.
+/// Does all but the last of the steps and returns where the last one begins.
 fn live(scenario: &mut Scenario, steps: &[Step]) -> usize {
     let mut last = 0;
     for step in steps {
@@ -127,8 +127,8 @@ fn every_sequence_of_steps_survives_a_crash_after_every_change() {
     assert!(points > 5_000, "only {points} crash points");
 }
 
-/// Processes die after any change, others go on with what they see of it, and then the power goes: what those others
-/// acknowledged is there, though what it is built on was never synced by the dead.
+/// Processes die after any change, others go on with the part that they see, and then the power goes: what those others
+/// acknowledged is there, though the dead never synced what it is built on.
 #[test]
 fn what_is_built_on_a_dead_process_s_work_survives_a_power_cut() {
     let (disk, acks) = begun();
@@ -206,8 +206,7 @@ fn random_life(seed: u64) -> u64 {
     points
 }
 
-/// What a crash finds is only as good as the order in which it was made durable: here every order is looked at, not only
-/// those that a crash was tried at.
+/// A crash tests one order in which objects became durable: here every order is checked.
 #[test]
 fn nothing_becomes_durable_before_what_it_names() {
     let (disk, acks) = begun();
@@ -234,7 +233,7 @@ fn random_lives_survive_crash_after_crash() {
     try_all("random lives", count, |seed| random_life(seed as u64));
 }
 
-/// In these a store whose making was cut short is looked at, and then the power goes.
+/// In these a store whose creation was cut short is read, and then the power goes.
 #[test]
 fn lives_that_found_something_once() {
     for seed in [3737, 5585] {

@@ -1,4 +1,4 @@
-//! Splices against plain bytes: random bases, writes, truncations and extensions; what no change touches keeps its id.
+//! Splices against plain bytes: random bases, writes, truncations and extensions; untouched chunks keep their ids.
 
 use crate::scratch::Scratch;
 use std::collections::HashSet;
@@ -36,7 +36,7 @@ impl File {
         self.mark(offset as u64..end as u64);
     }
 
-    /// A shorter file loses its tail; if it grows again, what comes is zeroes and must not be the old tail.
+    /// A shorter file loses its tail; if it grows again, the growth is zeroes and must not be the old tail.
     fn set_len(&mut self, len: usize) {
         if len < self.bytes.len() {
             self.mark(len as u64..self.bytes.len() as u64);

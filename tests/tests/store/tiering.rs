@@ -1,5 +1,5 @@
-//! Tiers with limits: packs land, move on when there is no room, and are read from wherever they are; metadata stays hot;
-//! nothing is released that was not seen whole on the next tier.
+//! Tiers with limits: packs land, move on when there is no room, and are read from wherever they are; metadata stays
+//! hot; nothing is released that was not seen intact on the next tier.
 
 use crate::scratch::Scratch;
 use std::sync::Arc;
@@ -201,7 +201,7 @@ fn no_failed_step_of_a_move_loses_a_pack() {
     assert!(failures >= 8, "only {failures} failures");
 }
 
-/// A copy that is not what was copied is found before the source goes.
+/// A copy that differs from its source is found before the source goes.
 #[test]
 fn a_tier_that_stores_other_bytes_releases_nothing() {
     #[derive(Debug)]

@@ -1,6 +1,6 @@
-//! A pack that lost its end, at every byte: the store opens, every frame before the cut reads as ever, what was in the others
-//! is an error, and other packs are as they were. Packs are stored whole or not at all, so that no crash does this; a file
-//! system that loses the end of a synced file does.
+//! A pack that lost its end, at every byte: the store opens, every frame before the cut reads as ever, the others are
+//! errors, and other packs are as they were. Packs are stored atomically, so no crash does this; a file system that
+//! loses the end of a synced file does.
 
 use crate::scratch::Scratch;
 use crate::sim::try_all;
@@ -99,7 +99,7 @@ impl Two {
         Self { scratch, tier, long, len_bytes, frames, other }
     }
 
-    /// Reads what is to be read with the pack cut at a byte.
+    /// Reads the chosen frames with the pack cut at a byte.
     fn cut_at(&self, cut: u64, random: &mut Random) {
         let tier = CutTier { whole: self.tier.clone(), key: self.long.key(), len_bytes: cut };
         assert!(read_directory(&tier, self.long).is_err(), "a directory at byte {cut}");

@@ -19,7 +19,7 @@ pub(crate) fn back_up(store: &Store, source: &Path, name: &str) -> BackupReport 
     store::backup(&mut writer, source, name, &BackupOptions::default(), &Unwatched).unwrap()
 }
 
-/// Backs up, restores, and demands that source, store and target are equal; gives the target's directory.
+/// Backs up, restores, and asserts that source, store and target are equal; returns the target's directory.
 fn there_and_back(source: &Path) -> (tempfile::TempDir, Files) {
     let scratch = Scratch::in_directory();
     let store = scratch.open();
@@ -159,7 +159,7 @@ fn links_devices_pipes_and_sockets_come_back() {
         rustix::fs::mknodat(CWD, at(name), kind, Mode::from_raw_mode(0o640), number).unwrap();
     }
     fs::hard_link(at("pipe"), at("sub/pipe-again")).unwrap();
-    // A file with a name outside of what is backed up has one name inside.
+    // A file with another name outside of the backup has one name inside.
     let outside = tempfile::tempdir_in(source.path().parent().unwrap()).unwrap();
     fs::write(at("shared"), "also outside").unwrap();
     fs::hard_link(at("shared"), outside.path().join("name")).unwrap();
@@ -333,7 +333,7 @@ fn deep_tree_there_and_back() {
     assert_clean(&store, "a deep tree");
 }
 
-/// What a hostile writer may have stored: a name twice, first as a link that leads out, then as a directory.
+/// A tree that a hostile writer may store: a name twice, first as a link that leads out, then as a directory.
 #[test]
 fn a_hostile_tree_reaches_nothing_outside_the_target() {
     let place = tempfile::tempdir().unwrap();

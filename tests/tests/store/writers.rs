@@ -26,7 +26,7 @@ fn a_second_writer_in_another_process_is_refused_and_told_who_writes() {
     assert_eq!(error.kind(), Kind::Conflict);
     let name = format!("locked by write loop (pid {})", holder.id());
     assert!(error.to_string().contains(&name), "{error}");
-    // Readers do not care.
+    // Readers are not affected.
     assert!(store.refs().list().unwrap().is_empty());
     drop(store.pin("a reader", &[]).unwrap());
     drop(holder.stdin.take());
@@ -50,7 +50,7 @@ fn of_many_threads_one_writes() {
         });
         assert_eq!(writers.iter().filter(|writer| writer.is_ok()).count(), 1);
         for error in writers.iter().filter_map(|writer| writer.as_ref().err()) {
-            // Named also by those who come before the holder has written its name.
+            // Named also to writers that come before the holder has written its name.
             assert_eq!(error.kind(), Kind::Conflict);
             assert!(error.to_string().contains(&format!("(pid {})", std::process::id())), "{error}");
         }
@@ -136,7 +136,7 @@ fn a_writer_the_collector_and_readers_work_beside_each_other() {
     }
 }
 
-/// Reads the newest snapshot again and again; gives how often it could.
+/// Reads the newest snapshot again and again; returns how often it could.
 fn read_until(scratch: &Scratch, done: &AtomicBool) -> u64 {
     let store = scratch.open();
     let mut reads = 0;
@@ -258,7 +258,7 @@ fn forgets_at_once_lose_none_of_each_other() {
     }
 }
 
-/// Chunks of any length in any order: what was acknowledged reads back.
+/// Chunks of any length in any order: acknowledged chunks read back.
 #[test]
 fn chunks_of_every_length_fit_their_frames() {
     let (scratch, _) = Scratch::in_memory();

@@ -8,7 +8,7 @@ use crate::lexer::code_of;
 use crate::rules::{SourceFile, at, lines};
 
 /// Folders of crates in layers.
-const LAYERED: &[&str] = &["store/src/"];
+const LAYERED: &[&str] = &["store/src/", "lazyload/src/"];
 /// Files that only tests have.
 const TESTS: [&str; 3] = ["testing.rs", "tests.rs", "hostile.rs"];
 

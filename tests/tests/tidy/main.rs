@@ -24,7 +24,7 @@ const EXCEPTIONS: Exceptions = Exceptions {
         ("store/src/host/map.rs", "maps files"),
         ("lazyload/src/sys.rs", "userfaultfd, pidfd and fd passing"),
         ("benches/src/raw_uffd.rs", "the floor of a page fault: mmap and UFFDIO_COPY, nothing else"),
-        ("tests/src/bin/writer.rs", "fork, mremap and madvise over stamped memory"),
+        ("tests/src/bin/pattern_writer.rs", "fork, mremap and madvise over stamped memory"),
         ("tests/src/vmm/guest.rs", "the guest's code is assembled into the program"),
         ("tests/src/vmm/memory.rs", "guest memory is mapped, registered and given back"),
         ("tests/src/vmm/mod.rs", "KVM is told of raw memory"),

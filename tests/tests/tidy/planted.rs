@@ -79,6 +79,14 @@ fn unfinished_code_is_refused() {
 }
 
 #[test]
+fn private_words_are_refused() {
+    for planted in [concat!("// Who", "ever reads it\n"), concat!("Sealed a", "new.\n")] {
+        refused(&rules::words(&file("a.md", planted)), "a.md:1");
+    }
+    accepted(&rules::words(&file("a.rs", "// a new file of the manewal\n")));
+}
+
+#[test]
 fn sleeping_is_refused_but_where_a_table_says_why() {
     let sleeps = "std::thread::sleep(wait);\n";
     refused(&rules::forbidden_code(&file("a.rs", sleeps), &[]), "thread::sleep");

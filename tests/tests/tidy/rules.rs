@@ -61,6 +61,19 @@ const FORBIDDEN_CODE: &[&str] = &["todo!", "unimplemented!", "dbg!", "#[ignore"]
 /// Words that no line has, comments included.
 const FORBIDDEN_TEXT: &[&str] = &[concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
 
+/// Private words of earlier versions and old forms, with the plain word.
+const WORDS: &[(&str, &str)] = &[
+    (concat!("who", "ever"), "name the process, the caller or the user"),
+    (concat!("who", "m"), "name the process, the caller or the user"),
+    (concat!("a", "new"), "again"),
+    (concat!("for ", "ever"), "forever"),
+    (concat!("out", "last"), "orphaned memory"),
+    (concat!("cust", "ody"), "descriptor escrow"),
+    (concat!("vei", "led"), "redacted"),
+    (concat!("cen", "sus"), "domain inventory"),
+    (concat!("lean", "s on"), "depends on"),
+];
+
 /// Paths of one machine and names of registries' hosts.
 const PLACES: &[&str] = &[
     concat!("/wo", "rk/"),
@@ -106,6 +119,9 @@ pub(crate) fn violations(files: &[SourceFile], exceptions: &Exceptions) -> Vec<S
         if name.ends_with(".rs") || name.ends_with(".toml") {
             found.extend(ascii(file));
             found.extend(unfinished(file));
+        }
+        if name.ends_with(".rs") || name.ends_with(".md") {
+            found.extend(words(file));
         }
         if name.ends_with(".rs") {
             found.extend(head(file));
@@ -219,6 +235,16 @@ pub(crate) fn unfinished(file: &SourceFile) -> Vec<String> {
     found.collect()
 }
 
+/// Comments, messages and documents say things in plain words.
+pub(crate) fn words(file: &SourceFile) -> Vec<String> {
+    let found = lines(&file.text).filter_map(|(number, line)| {
+        let line = line.to_ascii_lowercase();
+        let (word, plain) = WORDS.iter().find(|(word, _)| has_word(&line, word))?;
+        Some(at(file, number, &format!("{word:?}: {plain}")))
+    });
+    found.collect()
+}
+
 /// Nothing names a path of one machine or the host of a registry.
 pub(crate) fn places(file: &SourceFile) -> Vec<String> {
     let found = lines(&file.text).filter_map(|(number, line)| {
@@ -243,7 +269,7 @@ pub(crate) fn manifest(file: &SourceFile) -> Vec<String> {
         let key = key.trim().split('.').next().unwrap_or_default();
         inherits_lints |= section == "lints" && key == "workspace" && value.trim() == "true";
         if section == "package" && key == "name" {
-            package = value.trim().trim_matches('"');
+            package = value.trim().trim_matches('"').trim_start_matches("torpor-");
         }
         let (table, dependency) = match section.rsplit_once('.') {
             Some((table, dependency)) if line.starts_with('[') => (table, dependency),

@@ -1,6 +1,6 @@
-//! `snapctl backup PATH REF`: a directory becomes the next snapshot of a ref. Files and extended attributes that cannot be read
-//! are left out, named, and make the exit code 3; the snapshot of the rest stands. Files that change while they are read are
-//! named too; those that vanish before that are counted, and named when asked for more words.
+//! `snapctl backup PATH REF`: a directory becomes the next snapshot of a ref. Unreadable files and extended attributes
+//! are left out, named, and make the exit code 3; the snapshot of the rest is kept. Files that change while they are
+//! read are named too; those that vanish before that are counted, and named with `--verbose`.
 
 use std::io::{self, Write};
 use std::time::Instant;
@@ -74,7 +74,7 @@ pub(super) fn run(arguments: BackupArguments, context: &mut Context) -> anyhow::
     Ok(if is_complete { Outcome::Done } else { Outcome::Partial })
 }
 
-/// Says on standard error what the snapshot lacks, and what moved while it was made.
+/// Reports on standard error what is missing in the snapshot, and what changed while it was made.
 fn tell(stored: &Stored, context: &Context) {
     let lines = |what: &str, lines: &[String]| {
         for line in lines {

@@ -1,5 +1,5 @@
-//! `snapctl cache`: the disk cache of slower tiers' frames on this host. `info` shows it, `warm` fills it with what a
-//! snapshot needs, `trim` shrinks it.
+//! `snapctl cache`: the disk cache of slower tiers' frames on this host. `info` shows it, `warm` fills it with the
+//! frames of a snapshot, `trim` shrinks it.
 
 use std::io::{self, Write};
 
@@ -12,7 +12,7 @@ use crate::exit::Outcome;
 use crate::human;
 use crate::output::Show;
 
-/// What the cache holds.
+/// Content of the cache.
 #[derive(Serialize)]
 pub(super) struct Usage {
     frames: u64,

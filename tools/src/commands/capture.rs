@@ -1,6 +1,6 @@
-//! `snapctl capture REF`: memory into the store: what CRIU or Firecracker wrote, or one plain file. Pages that the parent
-//! image has at the same place cost nothing, and a Diff file names only those that changed. The new snapshot holds a whole
-//! image, and it alone.
+//! `snapctl capture REF`: stores memory: a dump of CRIU or Firecracker, or one plain file. Pages that the parent image
+//! has at the same position cost nothing, and a Diff file names only the changed ones. The new snapshot holds a
+//! complete image, and nothing else.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -74,7 +74,7 @@ pub(super) fn run(arguments: CaptureArguments, context: &mut Context) -> anyhow:
     let current = store.refs().get(&arguments.name)?.and_then(|found| found.current());
     let named = arguments.parent.as_ref().map(|spec| store.resolve(spec).asked()).transpose()?;
     let parent = named.or(current);
-    // What is taken over from the parent is not offered to the writer: it must stay until the commit names it.
+    // Pages taken over from the parent are not offered to the writer: they must stay until the commit names them.
     let _pin = parent.map(|parent| store.pin(&purpose, &[parent])).transpose()?;
     let image = parent.map(|parent| parent_image(&store, &arguments, parent)).transpose()?.flatten();
     let captured = capture(&mut writer, &arguments, image.as_ref(), &context.progress)?;

@@ -1,4 +1,4 @@
-//! `snapctl check`: is everything there that is referred to, and with `--read-data`, is every byte of it right? Reads only.
+//! `snapctl check`: verifies that all referenced objects exist, and with `--read-data` every byte of them. Reads only.
 
 use std::io::{self, Write};
 

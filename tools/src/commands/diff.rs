@@ -53,7 +53,7 @@ impl Show for ImageItem {
     }
 }
 
-/// What `--stat` answers.
+/// The answer of `--stat`.
 #[derive(Default, Serialize)]
 struct Statistics {
     added: u64,
@@ -97,7 +97,7 @@ impl Show for Statistics {
 
 pub(super) fn run(arguments: &DiffArguments, context: &mut Context) -> anyhow::Result<Outcome> {
     let store = context.store()?;
-    // Exit code 1 says that they differ, so that one is missing is an error here.
+    // Exit code 1 means that they differ, so that a missing one is an error here.
     let before = store.snapshot(&store.resolve(&arguments.before)?)?;
     let after = store.snapshot(&store.resolve(&arguments.after)?)?;
     let mut statistics = Statistics { image_differs: before.image != after.image, ..Statistics::default() };
@@ -117,7 +117,7 @@ pub(super) fn run(arguments: &DiffArguments, context: &mut Context) -> anyhow::R
     Ok(if statistics.is_empty() { Outcome::Done } else { Outcome::No })
 }
 
-/// Gives each difference of the snapshots' trees to `act`. A snapshot without a tree has nothing in it.
+/// Calls `act` with each difference of the snapshots' trees. A snapshot without a tree counts as empty.
 fn compare_trees(
     store: &Store,
     before: &Snapshot,

@@ -1,4 +1,4 @@
-//! `snapctl doctor`: what the places of the store can be relied on for, found by trying.
+//! `snapctl doctor`: the guarantees of the store's tiers, found by trying.
 
 use std::io::{self, Write};
 
@@ -30,14 +30,14 @@ pub(super) fn run(arguments: &DoctorArguments, context: &mut Context) -> anyhow:
     }
 }
 
-/// Examines the bucket of a configuration that has one and leaves the record in it; what it is fit for.
+/// Examines the bucket of a configuration that has one and stores the record there; returns the bucket's fitness.
 pub(super) fn prepare_bucket(config: &Config) -> anyhow::Result<Option<Fitness>> {
     let Some(Cold::Bucket(settings)) = &config.cold else { return Ok(None) };
     let examination = examine_and_record(settings)?;
     Ok(Some(Fitness::of_bucket(&examination)))
 }
 
-/// What a place is good for.
+/// What a tier may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Fitness {
@@ -144,7 +144,7 @@ impl Row {
     }
 }
 
-/// The name of a property, and what it means for Torpor that it holds, or does not.
+/// The name of a property, and its meaning for Torpor when it holds and when it does not.
 fn words(property: Property) -> (&'static str, &'static str, &'static str) {
     match property {
         Property::PutIfAbsent => (

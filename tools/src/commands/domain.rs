@@ -11,10 +11,10 @@ use crate::context::Context;
 use crate::exit::{Asked as _, Outcome};
 use crate::output::{Show, Table};
 
-/// Runs of the collector that free what a repack condemned, if no writer is at work.
+/// Runs of the collector that free the packs that a repack condemned, if no writer is active.
 const CYCLES: u32 = 3;
 
-/// A domain as everybody may see it.
+/// A domain as shown to every user.
 #[derive(Serialize)]
 struct Item {
     domain: String,
@@ -87,7 +87,7 @@ impl Show for Item {
     }
 }
 
-/// What a repack came to.
+/// The result of a repack.
 #[derive(Serialize)]
 struct Repacked {
     domain: String,

@@ -1,5 +1,5 @@
-//! `snapctl forget REF`: drops entries from a ref's history, by rules or by name. The plan that `--dry-run` prints is the
-//! one that is carried out. The bytes stay until `gc`.
+//! `snapctl forget REF`: drops entries from a ref's history, by rules or by name. The plan that `--dry-run` prints is
+//! the one that is carried out. The bytes stay until `gc`.
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -75,7 +75,7 @@ pub(super) fn run(arguments: &ForgetArguments, context: &mut Context) -> anyhow:
     Ok(Outcome::Done)
 }
 
-/// A clock was wrong once, or is wrong now.
+/// Warns that a clock was wrong once, or is wrong now.
 fn warn_of_future(name: &str, plan: &[Retained]) {
     let future: Vec<&Retained> = plan.iter().filter(|retained| retained.is_future).collect();
     if let Some(last) = future.iter().map(|retained| retained.entry.time).max() {

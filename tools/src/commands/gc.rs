@@ -1,5 +1,5 @@
-//! `snapctl gc`: condemns what no root reaches and deletes what was condemned long enough ago. The plan, with a reason for
-//! each pack, is the same with `--dry-run`. Says what was freed now, and what is pending and until when.
+//! `snapctl gc`: condemns objects that no root reaches and deletes those condemned long enough ago. The plan, with a
+//! reason for each pack, is the same with `--dry-run`. Reports what was freed now, and what is pending and until when.
 
 use std::io::{self, Write};
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::exit::Outcome;
 use crate::human;
 use crate::output::{Show, Table};
 
-/// Verdict over what stays; shown to people only when they want more.
+/// Verdict on objects that stay; shown to people only with `--verbose`.
 const KEEP: &str = "keep";
 
 #[derive(Serialize)]

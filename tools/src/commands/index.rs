@@ -1,4 +1,4 @@
-//! `snapctl index rebuild`: the index made again from the packs, which are the truth.
+//! `snapctl index rebuild`: builds the index again from the packs, which hold the truth.
 
 use std::io::{self, Write};
 

@@ -19,7 +19,7 @@ struct Made {
     /// Its bytes when it is not UTF-8, in hex.
     #[serde(skip_serializing_if = "Option::is_none")]
     path_hex: Option<String>,
-    /// What the bucket was found to be fit for.
+    /// The fitness of the bucket.
     #[serde(skip_serializing_if = "Option::is_none")]
     bucket_fit_for: Option<Fitness>,
 }

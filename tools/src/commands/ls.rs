@@ -1,4 +1,4 @@
-//! `snapctl ls SPEC[:PATH]`: what a tree holds, from the Merkle directories alone; no file is read.
+//! `snapctl ls SPEC[:PATH]`: the entries of a tree, from the Merkle directories alone; no file is read.
 
 use std::io::{self, Write};
 
@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &LsArguments, context: &mut Context) -> anyhow::Res
     Ok(Outcome::Done)
 }
 
-/// The tree of the snapshot that a SPEC names, and the whole as people write it.
+/// The tree of the snapshot that a SPEC names, and the complete SPEC as text.
 ///
 /// # Errors
 /// Absent when there is no such snapshot, Invalid when it is one of memory alone.

@@ -1,4 +1,4 @@
-//! One file for each verb; this one only finds it.
+//! One file for each verb; this one dispatches.
 
 mod backup;
 mod cache;

@@ -120,8 +120,8 @@ fn mount(arguments: &MountArguments, context: &Context) -> anyhow::Result<(Arc<M
     Ok((mount, mounted))
 }
 
-/// What is written into a mount stands in its upper as it is until it is frozen. Where the domain is encrypted, somebody
-/// has to say that this place is fit for it.
+/// Changes in a mount are stored unencrypted in its upper until they are frozen. Where the domain is encrypted, the
+/// user must confirm that this is acceptable.
 fn refuse_plain_changes(arguments: &MountArguments, store: &Store) -> store::Result<()> {
     if arguments.read_only || arguments.upper.is_some() || !store.domain().is_encrypted() {
         return Ok(());
@@ -138,10 +138,10 @@ fn ref_of(store: &Store, spec: &str) -> store::Result<String> {
     Ok(found.map(|found| found.name).unwrap_or_default())
 }
 
-/// Serves until somebody unmounts.
+/// Serves until the mount is unmounted.
 fn serve(mount: Arc<Mount>, context: &Context) -> anyhow::Result<Outcome> {
     let ended = mount.wait();
-    // Lets go of the mount, so that what it holds in the store is given back before this process ends.
+    // Drops the mount, so that its pins and locks in the store are released before this process ends.
     context.signals.on_stop(|| {});
     ended?;
     Ok(Outcome::Done)

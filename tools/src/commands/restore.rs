@@ -1,5 +1,5 @@
-//! `snapctl restore SPEC[:PATH] TARGET`: files back to disk, each verified as it is read. What the target refuses (an owner that
-//! this user may not set, a file too large for it) is left, named, and makes the exit code 3.
+//! `snapctl restore SPEC[:PATH] TARGET`: files back to disk, each verified as it is read. Anything the target refuses
+//! (an owner that this user may not set, a file too large for it) is left, named, and makes the exit code 3.
 
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
@@ -32,7 +32,7 @@ struct Restored {
     elapsed_seconds: f64,
 }
 
-/// A path that is not there, or not as it was stored.
+/// A missing path, or one that differs from the stored one.
 #[derive(Serialize)]
 struct RefusedPath {
     path: String,
@@ -57,7 +57,7 @@ impl Show for Restored {
     }
 }
 
-/// So many refusals are named without `--verbose`.
+/// Number of refusals named without `--verbose`.
 const NAMED: usize = 20;
 
 pub(super) fn run(arguments: &RestoreArguments, context: &mut Context) -> anyhow::Result<Outcome> {
@@ -69,7 +69,7 @@ pub(super) fn run(arguments: &RestoreArguments, context: &mut Context) -> anyhow
     if let (None, Some(image)) = (held.tree, held.image) {
         return restore_memory::run(arguments, context, &store, (snapshot, image));
     }
-    // What was named must be there before anything is written.
+    // The source must exist before anything is written.
     let (tree, shown) = ls::open_tree(&store, source)?;
     nodes::find(&tree, &source.path, &shown)?;
     let _pin = store.pin(&format!("restore {}", source.spec), &[snapshot])?;

@@ -1,5 +1,5 @@
-//! `snapctl restore SPEC TARGET` of a memory image: what dumped it can restore it from TARGET without Torpor. A CRIU image
-//! directory; a directory with `memory` and `vmstate` for Firecracker; for plain memory the file.
+//! `snapctl restore SPEC TARGET` of a memory image: the program that dumped it can restore it from TARGET without
+//! Torpor. A CRIU image directory; a directory with `memory` and `vmstate` for Firecracker; for plain memory the file.
 
 use std::fs;
 use std::io::{self, Write};

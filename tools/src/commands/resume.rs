@@ -1,7 +1,7 @@
-//! `snapctl resume SPEC`: wakes a memory image. This process is the supervisor, which keeps a copy of every descriptor that
-//! fills memory; it runs this program once more as the handler, which serves the faults. Returns when nothing needs the
-//! handler any more: all memory is there, or what was woken has ended. A process that ended before all its memory was there
-//! makes the exit code 3.
+//! `snapctl resume SPEC`: resumes a memory image. This process is the supervisor, which keeps a copy of every
+//! descriptor that fills memory; it runs this program once more as the handler, which serves the faults. Returns when
+//! the handler is no longer needed: all memory is present, or the resumed processes have ended. A process that ended
+//! before all its memory was present makes the exit code 3.
 
 use std::fs;
 use std::io::{self, Write};
@@ -24,7 +24,7 @@ use crate::respawn::{self, Role};
 
 const LAZY_PAGES_SOCKET: &str = "lazy-pages.socket";
 
-/// First document: somebody may connect now.
+/// First document: clients may connect now.
 #[derive(Serialize)]
 struct Ready {
     event: &'static str,
@@ -41,7 +41,7 @@ impl Show for Ready {
     }
 }
 
-/// Last document: what was done.
+/// Last document: the result.
 #[derive(Serialize)]
 struct Done {
     event: &'static str,
@@ -78,20 +78,20 @@ impl Show for Done {
 }
 
 pub(super) fn run(arguments: ResumeArguments, context: &mut Context) -> anyhow::Result<Outcome> {
-    // Each page is given once, so that decoded ones need not be kept.
+    // Each page is served once, so that decoded ones need not be kept.
     let store = context.streaming_store()?;
     let (id, image) = open_image(&store, &arguments.spec)?;
     if arguments.restore {
         criu::check()?;
     }
-    // A process that guards memory ends in order, by whatever signal it is asked.
+    // A process that guards memory ends in order on any of these signals.
     context.signals.listen_to(&supervisor::END_SIGNALS)?;
     if Role::current() == Role::Handler {
         return handle(&store, id, &image, &arguments, context);
     }
     // The supervisor watches for signals itself: it must stop the handler before it ends.
     context.signals.on_stop(|| {});
-    // Written here, so that it goes when the resume fails, however that comes about.
+    // Written here, so that it is removed whenever the resume fails.
     let state = arguments.vmstate.as_deref();
     if let Some(state) = state {
         let _pin = store.pin(&format!("resume {}", arguments.spec), &[id])?;
@@ -110,10 +110,10 @@ pub(super) fn run(arguments: ResumeArguments, context: &mut Context) -> anyhow::
     outcome
 }
 
-/// Runs the handler and passes on how it ended.
+/// Runs the handler and passes on its outcome.
 fn supervise() -> anyhow::Result<Outcome> {
     let supervised = supervisor::run(respawn::command(Role::Handler)?)?;
-    // A handler that ends with an error has said why; one that a signal ended (128 and more) has not.
+    // A handler that ends with an error has reported it; one that a signal ended (128 and more) has not.
     let is_told = supervised.status.code().is_some_and(|code| (1..128).contains(&code));
     if !supervised.killed.is_empty() && !is_told {
         let killed: Vec<String> = supervised.killed.iter().map(i32::to_string).collect();
@@ -139,7 +139,7 @@ fn open_image(store: &Store, spec: &str) -> anyhow::Result<(SnapshotId, Image)> 
     Ok((id, store.image(&image)?))
 }
 
-/// What the handler process does.
+/// Runs in the handler process.
 fn handle(
     store: &Store,
     id: SnapshotId,
@@ -183,12 +183,12 @@ fn handle(
         let error = Error::new(Kind::Corrupt, what).object(&arguments.spec);
         return Err(error.advice("run `snapctl check`").into());
     }
-    // Of a virtual machine nobody expects that it uses all its memory.
+    // A virtual machine is not expected to use all its memory.
     let ended_early = arguments.criu_dir.is_some() && report.never_brought > 0;
     Ok(if ended_early { Outcome::Partial } else { Outcome::Done })
 }
 
-/// What happened to a process that waited for pages which could not be read.
+/// Describes a process that waited for pages which could not be read.
 fn lost(report: &ServeReport) -> Option<String> {
     let pages = report.poisoned;
     match report.killed {

@@ -1,5 +1,5 @@
-//! `snapctl scrub`: every stored byte of every tier, read and verified; which files of which snapshots are affected; and with
-//! `--repair`, damaged packs put together again from what is whole anywhere. Without it nothing changes.
+//! `snapctl scrub`: reads and verifies every stored byte of every tier; reports the affected files of snapshots; and
+//! with `--repair`, rebuilds damaged packs from any intact copies. Without it nothing changes.
 
 use std::io::{self, Write};
 
@@ -15,7 +15,7 @@ use crate::exit::Outcome;
 use crate::human;
 use crate::output::Show;
 
-/// So many paths of a snapshot are shown to people.
+/// Number of paths of a snapshot shown to people.
 const SHOWN_PATHS: usize = 20;
 
 #[derive(Serialize)]

@@ -112,7 +112,7 @@ pub(super) fn run(arguments: &ShowArguments, context: &mut Context) -> anyhow::R
 
 fn describe(store: &Store, id: SnapshotId, snapshot: Snapshot) -> store::Result<Description> {
     let image = snapshot.image.as_ref().map(|image| store.image(image)).transpose()?;
-    // A damaged ref is no matter of this snapshot.
+    // A damaged ref does not concern this snapshot.
     let refs: Vec<store::Ref> = store.refs().each()?.into_iter().flatten().collect();
     Ok(Description {
         snapshot: id.to_string(),

@@ -89,7 +89,7 @@ pub(super) fn run(arguments: &SnapshotsArguments, context: &mut Context) -> anyh
                 context.output.answer(&describe(item, entry, snapshot))?;
             }
             Ok(snapshot) => listing.0.push(describe(item, entry, snapshot)),
-            // One damaged record hides none of the others.
+            // One damaged record does not hide the others.
             Err(error) => {
                 context.progress.note(&format!("snapctl: {}: {error}", item.name));
                 first_error.get_or_insert(error);
@@ -102,7 +102,7 @@ pub(super) fn run(arguments: &SnapshotsArguments, context: &mut Context) -> anyh
     first_error.map_or(Ok(Outcome::Done), |error| Err(error.into()))
 }
 
-/// Every ref that can be read, by name; the others are told.
+/// Every readable ref, by name; the others are reported.
 fn readable_refs(
     store: &Store,
     context: &Context,

@@ -1,4 +1,4 @@
-//! `snapctl stats [REF]`: what is stood for against what it takes; of the whole store, of a ref's whole history, or of one
+//! `snapctl stats [REF]`: logical size against stored size; of the whole store, of a ref's complete history, or of one
 //! snapshot. Reads records and the index, no data.
 
 use std::collections::HashMap;
@@ -43,7 +43,7 @@ impl Show for Whole {
     }
 }
 
-/// Figures of some snapshots, what they share with others counted in.
+/// Figures of some snapshots, including data shared with others.
 #[derive(Serialize)]
 struct Part {
     spec: String,
@@ -98,7 +98,7 @@ fn whole(stats: StoreStats) -> Whole {
     }
 }
 
-/// A ref's name means its whole history, any other SPEC one snapshot.
+/// A ref's name means its complete history, any other SPEC one snapshot.
 fn snapshots_of(store: &Store, spec: &str) -> anyhow::Result<Vec<SnapshotId>> {
     let found = if store::check_name(spec).is_ok() { store.refs().get(spec)? } else { None };
     match found {
@@ -107,13 +107,13 @@ fn snapshots_of(store: &Store, spec: &str) -> anyhow::Result<Vec<SnapshotId>> {
     }
 }
 
-/// Frames, each counted once, in 8 bytes of memory, or 16 while it grows: the number of its pack, where it begins in units
+/// Frames, each counted once, in 8 bytes of memory, or 16 while it grows: the number of its pack, its offset in units
 /// of 64 bytes, and its length in the same units, as in a row of the index.
 #[derive(Default)]
 struct Frames {
     packs: HashMap<PackId, u64>,
     frames: Vec<u64>,
-    /// So many are there before those that come more than once are dropped again.
+    /// Number of frames before duplicates are dropped again.
     limit: usize,
 }
 
@@ -140,7 +140,7 @@ impl Frames {
     }
 }
 
-/// Adds up the frames that hold what the snapshots need.
+/// Adds up the frames that the snapshots need.
 fn part(store: &Store, spec: &str, snapshots: &[SnapshotId]) -> store::Result<Part> {
     store.index().refresh(store.metadata_tier())?;
     let mut chunks = RowMarks::new(store.index());

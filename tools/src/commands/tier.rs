@@ -1,5 +1,5 @@
-//! `snapctl tier`: where packs lie, and moving them. `status` shows every tier beside its limit; `move` brings all tiers
-//! below their limits, or one snapshot to a tier; `recompress` makes what lies on a tier as small as the tier's level says;
+//! `snapctl tier`: where packs are stored, and moving them. `status` shows every tier beside its limit; `move` brings
+//! all tiers below their limits, or one snapshot to a tier; `recompress` rewrites packs on a tier at the tier's level;
 //! `pin` keeps a snapshot on the hot tier.
 
 use std::io::{self, Write};
@@ -208,7 +208,7 @@ fn recompress(arguments: &TierRecompressArguments, context: &mut Context) -> any
     }
 }
 
-/// Told when work that is repeated is to end.
+/// Signals that repeated work is to end.
 struct Stop {
     told: Arc<AtomicBool>,
     signal: Receiver<()>,
@@ -221,7 +221,7 @@ impl Stop {
         let raised = told.clone();
         context.signals.on_stop(move || {
             raised.store(true, Ordering::Relaxed);
-            // Nobody listens any more when the work is done.
+            // The receiver is gone when the work is done.
             let _ = sender.send(());
         });
         Self { told, signal }
@@ -231,7 +231,7 @@ impl Stop {
         self.told.load(Ordering::Relaxed)
     }
 
-    /// Waits until the next turn is due, in so many seconds; true when there is none.
+    /// Waits this many seconds until the next turn is due; true when there is none.
     fn ends(&self, every: Option<u32>) -> bool {
         let Some(seconds) = every else { return true };
         self.was_told() || self.signal.recv_timeout(Duration::from_secs(seconds.into())).is_ok()

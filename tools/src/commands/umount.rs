@@ -43,7 +43,7 @@ pub(super) fn run(arguments: &UmountArguments, context: &mut Context) -> anyhow:
     Ok(Outcome::Done)
 }
 
-/// Takes the mount out of the name space; what still uses it goes on until it lets go.
+/// Takes the mount out of the name space; processes that still use it go on until they close it.
 fn detach(directory: &Path) -> store::Result<()> {
     rustix::mount::unmount(directory, UnmountFlags::DETACH)
         .map_err(|source| Error::io("cannot detach the mount", directory.display(), source.into()))

@@ -1,4 +1,4 @@
-//! `snapctl version`: what this binary is and what it reads and writes.
+//! `snapctl version`: the version of this binary, and the formats it reads and writes.
 
 use std::io::{self, Write};
 

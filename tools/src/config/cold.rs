@@ -1,7 +1,7 @@
-//! `tiers.cold` of a configuration file: a directory, or a bucket and how it is reached.
+//! `tiers.cold` of a configuration file: a directory, or a bucket and its access.
 //!
 //! Keys of a bucket come from the file that `credentials` names, or from the AWS_* variables; they are never in the
-//! configuration itself, and nothing shows them.
+//! configuration itself, and are never shown.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -17,7 +17,7 @@ use toml::{Table, Value};
 
 use super::size::Size;
 
-/// The cold tier's place.
+/// Location of the cold tier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cold {
     /// A directory; absolute.
@@ -111,7 +111,7 @@ impl ColdFile {
         }
     }
 
-    /// What is meant, keys and all.
+    /// The validated settings, including keys.
     pub(super) fn settle(self, variable: &dyn Fn(&str) -> Option<String>) -> Result<Cold> {
         match self.0 {
             Place::Directory(path) => Ok(Cold::Directory(path)),
@@ -189,7 +189,7 @@ impl BucketFile {
     }
 }
 
-/// A file of keys. Its text goes into no error.
+/// A file of keys. No error quotes its text.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CredentialsFile {
@@ -208,7 +208,7 @@ fn read_credentials(path: &Path) -> Result<S3Credentials> {
     }
     let mut text = String::new();
     opened.read_to_string(&mut text).map_err(failed)?;
-    // Not the parser's own words: they quote the line.
+    // Not the parser's own message: it quotes the line.
     let file: CredentialsFile = toml::from_str(&text).map_err(|_| {
         Error::new(Kind::Invalid, "the file of the bucket's keys is wrong")
             .object(path.display())
@@ -226,8 +226,9 @@ fn environment_credentials(variable: &dyn Fn(&str) -> Option<String>) -> Result<
     }
 }
 
-/// The proxy that the environment names for a service, as most programs read it: HTTPS_PROXY or, for an `http://` endpoint,
-/// HTTP_PROXY, else ALL_PROXY, each also in small letters; NO_PROXY excepts hosts. This machine itself needs none.
+/// The proxy that the environment names for a service, as most programs read it: HTTPS_PROXY or, for an `http://`
+/// endpoint, HTTP_PROXY, else ALL_PROXY, each also in lower case; NO_PROXY exempts hosts. This machine itself needs
+/// none.
 fn environment_proxy(
     endpoint: Option<&str>,
     variable: &dyn Fn(&str) -> Option<String>,

@@ -1,6 +1,6 @@
-//! docs/CONFIGURATION.md against the code: the same keys, with the types, ranges and defaults that the code has.
+//! Tests docs/CONFIGURATION.md against the code: the same keys, with the code's types, ranges and defaults.
 //!
-//! The keys that the code accepts are those that serde lists when it meets one that it does not know.
+//! The accepted keys are those that serde lists in the error for an unknown key.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,7 +16,7 @@ static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
     std::fs::read_to_string(path).expect("the document lies in the tree")
 });
 
-/// Every table of a file: what its keys begin with in the document, and a text that one more line adds a key to.
+/// Every table of a file: the prefix of its keys in the document, and a text that one more line adds a key to.
 const TABLES: &[(&str, &str)] = &[
     ("", "store = '/s'"),
     ("tiers.", "[tiers]\nhot = '/s'"),
@@ -47,7 +47,7 @@ fn rows() -> Vec<Row> {
     keys.lines().filter(|line| line.starts_with("| `")).map(row).collect()
 }
 
-/// The keys that the code accepts below `text`, from the error of one that it does not.
+/// The keys that the code accepts below `text`, from the error for an unknown one.
 fn fields(text: &str) -> Vec<String> {
     let (error, _) = ConfigFile::parse(&format!("{text}\nunknown_key = 1")).expect_err("an unknown key");
     let (_, expected) = error.split_once("unknown field `unknown_key`, expected ").expect("a list of keys");
@@ -56,7 +56,7 @@ fn fields(text: &str) -> Vec<String> {
 }
 
 impl Row {
-    /// Whether the code takes this value, written as TOML, for the key.
+    /// Whether the code accepts this value, written as TOML, for the key.
     fn accepts(&self, value: &str) -> bool {
         let (prefix, name) = match self.key.rsplit_once('.') {
             Some((_, name)) => self.key.split_at(self.key.len() - name.len()),
@@ -71,14 +71,14 @@ impl Row {
         })
     }
 
-    /// The bounds of a number; none where the document gives no two.
+    /// The bounds of a number; none unless the document states two.
     fn bounds(&self) -> Option<(u64, u64)> {
         let (low, high) = self.range.split_once(" to ")?;
         let number = |text: &str| parse_size(&text.replace(' ', "")).expect("a number");
         Some((number(low), number(high)))
     }
 
-    /// A value of each kind that TOML has, which is right for the key where the kind is.
+    /// A value of each TOML kind, valid for the key if the kind is.
     fn samples(&self) -> [(&'static str, String); 5] {
         let number = self.bounds().map_or(1, |(low, _)| low);
         let text = match self.key {

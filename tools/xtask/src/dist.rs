@@ -19,7 +19,7 @@ pub(crate) fn run() -> Result<()> {
     let dist = target_dir()?.join("dist");
     let snapctl = target_dir()?.join("release/snapctl");
     step("snapctl", || {
-        shell::run(&mut cargo(&["build", "--release", "--package", "tools"]))?;
+        shell::run(&mut cargo(&["build", "--release", "--package", "torpor-tools"]))?;
         Ok("built".into())
     })?;
     step("pages", || {
@@ -42,7 +42,7 @@ pub(crate) fn run() -> Result<()> {
         step(CARGO_DEB.name, || CARGO_DEB.install())?;
     }
     step("package", || {
-        let mut deb = cargo(&["deb", "--package", "tools", "--no-build", "--output"]);
+        let mut deb = cargo(&["deb", "--package", "torpor-tools", "--no-build", "--output"]);
         let printed = output(deb.arg(dist.join("deb/")))?;
         let package = workspace().join(printed.lines().last().unwrap_or_default());
         let listing = output(command("dpkg-deb", ["--contents"]).arg(&package))?;

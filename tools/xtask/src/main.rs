@@ -6,6 +6,7 @@
 //! - `criu`   builds CRIU from Debian's source when the machine has none that is new enough
 //! - `crates` builds programs of the tests that crates.io has
 //! - `servers` installs the object stores that the tests run against
+//! - `bench`  `cargo xtask bench`: the benches, and benches/RESULTS.md
 //! - `dist`   `cargo xtask dist`: manual pages, completions and a Debian package
 //! - `test`   `cargo xtask test`: everything the workspace can test
 //! - `demo`   `cargo xtask demo`: the main job on real input
@@ -14,6 +15,7 @@
 //! It uses the standard library alone, so that it builds in seconds on a machine that has only Rust.
 
 mod apt;
+mod bench;
 mod crates;
 mod criu;
 mod demo;
@@ -32,7 +34,8 @@ usage: cargo xtask <task>
   test [--long] [-- args]
                     setup, then build and run every test; args go to `cargo test`. --long: with more rounds
                     of what is random, of the suites of others, and against Garage, which is built once
-                    (half an hour)
+  bench [NAME ...]  setup, then run the benches of a release build and write benches/RESULTS.md; with names:
+                    run those alone and print their rows
   dist              build snapctl, and write manual pages, completions and a Debian package to target/dist
   demo [--keep]     setup, then run the main job on real input; --keep leaves the scratch directory
 ";
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         ["setup"] => setup::run(false),
         ["test", "--long", rest @ ..] => test::run_all(true, rest.strip_prefix(&["--"]).unwrap_or(rest)),
         ["test", rest @ ..] => test::run_all(false, rest.strip_prefix(&["--"]).unwrap_or(rest)),
+        ["bench", names @ ..] => bench::run_table(names),
         ["dist"] => dist::run(),
         ["demo"] => demo::run(false),
         ["demo", "--keep"] => demo::run(true),

@@ -1,5 +1,6 @@
-//! Single requests, each answer checked: status, Content-Range, lengths. Nothing here asks twice, but when a read is denied:
-//! who may not list the whole bucket is not told that an object is absent. Then a listing of just its key tells.
+//! Single requests, each answer checked: status, Content-Range, lengths. Nothing is retried, except a denied read:
+//! without the right to list the bucket, an absent object is answered as denied. A listing of just its key then
+//! decides.
 
 use super::failure::{Failure, Refusal};
 use super::settings::S3Settings;
@@ -21,7 +22,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::time::Duration;
 
-/// Name of the metadata field that says which call stored an object.
+/// Metadata field that names the call that stored an object.
 const MARK: &str = "torpor-call";
 /// Longer objects are read in parts.
 pub(super) const LONGEST_WHOLE: u64 = 64 << 20;
@@ -32,10 +33,10 @@ const DELETE: &str = "s3:DeleteObject";
 const LIST: &str = "s3:ListBucket on the bucket, at least for the prefix";
 const READ: &str = "s3:GetObject";
 
-/// Outcome of one request: an answer, a refusal that is one, or a failure.
+/// Outcome of one request: an answer, a refusal with a meaning, or a failure.
 pub(super) type Answer<T> = Result<Result<T, Refusal>, Failure>;
 
-/// What a write depends on.
+/// The condition of a write.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Condition<'a> {
     /// Nothing.
@@ -57,18 +58,18 @@ impl Condition<'_> {
     }
 }
 
-/// What is known of an object besides its bytes.
+/// Metadata of an object.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
     /// Its size.
     pub len_bytes: u64,
-    /// Names this very version.
+    /// Identifies this version.
     pub etag: Option<String>,
     /// The mark of the call that stored it.
     pub mark: Option<String>,
 }
 
-/// What a request for a whole object brought.
+/// Result of a request for a whole object.
 #[derive(Debug)]
 pub(super) enum Got {
     /// All of it.
@@ -86,7 +87,7 @@ pub(super) struct Page {
     pub next: Option<String>,
 }
 
-/// The client and where it sends to.
+/// The client and its target.
 #[derive(Debug)]
 pub(super) struct Bucket {
     /// The client, shared by all requests: its connections are pooled.
@@ -98,7 +99,7 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    /// A client as the settings say. Sends nothing.
+    /// A client with these settings. Sends nothing.
     ///
     /// # Errors
     /// `Invalid`.
@@ -138,7 +139,7 @@ impl Bucket {
         Ok(Self { client, name, prefix, first_byte: patience.request })
     }
 
-    /// The whole key of an object in the bucket.
+    /// The full key of an object in the bucket.
     pub(super) fn key(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
@@ -155,7 +156,7 @@ impl Bucket {
         Ok(Ok(Head { len_bytes, etag: head.e_tag, mark }))
     }
 
-    /// A whole object, if it is not longer than [`LONGEST_WHOLE`]; its checksum is compared where the server tells one.
+    /// A whole object of at most [`LONGEST_WHOLE`]; its checksum is compared where the server sends one.
     pub(super) async fn get(&self, key: &str) -> Answer<Got> {
         let request = self.client.get_object().bucket(&self.name).key(self.key(key));
         let sent = self.soon(request.checksum_mode(ChecksumMode::Enabled).send()).await?;
@@ -173,8 +174,8 @@ impl Bucket {
         Ok(Ok(Got::Whole(body, head)))
     }
 
-    /// Exactly the bytes of `range`, which is not empty, of the version with this ETag, if one is given; past the end as
-    /// [`Refusal::PastEnd`].
+    /// Exactly the bytes of `range`, which is not empty, of the version with this ETag, if one is given; past the end
+    /// as [`Refusal::PastEnd`].
     pub(super) async fn get_range(
         &self,
         key: &str,
@@ -190,7 +191,7 @@ impl Bucket {
         };
         let len_bytes = told_length(answer.content_length())?;
         let Some(told) = answer.content_range() else {
-            // The whole object is a right answer where it is just what was asked for.
+            // The whole object is a right answer when the range covers all of it.
             if offset == 0 && len_bytes == len {
                 return self.read_exactly(&mut answer.body, len).await.map(Ok);
             }
@@ -269,14 +270,14 @@ impl Bucket {
         Ok(Ok(Page { objects, next: next.filter(|_| answer.is_truncated() == Some(true)) }))
     }
 
-    /// What a read that gave nothing means: a denial may be the answer to who may not know that the object is absent.
+    /// The meaning of a failed read: without the right to list, an absent object is answered as denied.
     async fn not_read<T>(&self, key: &str, judged: Result<Refusal, Failure>) -> Answer<T> {
         let denied = match judged {
             Err(Failure::Denied(error)) => error,
             other => return other.map(Err),
         };
         let whole = self.key(key);
-        // Of all keys that begin with this one, it is the first.
+        // Of all keys with this prefix, it is the first.
         let request = self.client.list_objects_v2().bucket(&self.name).prefix(&whole).max_keys(1);
         match request.send().await {
             Ok(listed) if listed.contents().iter().any(|object| object.key() == Some(&whole)) => {
@@ -294,7 +295,7 @@ impl Bucket {
         }
     }
 
-    /// Waits for the head of an answer, or the next bytes of it.
+    /// Waits for the head of an answer, or its next bytes.
     async fn soon<T>(&self, answer: impl Future<Output = T>) -> Result<T, Failure> {
         let bound = self.first_byte;
         tokio::time::timeout(bound, answer).await.map_err(|_elapsed| Failure::timeout(bound))
@@ -304,7 +305,7 @@ impl Bucket {
     async fn read_exactly(&self, stream: &mut ByteStream, len: u64) -> Result<Vec<u8>, Failure> {
         let len =
             usize::try_from(len).map_err(|_| Failure::wrong_answer("the body does not fit into memory"))?;
-        // What is announced is not there yet: memory is taken as bytes come.
+        // The announced length is not trusted: memory is taken as bytes come.
         let mut body = Vec::with_capacity(len.min(LONGEST_WHOLE as usize));
         while let Some(bytes) = self.soon(stream.next()).await? {
             body.extend_from_slice(&bytes.map_err(Failure::body)?);
@@ -319,7 +320,7 @@ impl Bucket {
     }
 }
 
-/// The way to the service: its connections, and the proxy that they go through.
+/// The HTTP connections to the service, and their proxy.
 fn https(parallelism: usize, proxy: ProxyConfig) -> SharedHttpClient {
     aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
         let mut connector = Connector::builder().tls_provider(Provider::Rustls(CryptoMode::Ring));
@@ -346,7 +347,7 @@ fn told_length(len: Option<i64>) -> Result<u64, Failure> {
         .ok_or_else(|| Failure::wrong_answer("the answer does not tell its length"))
 }
 
-/// `bytes 5-9/100`: first and last byte, and the size of the whole unless it is `*`.
+/// `bytes 5-9/100`: first and last byte, and the total size unless it is `*`.
 fn parse_content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;

@@ -1,4 +1,4 @@
-//! What went wrong with one request, and whether asking again may help. Pure but for reading the client's errors.
+//! Failures of one request, and whether a retry may help. Pure but for reading the client's errors.
 
 use crate::error::{Error, Kind};
 use aws_sdk_s3::config::http::HttpResponse;
@@ -6,25 +6,25 @@ use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use std::error::Error as StdError;
 use std::time::Duration;
 
-/// Why a request did not give what was asked for.
+/// Why a request failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// Asking again gives the same.
+    /// A retry would fail the same way.
     Final(Error),
-    /// The same: these keys may not do it, or may not know that the object is absent.
+    /// As `Final`: the credentials may not do it, or may not learn that the object is absent.
     Denied(Error),
-    /// Asking again may help.
+    /// A retry may help.
     Again {
-        /// What happened.
+        /// The error.
         error: Error,
-        /// How long the server wants to be left alone.
+        /// How long the server asks the client to wait.
         wait: Option<Duration>,
-        /// Whether the request may have done its work all the same.
+        /// Whether the request may have been applied nevertheless.
         may_be_applied: bool,
     },
 }
 
-/// The answers that are no failures: what is asked about is not so.
+/// Answers that are not failures: the object or condition asked about does not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// There is no such object.
@@ -44,7 +44,7 @@ impl Failure {
         Self::Again { error: Error::new(Kind::Unavailable, what), wait: None, may_be_applied: true }
     }
 
-    /// An answer that is not what was asked for, though nothing says so.
+    /// An answer with unexpected content.
     pub(super) fn wrong_answer(what: impl Into<String>) -> Self {
         Self::Again { error: Error::corrupt(what), wait: None, may_be_applied: true }
     }
@@ -60,7 +60,7 @@ impl Failure {
         Self::Again { error, wait: None, may_be_applied: true }
     }
 
-    /// Names the permission whose lack it may be.
+    /// Names the permission that may be missing.
     pub(super) fn needs(self, action: &str) -> Self {
         match self {
             Self::Denied(error) => {
@@ -72,15 +72,15 @@ impl Failure {
         }
     }
 
-    /// What happened.
+    /// The error.
     pub(super) fn into_error(self) -> Error {
         match self {
             Self::Final(error) | Self::Denied(error) | Self::Again { error, .. } => error,
         }
     }
 
-    /// Reads the client's error: a refusal that means something to the caller, or a failure. `needs`: the permission that
-    /// the request needs.
+    /// Interprets the client's error: a refusal with a meaning for the caller, or a failure. `needs`: the permission
+    /// that the request needs.
     pub(super) fn of<E>(error: SdkError<E, HttpResponse>, needs: &str) -> Result<Refusal, Self>
     where
         E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
@@ -88,7 +88,7 @@ impl Failure {
         Self::of_read(error).map_err(|failure| failure.needs(needs))
     }
 
-    /// The same of a request for an object, of which a denial may say that there is none.
+    /// As [`Self::of`], for a request for an object, where a denial may mean that it is absent.
     pub(super) fn of_read<E>(error: SdkError<E, HttpResponse>) -> Result<Refusal, Self>
     where
         E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
@@ -139,7 +139,7 @@ fn cause(error: &dyn StdError) -> String {
     if parts.is_empty() { error.to_string() } else { parts.join(": ") }
 }
 
-/// The parts of an error answer that count.
+/// The relevant parts of an error answer.
 struct Answer<'a> {
     status: u16,
     code: &'a str,
@@ -166,7 +166,7 @@ impl Answer<'_> {
                 Err(self.wrong("free some space in the bucket; nothing stored was changed", Kind::Full))
             }
             (501, _) => Err(self.wrong("use a service that has this operation", Kind::Invalid)),
-            // Two requests met, of which one may go on.
+            // Two requests conflicted; one may be retried.
             (409, _) => Err(self.again(Kind::Unavailable, false)),
             (
                 400,
@@ -175,9 +175,9 @@ impl Answer<'_> {
             (400, "RequestTimeout" | "IncompleteBody") | (408 | 425 | 429, _) => {
                 Err(self.again(Kind::Unavailable, false))
             }
-            // Some operations begin to answer before they know how they end.
+            // Some operations begin to answer before they know their outcome.
             (200..=299, _) => Err(self.again(Kind::Unavailable, true)),
-            // A gateway that gave up does not know what the server behind it did.
+            // A gateway that timed out does not know whether the server behind it finished.
             (500.., _) => Err(self.again(Kind::Unavailable, true)),
             _ => Err(self.wrong("check the configuration of the bucket", Kind::Invalid)),
         }

@@ -1,9 +1,9 @@
 //! A tier in a bucket of S3 or a service that speaks its protocol.
 //!
 //! The only asynchronous code of Torpor: a private runtime of a few threads serves many requests at once below blocking
-//! methods. What the bucket guarantees stands in a record in it that `snapctl doctor` wrote; where it guarantees no
-//! conditional writes, put-if-absent is HEAD and PUT and compare-and-swap is GET, compare and PUT: right only while
-//! each key has a single owner, which others must see to.
+//! methods. The bucket's guarantees are in a record in it, written by `snapctl doctor`; without conditional writes,
+//! put-if-absent is HEAD and PUT and compare-and-swap is GET, compare and PUT: correct only while each key has a single
+//! owner, which the caller must ensure.
 
 mod client;
 mod failure;
@@ -37,12 +37,12 @@ const THREADS: usize = 2;
 pub struct S3Tier {
     shared: Arc<Shared>,
     runtime: Arc<Runtime>,
-    /// What the bucket's record says, once it was read.
+    /// The guarantees in the bucket's record, once read.
     guarantees: Arc<OnceLock<Guarantees>>,
     part_bytes: u64,
 }
 
-/// What the requests of a tier share.
+/// Shared by the requests of a tier.
 #[derive(Debug)]
 struct Shared {
     bucket: Bucket,
@@ -52,7 +52,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// An object as texts name it.
+    /// An object's name in texts.
     fn object(&self, key: &str) -> String {
         format!("{}/{key}", self.url)
     }
@@ -64,7 +64,7 @@ fn call<'a>(verb: &'static str, object: &'a str) -> Call<'a> {
 }
 
 impl S3Tier {
-    /// The tier in a bucket. Sends nothing: what the bucket guarantees is read when it is first needed.
+    /// The tier in a bucket. Sends nothing: the bucket's guarantees are read when first needed.
     ///
     /// # Errors
     /// `Invalid` when the settings are wrong.
@@ -87,7 +87,7 @@ impl S3Tier {
         })
     }
 
-    /// What the bucket is known to guarantee: nothing where nobody has examined it.
+    /// The known guarantees of the bucket: none if it was never examined.
     fn known_guarantees(&self) -> Result<Guarantees> {
         if let Some(known) = self.guarantees.get() {
             return Ok(*known);
@@ -97,7 +97,7 @@ impl S3Tier {
         Ok(*self.guarantees.get_or_init(|| guarantees))
     }
 
-    /// What an examination of the bucket found, `None` when there was none.
+    /// The result of the bucket's examination, `None` when there was none.
     ///
     /// # Errors
     /// `Corrupt`, or as the bucket answers.
@@ -108,7 +108,7 @@ impl S3Tier {
         read.map(Some).map_err(|error| error.object(self.shared.object(keys::BUCKET)).advice(advice))
     }
 
-    /// Writes an object under a condition that the bucket respects, in parts where that is worth it.
+    /// Writes an object under a condition that the bucket respects, in parts where that pays.
     fn write(&self, write: Write<'_>) -> Result<Written> {
         let guarantees = self.known_guarantees()?;
         let may_split = match write.condition {
@@ -125,7 +125,7 @@ impl S3Tier {
         })
     }
 
-    /// Why a range has no bytes.
+    /// The error for a range without bytes.
     fn no_range(&self, key: &str, (offset, len): (u64, u64), refusal: Refusal) -> Error {
         match refusal {
             Refusal::Absent => absent(self, key),
@@ -134,7 +134,7 @@ impl S3Tier {
         }
     }
 
-    /// An error of the last resort: the caller must look again.
+    /// The last resort: the caller must look again.
     fn outcome_unknown(&self, key: &str) -> Error {
         Error::new(
             Kind::Unavailable,

@@ -1,7 +1,7 @@
-//! The examination of a bucket: it is asked for what Torpor needs, and raced, and what it answers is what is believed.
+//! Examines a bucket: runs the operations that Torpor needs, and races of them; only observed behavior counts.
 //!
-//! A promise in a service's documents does not count, nor does a header that it accepts: some answer 200 to a condition
-//! that they do not know. Everything happens below one key of its own and is removed again.
+//! A documented promise or an accepted header does not count: some services answer 200 to a condition that they do not
+//! know. All requests are below one key of the examination's own, and its objects are removed again.
 
 use super::client::{Answer, Condition, PUT};
 use super::failure::{Failure, Refusal};
@@ -22,18 +22,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
-/// Rounds of each race at most, unless one of them settles it.
+/// Maximum rounds of each race, unless one of them settles it.
 const MOST_ROUNDS: usize = 5;
-/// Rounds at least, where a round takes long: some services let those who wait for one key take turns by the second.
+/// Minimum rounds, where a round takes long: some services let writers waiting for one key take turns by the second.
 const LEAST_ROUNDS: usize = 2;
-/// No further round begins later, when there were enough.
+/// No further round begins after this time, once the minimum is reached.
 const RACES_TIME: Duration = Duration::from_secs(5);
 /// Writers of a race.
 const RACERS: usize = 8;
 /// Small requests timed.
 const TIMED: usize = 15;
 
-/// Finds out what a bucket guarantees. Writes and removes some objects below `doctor/`, a few MiB in all.
+/// Examines the guarantees of a bucket. Writes and removes some objects below `doctor/`, a few MiB in all.
 ///
 /// # Errors
 /// When objects cannot be written and read at all.
@@ -48,7 +48,7 @@ pub fn examine_bucket(settings: &S3Settings) -> Result<Examination> {
     })
 }
 
-/// Examines a bucket and leaves the record of it there.
+/// Examines a bucket and stores the record there.
 ///
 /// # Errors
 /// As [`examine_bucket`], or when the record cannot be written.
@@ -61,7 +61,7 @@ pub fn examine_and_record(settings: &S3Settings) -> Result<Examination> {
     Ok(examination)
 }
 
-/// The properties of a bucket, in the order in which they are told.
+/// The properties of a bucket, in the order of the report.
 const LOOKED_AT: [Property; 10] = [
     Property::ReadAfterWrite,
     Property::ListAfterWrite,
@@ -81,13 +81,13 @@ struct Probe {
     place: String,
 }
 
-/// What a step saw: whether the property holds, and the evidence.
+/// Result of a step: whether the property holds, and the evidence.
 type Seen = Result<(bool, String)>;
 
 impl Probe {
     async fn run(&self) -> Result<Examination> {
         self.check_permissions().await?;
-        // A bucket that stores and gives nothing has no properties.
+        // A bucket that cannot store and return objects has no properties.
         let (put_us, get_us) = self.time().await?;
         let mut running = JoinSet::new();
         for property in LOOKED_AT {
@@ -104,7 +104,8 @@ impl Probe {
         Ok(Examination { findings, put_us, get_us })
     }
 
-    /// Does once what is needed always, so that a permission that lacks is named, and not taken for a property of the bucket.
+    /// Makes each necessary request once, so that a missing permission is named, and not taken for a property of the
+    /// bucket.
     async fn check_permissions(&self) -> Result<()> {
         let key = self.key("permitted");
         self.list(&format!("{}/", self.place)).await?;
@@ -188,7 +189,7 @@ impl Probe {
         Ok((median_us(puts), median_us(gets)))
     }
 
-    /// Right after a write, an overwrite and a deletion; also when absence had just been asked about.
+    /// Right after a write, an overwrite and a deletion; also right after a read found nothing.
     async fn read_after_write(&self) -> Seen {
         let rounds = 10;
         for round in 0..rounds {
@@ -247,7 +248,7 @@ impl Probe {
         Ok((is_refused, "ranges come as asked for, and past the end nothing does".to_owned()))
     }
 
-    /// One request, not tried again: the first answer is the one that counts.
+    /// One request without retries: only the first answer counts.
     async fn once<T>(&self, request: impl Future<Output = Answer<T>>) -> Result<Result<T, Refusal>> {
         request.await.map_err(Failure::into_error)
     }
@@ -265,7 +266,7 @@ impl Probe {
         }
         let start = Instant::now();
         let mut winners: Vec<usize> = Vec::new();
-        // A service that holds a lock for objects stored at once may hold none for those in parts, and be lucky twice.
+        // A service may lock objects stored at once but not those in parts, and pass two rounds by luck.
         let least = if in_parts { MOST_ROUNDS } else { LEAST_ROUNDS };
         while is_unsettled(&winners, least, start) {
             let key = self.key(format!("{name}/race-{}", winners.len()));
@@ -385,8 +386,8 @@ impl Probe {
         write_in_parts(&self.shared, Write { key, body, condition }, part).await
     }
 
-    /// Lets many write at once: over the version `etag`, or where nothing is. Gives how many were told that they did; 0 too
-    /// when what is there is not of one of those.
+    /// Lets many writers write at once: over the version `etag`, or where nothing is. Returns how many were told that
+    /// they succeeded; 0 also when the object is not from one of those.
     async fn race(&self, key: &str, etag: Option<String>, in_parts: bool) -> Result<usize> {
         let barrier = Arc::new(Barrier::new(RACERS));
         let mut running = JoinSet::new();
@@ -430,7 +431,7 @@ fn judge_races(winners: &[usize]) -> (bool, String) {
     (holds, format!("{RACERS} writers at once, {} rounds, winners: {}", winners.len(), list.join(", ")))
 }
 
-/// Sends another body of the same length than the one that was signed and summed.
+/// Sends another body of the same length than the one signed and checksummed.
 #[derive(Debug)]
 struct DamageBody(&'static [u8]);
 

@@ -46,7 +46,7 @@ impl Shared {
 /// A whole object and its head, `None` when there is none.
 pub(super) async fn get(shared: &Arc<Shared>, key: &str) -> Result<Option<(Vec<u8>, Head)>> {
     let object = shared.object(key);
-    // How long it is shows only in the answer; one that hangs is noticed much sooner.
+    // The length is known only from the answer; a request that hangs is noticed much sooner.
     let call = Call { verb: "get", object: &object, bytes: LONGEST_WHOLE };
     let got = shared.caller.run(call, async |_| shared.bucket.get(key).await).await?;
     match present(got)? {
@@ -86,10 +86,10 @@ async fn get_in_parts(shared: &Arc<Shared>, key: &str, head: &Head) -> Result<Ve
     }
 }
 
-/// What became of one range: its bytes, or why there are none.
+/// Result of one range: its bytes, or the refusal.
 pub(super) type Ranged = Result<Result<Vec<u8>, Refusal>>;
 
-/// Many ranges, as many at once as the bucket may be asked; answers in the order of the requests.
+/// Many ranges, with the bucket's parallelism; answers in the order of the requests.
 pub(super) async fn get_many(shared: &Arc<Shared>, requests: &[RangeRequest]) -> Vec<Ranged> {
     let mut answers: Vec<Option<Ranged>> = requests.iter().map(|_| None).collect();
     let mut waiting = requests.iter().cloned().enumerate();
@@ -139,7 +139,7 @@ pub(super) async fn list(shared: &Shared, prefix: &str) -> Result<Vec<ObjectInfo
     Ok(found)
 }
 
-/// An answer that has no meaning where it came.
+/// The error for an answer without a meaning here.
 pub(super) fn odd_answer(refusal: Refusal) -> Error {
     Error::new(Kind::Unavailable, format!("the bucket answers {refusal:?}"))
 }
@@ -153,7 +153,7 @@ fn present<T>(answer: Result<T, Refusal>) -> Result<Option<T>> {
     }
 }
 
-/// A task of the runtime panicked or was cut off.
+/// A task of the runtime panicked or was cancelled.
 pub(super) fn crashed(error: JoinError) -> Error {
     Error::new(Kind::Internal, "a request came to no end").caused_by(error)
 }

@@ -1,7 +1,8 @@
-//! Trying again: the one place that decides whether, when and how often. The client's own retries are off.
+//! Retries: the one place that decides whether, when and how often. The client's own retries are off.
 //!
 //! Waits are drawn evenly from nothing to a limit that doubles with every attempt (so that many hosts do not come back
-//! together), and are at least what the server asked for. Both the number of attempts and the time of a call are bounded.
+//! together), and are at least as long as the server asked. Both the number of attempts and the time of a call are
+//! bounded.
 
 use super::failure::Failure;
 use super::settings::Patience;
@@ -11,13 +12,13 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
-/// A server that asks for a longer wait than this is not waited for.
+/// If a server asks for a longer wait, the call is not retried.
 const LONGEST_ASKED_WAIT: Duration = Duration::from_secs(30);
 
-/// One call of a tier: what errors and events tell of it.
+/// One call of a tier, as described in errors and events.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Call<'a> {
-    /// What it does: "get", "put", ...
+    /// The operation: "get", "put", ...
     pub verb: &'static str,
     /// Bucket, prefix and key.
     pub object: &'a str,
@@ -25,27 +26,27 @@ pub(super) struct Call<'a> {
     pub bytes: u64,
 }
 
-/// What an attempt is told.
+/// Passed to an attempt.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attempt {
-    /// An earlier attempt failed after it may have been applied: what is there now may be our own doing.
+    /// An earlier attempt failed after it may have been applied: the stored object may be its result.
     pub is_unsure: bool,
 }
 
 impl Patience {
-    /// The bound of one request that moves this many bytes.
+    /// The time limit of one request that moves this many bytes.
     fn request_for(&self, bytes: u64) -> Duration {
         self.request + Duration::from_secs(bytes >> 20)
     }
 
-    /// The longest wait behind the attempt of this number, counted from 1.
+    /// The longest wait after the attempt of this number, counted from 1.
     fn wait_limit(&self, attempt: u32) -> Duration {
         let factor = 1u32.checked_shl(attempt - 1).unwrap_or(u32::MAX);
         self.first_wait.saturating_mul(factor).min(self.longest_wait)
     }
 }
 
-/// Makes calls with patience, and no more requests at once than allowed.
+/// Makes calls with retries, and no more requests at once than allowed.
 #[derive(Debug)]
 pub(super) struct Caller {
     patience: Patience,
@@ -53,15 +54,15 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// A caller with at most `parallelism` requests under way.
+    /// At most `parallelism` requests under way.
     pub(super) fn new(patience: Patience, parallelism: usize) -> Self {
         Self { patience, permits: Semaphore::new(parallelism) }
     }
 
-    /// Calls `attempt` until it succeeds, fails for good, or patience ends. Waiting for a turn counts for nothing.
+    /// Calls `attempt` until it succeeds, fails for good, or the limits are reached. Waiting for a turn is not counted.
     ///
     /// # Errors
-    /// The attempt's own; after the last one it tells how many there were and how long they took.
+    /// The attempt's own; after the last one it reports how many there were and how long they took.
     pub(super) async fn run<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         call: Call<'_>,
@@ -149,7 +150,7 @@ mod tests {
         Failure::Again { error: Error::new(Kind::Unavailable, "status 503"), wait, may_be_applied }
     }
 
-    /// Runs until the outcomes are used up; gives the result and how often it was tried.
+    /// Runs until the outcomes are used up; returns the result and the attempts' `is_unsure`.
     fn tried(patience: &Patience, outcomes: Vec<Result<u32, Failure>>) -> (Result<u32>, Vec<bool>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let (outcomes, seen) = (RefCell::new(outcomes.into_iter()), RefCell::new(Vec::new()));

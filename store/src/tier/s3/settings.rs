@@ -1,7 +1,7 @@
-//! What a bucket is reached with. Plain values: where they come from (files, environment) is the caller's business.
+//! Access to a bucket. Plain values: their source (files, environment) is the caller's business.
 //!
 //! Secrets are in here and nowhere else above the client: neither `Debug` nor any error shows them, and their memory is
-//! cleared when they go.
+//! cleared when they are dropped.
 
 use crate::error::{Error, Result};
 use std::fmt;
@@ -11,20 +11,20 @@ use zeroize::Zeroizing;
 /// Smallest part of a multipart upload that S3 takes (but for the last).
 pub const MIN_PART_BYTES: u64 = 5 << 20;
 
-/// Where a bucket is and how it is used.
+/// Location of a bucket and limits of its use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct S3Settings {
     /// Name of the bucket.
     pub bucket: String,
-    /// What every key begins with, without slashes at its ends; empty: nothing.
+    /// Prefix of every key, without slashes at its ends; may be empty.
     pub prefix: String,
     /// URL of the service. None: AWS in `region`.
     pub endpoint: Option<String>,
     /// Region that requests are signed for.
     pub region: String,
-    /// What requests go through. None: straight to the service.
+    /// HTTP proxy. None: straight to the service.
     pub proxy: Option<S3Proxy>,
-    /// Who asks. None: nobody, requests are not signed.
+    /// Credentials. None: requests are not signed.
     pub credentials: Option<S3Credentials>,
     /// Whether the bucket's name stands in the path of URLs (else in the host's name).
     pub path_style: bool,
@@ -32,14 +32,14 @@ pub struct S3Settings {
     pub parallelism: usize,
     /// Bodies longer than this go up in parts of this length; at least [`MIN_PART_BYTES`].
     pub part_bytes: u64,
-    /// How long things may take, and how often they are tried.
+    /// Time limits and number of attempts.
     pub patience: Patience,
 }
 
 /// Bounds of a call. A request for `n` bytes gets one second more for each MiB of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// Until a connection stands.
+    /// Until the connection is established.
     pub connect: Duration,
     /// For one request, from sending it to the last byte of the answer.
     pub request: Duration,
@@ -72,7 +72,7 @@ impl S3Settings {
         Self {
             bucket: bucket.into(),
             prefix: String::new(),
-            // Services of one's own seldom have a host name for each bucket.
+            // Services other than AWS seldom have a host name for each bucket.
             path_style: endpoint.is_some(),
             endpoint,
             region: "us-east-1".to_owned(),
@@ -122,8 +122,8 @@ pub struct S3Proxy {
 }
 
 impl S3Proxy {
-    /// The proxy at a URL of `http://` or `https://`, with user and password if it wants them. `exempt`: hosts, domains and
-    /// networks that are reached without it, with commas between them, as in `NO_PROXY`; `*` is all.
+    /// The proxy at a URL of `http://` or `https://`, with user and password if it needs them. `exempt`: hosts, domains
+    /// and networks reached without it, separated by commas, as in `NO_PROXY`; `*` is all.
     ///
     /// # Errors
     /// `Invalid` for another kind of proxy.

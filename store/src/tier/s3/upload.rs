@@ -1,7 +1,7 @@
-//! Conditional writes, in one request or in parts, and what became of those whose answer got lost.
+//! Conditional writes, in one request or in parts, and the outcome of those whose answer was lost.
 //!
 //! Every write carries a mark of its own in the object's metadata. When a condition is refused after an earlier attempt
-//! may have been applied, the mark of the object that is there tells whether that attempt did it.
+//! may have been applied, the mark of the stored object shows whether that attempt succeeded.
 
 use super::client::{Answer, Bucket, Condition, Got, PUT, mark_field};
 use super::failure::{Failure, Refusal};
@@ -15,17 +15,17 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPa
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
-/// Parts of an upload under way at once.
+/// Parts of an upload sent at once.
 const PARTS_AT_ONCE: usize = 4;
 
 /// How a conditional write ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Written {
-    /// It is there.
+    /// The object was stored.
     Stored,
     /// The condition did not hold, and nothing was changed.
     Refused,
-    /// The condition does not hold now, and whether this write came before what is there cannot be told.
+    /// The condition does not hold now; this write may have been applied and then replaced.
     Unknown,
 }
 
@@ -64,7 +64,7 @@ impl Shared {
             .await
     }
 
-    /// Reads the answer to a write that depended on a condition.
+    /// Interprets the answer to a conditional write.
     async fn conclude(
         &self,
         answer: Result<(), Refusal>,
@@ -93,7 +93,7 @@ impl Shared {
         }
     }
 
-    /// Whether what is there now was written by the call with this mark.
+    /// Whether the stored object was written by the call with this mark.
     async fn find_out(&self, write: Write<'_>, mark: &str) -> Result<Written, Failure> {
         let (body, head) = match self.bucket.get(write.key).await? {
             Ok(Got::Whole(body, head)) => (Some(body), head),
@@ -103,18 +103,18 @@ impl Shared {
         tracing::info!(key = write.key, "looked what became of a write without an answer");
         let is_same = match &body {
             Some(body) => body == write.body,
-            // Longer than any object of Torpor that two could write under one key.
+            // Longer than any object of Torpor that two writers could write under one key.
             None => head.len_bytes == write.body.len() as u64,
         };
         let is_ours = match &head.mark {
             Some(found) => found == mark,
-            // A service that keeps no metadata: nobody else writes just these bytes under this key at this moment.
+            // A service without metadata: no other writer stores just these bytes under this key at this moment.
             None => is_same,
         };
         match (is_ours, write.condition) {
             (true, _) if is_same => Ok(Written::Stored),
             (true, _) => Err(Failure::wrong_answer("the bucket holds other bytes than were sent")),
-            // Where nothing may be replaced, what is there was there first.
+            // An object that may not be replaced was there first.
             (false, Condition::Absent) => Ok(Written::Refused),
             (false, _) => Ok(Written::Unknown),
         }
@@ -126,7 +126,7 @@ fn new_mark() -> String {
     format!("{:032x}", u128::from_le_bytes(clock::random_bytes()))
 }
 
-/// Writes an object in parts. Nothing of it is seen before the last step; after a failure nothing of it stays.
+/// Writes an object in parts. It is invisible before the last step; after a failure no part stays.
 pub(super) async fn write_in_parts(
     shared: &Arc<Shared>,
     write: Write<'_>,
@@ -153,7 +153,7 @@ async fn begin(shared: &Shared, key: &str, mark: &str) -> Result<String> {
             let (field, mark) = mark_field(mark);
             let bucket = &shared.bucket;
             let request = bucket.client.create_multipart_upload().bucket(&bucket.name).key(bucket.key(key));
-            // Said at the beginning, or the sums that come with the parts are strangers at the end.
+            // Named at the beginning, or the service refuses the parts' checksums at the end.
             let request = request.metadata(field, mark).checksum_algorithm(ChecksumAlgorithm::Crc32);
             match request.send().await {
                 Ok(answer) => answer.upload_id.ok_or_else(|| Failure::wrong_answer("an upload has no id")),
@@ -163,7 +163,7 @@ async fn begin(shared: &Shared, key: &str, mark: &str) -> Result<String> {
         .await
 }
 
-/// Sends all parts, a few at once; each is tried again by itself.
+/// Sends all parts, a few at once; each is retried by itself.
 async fn send_parts(
     shared: &Arc<Shared>,
     write: Write<'_>,
@@ -211,7 +211,7 @@ async fn send_part(
                 Err(error) => return Err(unexpected(Failure::of(error, PUT))),
             };
             let part = CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag);
-            // The checksum that the server computed is held against the parts once more when they are joined.
+            // The server's checksum is compared with the parts once more when they are joined.
             Ok(part.set_checksum_crc32(answer.checksum_crc32).build())
         })
         .await
@@ -247,7 +247,7 @@ async fn complete(
         .await
 }
 
-/// Gives the parts of an upload back. Its failure costs space until the bucket's own rules clear it.
+/// Aborts an upload. A failure costs space until the bucket's own rules clear it.
 async fn abort(shared: &Shared, key: &str, upload: &str) {
     if let Err(error) = give_back(shared, key, upload).await {
         tracing::warn!(key, upload, %error, "parts of a failed upload stay in the bucket");
@@ -270,10 +270,10 @@ async fn give_back(shared: &Shared, key: &str, upload: &str) -> Result<()> {
         .await
 }
 
-/// Begins an upload and gives it back, where the bucket knows uploads in parts at all.
+/// Begins an upload and aborts it, if the bucket supports uploads in parts.
 ///
 /// # Errors
-/// When what was begun cannot be given back: every upload that breaks off would leave its parts in the bucket.
+/// When it cannot be aborted: every interrupted upload would leave its parts in the bucket.
 pub(super) async fn begin_and_give_back(shared: &Shared, key: &str) -> Result<()> {
     match begin(shared, key, &new_mark()).await {
         Ok(upload) => give_back(shared, key, &upload).await,
@@ -284,10 +284,10 @@ pub(super) async fn begin_and_give_back(shared: &Shared, key: &str) -> Result<()
     }
 }
 
-/// A refusal where none has a meaning.
+/// The failure for a refusal that has no meaning here.
 fn unexpected(refused: Result<Refusal, Failure>) -> Failure {
     match refused {
-        // Parts of an upload that is gone: begun again by whoever asks again.
+        // The upload is gone: a retry begins it again.
         Ok(refusal) => {
             Failure::Final(Error::new(Kind::Unavailable, format!("the bucket answers {refusal:?}")))
         }

@@ -42,7 +42,7 @@ pub(super) struct Host {
     shell: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
-    /// What the commands wrote, a file for each.
+    /// The output of the commands, a file for each.
     answers: PathBuf,
     commands: usize,
 }
@@ -70,7 +70,7 @@ impl Host {
         host
     }
 
-    /// Runs a command in the shell and returns its exit code and what it wrote.
+    /// Runs a command in the shell and returns its exit code and its output.
     pub(super) fn run(&mut self, command: &str) -> (i32, String) {
         let file = self.answers.join(self.commands.to_string());
         self.commands += 1;

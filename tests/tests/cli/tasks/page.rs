@@ -16,7 +16,7 @@ pub(super) enum Step {
     Command(Command),
 }
 
-/// A command with what the page says of its end.
+/// A command with its end as the page has it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Command {
     /// Number of its line in the page, from 1.
@@ -85,7 +85,7 @@ fn console(block: &[(&str, usize)], steps: &mut Vec<Step>) -> Result<(), String>
     Ok(())
 }
 
-/// The first line of `expected` that `output` lacks, behind those before it.
+/// The first line of `expected` missing from `output`, behind those before it.
 pub(super) fn missing<'a>(expected: &'a [String], output: &str) -> Option<&'a String> {
     let mut lines = output.lines();
     expected.iter().find(|wanted| !lines.any(|line| matches(wanted, line)))

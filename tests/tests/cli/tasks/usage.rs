@@ -71,7 +71,7 @@ fn verb_and_flags(words: &[String]) -> (Vec<String>, Vec<String>) {
     (verb, flags)
 }
 
-/// What is wrong with the commands of a document.
+/// The errors in the commands of a document.
 fn mistakes(document: &str, help: &mut BTreeMap<Vec<String>, Option<String>>) -> (usize, Vec<String>) {
     let place = Place::new();
     let mut found = Vec::new();

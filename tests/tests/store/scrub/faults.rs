@@ -84,7 +84,7 @@ fn assert_safe(
     context: &str,
 ) {
     if let Ok(store) = Store::open(config) {
-        // It fails or tells of failures; either is right.
+        // It fails or reports failures; either is right.
         let _ = store::scrub(&store, &REPAIR, &Unwatched);
     }
     let readable = whole.readable(&scratch.config, context);
@@ -177,7 +177,7 @@ fn a_silent_tier_is_told_and_taken_for_no_damage() {
     let before = digest(&tiers[1]);
     let listed = store.packs().unwrap();
     assert!(!listed.is_empty());
-    // From its first write on it says nothing any more.
+    // From its first write on it fails every operation.
     assert!(silent.delete("packs/none").is_err());
     let outcome = store::scrub(&store, &REPAIR, &Unwatched);
     assert!(outcome.is_err(), "packs that cannot be listed cannot be scrubbed");

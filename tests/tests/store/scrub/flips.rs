@@ -1,5 +1,5 @@
-//! Every bit of small packs, every byte on a directory, sampled bits of a large one: a read gives the right bytes or an
-//! error, or heals from another copy; the scrub finds every single flip.
+//! Every bit of small packs, every byte on a directory, sampled bits of a large one: a read returns the right bytes or
+//! an error, or heals from another copy; the scrub finds every single flip.
 
 use super::*;
 use std::collections::HashMap;
@@ -55,8 +55,8 @@ impl Small {
         packs.map(|(pack, _)| whole(pack)).collect()
     }
 
-    /// Reads the chunks of the frame around a byte of a pack, or of all its frames when it is in none. Gives how many reads
-    /// gave an error.
+    /// Reads the chunks of the frame around a byte of a pack, or of all its frames when it is in none. Returns how many
+    /// reads failed.
     fn read_around(&self, store: &Store, pack: PackId, directory: &PackDirectory, at: usize) -> u64 {
         let at = at as u64;
         let frame = directory
@@ -109,7 +109,7 @@ fn every_bit_of_small_packs_in_memory() {
     assert!(flips > 40_000, "{flips}");
 }
 
-/// All eight bits of each byte, through reads of a store on a tier in memory with a whole second copy: always healed.
+/// All eight bits of each byte, through reads of a store on a tier in memory with an intact second copy: always healed.
 #[test]
 fn every_bit_is_healed_from_another_copy() {
     let small = Small::new(7000);

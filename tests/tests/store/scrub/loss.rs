@@ -1,4 +1,4 @@
-//! What is lost for good: whom it hurts is told path by path, writers store it again, the collector works beside it.
+//! Permanent loss: affected paths are reported one by one, writers store them again, the collector works beside it.
 
 use super::*;
 use std::collections::BTreeMap;

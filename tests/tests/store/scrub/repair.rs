@@ -1,5 +1,5 @@
-//! Random damage on one to three tiers, against a simple oracle: a frame is whole where its bytes are as they were, and a
-//! pack can be put together when all of its frames are whole somewhere.
+//! Random damage on one to three tiers, against a simple oracle: a frame is intact where its bytes are as they were,
+//! and a pack can be put together when all of its frames are intact somewhere.
 
 use super::*;
 
@@ -47,11 +47,11 @@ pub(super) fn damage(whole: &Whole, tiers: &[MemoryTier], random: &mut Random) {
     }
 }
 
-/// What must become of a pack.
+/// The expected outcome for a pack.
 struct Fate {
-    /// Frames that are whole nowhere, by offset.
+    /// Frames without an intact copy, by offset.
     lost: Vec<u64>,
-    /// What each tier has of it before the repair.
+    /// The copy on each tier before the repair.
     copies: Vec<Option<Vec<u8>>>,
 }
 
@@ -76,7 +76,7 @@ fn random_damage_is_repaired_byte_for_byte_or_exactly_what_is_lost_is_noted() {
         let mut random = Random::new(1000 + seed);
         let (scratch, tiers) = whole.over_tiers(1 + random.below(3));
         damage(&whole, &tiers, &mut random);
-        // Reading brings metadata near, so that comes first.
+        // Reading makes metadata local, so that comes first.
         let before = whole.readable(&scratch.config, &context);
         let fates: Vec<(PackId, Fate)> =
             whole.packs().into_iter().map(|pack| (pack, fate(&whole, &tiers, pack))).collect();
@@ -106,7 +106,7 @@ fn random_damage_is_repaired_byte_for_byte_or_exactly_what_is_lost_is_noted() {
     assert!(repaired > 100 && lossy > 100 && collected > 100, "{repaired} {lossy} {collected}");
 }
 
-/// Gives how many copies were repaired.
+/// Returns how many copies were repaired.
 fn assert_fate(whole: &Whole, tiers: &[MemoryTier], pack: PackId, fate: &Fate, context: &str) -> u32 {
     let right = whole.bytes(pack);
     assert_eq!(noted(&tiers[0], pack), fate.lost, "{context}: {pack}");
@@ -126,7 +126,7 @@ fn assert_fate(whole: &Whole, tiers: &[MemoryTier], pack: PackId, fate: &Fate, c
     repaired
 }
 
-/// Stores everything once more, as a backup of all sources would: everything reads again, also after collections. When all
+/// Stores everything again, as a backup of all sources would: everything reads again, also after collections. When all
 /// is forgotten, packs and records go. True: damaged packs were deleted.
 fn heal_and_collect(whole: &Whole, scratch: &Scratch, tiers: &[MemoryTier], context: &str) -> bool {
     let store = scratch.open();
@@ -164,8 +164,8 @@ fn heal_and_collect(whole: &Whole, scratch: &Scratch, tiers: &[MemoryTier], cont
     true
 }
 
-/// With the directory gone everywhere and the index too, a pack is still put together when its length says that all of it
-/// is there, and is left alone when nothing does.
+/// With the directory gone everywhere and the index too, a pack is still repaired when its length says that all of it
+/// is there, and is left alone otherwise.
 #[test]
 fn a_pack_without_directory_and_index_is_put_together_when_its_length_is_right() {
     let whole = Whole::new();
@@ -278,7 +278,7 @@ fn a_damaged_note_of_what_is_lost_is_kept_aside_and_written_anew() {
     drop(scrub(&scratch.config, &REPAIR));
     assert_eq!(noted(&tiers[0], pack), [frame.offset]);
     assert_eq!(*tiers[0].get(&format!("quarantine/{key}.0")).unwrap(), *b"rot");
-    // Whole again, for whatever reason: the note goes.
+    // Intact again, for any reason: the record goes.
     overwrite(&tiers[0], &pack.key(), &whole.bytes(pack));
     drop(scrub(&scratch.config, &LOOK));
     assert_eq!(noted(&tiers[0], pack), [frame.offset]);
@@ -286,7 +286,7 @@ fn a_damaged_note_of_what_is_lost_is_kept_aside_and_written_anew() {
     assert!(noted(&tiers[0], pack).is_empty());
 }
 
-/// Repair waits for nobody and lets nobody step in.
+/// Repair neither waits for another process nor lets one run beside it.
 #[test]
 fn a_repair_and_a_collector_a_mover_or_a_writer_of_any_kind_do_not_work_at_once() {
     let whole = Whole::new();

@@ -1,5 +1,5 @@
-//! Sources that answer with errors, cannot be written to, or have no bounds: nothing is left out without a word, one thing that
-//! cannot be read costs nothing else, and reading changes nothing.
+//! Sources that answer with errors, cannot be written to, or have no bounds: nothing is left out without a report, one
+//! unreadable object costs nothing else, and reading changes nothing.
 
 use super::{World, body, file, nodes};
 use crate::scratch::Scratch;
@@ -191,7 +191,7 @@ fn sources_keep_their_access_times() {
     let store = scratch.open();
     drop(back_up(&store, &mount.0, "web"));
     assert_eq!(accessed(), [1_000_000_000; 3]);
-    // Who is neither the owner nor root may not ask for that and still reads.
+    // A user who is neither the owner nor root may not ask for that and still reads.
     let report = std::thread::scope(|scope| {
         let other = scope.spawn(|| {
             rustix::thread::set_thread_groups(&[]).unwrap();
@@ -248,7 +248,7 @@ fn store_open(at: &File, name: &str) -> rustix::fd::OwnedFd {
     rustix::fs::openat(at, name, flags, rustix::fs::Mode::empty()).unwrap()
 }
 
-/// What a snapshot cannot hold costs nothing else, and what is left out on purpose is not even looked at.
+/// An object that a snapshot cannot hold costs nothing else, and excluded paths are not even looked at.
 #[test]
 fn what_cannot_be_held_or_looked_at_is_told_unless_it_is_left_out() {
     let long = "n".repeat(300);

@@ -1,5 +1,5 @@
-//! Sources that move: what is stored of a file is of one inode, to the length that it had when it was opened, and what may
-//! have changed is not called unchanged.
+//! Sources that change while they are read: the stored bytes of a file are of one inode, to its length when it was
+//! opened, and a file that may have changed is not called unchanged.
 
 use super::{World, body, file, nodes};
 use crate::scratch::Scratch;
@@ -126,7 +126,7 @@ impl Drop for StopWhenDropped<'_> {
     }
 }
 
-/// The same on a real file system: whatever a user swaps as fast as can be, root's bytes do not come in and modes do not mix.
+/// The same on a real file system: however fast a user swaps names, root's bytes do not come in and modes do not mix.
 #[test]
 fn swaps_while_root_backs_up_gain_nothing() {
     let directory = tempfile::tempdir().unwrap();
@@ -221,7 +221,7 @@ fn a_file_that_grows_as_fast_as_it_is_read_has_an_end() {
     assert!(report.changed[0].contains("grew"), "{:?}", report.changed);
 }
 
-/// It is stored as it was read, which is told, and is read again the next time even if it looks as it did then.
+/// It is stored as read, which is reported, and is read again the next time even if it looks as it did then.
 #[test]
 fn a_file_that_shrinks_while_it_is_read_is_told_of_and_read_again() {
     let begin = Random::new(1).bytes(3 << 20);
@@ -254,7 +254,7 @@ fn a_file_that_shrinks_while_it_is_read_is_told_of_and_read_again() {
     assert_eq!(world.back_up().0.unchanged_files, 1);
 }
 
-/// Of a file that was written meanwhile, even behind the times that a write leaves, nothing is assumed.
+/// Nothing is assumed of a file that was written meanwhile, even behind the times that a write leaves.
 #[test]
 fn a_file_written_while_it_is_read_is_not_taken_for_unchanged() {
     for times in [(1000, 1001), (1001, 1001)] {

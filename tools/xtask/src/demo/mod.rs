@@ -32,7 +32,7 @@ pub(crate) fn run(keep: bool) -> Result<()> {
             "build",
             "--release",
             "--package",
-            "tools",
+            "torpor-tools",
             "--package",
             "tests",
             "--bins",

@@ -1,0 +1,77 @@
+//! `cargo xtask bench`: runs the benches of one release build, and writes benches/RESULTS.md.
+
+use std::fs;
+
+use crate::setup;
+use crate::shell::{Context, Failure, Result, cargo, command, output, run, step, target_dir, workspace};
+
+/// The benches of a table, in its order: some ten minutes.
+const TABLE: [&str; 15] = [
+    "ingest", "changed", "restore", "crypto", "random", "bucket", "mount", "read", "write", "fuse", "freeze",
+    "sparse", "names", "resident", "fault",
+];
+/// The last of them: it needs CRIU.
+const RESUME: &str = "resume";
+
+/// Runs the benches, or those of these names, and writes the table; names are only printed.
+pub(crate) fn run_table(names: &[&str]) -> Result<()> {
+    setup::run(false)?;
+    step("programs", || {
+        run(&mut cargo(&["build", "--release", "--package", "torpor-tools", "--package", "benches"]))?;
+        Ok("release build".into())
+    })?;
+    let benches = target_dir()?.join("release/benches");
+    if !names.is_empty() {
+        return run(&mut command(&benches, names));
+    }
+    let commit = git(&["rev-parse", "--short", "HEAD"])?;
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    if !changed.trim().is_empty() {
+        return Err(Failure::new(
+            "the tree has changes: commit them first, since the table names its commit",
+        ));
+    }
+    let mut table = String::new();
+    step("benches", || {
+        table = output(command(&benches, TABLE).arg(RESUME))?;
+        Ok(format!("{} rows", table.lines().filter(|line| line.starts_with("| ")).count() - 1))
+    })?;
+    let path = workspace().join("benches/RESULTS.md");
+    let text = document(commit.trim(), &table);
+    fs::write(&path, text).context(|| format!("cannot write {}", path.display()))
+}
+
+fn git(arguments: &[&str]) -> Result<String> {
+    output(command("git", arguments).current_dir(workspace()))
+}
+
+/// The document: what made the table, the table, and where the rest is.
+fn document(commit: &str, table: &str) -> String {
+    format!(
+        "# Results
+
+`cargo xtask bench` wrote this file, at commit {commit}. Each figure stands beside its floor, which the same run measured
+in turns with it: medians, spread in brackets, and the median of the rounds' ratios. Read ratios, not absolute numbers:
+the cores of a virtual machine are not its own. `benches/src/main.rs` says what each bench does.
+[HISTORY.md](HISTORY.md) has the figures against restic and borg, those of a store of 1 TiB and of an index of 100
+million chunks, and what changed them.
+
+{}
+",
+        table.trim()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_names_its_commit_and_has_the_table() {
+        let text = document("abc1234", "Linux, 2 cores\n\n| figure |\n|---|\n| a |\n");
+        assert!(
+            text.contains("at commit abc1234.") && text.ends_with("| figure |\n|---|\n| a |\n"),
+            "{text}"
+        );
+    }
+}
