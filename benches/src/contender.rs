@@ -1,5 +1,5 @@
-//! Torpor and its peers behind one interface: a repository each, the same bytes, default settings but for zstd at level 3
-//! where a peer lets one choose. Each runs as a process of its own under GNU time, as a user runs it.
+//! Torpor and its peers behind one interface: a repository each, the same bytes, default settings but for zstd at level
+//! 3 where a peer lets one choose. Each runs as a process of its own under GNU time, as a user runs it.
 
 use std::ffi::OsStr;
 use std::fs;

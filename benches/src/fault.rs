@@ -1,7 +1,7 @@
 //! Page faults of a mapped image: the first touch of each group of pages, and the touch of every page.
 //!
-//! Floors: a raw handler that copies one page it has; one that copies as many as ours fills at once; for a group that must
-//! be read, decompressed and verified, one that does just that.
+//! Floors: a raw handler that copies one page it has; one that copies as many as ours fills at once; for a group that
+//! must be read, decompressed and verified, one that does just that.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -15,13 +15,13 @@
 //! - `plain_fuse` the floor of `written`: a FUSE file system that only passes bytes on
 //! - `names`     directories of a mount: opening, listing, forgetting; and what a mount keeps in memory
 //! - `fault`     page faults of a mapping; `raw_uffd` is their floor
-//! - `resume`    a process that CRIU wakes lazily and eagerly
+//! - `resume`    a process that CRIU restores lazily and eagerly
 //! - `index`     lookups among 100 million chunks
 //! - `footprint` memory of a command, and a cgroup that limits it
 //! - `memory`    peak memory of commands on a store of 1 TiB
 //!
-//! On demand only, since they need real files (`corpus` makes them once, with npm, pip and debootstrap) and restic, borg,
-//! zstd and GNU time from Debian:
+//! On demand only, since they need real files (`corpus` makes them once, with npm, pip and debootstrap) and restic,
+//! borg, zstd and GNU time from Debian:
 //!
 //! - `peers`, `cold`  ingest, restore and stored bytes against `contender`s, with warm and with dropped caches
 //! - `versions`       stored bytes of several versions of one thing

@@ -46,8 +46,8 @@ pub(crate) fn names(scratch: &Path) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// How long it takes until the mount is gone after the first of many names of a directory of the snapshot were removed, and
-/// the kernel forgets all at once.
+/// How long it takes until the mount is gone after the first of many names of a directory of the snapshot were removed,
+/// and the kernel forgets all at once.
 fn forgetting(mounted: &Mounted, removed: usize) -> Result<f64> {
     let directory = mounted.mountpoint.join("d");
     let guard = mounted.mount()?;

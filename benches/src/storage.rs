@@ -78,15 +78,15 @@ pub(crate) fn back_up(store: &Store, source: &Path) -> Result<store::SnapshotId>
 /// One file in so many is changed.
 const CHANGED: usize = 100;
 
-/// Ingest of a tree of which one file in a hundred changed. The floor looks at every file, and reads, hashes and compresses
-/// those that changed.
+/// Ingest of a tree of which one file in a hundred changed. The floor looks at every file, and reads, hashes and
+/// compresses those that changed.
 pub(crate) fn changed(scratch: &Path) -> Result<Vec<Row>> {
     let source = scratch.join("source");
     let (paths, _) = mixed_tree(&source)?;
     let level = StoreConfig::directory(scratch).level;
     let store = Store::init(&StoreConfig::directory(&scratch.join("store")))?;
     back_up(&store, &source)?;
-    // A file changed in the second before a backup is never taken for unchanged by the next: first, one without
+    // A file changed in the second before a backup is never taken for unchanged by the next: so one runs first without
     // changes.
     std::thread::sleep(RECENT);
     back_up(&store, &source)?;

@@ -2,8 +2,7 @@
 //!
 //! Order, and why: raise the epoch, then list sessions, then refs (so a writer is seen in one of the two); mark; refuse
 //! if anything is missing; write the condemned list, and note the epoch when it is visible; remove deleted packs from
-//! the index; delete; shorten the lists. Each step leaves a state from which the next run goes on. No wall clock is
-//! read.
+//! the index; delete; shorten the lists. The next run goes on from any step. No wall clock is read.
 
 use crate::plan::{Planned, Verdict};
 use crate::report::CollectReport;
@@ -138,8 +137,7 @@ fn execute(
     let gone = vanished.into_iter().chain(packs.iter().copied()).collect();
     // Also adds packs whose writer died before it did: a mark may count on them in place of others.
     let merged = match store.index().compact(tier, &gone) {
-        // On a full disk the packs are deleted first. Until the index is merged, writers that depend on them are
-        // refused.
+        // On a full disk the packs go first. Until the index is merged, writers that depend on them are refused.
         Err(error) if error.kind() == Kind::Full && !packs.is_empty() => None,
         merged => Some(merged?),
     };

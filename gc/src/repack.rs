@@ -9,8 +9,7 @@ use store::{PackId, Progress, Result, Store};
 /// collector's lock of this host. Readers and writers go on meanwhile.
 ///
 /// # Errors
-/// `Conflict` during another rewrite or collection; those of the store. Packs condemned by then have intact copies
-/// elsewhere.
+/// `Conflict` during a rewrite or collection; those of the store. Packs condemned by then are intact elsewhere.
 pub fn repack_old_epochs(store: &Store, progress: &dyn Progress) -> Result<RewriteReport> {
     store.check_may_collect()?;
     let _lock = store.state().lock(COLLECTOR_LOCK, "repack")?;

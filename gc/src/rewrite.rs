@@ -57,8 +57,7 @@ pub struct Pace<'a> {
 /// Rewrites packs: `put` hands a frame of the pack, as stored, to the writer.
 ///
 /// # Errors
-/// `Conflict` while another rewrite is at work; those of the store. Packs condemned by then have intact copies
-/// elsewhere.
+/// `Conflict` during another rewrite; those of the store. Packs condemned by then have intact copies elsewhere.
 pub(crate) fn rewrite(
     store: &Store,
     due: &[Due],
@@ -158,8 +157,7 @@ fn condemn(store: &Store, packs: Vec<PackId>) -> Result<()> {
     Condemned { epoch, packs, ..Condemned::default() }.publish(store.metadata_tier()).map(drop)
 }
 
-/// A pack whose frames are all verified, except deltas whose base was collected: these cannot be read and are not
-/// needed.
+/// A pack with all frames verified, except unneeded, unreadable deltas whose base was collected.
 struct Whole {
     directory: PackDirectory,
     bytes: Object,

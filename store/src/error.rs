@@ -1,8 +1,7 @@
 //! The one error type of the crate.
 //!
 //! Rules: a [`Kind`] answers "what should the caller do now"; the text says what happened, to which object, why, and
-//! what the user can do next. An error carries its cause and never hides it. Libraries return errors, they do not print
-//! them.
+//! the user's next step. An error carries its cause and never hides it. Libraries return errors and never print.
 
 use std::fmt;
 

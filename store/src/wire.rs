@@ -51,7 +51,7 @@ pub enum Record {
     SealedSnapshot = 21,
     /// [`crate::domain`]: a signed ref, encrypted or not
     SignedRef = 22,
-    /// [`crate::domain`]: the last state of a ref or a domain that a host saw
+    /// [`crate::domain`]: the state of a ref or domain that a host saw last
     Seen = 23,
 }
 

@@ -37,7 +37,7 @@ pub const HOSTILE_KEYS: [&str; 16] = [
     "\u{e4}",
 ];
 
-/// Runs the whole suite, each part on a tier of its own.
+/// Runs the complete suite, each part on a tier of its own.
 pub fn suite(fresh: &dyn Fn() -> Arc<dyn Tier>) {
     suite_with(FULL, fresh);
 }

@@ -30,7 +30,7 @@ impl std::ops::AddAssign for Looked {
     }
 }
 
-/// What is seen of the store's objects at one moment.
+/// The store's objects as seen at one moment.
 struct Moment<'a> {
     durable: &'a Durable,
     seen: HashMap<String, Seen>,
@@ -111,7 +111,7 @@ fn named(moment: &Moment<'_>, key: &str, inode: Inode, alone: bool, looked: &mut
 }
 
 fn snapshots_of(moment: &Moment<'_>, inode: Inode) -> Vec<SnapshotId> {
-    let found = store::Ref::decode(&moment.durable.bytes(inode).live).expect("a ref is written whole");
+    let found = store::Ref::decode(&moment.durable.bytes(inode).live).expect("a ref is written completely");
     found.history.iter().map(|entry| entry.snapshot).collect()
 }
 

@@ -1,5 +1,5 @@
-//! Small stores for tests of the collector: a tier in memory, local state in a scratch directory, and app files that are
-//! a few large chunks, so that every snapshot has packs of its own.
+//! Small stores for tests of the collector: a tier in memory, local state in a scratch directory, and app files that
+//! are a few large chunks, so that every snapshot has packs of its own.
 
 use gc::{CollectOptions, CollectReport};
 use std::collections::BTreeMap;

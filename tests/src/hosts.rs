@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::{DataTier, LocalTier, MirrorTier, SnapshotId, Store, StoreConfig, Tier, TierClass};
 
-/// The configuration of one of several processes that use DIRECTORY/store as hosts of their own, each with its own state.
+/// The configuration of one of several processes that use DIRECTORY/store as hosts of their own, each with its own
+/// state.
 pub fn shared_directory(directory: &Path, host: &str) -> StoreConfig {
     let bucket = Arc::new(LocalTier::new(directory.join("store")));
     StoreConfig {

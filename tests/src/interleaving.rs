@@ -1,5 +1,5 @@
-//! A tier that runs a piece of code right before its n-th operation: the way to put one process's step between any two of
-//! another's, without threads or time. Or it cannot be reached for a while, from that operation on.
+//! A tier that runs a piece of code right before its n-th operation: the way to put one process's step between any two
+//! of another's, without threads or time. Or it cannot be reached for a while, from that operation on.
 
 use std::fmt;
 use std::ops::Range;

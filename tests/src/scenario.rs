@@ -13,7 +13,7 @@ use store::{
 
 /// Where the store is on the disk.
 pub const STORE: &str = "/store";
-/// Local state. The collector's marks are not on a simulated disk; without a directory it does without them.
+/// Local state. The collector's marks are not on a simulated disk; without a directory it runs without them.
 const STATE: &str = "/dev/null/state";
 
 /// A step of a user.

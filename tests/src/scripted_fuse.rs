@@ -113,8 +113,8 @@ pub struct ScriptedMount {
 }
 
 impl ScriptedMount {
-    /// Mounts `nodes` at a directory. `before` is called before each request is answered and may change the nodes, or answer
-    /// with an error.
+    /// Mounts `nodes` at a directory. `before` is called before each request is answered and may change the nodes, or
+    /// answer with an error.
     pub fn new(
         place: &Path,
         nodes: Nodes,
@@ -203,7 +203,7 @@ impl Server {
             GETATTR => reply.long(0).long(0).attributes(number, node),
             READLINK => reply.0.extend_from_slice(&node.bytes),
             OPEN | OPENDIR => {
-                reply.long(0).word(1).word(0); // direct I/O: what is answered is what is read
+                reply.long(0).word(1).word(0); // direct I/O: reads return exactly the answer
             }
             READ | READDIR => {
                 let (offset, len) = (long(&request.body, 8) as usize, word(&request.body, 16) as usize);

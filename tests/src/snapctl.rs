@@ -1,4 +1,5 @@
-//! The real `snapctl`: finds or builds the binary of this build's profile and runs it against a store of the test's own.
+//! The real `snapctl`: finds or builds the binary of this build's profile and runs it against a store of the test's
+//! own.
 //!
 //! Invariants: no run sees the machine's or the user's configuration; none outlives its bound; none may panic.
 

@@ -151,8 +151,8 @@ impl Served {
         assert!(self.child.wait().expect("it ends").success());
     }
 
-    /// Unmounts. A process that another test is just starting may hold a copy of a descriptor until it runs its program, so
-    /// a mount in use is asked again for a while.
+    /// Unmounts. A process that another test is just starting may hold a copy of a descriptor until it runs its
+    /// program, so a mount in use is asked again for a while.
     fn client_unmount(&self) {
         let started = Instant::now();
         loop {

@@ -1,5 +1,4 @@
-//! Runs `criu restore --lazy-pages`, detached, on a thread of its own, and reports once, in CRIU's words, why it
-//! failed.
+//! Runs `criu restore --lazy-pages`, detached, on a thread of its own, and reports a failure once, in CRIU's words.
 
 use std::fs;
 use std::io;

@@ -21,7 +21,7 @@ pub(crate) enum Outcome {
     No,
     /// Part of it could not be done and was reported: exit code 3.
     Partial,
-    /// The exit code of a process of ours, which has reported its error.
+    /// That of another process of ours, which reported why.
     Passed(u8),
 }
 
@@ -48,8 +48,7 @@ impl fmt::Display for OutputClosed {
 
 impl std::error::Error for OutputClosed {}
 
-/// The object that the user named is absent: the answer is no. Unlike an object missing inside the store, which is
-/// damage.
+/// The object that the user named is absent: the answer is no. An object missing inside the store is damage instead.
 #[derive(Debug)]
 pub(crate) struct Absent(store::Error);
 

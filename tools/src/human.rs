@@ -1,4 +1,4 @@
-//! Numbers as people read and type them: sizes, times, durations, names. Pure functions; JSON has the plain figures instead.
+//! Sizes, times, durations and names as people read and type them. Pure; JSON has the plain figures instead.
 //!
 //! Times are UTC everywhere, so that two hosts' listings agree.
 
@@ -94,7 +94,7 @@ pub(crate) fn no_size(typed: &str) -> String {
     format!("`{typed}` is not a size; write {SIZE_FORMS}")
 }
 
-/// Reads a size in bytes: digits, and `K`, `M`, `G` or `T` for powers of 1000, `Ki`, `Mi`, `Gi` or `Ti` for powers of 1024.
+/// Reads a size in bytes: digits, and `K`, `M`, `G`, `T` for powers of 1000, `Ki`, `Mi`, `Gi`, `Ti` for powers of 1024.
 ///
 /// # Errors
 /// The text and the forms that are accepted.

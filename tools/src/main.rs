@@ -1,9 +1,10 @@
 //! snapctl, the one binary of Torpor.
 //!
-//! A run is: `args` (what was typed) -> `config` (what is meant) -> `commands/<verb>` (the act) -> `output` (the answer) ->
-//! `exit` (the code and the error text). `context` holds what every command is given; `spec` and `human` read and write the
-//! small languages of the command line; `progress`, `telemetry` and `signals` are the ways to the terminal and the kernel;
-//! `respawn` and `background` start this program once more, `bounded_log` is where the latter says what happens; `walk` and `compare` go through trees.
+//! A run is: `args` (the command line) -> `config` (the validated configuration) -> `commands/<verb>` (the act) ->
+//! `output` (the answer) -> `exit` (the code and the error text). `context` is passed to every command; `spec` and
+//! `human` read and write the small languages of the command line; `progress`, `telemetry` and `signals` connect to the
+//! terminal and the kernel; `respawn` and `background` start this program once more, `bounded_log` is the log of the
+//! latter; `walk` and `compare` traverse trees.
 //!
 //! Commands put library calls together and hold no knowledge of formats, file systems or memory.
 

@@ -46,7 +46,7 @@ impl Signals {
         Ok(Signals { action, arriving: handle })
     }
 
-    /// Gives more signals the same action.
+    /// Adds signals with the same action.
     ///
     /// # Errors
     /// When one cannot be caught.

@@ -1,4 +1,4 @@
-//! The small languages of the command line: `SPEC[:PATH]`, `KEY=VALUE`, `UID:GID` and permission bits. Parsing only; the store resolves a SPEC.
+//! Parsers of the command line: `SPEC[:PATH]`, `KEY=VALUE`, `UID:GID` and permission bits. The store resolves a SPEC.
 //!
 //! Invariant: a path holds no empty, `.` or `..` component and no slash at either end, so that it can be looked up as
 //! it is.

@@ -1,4 +1,4 @@
-//! The libraries' tracing events as lines on standard error: warnings by default, more with `-v`, as `TORPOR_LOG` says if set.
+//! The libraries' tracing events as lines on standard error: warnings by default, more with `-v`, or by `TORPOR_LOG`.
 //!
 //! Our events name no file, ref or label of an encrypted domain. The FUSE library's name every file that is accessed,
 //! and are written only where the filter names that library.

@@ -90,8 +90,7 @@ impl KeySource {
     /// Reads the key.
     ///
     /// # Errors
-    /// `NotFound` or `Invalid` when there is no key, or other users could read it; `Unavailable` when the command
-    /// fails.
+    /// `NotFound` or `Invalid` when there is no key, or other users could read it; `Unavailable` if the command fails.
     pub fn read(&self) -> Result<Kek> {
         let (text, object) = match self {
             Self::File(path) => (read_file(path)?, path.display().to_string()),

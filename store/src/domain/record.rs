@@ -12,9 +12,9 @@ use zeroize::Zeroizing;
 
 /// Bytes of the body before the signature, which signature and wrapping are bound to.
 const BOUND_LEN: usize = 104;
-/// Begins the signed bytes of a record.
+/// First of the signed bytes of a record.
 const SIGNED: &[u8] = b"Torpor 1 domain record\0";
-/// Begins the bytes that the wrapped keys are bound to.
+/// First of the bytes that the wrapped keys are bound to.
 const WRAPPED: &[u8] = b"Torpor 1 domain keys\0";
 
 /// Kind of a domain; the number is part of the format.

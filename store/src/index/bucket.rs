@@ -1,7 +1,7 @@
 //! Buckets: one cache line for each slice of the id space in a run, with the number of the slice's first entry and a
 //! Bloom filter over its entries. A chunk that the run does not have costs that line and reads no entry; for one that
-//! it has the search starts close to its entry. Buckets are mapped with the run, so they cost nothing to open and two
-//! bytes an entry of memory. Pure.
+//! it has the search starts close to its entry. Buckets are mapped with the run, so they cost nothing to open, and two
+//! bytes of memory an entry. Pure.
 
 use super::prefix::Prefix;
 use super::row::ENTRY_LEN;

@@ -16,7 +16,7 @@ mod run;
 pub use build::{RunBuilder, encode};
 pub use marks::RowMarks;
 pub use merge::{MAX_RUN_ENTRIES, merge};
-pub use pack_entries::{OutlineRow, PackEntries};
+pub use pack_entries::{PackEntries, PackEntriesRow};
 pub use prefix::PREFIX_LEN;
 pub use row::{ENTRY_LEN, Row};
 pub use run::{ENTRIES_START, HEADER_LEN, Location, Run};

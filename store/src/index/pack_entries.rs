@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 /// One chunk of a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct OutlineRow {
+pub struct PackEntriesRow {
     prefix: Prefix,
     /// Offset of its frame in bytes.
     pub offset: u64,
@@ -19,7 +19,7 @@ pub struct OutlineRow {
     slot: u32,
 }
 
-impl OutlineRow {
+impl PackEntriesRow {
     fn of(row: &Row) -> Self {
         Self {
             prefix: row.prefix,
@@ -42,7 +42,7 @@ impl OutlineRow {
 #[derive(Clone, Debug)]
 pub struct PackEntries {
     /// Its chunks, each once.
-    pub rows: Vec<OutlineRow>,
+    pub rows: Vec<PackEntriesRow>,
 }
 
 impl PackEntries {
@@ -56,9 +56,9 @@ impl PackEntries {
         let row = |entry: &crate::pack::DirectoryEntry| {
             let frame = &directory.frames[entry.frame as usize];
             let (offset, len_bytes) = (frame.offset, frame.len_bytes);
-            OutlineRow { prefix: Prefix::of(&entry.id), offset, len_bytes, slot: entry.slot }
+            PackEntriesRow { prefix: Prefix::of(&entry.id), offset, len_bytes, slot: entry.slot }
         };
-        let mut rows: Vec<OutlineRow> = directory.entries.iter().map(row).collect();
+        let mut rows: Vec<PackEntriesRow> = directory.entries.iter().map(row).collect();
         rows.sort_unstable();
         rows.dedup();
         rows == self.rows
@@ -71,12 +71,12 @@ impl Index {
         let covers =
             |run: &&std::sync::Arc<Run>| run.packs().any(|covered| covered == pack) && run.is_intact();
         let runs = self.runs();
-        let mut rows: Option<Vec<OutlineRow>> = None;
+        let mut rows: Option<Vec<PackEntriesRow>> = None;
         for run in runs.iter().filter(covers) {
             let number = run.packs().position(|covered| covered == pack)? as u32;
             let all = (0..run.entry_count()).filter_map(|row| run.row(row));
             rows.get_or_insert_default()
-                .extend(all.filter(|row| row.pack == number).map(|row| OutlineRow::of(&row)));
+                .extend(all.filter(|row| row.pack == number).map(|row| PackEntriesRow::of(&row)));
         }
         let mut rows = rows?;
         rows.sort_unstable();

@@ -2,8 +2,7 @@
 //! bug or bad memory must not reach a pack), and nothing is decoded past its declared length.
 //!
 //! A delta is compressed with other bytes, its base, as prefix: parts shared with the base cost nearly nothing, and it
-//! decodes only with the same base. The base is content and never read as a formatted dictionary, whatever its first
-//! bytes.
+//! decodes only with the same base. The base is content, never read as a formatted dictionary, whatever it begins with.
 
 use crate::error::{Error, Kind, Result};
 use std::cell::RefCell;

@@ -1,6 +1,5 @@
 //! Frames with right checksums and false content: bombs, wrong lengths, dictionaries, skippable frames, bytes behind
-//! the frame. All are refused, plain ones and deltas, and none makes the reader take memory beyond what a frame may
-//! hold.
+//! the frame. All are refused, plain ones and deltas, and none makes the reader take memory beyond a frame's maximum.
 
 use super::*;
 use crate::domain::Domain;

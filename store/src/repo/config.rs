@@ -1,5 +1,4 @@
-//! Location and use of a store: the tier that holds its records, the tiers that hold its packs, and this host's own
-//! state.
+//! Location and use of a store: the tier of its records, the tiers of its packs, and this host's own state.
 //!
 //! Records (superblock, domains, snapshots, refs, sessions, index runs, the collector's state) live at the store's
 //! *metadata tier*. Packs live on data tiers, fastest first. In a store of one host the metadata tier is the hot tier.

@@ -61,8 +61,7 @@ struct Fetch<'a> {
 }
 
 impl Store {
-    /// Loads chunks into the decoded cache with as few reads as their tiers need, as far as the cache has room for
-    /// them.
+    /// Loads chunks into the decoded cache with as few reads as their tiers need, as far as they fit.
     ///
     /// # Errors
     /// `NotFound` or as the tiers, for the first chunk that cannot be loaded; all others are.

@@ -236,8 +236,7 @@ impl Placement {
                     if *target.tier.get(&key)? != *body {
                         return Err(copies_differ(id, target));
                     }
-                    // A process that copied it may have died before its name was durable: this syncs it and changes
-                    // nothing.
+                    // A process that copied it may have died before its name was durable: this only syncs it.
                     target.tier.put_if_absent(&key, &body)?;
                 }
                 source.tier.len_bytes(&key)?.unwrap_or(0)

@@ -4,8 +4,7 @@
 //! Where a session may be fenced by another host, a commit first *proposes* its snapshot in the ref, then verifies that
 //! its session is still alive, then settles the proposal. The collector lists sessions, then refs: a proposal whose
 //! session it saw is a root like any entry; one whose session is gone is withdrawn before the mark, and cannot be
-//! settled any more. So a writer that was suspended while it was fenced never moves a ref to a snapshot collected
-//! meanwhile.
+//! settled any more. So a writer suspended while it was fenced never moves a ref to a collected snapshot.
 
 use crate::domain::{Seen, vanished};
 use crate::error::{Error, Kind, OptionalExt, Result};

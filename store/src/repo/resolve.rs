@@ -28,7 +28,7 @@ impl Store {
             }
             None => (spec, 0),
         };
-        // A full id is never taken for a ref's name.
+        // A snapshot's full id takes precedence over a ref of that name.
         if let Ok(id) = spec.parse::<SnapshotId>()
             && self.metadata_tier().len_bytes(&self.domain.snapshot_key(&id))?.is_some()
         {

@@ -87,7 +87,7 @@ impl Store {
     /// the domain's key.
     pub fn open(config: &StoreConfig) -> Result<Self> {
         if config.is_shared {
-            // The mirror of the records is below it.
+            // It will hold the mirror of the records.
             config.state.create_directory("")?;
         }
         let superblock = Superblock::read(&*config.metadata_tier)?;
@@ -158,7 +158,7 @@ impl Store {
         self.inner.placement.tiers().iter().map(|tier| &*tier.tier).collect()
     }
 
-    /// Where sessions are kept, and whether hosts share them.
+    /// Where sessions are kept, and the host that they belong to.
     pub fn sessions(&self) -> &SessionPlace {
         &self.inner.sessions
     }

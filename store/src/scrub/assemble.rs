@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackId};
-use crate::index::{OutlineRow, PackEntries};
+use crate::index::{PackEntries, PackEntriesRow};
 use crate::operations::domain_inventory::DomainInventory;
 use crate::operations::verify_pack::{Verified, examine, frame_at, next_frame, verify};
 use crate::pack::{
@@ -139,7 +139,7 @@ impl Sources<'_> {
             return entries.map(|entry| entry.id).collect();
         }
         let rows = self.entries.iter().flat_map(|entries| &entries.rows);
-        rows.filter(|row| row.offset == offset).map(OutlineRow::chunk).collect()
+        rows.filter(|row| row.offset == offset).map(PackEntriesRow::chunk).collect()
     }
 
     /// The pack of these frames, verified like any other, and known to be complete.

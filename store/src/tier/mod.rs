@@ -65,8 +65,7 @@ pub trait Tier: Send + Sync + Debug {
     /// `NotFound` when there is no such object, `Corrupt` when it ends before the range does.
     fn get_range(&self, key: &str, offset: u64, len: u64) -> Result<Vec<u8>>;
 
-    /// Many ranges, each as [`Tier::get_range`] would return it, in the order of the requests; at once where that is
-    /// faster.
+    /// Many ranges, each as by [`Tier::get_range`], in the order of the requests; at once where that is faster.
     fn get_many(&self, requests: &[RangeRequest]) -> Vec<Result<Vec<u8>>> {
         requests.iter().map(|range| self.get_range(&range.key, range.offset, range.len_bytes)).collect()
     }
@@ -105,7 +104,7 @@ pub trait Tier: Send + Sync + Debug {
     /// that shows only durable objects has nothing to do.
     ///
     /// # Errors
-    /// After an error it may be lost.
+    /// After an error they may be lost.
     fn make_durable(&self, _prefix: &str) -> Result<()> {
         Ok(())
     }

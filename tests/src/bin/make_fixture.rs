@@ -1,5 +1,5 @@
-//! Writes a golden store of this build's format: `make_fixture DIRECTORY`, or `make_fixture DIRECTORY domains` for the one
-//! with domains. Used once for each version of the format; what it wrote is kept in tests/fixtures forever.
+//! Writes a golden store of this build's format: `make_fixture DIRECTORY`, or `make_fixture DIRECTORY domains` for the
+//! one with domains. Used once for each version of the format; what it wrote is kept in tests/fixtures forever.
 
 fn main() -> store::Result<()> {
     let mut arguments = std::env::args_os().skip(1);

@@ -163,7 +163,7 @@ impl Durable {
         names
     }
 
-    /// The names of every directory where `choose` picks among several possible targets, given how many there are.
+    /// The names of every directory where `choose` picks among several possible targets by their number.
     pub fn unordered_names(&self, mut choose: impl FnMut(usize) -> usize) -> HashMap<Inode, Names> {
         let mut all = HashMap::new();
         for (directory, names) in &self.names {

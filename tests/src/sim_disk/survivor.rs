@@ -67,7 +67,7 @@ impl Survey {
         self.changes.get(self.followed)
     }
 
-    /// What is durable after the changes followed so far.
+    /// The durable state after the changes followed so far.
     pub fn durable(&self) -> &Durable {
         &self.durable
     }

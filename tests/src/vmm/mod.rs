@@ -176,7 +176,7 @@ impl Machine {
         Ok(checked)
     }
 
-    /// Closes its own ends of the page faults: the handler's ends must do.
+    /// Closes its own ends of the page faults: the handler's ends must suffice.
     pub fn hang_up(&mut self) {
         self.handler = None;
     }

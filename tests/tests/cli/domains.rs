@@ -1,4 +1,5 @@
-//! Domains through the command line: creating, working in one, rotating, destroying, trusting; what is refused and why.
+//! Domains through the command line: creating, working in one, rotating, destroying, trusting; refusals and their
+//! reasons.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -114,7 +115,7 @@ fn keys_are_refused_that_are_missing_wrong_or_open_to_others() {
     tenant.run(["snapshots"]).expect(0);
     tenant.configure("[keys]\ncommand = ['sh', '-c', 'echo no answer from the key service >&2; exit 3']\n");
     tenant.inside(["snapshots"]).expect(2).complains("no answer from the key service").complains("failed");
-    // A process that sees less than is readable to others deletes nothing.
+    // A process without the keys of every domain deletes nothing.
     tenant.configure("");
     tenant.run(["gc"]).expect(2).complains("acme");
     tenant.inside(["domain", "create", "Bad"]).expect(2);

@@ -1,4 +1,4 @@
-//! Invalid dumps and memory files, given to `capture`, and the captured ones given to `resume`.
+//! Invalid dumps and memory files, passed to `capture`, and the captured ones to `resume`.
 
 use std::collections::BTreeMap;
 use std::fs;

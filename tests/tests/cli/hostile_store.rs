@@ -1,6 +1,6 @@
 //! Stores whose objects are not as written: cut short, foreign, from the future, random, flipped, swapped.
 //!
-//! The one rule for every command and every damage: the right answer or an error that says what is wrong, never a wrong
+//! The one rule for every command and every damage: the right answer or an error that names the damage, never a wrong
 //! answer, never a panic; and a command that only reads, or fails, changes nothing.
 
 use std::ffi::OsString;
@@ -167,8 +167,8 @@ fn lost(before: &Fingerprint, after: &Fingerprint) -> Vec<String> {
         .collect()
 }
 
-/// Runs every command that writes; one that fails leaves each object as it was, and none loses a pack or a snapshot that
-/// a ref names.
+/// Runs every command that writes; one that fails leaves each object as it was, and none loses a pack or a snapshot
+/// that a ref names.
 fn write_all(original: &Original, place: &Place, seen: &mut Seen) {
     let commands: [Vec<OsString>; 5] = [
         vec!["init".into()],

@@ -1,5 +1,5 @@
-//! Memory images through the command line: captured, compared with their parent, described, and refused where they do not
-//! fit. That resumed memory is right is shown with real processes and machines elsewhere.
+//! Memory images through the command line: captured, compared with their parent, described, and refused where they do
+//! not fit. That resumed memory is right is shown with real processes and machines elsewhere.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -150,7 +150,7 @@ fn a_diff_file_is_applied_to_the_parent_that_is_named_and_else_refused() {
     let counted =
         ["pages", "new_pages", "inherited_pages", "zero_pages"].map(|key| second[key].as_u64().unwrap());
     assert_eq!(counted, [64, 1, 63, 0], "{second}");
-    // The same as the whole memory, page for page: captured in full it has nothing new.
+    // The same as the complete memory, page for page: captured in full it has nothing new.
     let mut whole = fs::read(&memory).unwrap();
     whole[7 * PAGE..8 * PAGE].copy_from_slice(&sample::noise(51, PAGE));
     fs::write(&memory, whole).unwrap();

@@ -234,7 +234,7 @@ fn what_was_synced_outlives_the_process_of_a_mount() {
     mounted.run(&["umount", "DIR"]).expect(0);
 }
 
-/// Changes are nothing without their base snapshot: it stays while an upper needs it, mounted or not.
+/// Changes are useless without their base snapshot: it stays while an upper needs it, mounted or not.
 #[test]
 fn what_an_upper_is_based_on_outlives_forget_and_gc() {
     let mounted = Mounted::new();
@@ -279,8 +279,8 @@ fn a_removed_upper_lets_go_of_its_base() {
     mounted.run(&["show", answer["snapshot"].as_str().unwrap()]).expect(1);
 }
 
-/// A collector that runs where another file system covers the directory of an upper, as in a service with its own /tmp, sees
-/// no upper there; it is not removed for that.
+/// A collector that runs where another file system covers the directory of an upper, as in a service with its own /tmp,
+/// sees no upper there; it is not removed for that.
 #[test]
 fn an_upper_that_a_collector_cannot_see_keeps_its_base() {
     let mounted = Mounted::new();

@@ -56,7 +56,7 @@ fn a_file_too_large_for_the_target_is_left_out_and_the_rest_is_restored() {
         refused.complains("large: cannot write file: File too large").complains("sample/larger: cannot");
     assert!(!refused.stderr.contains("interrupted"), "{}", refused.stderr);
     for name in ["large", "twin", "sample/larger"] {
-        assert!(!target.join(name).exists(), "{name} is there and not whole");
+        assert!(!target.join(name).exists(), "{name} is there and incomplete");
     }
     assert_eq!(mode(&target.join("sample")), mode(&source.join("sample")), "directories are done");
     let whole = restore(&place, &target).expect(0);

@@ -114,9 +114,9 @@ fn start_machine(socket: &Path, state: &Path, rounds: &str) -> Child {
 }
 
 /// Until the supervisor guards a machine's memory.
-fn await_custody(resume: &Resume) {
+fn await_escrow(resume: &Resume) {
     let descriptors = format!("/proc/{}/fd", resume.child.id());
-    wait_for("the machine's memory in custody", || {
+    wait_for("the machine's memory in escrow", || {
         let open = fs::read_dir(&descriptors).ok()?.flatten();
         let mut names = open.filter_map(|entry| fs::read_link(entry.path()).ok());
         names.any(|name| name.to_string_lossy().contains("userfaultfd")).then_some(())
@@ -160,7 +160,7 @@ fn a_machine_whose_handler_dies_is_stopped_and_never_runs_on() {
     // Incomplete to its end.
     let (resume, socket, state) = resume_machine(&place, &["--no-prefetch"]);
     let mut machine = start_machine(&socket, &state, "1000000");
-    await_custody(&resume);
+    await_escrow(&resume);
     kill_process(resume.handler(), Signal::KILL).unwrap();
     let (status, stderr) = resume.finish();
     assert_eq!(status.code(), Some(2), "{stderr}");
@@ -202,7 +202,7 @@ fn a_monitor_that_ends_before_it_connects_ends_the_resume() {
     let (status, stderr) = resume.finish();
     assert_eq!(status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("ended before its memory was served"), "{stderr}");
-    assert!(begun.elapsed() < Duration::from_secs(30), "it waited for somebody who cannot come");
+    assert!(begun.elapsed() < Duration::from_secs(30), "it waited for a process that cannot come");
     assert!(!state.exists());
 }
 
@@ -216,7 +216,7 @@ fn signals_for_everybody_stop_a_machine_and_show_it_no_zero_page() {
     for signal in signals {
         let (resume, socket, state) = resume_machine(&place, &["--no-prefetch"]);
         let mut machine = start_machine(&socket, &state, "1000000");
-        await_custody(&resume);
+        await_escrow(&resume);
         let (supervisor, handler) = (Pid::from_child(&resume.child), resume.handler());
         kill_process_group(supervisor, signal).unwrap();
         if signal != Signal::KILL {
@@ -407,7 +407,7 @@ fn a_process_that_sleeps_again_at_once_is_said_to_have_and_wakes_whole() {
     let (status, stderr) = resume.finish();
     assert_eq!(status.code(), Some(3), "{stderr}");
 
-    // Without the record of the wake the same dump is refused, and the ref stays.
+    // Without the record of the resume the same dump is refused, and the ref stays.
     let shown = || place.run(["show", "app", "--json"]).expect(0).json()["snapshot"].clone();
     let before = shown();
     fs::remove_dir_all(place.store.join("local/wakes")).unwrap();
@@ -466,7 +466,7 @@ fn a_restore_that_fails_is_told_at_once() {
     assert!(stderr.contains("criu restore failed") && stderr.contains("restore.log"), "{stderr}");
     assert!(stderr.contains("\\n  Error ("), "CRIU's own words are missing: {stderr}");
     assert!(!images.join("inventory.img").exists(), "the directory with holes stays");
-    assert!(begun.elapsed() < Duration::from_secs(30), "it waited for somebody who cannot come");
+    assert!(begun.elapsed() < Duration::from_secs(30), "it waited for a process that cannot come");
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub(crate) fn listing(root: &Path) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Demands that two trees are the same.
+/// Asserts that two trees are the same.
 pub(crate) fn assert_same(one: &Path, other: &Path) {
     let (one, other) = (listing(one), listing(other));
     assert!(!one.is_empty());

@@ -75,8 +75,8 @@ impl Canaries {
     }
 }
 
-/// Tens of canaries: 0 file contents that compress, 1 contents among noise, 2 file names, 3 names of directories and links,
-/// 4 attributes, 5 names of refs, 6 labels, 7 memory, 8 state of a machine, 9 what is written into a mount.
+/// Tens of canaries: 0 file contents that compress, 1 contents among noise, 2 file names, 3 names of directories and
+/// links, 4 attributes, 5 names of refs, 6 labels, 7 memory, 8 state of a machine, 9 data written into a mount.
 fn make_source(source: &Path, canaries: &Canaries) {
     fs::create_dir(source).unwrap();
     for (number, word) in canaries.group(0).iter().enumerate() {
@@ -303,7 +303,7 @@ fn await_writing(pid: u32) {
     panic!("the command does not write");
 }
 
-/// The tenant's place, given to the user 65534, and the means to run commands as that user.
+/// The tenant's place, owned by the user 65534, and the means to run commands as that user.
 struct NobodysPlace {
     store: PathBuf,
     config: PathBuf,

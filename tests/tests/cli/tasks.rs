@@ -1,5 +1,5 @@
-//! docs/TASKS.md, played: every command of every section, in order, on a host of its own, with the exit code and the output
-//! that the page states.
+//! docs/TASKS.md, played: every command of every section, in order, on a host of its own, with the exit code and the
+//! output that the page states.
 //!
 //! - `page`  the sections as files and commands
 //! - `host`  a shell whose directories are scratch

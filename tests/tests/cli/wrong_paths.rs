@@ -11,7 +11,7 @@ use tests::snapctl::{Place, fingerprint};
 
 use crate::{basics, sample};
 
-/// Verbs that need no store, or find theirs by the mount that they are given.
+/// Verbs that need no store, or find theirs by their mount.
 const WITHOUT_A_STORE: [&str; 6] = ["init", "umount", "freeze", "doctor", "completions", "version"];
 
 fn with_backup() -> Place {
@@ -135,7 +135,7 @@ fn a_name_that_is_no_ref_is_refused() {
     }
 }
 
-/// Runs snapctl as the user nobody, who is bound by permissions.
+/// Runs snapctl as the user `nobody`, bound by permissions.
 fn as_nobody(place: &Place, arguments: &[&OsStr]) -> Output {
     let copy = place.path("snapctl");
     if !copy.exists() {

@@ -47,7 +47,8 @@ pub(crate) fn delta_count(store: &Store, snapshot: &SnapshotId) -> usize {
     (0..image.group_count() as u32).filter(|group| image.group_base(*group).is_some()).count()
 }
 
-/// The base is a group of the first hibernation; the third depends on it through the second, which the collector takes away.
+/// The base is a group of the first hibernation; the third depends on it through the second, which the collector takes
+/// away.
 #[test]
 fn a_base_stays_as_long_as_a_delta_against_it_and_no_longer() {
     let fixture = GcFixture::new();

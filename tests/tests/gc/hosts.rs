@@ -10,9 +10,9 @@ use tests::model::assert_clean;
 
 const MAX_OPERATIONS: u64 = 400;
 
-/// One collector is slow: after it raised the epoch another raises it once more, then a snapshot is forgotten, and a writer
-/// opens and depends on what was in it, which the slow one is about to condemn. Later the quick one is in the middle of a run
-/// when the writer commits.
+/// One collector is slow: after it raised the epoch another raises it once more, then a snapshot is forgotten, and a
+/// writer opens and depends on what was in it, which the slow one is about to condemn. Later the quick one is in the
+/// middle of a run when the writer commits.
 fn commit_beside_two_collectors(slow_at: u64, quick_at: u64, runs: u32) -> (bool, bool) {
     let bucket = Arc::new(MemoryTier::new());
     let [slow, quick, writing] = [(); 3].map(|()| Arc::new(Host::new(bucket.clone())));

@@ -101,7 +101,7 @@ fn a_writer_survives_any_number_of_collections_between_any_two_of_its_steps() {
     }
 }
 
-/// A writer that opens between any two operations of a collection, stores something and depends on what is there, and
+/// A writer that opens between any two operations of a collection, stores something and depends on existing chunks, and
 /// commits only after further collections.
 #[test]
 fn a_writer_that_opens_during_a_collection_keeps_what_it_stored_and_what_it_leans_on() {
@@ -178,8 +178,8 @@ fn a_reader_that_pins_during_a_collection_keeps_its_snapshot_or_is_refused() {
     assert!(GcFixture::new().memory.list("sessions/").unwrap().is_empty());
 }
 
-/// A read of the mark that fails makes the collector look for new index runs. A pack that it learns of then was not there
-/// when it listed packs, and is not gone: the index goes on to name it.
+/// A read of the mark that fails makes the collector look for new index runs. A pack that it learns of then was not
+/// there when it listed packs, and is not gone: the index goes on to name it.
 #[test]
 fn a_run_that_the_collector_learns_of_late_stays_in_the_index() {
     let mut late = 0;

@@ -1,4 +1,5 @@
-//! Packs that are recompressed in the background: the same bytes in fewer, beside everybody else, and however it ends.
+//! Packs that are recompressed in the background: the same bytes in fewer, beside all other processes, and however it
+//! ends.
 
 use gc::{Pace, RewriteReport};
 use std::collections::BTreeMap;
@@ -353,7 +354,7 @@ fn whatever_fails_nothing_is_lost_and_the_next_run_ends_it() {
                 break;
             }
             places += 1;
-            assert!(outcome.is_err() || operation > 0, "{context}: nobody was told");
+            assert!(outcome.is_err() || operation > 0, "{context}: the fault was not reported");
             fixture.assert_sound(&context);
             fixture.collect(1);
             fixture.assert_sound(&format!("{context}, collected"));

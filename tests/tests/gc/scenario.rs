@@ -184,6 +184,6 @@ fn nothing_is_deleted_while_a_pack_that_is_needed_is_cut() {
         fixture.memory.delete(&pack.key).unwrap();
         fixture.memory.put_if_absent(&pack.key, &bytes).unwrap();
         fixture.collect(4);
-        fixture.assert_sound("made whole again");
+        fixture.assert_sound("after the repair");
     }
 }

@@ -1,5 +1,5 @@
-//! Processes that connect to the socket on which a machine is served: probes, clients of other protocols, other machines.
-//! None is harmed that has not handed its memory over, none is left waiting, and the machine is served.
+//! Processes that connect to the socket on which a machine is served: probes, clients of other protocols, other
+//! machines. None is harmed that has not handed its memory over, none is left waiting, and the machine is served.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;

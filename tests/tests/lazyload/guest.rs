@@ -116,7 +116,7 @@ fn pages_given_back_are_zero_and_never_the_old_ones_again() {
 }
 
 /// The machine goes on by itself once its memory is complete: pages discarded meanwhile and afterwards are zero, no
-/// handler has to read of it, and all other pages stay as they are.
+/// handler has to read the events, and all other pages stay as they are.
 #[test]
 fn a_guest_whose_memory_is_whole_is_let_go() {
     let saved = Saved::new(2048);
@@ -263,7 +263,7 @@ fn images_and_files_of_another_kind_are_refused() {
     for len in [0, 100, 4097] {
         std::fs::write(&memory, vec![1; len]).expect("written");
         let refused = firecracker::capture(&mut writer, source(&memory), &state, &Unwatched);
-        assert_eq!(refused.expect_err("not whole pages").kind(), Kind::Invalid, "{len} bytes");
+        assert_eq!(refused.expect_err("a partial page").kind(), Kind::Invalid, "{len} bytes");
     }
     let none = fixture.path("none");
     let missing = firecracker::capture(&mut writer, source(&none), &state, &Unwatched);

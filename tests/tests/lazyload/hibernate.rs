@@ -209,7 +209,7 @@ fn without_the_knowledge_a_dump_is_refused() {
         std::fs::write(&path, kept).expect("cut");
         let error = refused(&fixture, &dumped, Some(&image));
         assert!(error.contains("handler"), "{error}");
-        std::fs::write(&path, text).expect("whole again");
+        std::fs::write(&path, text).expect("complete again");
     }
     let (next, _) = captured(&fixture, &dumped, &image);
     check(&fixture, &next, &mut writer, "checked");

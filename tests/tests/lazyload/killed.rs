@@ -259,7 +259,7 @@ fn a_child_that_nobody_saw_dies_rather_than_see_zero() {
     asleep.writer.reap();
     question.join().expect("asked");
     signal(supervisor.pid() as i32, Signal::CONT);
-    wait_for("the child in custody", || {
+    wait_for("the child in escrow", || {
         let open = std::fs::read_dir(format!("/proc/{}/fd", supervisor.pid())).ok()?.flatten();
         let names = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
         (names.filter(|name| name.to_string_lossy().contains("userfaultfd")).count() == 1).then_some(())

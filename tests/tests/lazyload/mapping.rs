@@ -108,13 +108,13 @@ fn a_page_that_cannot_be_read_is_a_bus_error_and_not_zero() {
     let (image, _) = fixture.raw_image(&pages);
     let whole = read_in_a_process(&fixture.store_path(), &image, 200);
     assert!(whole.status.success());
-    assert_eq!(whole.stdout, pages[200], "the whole store gives the page");
+    assert_eq!(whole.stdout, pages[200], "the intact store returns the page");
 
     let (copy, broken) = fixture.broken_copy(&image, 0.0..1.0);
     for page in [0, 17, 200, 255] {
         let output = read_in_a_process(&copy.path().join("store"), &broken, page);
         assert_eq!(output.status.signal(), Some(libc_sigbus()), "page {page}: {:?}", output.status);
-        assert!(output.stdout.is_empty(), "page {page} gave bytes");
+        assert!(output.stdout.is_empty(), "page {page} returned bytes");
     }
 }
 

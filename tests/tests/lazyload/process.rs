@@ -471,7 +471,7 @@ fn directories_that_are_no_whole_dump_are_refused() {
         assert_eq!(error.kind(), kind, "{error}");
     };
     refused(Kind::Corrupt);
-    std::fs::write(&pages, &whole).expect("whole again");
+    std::fs::write(&pages, &whole).expect("complete again");
     std::os::unix::fs::symlink("/", dumped.join("parent")).expect("a parent");
     refused(Kind::Invalid);
     std::fs::remove_file(dumped.join("parent")).expect("no parent");
@@ -479,8 +479,8 @@ fn directories_that_are_no_whole_dump_are_refused() {
     refused(Kind::Invalid);
     std::fs::write(dumped.join("inventory.img"), "nonsense").expect("a foreign inventory");
     refused(Kind::Corrupt);
-    std::fs::rename(dumped.join("kept"), dumped.join("inventory.img")).expect("whole again");
-    criu::capture(&mut writer, &dumped, None, &Unwatched).expect("whole again");
+    std::fs::rename(dumped.join("kept"), dumped.join("inventory.img")).expect("complete again");
+    criu::capture(&mut writer, &dumped, None, &Unwatched).expect("complete again");
 }
 
 #[test]

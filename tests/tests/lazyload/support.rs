@@ -82,7 +82,7 @@ impl Fixture {
         assert!(broken > 0, "the store has no pack of pages");
         let store =
             Store::open(&StoreConfig::directory(&copy.path().join("store"))).expect("the store opens");
-        let image = store.image(&image.id()).expect("the page table is whole");
+        let image = store.image(&image.id()).expect("the page table is intact");
         (copy, image)
     }
 }

@@ -87,7 +87,7 @@ fn a_bucket_is_reached_through_the_proxy_of_the_environment() {
         let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
         scene.run(&variables, doctor).expect(2).complains("dns error");
     }
-    assert_eq!(proxy.requests(), Vec::<String>::new(), "who is excepted does not go through it");
+    assert_eq!(proxy.requests(), Vec::<String>::new(), "exempt hosts bypass the proxy");
     let nowhere = scene.run(&[("HTTP_PROXY", "http://user:hush@127.0.0.1:9")], doctor).expect(2);
     assert!(!nowhere.stderr.contains("hush"), "{}", nowhere.stderr);
     scene.run(&[("HTTP_PROXY", "socks5://127.0.0.1:9")], doctor).expect(2).complains("socks5");

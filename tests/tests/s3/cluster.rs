@@ -61,7 +61,7 @@ fn a_volume_server_dies_and_nothing_acknowledged_is_lost() {
                             failed.fetch_add(1, Ordering::SeqCst);
                         }
                     }
-                    // And one that was acknowledged before, by anybody.
+                    // And one that was acknowledged before, by any thread.
                     let key = acknowledged.lock().unwrap().keys().nth(number % 97).cloned();
                     if let Some(key) = key {
                         match tier.get(&key) {

@@ -12,7 +12,7 @@ fn record(settings: &S3Settings, examination: &Examination) {
     assert!(unproven.put_if_absent(store::keys::BUCKET, &examination.record().encode()).unwrap());
 }
 
-/// The suite counts what is in a tier, and the bucket's own record is there too.
+/// The suite counts the objects of a tier, and the bucket's own record is there too.
 fn fresh(settings: &S3Settings, examination: &Examination) -> Arc<dyn Tier> {
     record(settings, examination);
     let tier = S3Tier::new(settings).unwrap();

@@ -107,7 +107,7 @@ fn a_bucket_that_is_not_there_or_does_not_answer_is_named() {
     let scene = Scene::new(&SEAWEED.endpoint(), false);
     let text = fs::read_to_string(&scene.config).unwrap();
     fs::write(&scene.config, text.replace(BUCKET, "no-such-bucket")).unwrap();
-    // SeaweedFS makes a bucket for a key that may; a key that may not gets none.
+    // SeaweedFS creates missing buckets for keys that may do that; this key may not.
     let unknown = "access_key = 'unknown'\nsecret_key = 'unknown'";
     fs::write(&scene.keys, unknown).unwrap();
     scene.run(&["doctor", "--tier", "cold"]).expect(2).complains("no-such-bucket");

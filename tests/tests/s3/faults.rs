@@ -152,7 +152,7 @@ fn patience_ends_and_says_so() {
         assert!(start.elapsed() < Duration::from_secs(5), "{fault:?}: {:?}", start.elapsed());
         assert_eq!(proxy.requests().len(), 4, "{fault:?}");
     }
-    // Errors that a retry cannot help, and a wait that is too long.
+    // Errors that no retry helps, and a wait that is too long.
     for (fault, kind) in [
         (Fault::Status(403), Kind::Invalid),
         (Fault::Status(400), Kind::Invalid),

@@ -1,6 +1,6 @@
-//! The tier in a bucket, on real servers: a SeaweedFS cluster that all tests of this binary share, each under a prefix of
-//! its own; `rclone serve s3` as one that keeps no promise; Garage, really distributed, in the long mode; and a proxy that
-//! does what networks do.
+//! The tier in a bucket, on real servers: a SeaweedFS cluster that all tests of this binary share, each under a prefix
+//! of its own; `rclone serve s3` as one that keeps no promise; Garage, really distributed, in the long mode; and a
+//! proxy that does what networks do.
 //!
 //! The servers are installed by `cargo xtask setup` and found in PATH.
 

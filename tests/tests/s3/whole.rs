@@ -1,5 +1,5 @@
-//! A store in a bucket, used as its users do: backups, restores, collections and scrubs of several processes and hosts, and
-//! all of that through a network that fails at every third request.
+//! A store in a bucket, used as its users do: backups, restores, collections and scrubs of several processes and hosts,
+//! and all of that through a network that fails at every third request.
 
 use crate::{SEAWEED, on_seaweed, prefix, seaweed_port};
 use std::collections::BTreeMap;
@@ -128,7 +128,7 @@ fn processes_of_several_hosts_share_a_bucket() {
     }
 }
 
-/// Retries that outlast `storm`.
+/// Retries that go on for longer than `storm`.
 const PATIENCE: Patience = Patience {
     connect: Duration::from_secs(2),
     request: Duration::from_millis(900),
@@ -255,7 +255,7 @@ fn a_damaged_pack_in_a_bucket_without_conditions_is_mended_by_its_collector() {
     let whole = tier.get(&pack).unwrap().to_vec();
     gc_fixture::flip_a_bit(&tier, &pack, whole.len() / 2);
     other.run(&["scrub", "--repair"]).expect(2).complains("1 damaged copies");
-    assert!(tier.get(&pack).unwrap().to_vec() != whole, "it has no whole copy");
+    assert!(tier.get(&pack).unwrap().to_vec() != whole, "it has no intact copy");
     let repaired = collector.run(&["scrub", "--repair", "--json"]).expect(0).json();
     assert_eq!(repaired["repaired_copies"], 1, "{repaired}");
     assert!(tier.get(&pack).unwrap().to_vec() == whole, "byte for byte");

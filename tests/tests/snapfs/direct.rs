@@ -5,8 +5,8 @@ use std::fs;
 use std::process::Command;
 use tests::snapfs_mount::World;
 
-/// Writes the file past the cache with the kernel's asynchronous calls, reads it through the cache meanwhile, and compares
-/// after each write what a read, a mapping and, once a byte was changed in the mapping, a direct read show.
+/// Writes the file past the cache with the kernel's asynchronous calls, reads it through the cache meanwhile, and
+/// compares after each write what a read, a mapping and, once a byte was changed in the mapping, a direct read show.
 const ASYNCHRONOUS: &str = r#"
 import ctypes, mmap, os, sys
 libc = ctypes.CDLL(None, use_errno=True)

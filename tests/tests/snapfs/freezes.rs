@@ -54,7 +54,7 @@ fn a_snapshot_taken_while_a_writer_appends_is_a_prefix_of_what_it_wrote() {
         let read = |name: &str| fs::read(restored.join(name)).unwrap_or_default();
         let (first, second) = (read("first"), read("second"));
         for content in [&first, &second] {
-            assert_eq!(content.len() % RECORD_LEN, 0, "a write is in a snapshot as a whole or not at all");
+            assert_eq!(content.len() % RECORD_LEN, 0, "a write is in a snapshot completely or not at all");
             for (number, found) in content.chunks(RECORD_LEN).enumerate() {
                 assert!(found == record(number as u64), "record {number} of snapshot {round}");
             }

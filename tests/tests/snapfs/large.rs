@@ -148,7 +148,7 @@ fn what_a_mount_knew_of_files_goes_when_the_kernel_forgets_them() {
     assert_eq!(files, 100_000);
     let known = own_bytes(served.pid());
     assert!(known > idle + (30 << 20), "{idle} bytes idle, {known} with 100,000 files known");
-    // Decoded frames are dropped by themselves.
+    // Decoded frames expire by themselves.
     await_memory(served.pid(), idle + 100_000 * KNOWN_FILE_MAX_BYTES, || ());
     assert_eq!(fs::read(served.path("042/0042")).unwrap(), short_content(42));
     // A file used since the last call only loses its mark in this one, and the kernel reports what it forgot after it.

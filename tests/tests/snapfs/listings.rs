@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 use tests::snapfs_mount::{Served, World};
 
-/// A line of a listing, as getdents64(2) gives it.
+/// A line of a listing, as getdents64(2) returns it.
 struct Line {
     name: String,
     inode: u64,
@@ -227,8 +227,8 @@ impl Play {
     }
 }
 
-/// With the first half of the names removed, each name that the kernel forgot once cost a walk over those: minutes, until
-/// which the mount could not be taken away. It takes well below a second.
+/// With the first half of the names removed, each name that the kernel forgot once cost a walk over those: minutes,
+/// until which the mount could not be taken away. It takes well below a second.
 #[test]
 fn a_mount_goes_soon_after_the_kernel_forgot_a_directory_of_which_half_was_removed() {
     let count = 200_000;

@@ -1,5 +1,5 @@
 //! Random operations on a mount and on a directory of the local file system, which is the oracle: every answer and the
-//! whole tree must be the same, through freezes, remounts and kills.
+//! complete tree must be the same, through freezes, remounts and kills.
 
 use crate::HELPER;
 use rustix::fs::{

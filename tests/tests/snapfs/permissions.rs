@@ -77,8 +77,8 @@ fn access_lists_are_enforced_inherited_and_kept_by_snapshots() {
     served.unmount();
 }
 
-/// Changes files in every way by callers of every kind and prints the mode that each file has afterwards, and whether its
-/// file capability is still there.
+/// Changes files in every way by callers of every kind and prints the mode that each file has afterwards, and whether
+/// its file capability is still there.
 const CHANGE_SET_ID: &str = r#"
 import ctypes, itertools, mmap, os, sys
 os.chdir(sys.argv[1])
@@ -150,7 +150,7 @@ for user, is_member, may_keep, mode, change in itertools.product([0, 1001], [0, 
         os.unlink(path)
 "#;
 
-/// Asks for the mode alone: the kernel answers from what it remembers, unless it was told to forget.
+/// Asks for the mode alone: the kernel answers from what it remembers, unless it was made to forget.
 const MODE_ALONE: &str = r#"
 import ctypes
 def statx_mode(path):

@@ -128,7 +128,8 @@ fn remount(options: &str, mountpoint: &Path) -> std::process::Output {
     Command::new("mount").args(["-o", &options]).arg(mountpoint).output().unwrap()
 }
 
-/// Remounts. A process that another test is just starting may have a file open for writing for a moment: busy is tried again.
+/// Remounts. A process that another test is just starting may have a file open for writing for a moment: busy is tried
+/// again.
 fn remounted(options: &str, mountpoint: &Path) {
     let started = Instant::now();
     loop {

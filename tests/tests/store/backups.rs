@@ -247,7 +247,7 @@ fn mode_of(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
-/// Gives this thread alone the rights of another user.
+/// Sets the rights of this thread alone to another user's.
 pub(crate) fn become_user(uid: u32) {
     rustix::thread::set_thread_groups(&[]).unwrap();
     rustix::thread::set_thread_gid(rustix::fs::Gid::from_raw(uid)).unwrap();

@@ -134,7 +134,7 @@ fn assert_survived(store: &Store, acks: &Acks, context: &str) {
     }
 }
 
-/// Reopens the surviving tier, with local state as given.
+/// Reopens the surviving tier with this local state.
 fn recover(survivor: &MemoryTier, state: &Path, acks: &Acks, context: &str) {
     let config = StoreConfig {
         cache_bytes: 4 << 20,

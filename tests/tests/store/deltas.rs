@@ -116,7 +116,7 @@ fn a_chunk_that_is_there_as_a_delta_is_stored_again_for_a_file() {
     let chunk = writer.put_chunk(&bytes).unwrap();
     assert_eq!(writer.stats().new_bytes, bytes.len() as u64, "no delta stands in for it");
     assert_eq!(writer.put_chunk(&bytes).unwrap(), chunk);
-    assert_eq!(writer.stats().new_bytes, bytes.len() as u64, "what was stored whole does");
+    assert_eq!(writer.stats().new_bytes, bytes.len() as u64, "the chunk stored in full does");
     // A writer that needs the chunk in full keeps it in full, when nothing keeps the delta and its base.
     let parent = sleep_of_one_group(&mut writer, &bytes, "whole");
     drop(writer);
@@ -182,10 +182,11 @@ fn a_delta_whose_base_is_missing_or_damaged_is_an_error_that_names_it() {
     }
     memory_tier.delete(&key).unwrap();
     memory_tier.put_if_absent(&key, &whole).unwrap();
-    assert_clean(&scratch.open(), "made whole again");
+    assert_clean(&scratch.open(), "after the repair");
 }
 
-/// The tables of docs/FORMAT.md, against the bytes of a delta, of its entry in the pack and of the page table that names it.
+/// The tables of docs/FORMAT.md, against the bytes of a delta, of its entry in the pack and of the page table that
+/// names it.
 #[test]
 fn deltas_lie_as_the_document_says() {
     let (scratch, tier) = Scratch::in_memory();

@@ -1,4 +1,4 @@
-//! Domains: nothing of one opens in another, every domain depends on the public one and on no other, keys rotate under
+//! Domains: nothing of one opens in another, a domain may depend on the public one and on no other, keys rotate under
 //! readers and writers, and destroyed data is gone. The plain domain goes on as it was.
 
 use crate::scratch::overwrite;
@@ -91,7 +91,7 @@ fn every_domain_reads_back_what_it_holds_and_no_more() {
     }
 }
 
-/// With every key in one process: a frame belongs to its domain, whoever asks, and whatever its header is made to say.
+/// With every key in one process: a frame belongs to its domain, whichever domain reads it, whatever its header says.
 #[test]
 fn a_frame_of_one_domain_never_opens_in_another() {
     let tenants = Tenants::new();
@@ -175,7 +175,7 @@ fn who_has_not_the_operators_key_reads_the_public_domain_and_cannot_change_it() 
     for error in [reader.writer("test").map(drop).unwrap_err(), reader.forget("web", |_| true).unwrap_err()] {
         assert_eq!(error.kind(), Kind::Invalid, "{error}");
     }
-    // A wrong key is told from a missing one.
+    // A wrong key and a missing one are different errors.
     let mut config = tenants.config_of_host("reader", Some("public"), &[]);
     config.domains.keys.common = Some(KeySource::File(tenants.key("acme")));
     let error = Store::open(&config).unwrap().writer("test").map(drop).unwrap_err();
@@ -426,7 +426,7 @@ fn scrubbing_needs_no_keys() {
     println!("flipped bits found without keys: {found} of {found}");
 }
 
-/// No session and no lock of an encrypted domain names what is in use; a deleted upper holds nothing all the same.
+/// No session and no lock of an encrypted domain names the objects in use; a deleted upper holds nothing all the same.
 #[test]
 fn sessions_of_an_encrypted_domain_name_nothing() {
     let tenants = Tenants::new();

@@ -41,7 +41,7 @@ fn fail(fault: Fault) -> (u64, bool) {
     }
     let was_met = scenario.disk.is_fault_met();
     scenario.disk.set_fault(None);
-    let context = format!("{fault:?}, which gave {failures:?}");
+    let context = format!("{fault:?}, with {failures:?}");
     // Everything acknowledged is durable, also if the power goes now.
     let mut survey = Survey::of(&scenario.disk);
     survey.advance(survey.len());

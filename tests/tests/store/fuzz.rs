@@ -258,8 +258,8 @@ fn reseal_trailer(bytes: &mut [u8]) {
     bytes[len - 8..].copy_from_slice(&guard.to_le_bytes());
 }
 
-/// Trees, directories, link tables, lists of extents, page tables and lists of chunks have no checksum of their own: their
-/// id is one. So mutated records are stored under their right ids, as a hostile writer could.
+/// Trees, directories, link tables, lists of extents, page tables and lists of chunks have no checksum of their own:
+/// their id is one. So mutated records are stored under their right ids, as a hostile writer could.
 #[test]
 fn metadata_survives_mutation() {
     const ROUNDS: usize = 20_000;

@@ -70,7 +70,7 @@ fn a_store_without_index_reads_everything_and_a_rebuild_gives_the_same_listing()
         }
         assert_eq!(scratch.config.metadata_tier.list("index/").unwrap().len(), 1);
         let again = store::rebuild_index(&cold, &Unwatched).unwrap();
-        assert_eq!(again, (packs, chunks), "a rebuild of what is whole changes nothing");
+        assert_eq!(again, (packs, chunks), "a rebuild of an intact index changes nothing");
     }
 }
 

@@ -1,5 +1,5 @@
-//! The store against its oracle: every tier by one suite, random histories, every crash point, damage of every kind, real
-//! trees, and the format forever.
+//! The store against its oracle: every tier by one suite, random histories, every crash point, damage of every kind,
+//! real trees, and the format forever.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics, its helpers too")]
 

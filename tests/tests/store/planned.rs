@@ -1,5 +1,5 @@
-//! Planned reads: many chunks at once, on whatever tiers they lie, of a tenant and of the public domain, deltas with their
-//! bases.
+//! Planned reads: many chunks at once, on whatever tiers they lie, of a tenant and of the public domain, deltas with
+//! their bases.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,8 +30,8 @@ fn memory(version: u64) -> Memory {
 }
 
 impl World {
-    /// The public files are on the cold tier, the tenant's own and its first sleep too, its second sleep, of deltas, on the
-    /// warm one, more files on the hot one.
+    /// The public files are on the cold tier, the tenant's own and its first sleep too, its second sleep, of deltas, on
+    /// the warm one, more files on the hot one.
     fn new() -> Self {
         let tenants = Tenants::new();
         commit(&mut tenants.open("public").writer("test").unwrap(), "base", &[1, 2]).unwrap();

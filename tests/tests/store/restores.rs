@@ -76,7 +76,8 @@ fn shown(refused: &[store::Refused]) -> Vec<String> {
     refused.iter().map(|refused| format!("{}: {}", refused.path.display(), refused.what)).collect()
 }
 
-/// The attacker, who may rename below the target, replaces a directory by a link to where a file of root's has the same name.
+/// An attacker, allowed to rename below the target, replaces a directory by a link to where a file of root's has the
+/// same name.
 #[test]
 fn a_directory_that_becomes_a_symbolic_link_gives_no_hard_link_to_what_it_points_at() {
     let place = tempfile::tempdir().unwrap();
@@ -132,7 +133,7 @@ fn a_directory_that_becomes_a_symbolic_link_redirects_no_file_and_no_directory()
     // Open descriptors still led into the created directory; reopening was refused and reported.
     let arrived = files_of_host(&target.join("moved")).len() as u64 - 1;
     let told = restored.refused.iter().filter(|refused| refused.path.starts_with(target.join("sub"))).count();
-    assert!(arrived + told as u64 >= 3400, "{arrived} arrived and {told} were told");
+    assert!(arrived + told as u64 >= 3400, "{arrived} arrived and {told} were reported");
     assert!(restored.refused.len() == told, "{:?}", shown(&restored.refused)[0]);
 }
 

@@ -226,8 +226,7 @@ fn without_compare_and_swap_each_ref_has_one_owner_and_one_host_collects() {
     drop(writer);
     let options = gc::CollectOptions { dry_run: false, cycles: 4 };
     assert_eq!(gc::collect(&store, &options, &Unwatched).unwrap_err().kind(), Kind::Invalid);
-    // Rewriting condemns, too: it is refused to a host that does not own the bucket, and beside its own host's
-    // collector.
+    // Rewriting condemns, too, and nothing else keeps two hosts apart, nor a rewrite from its own host's collector.
     let pace = gc::Pace { rate: None, is_stopped: &|| false, progress: &Unwatched };
     assert_eq!(gc::repack_old_epochs(&store, &Unwatched).unwrap_err().kind(), Kind::Invalid);
     assert_eq!(gc::recompress(&store, None, &pace).unwrap_err().kind(), Kind::Invalid);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use store::{ChunkId, Content, Extent, SnapshotDraft, Store, Writer};
 use tests::model::{Random, bytes_of};
 
-/// A file as the user sees it, and what is dirty against its base.
+/// A file as the user sees it, and its dirty ranges against its base.
 struct File {
     bytes: Vec<u8>,
     dirty: Vec<Range<u64>>,

@@ -55,7 +55,7 @@ fn the_hot_limit_holds_at_every_insert_and_everything_stays_readable() {
         assert!(bytes_on(&store, 0) <= limit, "hot holds {} after {number}", bytes_on(&store, 0));
         assert!(bytes_on(&store, 1) <= 500 * KIB, "warm holds {} after {number}", bytes_on(&store, 1));
     }
-    assert!(!world.cold.list("packs/").unwrap().is_empty(), "what has no room near goes far");
+    assert!(!world.cold.list("packs/").unwrap().is_empty(), "packs without room go to the cold tier");
     let store = Store::open(&world.config).unwrap();
     for (number, snapshot) in &snapshots {
         assert_files(&store, snapshot, &format!("app-{number}"));
@@ -146,7 +146,7 @@ fn pins_and_moves_do_what_they_say() {
         "a pin holds"
     );
     assert_files(&store, &far, "from far away");
-    assert!(store.disk_cache().usage().unwrap().frames > 0, "frames read from far are kept near");
+    assert!(store.disk_cache().usage().unwrap().frames > 0, "frames of the cold tier are cached");
     let report = move_snapshot(&store, &far, TierClass::Hot, None, &Unwatched).unwrap();
     assert!(report.moved.copied >= 1);
     assert!(
@@ -162,7 +162,8 @@ fn pins_and_moves_do_what_they_say() {
     assert_files(&Store::open(&world.config).unwrap(), &near, "from the warm tier");
 }
 
-/// Whatever operation of either tier fails while packs move, every chunk stays readable, and the next run ends the work.
+/// Whatever operation of either tier fails while packs move, every chunk stays readable, and the next run ends the
+/// work.
 #[test]
 fn no_failed_step_of_a_move_loses_a_pack() {
     let mut failures = 0;

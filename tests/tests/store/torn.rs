@@ -1,6 +1,6 @@
-//! A pack that lost its end, at every byte: the store opens, every frame before the cut reads as ever, the others are
-//! errors, and other packs are as they were. Packs are stored atomically, so no crash does this; a file system that
-//! loses the end of a synced file does.
+//! A pack that lost its end, at every byte: the store opens, every frame before the cut reads as ever, reads of the
+//! rest fail, and other packs are as they were. Packs are stored atomically, so no crash does this; a file system
+//! that loses the end of a synced file does.
 
 use crate::scratch::Scratch;
 use crate::sim::try_all;

@@ -364,7 +364,8 @@ fn a_hostile_tree_reaches_nothing_outside_the_target() {
     }
 }
 
-/// A directory record of entries that no encoder would accept together: each encoded alone where it can be, then joined.
+/// A directory record of entries that no encoder would accept together: each encoded alone where it can be, then
+/// joined.
 fn join(entries: &[Entry]) -> Vec<u8> {
     let mut records = Vec::new();
     let mut out = Encoder::new();

@@ -1,4 +1,4 @@
-//! `snapctl diff SPEC_A SPEC_B`: `+` added, `-` removed, `M` modified, `U` only metadata. As diff does, 1 means "they differ".
+//! `snapctl diff SPEC_A SPEC_B`: `+` added, `-` removed, `M` modified, `U` only metadata. Exit code 1: they differ.
 
 use std::io::{self, Write};
 

@@ -1,4 +1,4 @@
-//! `snapctl mount SPEC DIR`: by default a process of its own serves the mount, and this one returns when the mount answers.
+//! `snapctl mount SPEC DIR`: by default a background process serves the mount; this one returns when the mount answers.
 
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
@@ -141,7 +141,7 @@ fn ref_of(store: &Store, spec: &str) -> store::Result<String> {
 /// Serves until the mount is unmounted.
 fn serve(mount: Arc<Mount>, context: &Context) -> anyhow::Result<Outcome> {
     let ended = mount.wait();
-    // Drops the mount, so that its pins and locks in the store are released before this process ends.
+    // Drops the mount, so that it releases its hold on the store before this process ends.
     context.signals.on_stop(|| {});
     ended?;
     Ok(Outcome::Done)

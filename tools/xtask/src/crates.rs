@@ -49,7 +49,7 @@ impl Program {
     }
 }
 
-/// Copies a program to its place; whoever runs the old one keeps it.
+/// Copies a program to its place; a process that runs the old one keeps it.
 pub(crate) fn put(program: &Path) -> Result<()> {
     let name = program.file_name().unwrap_or_default();
     let (target, new) =

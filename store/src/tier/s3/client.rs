@@ -1,6 +1,5 @@
 //! Single requests, each answer checked: status, Content-Range, lengths. Nothing is retried, except a denied read:
-//! without the right to list the bucket, an absent object is answered as denied. A listing of just its key then
-//! decides.
+//! without the right to list, an absent object is answered as denied. A listing of just its key then decides.
 
 use super::failure::{Failure, Refusal};
 use super::settings::S3Settings;

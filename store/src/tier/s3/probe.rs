@@ -104,7 +104,7 @@ impl Probe {
         Ok(Examination { findings, put_us, get_us })
     }
 
-    /// Makes each necessary request once, so that a missing permission is named, and not taken for a property of the
+    /// Makes each necessary request once, so that a missing permission is named, not taken for a property of the
     /// bucket.
     async fn check_permissions(&self) -> Result<()> {
         let key = self.key("permitted");

@@ -1,8 +1,7 @@
 //! Retries: the one place that decides whether, when and how often. The client's own retries are off.
 //!
 //! Waits are drawn evenly from nothing to a limit that doubles with every attempt (so that many hosts do not come back
-//! together), and are at least as long as the server asked. Both the number of attempts and the time of a call are
-//! bounded.
+//! together), and are at least as long as the server asked. Number of attempts and time of a call are bounded.
 
 use super::failure::Failure;
 use super::settings::Patience;

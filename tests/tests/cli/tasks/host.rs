@@ -1,8 +1,8 @@
-//! A host of its own for the commands of a page: a shell in namespaces of its own, where every directory that the commands
-//! name is scratch.
+//! A host of its own for the commands of a page: a shell in namespaces of its own, where every directory that the
+//! commands name is scratch.
 //!
-//! Invariants: nothing outside the scratch directory changes; every process of the host ends with the host; none outlives
-//! its bound.
+//! Invariants: nothing outside the scratch directory changes; every process of the host ends with the host; none
+//! outlives its bound.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};

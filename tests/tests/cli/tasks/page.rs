@@ -1,6 +1,7 @@
 //! docs/TASKS.md as steps: for each section the files that it names and the commands that it shows. Pure.
 //!
-//! A block that is neither `console` nor `toml`, or that holds a line of another form, is an error: no block is passed over.
+//! A block that is neither `console` nor `toml`, or that holds a line of another form, is an error: no block is passed
+//! over.
 
 /// A section of the page.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,5 +1,5 @@
-//! Power cuts and failing writes at every operation of a repair, and disks that cannot read: nothing readable is lost, and
-//! the next run ends the work.
+//! Power cuts and failing writes at every operation of a repair, and disks that cannot read: nothing readable is lost,
+//! and the next run ends the work.
 
 use super::*;
 use std::sync::Mutex;

@@ -76,7 +76,7 @@ fn the_paths_that_are_named_as_hurt_are_those_that_do_not_read() {
         }
     }
     println!(
-        "{frames} frames lost one at a time: {affected} paths hurt and named, {sound} sound and not named"
+        "{frames} frames lost one at a time: {affected} paths affected and named, {sound} sound and not named"
     );
     assert!(affected > 20 && sound > 100);
 }
@@ -107,7 +107,7 @@ fn lost_pages_are_counted_by_space() {
     assert_eq!(affected.paths[0].how, expected);
 }
 
-/// A lost directory hides what is below it from its snapshot, and from no other; the collector goes on.
+/// A lost directory hides the paths below it from its snapshot, and from no other; the collector goes on.
 #[test]
 fn lost_metadata_blocks_no_collection_and_comes_back_with_its_source() {
     let whole = Whole::new();

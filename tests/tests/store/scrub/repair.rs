@@ -253,7 +253,7 @@ fn damaged_index_runs_are_made_anew_and_damaged_records_are_told() {
         overwrite(&tiers[0], &info.key, &bytes);
         let report = scrub(&scratch.config, &REPAIR);
         assert!(!report.is_intact() && !report.records.problems.is_empty());
-        assert!(*tiers[0].get(&info.key).unwrap() == *bytes, "records are told of only");
+        assert!(*tiers[0].get(&info.key).unwrap() == *bytes, "damaged records are only reported");
         records += 1;
     }
     println!("{runs} damaged index runs made again, {records} damaged records told");
@@ -296,7 +296,7 @@ fn a_repair_and_a_collector_a_mover_or_a_writer_of_any_kind_do_not_work_at_once(
         let _lock = store::FileLock::take(&state.join(name), "test").unwrap();
         let refused = store::scrub(&scratch.open(), &REPAIR, &Unwatched).unwrap_err();
         assert_eq!(refused.kind(), store::Kind::Conflict);
-        assert!(scrub(&scratch.config, &LOOK).is_intact(), "who only looks may");
+        assert!(scrub(&scratch.config, &LOOK).is_intact(), "a scrub without repair may run");
     }
     let pack = whole.packs()[0];
     overwrite(&tiers[0], &pack.key(), b"");

@@ -191,7 +191,7 @@ fn sources_keep_their_access_times() {
     let store = scratch.open();
     drop(back_up(&store, &mount.0, "web"));
     assert_eq!(accessed(), [1_000_000_000; 3]);
-    // A user who is neither the owner nor root may not ask for that and still reads.
+    // A user other than the owner and root may not ask for that and still reads.
     let report = std::thread::scope(|scope| {
         let other = scope.spawn(|| {
             rustix::thread::set_thread_groups(&[]).unwrap();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tests::model::{Body, Item, Random, files_of_store};
 use tests::scripted_fuse::{Asked, Node, Nodes, ROOT, Request};
 
-/// Counts the lookups of a name and changes what is there before one of them.
+/// Counts the lookups of a name and changes its target before one of them.
 fn at_lookup(
     name: &'static str,
     nth: usize,

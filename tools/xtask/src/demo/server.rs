@@ -103,7 +103,7 @@ fn ask(port: u16) -> Option<Answer> {
     answer_of(port, "GET / HTTP/1.0\r\n\r\n").filter(|reply| reply.contains("200 OK")).map(Answer)
 }
 
-/// All that whoever listens on a port of loopback says to a request; `None` when nobody does.
+/// The answer of the program that listens on a port of loopback; `None` when there is none.
 pub(super) fn answer_of(port: u16, request: &str) -> Option<String> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
