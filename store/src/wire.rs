@@ -23,7 +23,7 @@ pub enum Record {
     Domain = 2,
     /// [`crate::records::snapshot`]
     Snapshot = 3,
-    /// [`crate::repo::refs`]
+    /// [`crate::records::reference`]
     Ref = 4,
     /// [`crate::records::session`]
     Session = 5,

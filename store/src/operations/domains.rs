@@ -343,7 +343,7 @@ impl Domains<'_> {
                 let name = info.key[prefix.len()..].split('/').next().unwrap_or_default();
                 if !names.contains(name) {
                     return Err(Error::corrupt("a domain has refs or snapshots and no record")
-                        .object(keys::domain(&name))
+                        .object(keys::domain(name))
                         .advice(
                             "bring its record back from a copy; without it nothing of the domain can be read",
                         ));
