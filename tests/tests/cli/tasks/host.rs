@@ -1,8 +1,8 @@
 //! A host of its own for the commands of a page: a shell in namespaces of its own, where every directory that the
 //! commands name is scratch.
 //!
-//! Invariants: nothing outside the scratch directory changes; every process of the host ends with the host; none
-//! outlives its bound.
+//! Invariants: nothing outside the scratch directory changes, and mounts of other tests are not seen; every process of
+//! the host ends with the host; none lives longer than its bound.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -15,6 +15,7 @@ const BOUND_SECONDS: &str = "240";
 /// Makes the host's directories; `SCRATCH`, `BINARY`, `SOURCES` and `SHARED` are in the environment.
 const SET_UP: &str = r#"
 set -e
+findmnt -rn -t fuse.torpor -o TARGET | xargs -r -n 1 umount -l
 mount -t tmpfs tmpfs "$SCRATCH"
 for directory in etc var/lib usr/local; do
     own="$SCRATCH/${directory////-}"
