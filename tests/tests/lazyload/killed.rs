@@ -265,7 +265,7 @@ fn a_child_that_nobody_saw_dies_rather_than_see_zero() {
         (names.filter(|name| name.to_string_lossy().contains("userfaultfd")).count() == 1).then_some(())
     });
     // It has what it needs to wait, so it meets nothing missing before it changes its memory.
-    let here = asleep.fixture.path("writer.here");
+    let here = asleep.fixture.path("pattern_writer.here");
     wait_for("the child waits", || here.exists().then_some(()));
     signal(handler, Signal::KILL);
     asleep.writer.release_brood();
