@@ -157,7 +157,7 @@ fn execute(
     shorten(store, lists, &with_verdict(&report.packs, &waiting), &with_verdict(&report.snapshots, &waiting))
 }
 
-/// Drops from the lists all objects not in `stay`.
+/// Drops from the lists all objects but these packs and snapshots.
 fn shorten(
     store: &Store,
     lists: &[Condemned],

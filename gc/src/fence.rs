@@ -1,5 +1,5 @@
 //! Sessions of other hosts that have stopped renewing. One that did not renew for some runs of the collector, and for
-//! some time, is fenced: its writer cannot commit any more. The time only favors slow hosts; chunks are safe because a
+//! some time, is fenced: its writer cannot commit any more. The time only favours slow hosts; chunks are safe because a
 //! fenced writer cannot commit, however late it resumes.
 
 use store::{Derived, Kind, Result, Store, clock, session};

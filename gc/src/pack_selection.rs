@@ -1,8 +1,8 @@
 //! Selects, of the packs that hold a chunk, those that must stay for it.
 //!
 //! A pack that is shorter than when a chunk was put into it counts as missing. Known losses (`store::lost_frames`) stop
-//! nothing: another copy of a lost chunk is kept where there is one, else the damaged one; what a lost record named is
-//! needed only by others.
+//! nothing: another copy of a lost chunk is kept where there is one, else the damaged one; what a lost record named
+//! stays only if something else needs it.
 
 use crate::bounded_cache::{BoundedCache, Needs};
 use std::collections::{BTreeSet, HashMap, HashSet};

@@ -32,7 +32,8 @@ pub(crate) struct Survey {
 }
 
 impl Survey {
-    /// Surveys the store; changes nothing but the epoch, records of ended sessions and dead proposals.
+    /// Surveys the store. A dry run changes nothing. Any other run raises the epoch, fences stale sessions, sweeps ended
+    /// ones, confirms condemned lists and withdraws dead proposals; `table` takes notes of sessions and marks.
     ///
     /// # Errors
     /// `Corrupt` or `NotFound` when a root or anything reachable cannot be read; as the tiers.

@@ -1,7 +1,7 @@
 //! Memory that is read before it is there: a memory image of a store, mapped into this process. A page is fetched from
 //! the store when it is touched, with its neighbours, by a thread that serves the page faults through userfaultfd.
 //!
-//! `cargo run --package lazyload --example lazy_mapping -- DIRECTORY`
+//! `cargo run --package torpor-lazyload --example lazy_mapping -- DIRECTORY`
 
 use std::error::Error;
 use std::path::Path;

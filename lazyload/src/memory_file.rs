@@ -259,7 +259,8 @@ impl MemoryFile {
         let hole = rustix::fs::seek(&self.file, SeekFrom::Hole(data)).map_err(failed)?.min(len_bytes);
         let is_aligned = data.is_multiple_of(PAGE_BYTES) && hole.is_multiple_of(PAGE_BYTES);
         if memory_type == MemoryType::Diff && !is_aligned {
-            let what = format!("data from byte {data} to {hole} is not page-aligned, as in a Diff file");
+            let what =
+                format!("data from byte {data} to {hole} is not page-aligned, as that of a Diff file is");
             return Err(
                 Error::new(Kind::Invalid, what).advice("give the file that Firecracker wrote, unchanged")
             );

@@ -1,7 +1,7 @@
 //! A program that embeds the store: it makes one, writes a tree of one file, commits it under a ref, reads the file back
 //! and restores the tree.
 //!
-//! `cargo run --package store --example embed -- DIRECTORY`
+//! `cargo run --package torpor-store --example embed -- DIRECTORY`
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -6,7 +6,7 @@ pub const SUPERBLOCK: &str = "superblock";
 pub const BUCKET: &str = "bucket";
 /// Prefix of the packs, on every tier: `packs/<writer>/<epoch>-<sequence>`.
 pub const PACKS: &str = "packs/";
-/// Prefix of the runs of the index: `index/<writer>/<epoch>-<run>`.
+/// Prefix of the runs of the index: `index/<writer>/<epoch>-<run>`, `index/merged/...`, `index/rebuilt/...`.
 pub const INDEX: &str = "index/";
 /// Prefix of the domains' records: `domains/<domain>`.
 pub const DOMAINS: &str = "domains/";

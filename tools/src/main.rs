@@ -4,7 +4,7 @@
 //! `output` (the answer) -> `exit` (the code and the error text). `context` is passed to every command; `spec` and
 //! `human` read and write the small languages of the command line; `progress`, `telemetry` and `signals` connect to the
 //! terminal and the kernel; `respawn` and `background` start this program once more, `bounded_log` is the log of the
-//! latter; `walk` and `compare` traverse trees.
+//! latter; `nodes` looks up and words tree entries.
 //!
 //! Commands put library calls together and hold no knowledge of formats, file systems or memory.
 

@@ -13,7 +13,7 @@ use store::Directory;
 /// A place in a listing: the line after which it continues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// The begin.
+    /// The beginning.
     Begin,
     /// "." was listed.
     Dot,

@@ -61,7 +61,7 @@ impl Overlay {
         self.open_directories.close(id);
     }
 
-    /// Some lines of the open directory `id` behind `cookie`, which is 0 at the begin; none at the end.
+    /// Some lines of the open directory `id` behind `cookie`, which is 0 at the beginning; none at the end.
     ///
     /// # Errors
     /// `EBADF` when it is not open, `EINVAL` for an unknown cookie, `ENOTDIR`, `ESTALE`, `EIO`.

@@ -248,8 +248,8 @@ impl Domain {
         self.verify_key.is_none() || changing.sign.is_some()
     }
 
-    /// The part of a domain's purpose that may be shown where others read it (sessions, locks, logs): the first word
-    /// alone, since the rest names refs and paths.
+    /// The part of a purpose that may be shown where others read it (sessions, locks, logs): in an encrypted domain the
+    /// first word alone, since the rest names refs and paths.
     pub fn redacted<'a>(&self, purpose: &'a str) -> &'a str {
         match self.is_encrypted() {
             true => purpose.split(' ').next().unwrap_or_default(),

@@ -126,7 +126,7 @@ impl Store {
         let frame = self.decode_frame(bytes)?;
         match class {
             TierClass::Hot => self.inner.touched.note(tier, place.pack),
-            TierClass::Warm | TierClass::Cold => self.promote(place, &frame, bytes),
+            TierClass::Warm | TierClass::Cold => self.keep_local(place, &frame, bytes),
         }
         Ok(frame)
     }
@@ -174,8 +174,8 @@ impl Store {
     }
 
     /// Keeps a frame of a slower tier on local flash; of metadata, which is read piece by piece, the whole pack.
-    fn promote(&self, place: &Location, frame: &Frame, stored: &[u8]) {
-        if !self.inner.promotes.load(Ordering::Relaxed) {
+    fn keep_local(&self, place: &Location, frame: &Frame, stored: &[u8]) {
+        if !self.inner.keeps_local.load(Ordering::Relaxed) {
             return;
         }
         let promoted = match frame.kind {

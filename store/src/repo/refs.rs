@@ -153,7 +153,7 @@ impl<'a> Refs<'a> {
         Ok(())
     }
 
-    /// Changes a ref's history with `change`, again until no other writer intervenes; an emptied history stays as a ref
+    /// Changes a ref's history with `change`, repeatedly until no other writer intervenes; an emptied history stays as a ref
     /// without snapshots.
     ///
     /// # Errors
@@ -212,7 +212,7 @@ impl<'a> Refs<'a> {
         })
     }
 
-    /// Changes a ref with `change`, again until no other writer intervenes.
+    /// Changes a ref with `change`, repeatedly until no other writer intervenes.
     fn change(&self, name: &str, mut change: impl FnMut(&mut Ref) -> Result<()>) -> Result<Ref> {
         check_name(name)?;
         self.store.check_owns_ref(name)?;

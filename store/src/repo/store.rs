@@ -1,5 +1,5 @@
 //! The store itself: its tiers, its index, its cache, and finding snapshots by name and by id (chunks: `read.rs`). It
-//! does not depend on its users (trees, images, writers); `open.rs` joins them.
+//! does not depend on its users (trees, images, writers).
 
 use crate::clock;
 use crate::domain::{self, Domain, DomainKind, Keyring};
@@ -39,8 +39,8 @@ pub(crate) struct Inner {
     pub(crate) index: Index,
     pub(crate) cache: FrameCache,
     pub(crate) disk_cache: DiskCache,
-    /// Whether data from slower tiers is promoted; a read-only use turns it off.
-    pub(crate) promotes: AtomicBool,
+    /// Whether data of slower tiers is kept locally, in the disk cache and on the hot tier; a scrub turns it off.
+    pub(crate) keeps_local: AtomicBool,
     pub(crate) placement: Arc<Placement>,
     pub(crate) touched: Touched,
     sessions: SessionPlace,
@@ -99,7 +99,7 @@ impl Store {
             index: Index::new(config.state.path()),
             cache: FrameCache::new(config.cache_bytes),
             disk_cache: DiskCache::new(config.state.path().join("frames"), config.disk_cache_bytes),
-            promotes: AtomicBool::new(true),
+            keeps_local: AtomicBool::new(true),
             placement: Arc::new(Placement::new(config)),
             touched: Touched::default(),
             sessions: session_place(config)?,

@@ -5,7 +5,7 @@
 //! and lost frames are recorded ([`crate::records::lost_frames`]). Memory: a pack or two for each tier, a bit for each
 //! chunk.
 //!
-//! `examine` verifies one pack, `assemble` rebuilds one, `repair` changes tiers, `affected` walks snapshots.
+//! `operations/verify_pack` verifies one pack, `assemble` rebuilds one, `repair` changes tiers, `affected` walks snapshots.
 
 mod affected;
 mod assemble;
@@ -97,8 +97,8 @@ struct Looking<'a>(&'a AtomicBool);
 
 impl<'a> Looking<'a> {
     fn at(store: &'a Store) -> Self {
-        store.inner.promotes.store(false, Ordering::Relaxed);
-        Self(&store.inner.promotes)
+        store.inner.keeps_local.store(false, Ordering::Relaxed);
+        Self(&store.inner.keeps_local)
     }
 }
 
@@ -213,7 +213,9 @@ impl Scrub<'_> {
         };
         match sources.assemble() {
             Assembled::Whole(whole) => self.settle_intact(id, &copies, &whole, is_noted),
-            Assembled::Missing { lost, reason } => self.report_missing(id, &copies, &lost, &reason, noted),
+            Assembled::Missing { lost, reason } => {
+                self.report_lost_frames(id, &copies, &lost, &reason, noted)
+            }
         }
         Ok(())
     }
@@ -304,7 +306,7 @@ impl Scrub<'_> {
                 },
             };
             has_failed |= !matches!(remedy, Remedy::Repaired { .. });
-            self.add_missing(id, remedy);
+            self.report_missing_pack(id, remedy);
         }
         if is_noted && self.repair && !has_failed {
             self.note_lost(id, &[]);
@@ -313,7 +315,7 @@ impl Scrub<'_> {
     }
 
     /// Reports a pack with lost frames. Lost frames that are recorded and read from other packs are no damage any more.
-    fn report_missing(
+    fn report_lost_frames(
         &mut self,
         id: PackId,
         copies: &[Copy],
@@ -345,7 +347,7 @@ impl Scrub<'_> {
             self.report_damage(id, tiers[copy.tier].describe(), &copy.examined, &remedy);
         }
         if copies.is_empty() {
-            self.add_missing(id, remedy);
+            self.report_missing_pack(id, remedy);
         }
         if is_harmless {
             self.report.damaged_copies = before;
@@ -364,7 +366,7 @@ impl Scrub<'_> {
         }
     }
 
-    fn add_missing(&mut self, pack: PackId, remedy: Remedy) {
+    fn report_missing_pack(&mut self, pack: PackId, remedy: Remedy) {
         self.report.damaged_copies += u64::from(!matches!(remedy, Remedy::Repaired { .. }));
         let error = "the index names it, and no tier has it".to_owned();
         self.report.damage(Damage { tier: "no tier".to_owned(), pack, offset: 0, error, remedy });
@@ -410,7 +412,7 @@ impl Scrub<'_> {
                 self.report.records.problems.retain(|problem| !problem.object.starts_with(keys::INDEX));
             }
             Err(error) => {
-                self.report.records.problem("index/", &error.further_advice("the index stays as it is"))
+                self.report.records.problem(keys::INDEX, &error.further_advice("the index stays as it is"))
             }
         }
     }

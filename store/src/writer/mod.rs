@@ -437,7 +437,7 @@ impl Writer {
     /// Checks the packs depended on: a ref must never name missing ones, whatever the index said.
     fn check_dependencies(&self) -> Result<()> {
         if !self.depended_on.is_empty() {
-            self.store.metadata_tier().make_durable("index/")?; // their writer may have died before their run was
+            self.store.metadata_tier().make_durable(keys::INDEX)?; // a writer may have died before its run was durable
         }
         for pack in &self.depended_on {
             if !self.is_there(pack)? {

@@ -459,9 +459,9 @@ fn a_process_whose_pages_are_broken_dies_rather_than_see_zero() {
 #[test]
 fn directories_that_are_no_whole_dump_are_refused() {
     let fixture = Fixture::new();
-    let mut writer = PatternWriter::start(&fixture, 256, &[]);
+    let mut process = PatternWriter::start(&fixture, 256, &[]);
     let dumped = fixture.path("dumped");
-    writer.dump(&dumped);
+    process.dump(&dumped);
     let pages = dumped.join("pages-1.img");
     let whole = std::fs::read(&pages).expect("pages");
     std::fs::write(&pages, &whole[..whole.len() - 1]).expect("cut");

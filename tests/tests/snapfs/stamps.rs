@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use tests::snapfs_mount::{Served, World};
 
-/// All that a program compares but the device, which the kernel assigns to the next mount again.
+/// All that a program compares but the device, which the kernel assigns at each mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 struct Stamp {
     ctime: (i64, i64),

@@ -71,6 +71,7 @@ const WORDS: &[(&str, &str)] = &[
     (concat!("cust", "ody"), "descriptor escrow"),
     (concat!("vei", "led"), "redacted"),
     (concat!("cen", "sus"), "domain inventory"),
+    (concat!("lean", " on"), "depend on"),
     (concat!("lean", "s on"), "depends on"),
 ];
 

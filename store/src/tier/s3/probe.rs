@@ -1,4 +1,4 @@
-//! Examines a bucket: runs the operations that Torpor needs, and races of them; only observed behavior counts.
+//! Examines a bucket: runs the operations that Torpor needs, and races of them; only observed behaviour counts.
 //!
 //! A documented promise or an accepted header does not count: some services answer 200 to a condition that they do not
 //! know. All requests are below one key of the examination's own, and its objects are removed again.

@@ -1,7 +1,7 @@
 //! A host of its own for the commands of a page: a shell in namespaces of its own, where every directory that the
 //! commands name is scratch.
 //!
-//! Invariants: nothing outside the scratch directory changes, and mounts of other tests are not seen; every process of
+//! Invariants: nothing outside the scratch directory changes, and no mount of snapfs by another test is seen; every process of
 //! the host ends with the host; none lives longer than its bound.
 
 use std::fs;
@@ -15,7 +15,7 @@ const BOUND_SECONDS: &str = "240";
 /// Makes the host's directories; `SCRATCH`, `BINARY`, `SOURCES` and `SHARED` are in the environment.
 const SET_UP: &str = r#"
 set -e
-findmnt -rn -t fuse.torpor -o TARGET | xargs -r -n 1 umount -l
+findmnt -rn -t fuse.torpor -o TARGET | while read -r target; do umount -l "$(printf '%b' "$target")" || :; done
 mount -t tmpfs tmpfs "$SCRATCH"
 for directory in etc var/lib usr/local; do
     own="$SCRATCH/${directory////-}"
