@@ -7,7 +7,7 @@ use crate::wire::{Decoder, Encoder, Record, seal, unseal};
 /// Guarantees that hold with any concurrent writers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guarantees {
-    /// Of several writers that store an object of one key at once, exactly one is told that it did.
+    /// Of several writers that store an object of one key at once, exactly one gets `true`.
     pub put_if_absent: bool,
     /// Of several writers that replace the same bytes at once, exactly one succeeds.
     pub compare_and_swap: bool,

@@ -310,20 +310,20 @@ fn a_pack_with_lost_frames_stays_until_they_are_stored_anew() {
     let fixture = GcFixture::new();
     fixture.commit("one", &[1, 2]);
     fixture.commit("two", &[3, 4]);
-    let (hurt, frames) = data_packs(&fixture.memory).swap_remove(0);
-    flip_a_bit(&fixture.memory, &hurt.key(), 64 + frames[0].len() / 2);
+    let (damaged, frames) = data_packs(&fixture.memory).swap_remove(0);
+    flip_a_bit(&fixture.memory, &damaged.key(), 64 + frames[0].len() / 2);
     let repair = ScrubOptions { repair: true, ..ScrubOptions::default() };
     assert_eq!(store::scrub(&fixture.open(), &repair, &Unwatched).unwrap().lost.len(), 1);
-    let note = lost_frames::key_of(hurt);
+    let note = lost_frames::key_of(damaged);
     assert!(fixture.memory.get(&note).is_ok());
 
     let store = Store::open(&leveled(&fixture, Arc::new(fixture.memory.clone()))).unwrap();
     let report = recompress(&store).unwrap();
     let unreadable: Vec<PackId> = report.unreadable.iter().map(|(pack, _)| *pack).collect();
-    assert_eq!((unreadable, report.packs.len()), (vec![hurt], 1));
+    assert_eq!((unreadable, report.packs.len()), (vec![damaged], 1));
     fixture.collect(4);
     let levels: Vec<(bool, i32)> =
-        data_packs(&fixture.memory).iter().map(|(pack, _)| (*pack == hurt, pack.level())).collect();
+        data_packs(&fixture.memory).iter().map(|(pack, _)| (*pack == damaged, pack.level())).collect();
     assert!(
         levels.len() == 2 && levels.contains(&(true, 0)) && levels.contains(&(false, LEVEL)),
         "{levels:?}"

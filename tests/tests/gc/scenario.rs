@@ -112,28 +112,28 @@ fn nothing_is_deleted_when_a_root_or_anything_reachable_is_hurt() {
     fixture.collect(2);
     let prefixes = ["refs/", "snapshots/", "packs/"];
     for prefix in prefixes {
-        let hurt = GcFixture::new();
+        let damaged = GcFixture::new();
         for area in ["domains/", "superblock", "packs/", "index/", "snapshots/", "refs/", "gc/"] {
             for info in fixture.memory.list(area).unwrap() {
-                hurt.memory.delete(&info.key).unwrap();
-                hurt.memory.put_if_absent(&info.key, &fixture.memory.get(&info.key).unwrap()).unwrap();
+                damaged.memory.delete(&info.key).unwrap();
+                damaged.memory.put_if_absent(&info.key, &fixture.memory.get(&info.key).unwrap()).unwrap();
             }
         }
         // Everything of one kind is damaged: refs and records by a flipped bit, packs by being gone.
-        for info in hurt.memory.list(prefix).unwrap() {
-            let mut bytes = hurt.memory.get(&info.key).unwrap().to_vec();
+        for info in damaged.memory.list(prefix).unwrap() {
+            let mut bytes = damaged.memory.get(&info.key).unwrap().to_vec();
             let last = bytes.len() - 1;
             bytes[last] ^= 1;
-            hurt.memory.delete(&info.key).unwrap();
+            damaged.memory.delete(&info.key).unwrap();
             if prefix != "packs/" {
-                hurt.memory.put_if_absent(&info.key, &bytes).unwrap();
+                damaged.memory.put_if_absent(&info.key, &bytes).unwrap();
             }
         }
-        let before = hurt.memory.list("packs/").unwrap();
+        let before = damaged.memory.list("packs/").unwrap();
         let error =
-            collect(&hurt.open(), &CollectOptions { dry_run: false, cycles: 3 }, &Unwatched).unwrap_err();
+            collect(&damaged.open(), &CollectOptions { dry_run: false, cycles: 3 }, &Unwatched).unwrap_err();
         assert!(matches!(error.kind(), Kind::Corrupt | Kind::NotFound), "{prefix}: {error}");
-        assert_eq!(hurt.memory.list("packs/").unwrap(), before, "{prefix}");
+        assert_eq!(damaged.memory.list("packs/").unwrap(), before, "{prefix}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: runs the benches of one release build, and writes benches/RESULTS.md.
 
 use std::fs;
+use std::path::PathBuf;
 
 use crate::setup;
 use crate::shell::{Context, Failure, Result, cargo, command, output, run, step, target_dir, workspace};
@@ -11,24 +12,20 @@ const TABLE: [&str; 16] = [
     "sparse", "names", "resident", "fault", "resume",
 ];
 
-/// Runs the benches, or those of these names, and writes the table; names are only printed.
-pub(crate) fn run_table(names: &[&str]) -> Result<()> {
+/// Runs the benches of these names, and prints their rows.
+pub(crate) fn run_named(names: &[&str]) -> Result<()> {
+    run(&mut command(built()?, names))
+}
+
+/// Runs the benches of the table, and writes it.
+pub(crate) fn run_table() -> Result<()> {
     let commit = git(&["rev-parse", "--short", "HEAD"])?;
-    let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
-    if names.is_empty() && !changed.trim().is_empty() {
+    if !git(&["status", "--porcelain", "--untracked-files=no"])?.trim().is_empty() {
         return Err(Failure::new(
             "the tree has changes: commit them first, since the table names its commit",
         ));
     }
-    setup::run(false)?;
-    step("programs", || {
-        run(&mut cargo(&["build", "--release", "--package", "torpor-tools", "--package", "benches"]))?;
-        Ok("release build".into())
-    })?;
-    let benches = target_dir()?.join("release/benches");
-    if !names.is_empty() {
-        return run(&mut command(&benches, names));
-    }
+    let benches = built()?;
     let mut table = String::new();
     step("benches", || {
         table = output(&mut command(&benches, TABLE))?;
@@ -37,6 +34,16 @@ pub(crate) fn run_table(names: &[&str]) -> Result<()> {
     let path = workspace().join("benches/RESULTS.md");
     let text = document(commit.trim(), &table);
     fs::write(&path, text).context(|| format!("cannot write {}", path.display()))
+}
+
+/// The program of the benches, after set-up and a release build.
+fn built() -> Result<PathBuf> {
+    setup::run(false)?;
+    step("programs", || {
+        run(&mut cargo(&["build", "--release", "--package", "torpor-tools", "--package", "benches"]))?;
+        Ok("release build".into())
+    })?;
+    Ok(target_dir()?.join("release/benches"))
 }
 
 fn git(arguments: &[&str]) -> Result<String> {

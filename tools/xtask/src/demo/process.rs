@@ -123,8 +123,12 @@ fn wake_lazily(scene: &Scene, server: &mut Server, name: &str) -> Result<(Child,
 fn wait_until_whole(resume: &mut Child) -> Result<()> {
     let said = resume.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines);
     let mut events = said.map_while(std::io::Result::ok);
-    let is_intact = events.any(|event| event.contains("\"done\""));
-    if is_intact { Ok(()) } else { Err(Failure::new("snapctl resume ended before all memory was in place")) }
+    let is_complete = events.any(|event| event.contains("\"done\""));
+    if is_complete {
+        Ok(())
+    } else {
+        Err(Failure::new("snapctl resume ended before all memory was in place"))
+    }
 }
 
 /// The same two image directories in restic.
